@@ -1,0 +1,30 @@
+"""`keras.layers.Conv3D`, argument for argument, on kernels compiled by Apache TVM."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tvm_conv3d.layer import Conv3D, Convolution3D
+    from tvm_conv3d.threads import get_num_threads, set_num_threads
+
+__all__ = ["Conv3D", "Convolution3D", "__version__", "get_num_threads", "set_num_threads"]
+
+_HOMES = {
+    "Conv3D": "tvm_conv3d.layer",
+    "Convolution3D": "tvm_conv3d.layer",
+    "get_num_threads": "tvm_conv3d.threads",
+    "set_num_threads": "tvm_conv3d.threads",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports at first use: the package is looked into by tools that need no layer."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tvm-conv3d")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,9 @@ import numpy as np
 
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec
 
+#: Input cells that :func:`convolve_at` gathers at a time, to bound its memory.
+_PATCH_CELLS = 1 << 22
+
 
 def convolve(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """The convolution of `spec` without its activation, as a sum over taps.
@@ -40,6 +43,40 @@ def convolve(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarr
     if bias is not None:
         out += np.asarray(bias).astype(np.float64)
     return np.moveaxis(out, -1, 1) if spec.data_format == CHANNELS_FIRST else out
+
+
+def convolve_at(
+    spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None, positions: np.ndarray
+) -> np.ndarray:
+    """The convolution of `spec` without its activation, at some output positions only: for layers too large to do whole.
+
+    Args:
+        spec, x, kernel, bias: as in :func:`convolve`.
+        positions: integers (count, 4): sample, depth, height and width of each wanted output cell.
+
+    Returns:
+        float64 array (count, filters).
+    """
+    x = np.asarray(x)
+    if spec.data_format == CHANNELS_FIRST:
+        x = np.moveaxis(x, 1, -1)
+    x = np.pad(x, ((0, 0), *spec.pads, (0, 0)))
+    taps = int(np.prod(spec.kernel))
+    weights = np.asarray(kernel).astype(np.float64).reshape(taps, spec.group_channels, spec.groups, spec.group_filters)
+    weights = weights.transpose(2, 0, 1, 3).reshape(spec.groups, taps * spec.group_channels, spec.group_filters)
+    out = np.empty((len(positions), spec.filters))
+    chunk = max(1, _PATCH_CELLS // (taps * spec.channels))
+    for start in range(0, len(positions), chunk):
+        n, *corner = positions[start : start + chunk].T
+        d, h, w = (
+            corner[axis][:, None] * spec.strides[axis] + np.arange(spec.kernel[axis]) * spec.dilation[axis]
+            for axis in range(3)
+        )
+        cells = x[n[:, None, None, None], d[:, :, None, None], h[:, None, :, None], w[:, None, None, :]]
+        cells = cells.astype(np.float64).reshape(len(n), taps, spec.groups, spec.group_channels)
+        patches = cells.transpose(2, 0, 1, 3).reshape(spec.groups, len(n), -1)
+        out[start : start + chunk] = (patches @ weights).transpose(1, 0, 2).reshape(len(n), spec.filters)
+    return out if bias is None else out + np.asarray(bias).astype(np.float64)
 
 
 def relative_error(result: np.ndarray, expected: np.ndarray) -> float:

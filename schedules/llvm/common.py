@@ -1,0 +1,47 @@
+"""Pieces that the CPU schedules share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm.s_tir import Schedule
+
+LoopRV = Any
+BlockRV = Any
+
+#: Trips of a copy loop above which it is left to LLVM rather than written as one vector.
+_LONGEST_VECTOR = 64
+
+
+def unroll(sch: Schedule, loops: Sequence[LoopRV]) -> None:
+    for loop in loops:
+        sch.unroll(loop)
+
+
+def place(sch: Schedule, name: str, loop: LoopRV) -> BlockRV:
+    """Computes block `name` inside `loop`, in registers or on the stack, keeping the number of its loops."""
+    block = sch.get_sblock(name)
+    sch.compute_at(block, loop, preserve_unit_loops=True)
+    sch.set_scope(block, 0, "local")
+    return block
+
+
+def keep_in_registers(sch: Schedule, block: BlockRV, reduction: Sequence[LoopRV], tile: Sequence[LoopRV]) -> None:
+    """Orders a reduction block as reduction outside, register tile inside; the innermost tile loop is the vector."""
+    sch.reorder(*reduction, *tile)
+    unroll(sch, tile[:-1])
+    sch.vectorize(tile[-1])
+    start = sch.decompose_reduction(block, reduction[0])
+    loops = sch.get_loops(start)[-len(tile) :]
+    unroll(sch, loops[:-1])
+    sch.vectorize(loops[-1])
+
+
+def vectorize_copy(sch: Schedule, loop: LoopRV, lanes: int) -> None:
+    """Writes a copy loop as vectors where they fit; elsewhere LLVM makes of it what it can."""
+    extent = int(sch.get(loop).extent)
+    if extent % lanes == 0:
+        sch.vectorize(sch.split(loop, [None, lanes])[1])
+    elif extent <= _LONGEST_VECTOR:
+        sch.vectorize(loop)

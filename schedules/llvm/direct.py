@@ -1,0 +1,132 @@
+"""Design space of the direct convolution on a CPU.
+
+A task owns a box of output cells; it copies the cells it reads, zeros included, into a buffer of its own, then computes
+one register tile after the other. The sums of a tile stay in registers over all taps and channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from tvm.s_tir import Schedule
+
+from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.direct import DirectVariant, needs_gather
+from tvm_conv3d.schedules.decisions import Decisions, LoopRV
+from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll, vectorize_copy
+from tvm_conv3d.schedules.llvm.tile_rule import best_tile, task_box, tasks, tiles_of
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.targets import CpuTraits
+
+#: Taps of a row times channels up to which they are unrolled beside the tile.
+FEW_CHANNELS = 12
+
+
+def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[str, int]]:
+    """The variant and the decisions taken where nothing was tuned."""
+    s = collapse(spec)
+    tile = best_tile(s, traits, s.group_filters)
+    variant = DirectVariant(tile.lanes, tile.vectors, tile.rows, tile.columns)
+    if not needs_gather(spec, variant):
+        variant = replace(variant, gather="none")
+    cells = (tile.rows, tile.columns)
+    box = task_box(s, traits, cells, s.channels * np.dtype(s.accumulator).itemsize)
+    unroll_channels = 1
+    if tasks(s, cells, box) < 2 * traits.cores:
+        box = tiles_of(s, cells)
+        variant = replace(variant, order="filters_parallel", gather="none" if variant.gather == "none" else "root")
+    elif s.group_channels * s.kernel[2] <= FEW_CHANNELS:
+        variant = replace(variant, unroll_taps=True)
+        unroll_channels = s.group_channels
+    return variant, {"depth": box[0], "rows": box[1], "columns": box[2], "unroll": unroll_channels}
+
+
+def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decisions) -> None:
+    """Schedules `compute.direct.declare(spec, variant)`.
+
+    Decisions: `depth`, `rows`, `columns`: output cells of a task, the latter two in register tiles; `unroll`: channels
+    per step of the reduction.
+    """
+    s = collapse(spec)
+    task, at, inner = _out_loops(sch, s, variant, decide)
+    if s.data_format == CHANNELS_LAST and s.group_filters % variant.lanes == 0:
+        sch.compute_inline(sch.get_sblock("tile"))
+        hi, wi, f = inner
+        vectors, lanes = sch.split(f, [None, variant.lanes])
+        unroll(sch, (hi, wi, vectors))
+        sch.vectorize(lanes)
+    else:
+        _store_through_stack(sch, s, inner, at)
+    conv = place(sch, "conv", at)
+    _, _, hi, _, wi, vectors, lanes, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-11:]
+    outer, few = decide.tile("unroll", channel, default=1, limit=8)
+    sch.unroll(few)
+    if variant.unroll_taps:
+        sch.unroll(tap_w)
+        reduction = (tap_d, tap_h, outer, few, tap_w)
+    else:
+        reduction = (tap_d, tap_h, tap_w, outer, few)
+    keep_in_registers(sch, conv, reduction, (hi, wi, vectors, lanes))
+    if variant.gather != "none":
+        _gather(sch, s, variant, task)
+
+
+def _out_loops(
+    sch: Schedule, s: Conv3DSpec, variant: DirectVariant, decide: Decisions
+) -> tuple[LoopRV, LoopRV, tuple[LoopRV, LoopRV, LoopRV]]:
+    """Tiles the output: (parallel loop of tasks, loop of one register tile, loops inside the tile)."""
+    if s.data_format == CHANNELS_LAST:
+        n, d, h, w, g, f = sch.get_loops(sch.get_sblock("out"))
+    else:
+        n, g, f, d, h, w = sch.get_loops(sch.get_sblock("out"))
+    row_tiles, hi = sch.split(h, [None, variant.rows])
+    column_tiles, wi = sch.split(w, [None, variant.columns])
+    if s.group_filters <= variant.vectors * variant.lanes:
+        block, fi = sch.split(f, [1, None], preserve_unit_iters=True)
+    else:
+        block, fi = sch.split(f, [None, variant.vectors * variant.lanes])
+    d_task, d_in = decide.tile("depth", d, default=1)
+    h_task, h_in = decide.tile("rows", row_tiles, default=4)
+    w_task, w_in = decide.tile("columns", column_tiles, default=16)
+    task = [n, d_task, h_task, w_task]
+    inner = (hi, wi, fi) if s.data_format == CHANNELS_LAST else (fi, hi, wi)
+    if variant.order == "filters_spatial":
+        sch.reorder(*task, g, block, d_in, h_in, w_in, *inner)
+        at = w_in
+    elif variant.order == "spatial_filters":
+        sch.reorder(*task, d_in, h_in, w_in, g, block, *inner)
+        at = block
+    else:
+        task = [g, block, *task]
+        sch.reorder(*task, d_in, h_in, w_in, *inner)
+        at = w_in
+    parallel = sch.fuse(*task)
+    sch.parallel(parallel)
+    return parallel, at, (hi, wi, fi)
+
+
+def _store_through_stack(sch: Schedule, s: Conv3DSpec, inner: tuple[LoopRV, LoopRV, LoopRV], at: LoopRV) -> None:
+    """Finishes a tile as whole vectors on the stack, from where the store takes any layout and any odd count."""
+    hi, wi, f = inner
+    tile = place(sch, "tile", at)
+    _, _, rows, _, columns, vectors, lanes = sch.get_loops(tile)[-7:]
+    unroll(sch, (rows, columns, vectors))
+    sch.vectorize(lanes)
+    if s.data_format != CHANNELS_LAST:
+        sch.vectorize(wi)
+    elif s.group_filters == int(sch.get(f).extent):
+        sch.vectorize(f)
+
+
+def _gather(sch: Schedule, s: Conv3DSpec, variant: DirectVariant, task: LoopRV) -> None:
+    block = sch.get_sblock("gather")
+    if variant.gather == "task":
+        sch.compute_at(block, task, preserve_unit_loops=True)
+    *outer, w, g, c = sch.get_loops(block)
+    if variant.gather == "root":
+        sch.parallel(sch.fuse(*outer))
+    if s.data_format == CHANNELS_LAST:
+        channels = sch.fuse(g, c)
+        if int(sch.get(channels).extent) % variant.lanes == 0:
+            vectorize_copy(sch, channels, variant.lanes)

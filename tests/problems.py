@@ -1,0 +1,72 @@
+"""Random problems, their data, and the bounds that results are held to."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+from hypothesis import strategies as st
+
+from tvm_conv3d import reference, tensors
+from tvm_conv3d.runtime import Executor
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
+
+#: Largest relative error (2-norm) of a result: some roundings of the output's type.
+BOUNDS = {"float64": 1e-14, "float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+@st.composite
+def specs(draw: st.DrawFn, activation: str = "linear") -> Conv3DSpec:
+    """Small problems of every kind: strides, dilations, groups up to depthwise, uneven pads, both layouts."""
+    groups = draw(st.sampled_from((1, 1, 1, 2, 3, 5, 8)))
+    group_channels, group_filters = draw(st.integers(1, 9)), draw(st.integers(1, 40 // groups))
+    kernel = tuple(draw(st.integers(1, 4)) for _ in range(3))
+    strides = tuple(draw(st.integers(1, 3)) for _ in range(3))
+    dilation = tuple(draw(st.integers(1, 3)) for _ in range(3))
+    pads = tuple(Pads(draw(st.integers(0, 3)), draw(st.integers(0, 3))) for _ in range(3))
+    size = tuple(
+        draw(st.integers(max(1, (k - 1) * d + 1 - sum(p)), (k - 1) * d + 8))
+        for k, d, p in zip(kernel, dilation, pads, strict=True)
+    )
+    return Conv3DSpec(
+        batch=draw(st.integers(1, 3)),
+        size=size,  # type: ignore[arg-type]
+        channels=groups * group_channels,
+        filters=groups * group_filters,
+        kernel=kernel,  # type: ignore[arg-type]
+        strides=strides,  # type: ignore[arg-type]
+        dilation=dilation,  # type: ignore[arg-type]
+        pads=pads,  # type: ignore[arg-type]
+        groups=groups,
+        data_format=draw(st.sampled_from((CHANNELS_LAST, CHANNELS_FIRST))),
+        dtype=draw(st.sampled_from(("float32", "float32", "float64", "float16", "bfloat16"))),
+        bias=draw(st.booleans()),
+        activation=activation,
+    )
+
+
+def data(spec: Conv3DSpec, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Input in the spec's type; kernel and bias, representable in it, as float64 or float32."""
+    rng = np.random.default_rng(seed)
+    dtype = numpy_dtype(spec.dtype)
+    x = rng.standard_normal(spec.input_shape).astype(dtype)
+    kernel = (0.3 * rng.standard_normal(spec.kernel_shape)).astype(dtype)
+    bias = rng.standard_normal(spec.filters).astype(dtype) if spec.bias else None
+    return x, kernel, bias
+
+
+def run(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    return Executor()(spec, tensors.wrap(x), kernel, bias, version=0)
+
+
+def assert_right(spec: Conv3DSpec, seed: int = 0) -> None:
+    """Runs `spec` on random data and compares with the oracle."""
+    x, kernel, bias = data(spec, seed)
+    result = run(spec, x, kernel, bias)
+    expected = reference.convolve(spec, x, kernel, bias)
+    assert result.shape == spec.output_shape
+    assert result.dtype == numpy_dtype(spec.dtype)
+    assert reference.relative_error(result, expected) < BOUNDS[spec.dtype], spec.key()

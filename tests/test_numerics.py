@@ -1,0 +1,108 @@
+"""Results of the compiled kernels against the float64 oracle, and the oracle against the bare definition."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from problems import assert_right, data, run, specs
+from tvm_conv3d import reference
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, NO_PADS, Conv3DSpec, Pads, same_padding
+
+BASE = Conv3DSpec(1, (6, 7, 8), 16, 24, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
+
+slow_examples = settings(
+    max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(spec=specs())
+def test_oracle_is_the_definition(spec: Conv3DSpec) -> None:
+    """The oracle at the first and the last output cell, summed number by number."""
+    x, kernel, bias = data(replace(spec, dtype="float64"))
+    out = reference.convolve(spec, x, kernel, bias)
+    last = spec.data_format == CHANNELS_LAST
+    for cell, f in itertools.product(((0, 0, 0), tuple(n - 1 for n in spec.out_size)), (0, spec.filters - 1)):
+        total = 0.0 if bias is None else bias[f]
+        group = f // spec.group_filters
+        for *tap, c in np.ndindex(*spec.kernel, spec.group_channels):
+            at = [
+                o * s + t * d - p.before
+                for o, s, t, d, p in zip(cell, spec.strides, tap, spec.dilation, spec.pads, strict=True)
+            ]
+            if all(0 <= i < n for i, n in zip(at, spec.size, strict=True)):
+                channel = group * spec.group_channels + c
+                value = x[(0, *at, channel)] if last else x[(0, channel, *at)]
+                total += value * kernel[(*tap, c, f)]
+        assert out[(0, *cell, f) if last else (0, f, *cell)] == pytest.approx(total, rel=1e-12, abs=1e-12)
+
+
+@slow_examples
+@given(spec=specs())
+def test_any_problem(spec: Conv3DSpec) -> None:
+    assert_right(spec)
+
+
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("groups", [1, 2, 16])
+def test_dtypes_formats_groups(data_format: str, dtype: str, groups: int) -> None:
+    filters = 32 if groups == 16 else 24
+    assert_right(replace(BASE, filters=filters, data_format=data_format, dtype=dtype, groups=groups))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        replace(BASE, kernel=(1, 1, 1), pads=NO_PADS, size=(3, 5, 7)),
+        replace(BASE, kernel=(3, 1, 1), pads=((1, 1), (0, 0), (0, 0)), batch=2),
+        replace(BASE, kernel=(1, 3, 3), pads=((0, 0), (1, 1), (1, 1)), batch=2),
+        replace(BASE, kernel=(1, 1, 4), pads=((0, 0), (0, 0), (1, 2))),
+        replace(BASE, kernel=(2, 4, 2), pads=same_padding(BASE.size, (2, 4, 2), (1, 1, 1), (1, 1, 1))),
+        replace(BASE, kernel=(1, 1, 1), strides=(2, 2, 2), pads=NO_PADS),
+        replace(BASE, kernel=(4, 4, 4), strides=(4, 4, 4), pads=NO_PADS, size=(9, 9, 9), channels=1, filters=33),
+        replace(BASE, kernel=(5, 1, 1), strides=(4, 1, 1), pads=((2, 2), (0, 0), (0, 0))),
+        replace(BASE, size=(2, 1, 1), channels=300, filters=130),
+        replace(BASE, size=(1, 1, 1), kernel=(1, 1, 1), pads=NO_PADS, filters=1),
+        replace(BASE, channels=1, filters=1, batch=3),
+        replace(BASE, filters=100, channels=3),
+        replace(BASE, pads=((5, 0), (0, 4), (3, 3))),
+        replace(BASE, strides=(3, 2, 1), dilation=(1, 2, 3), pads=((2, 3), (4, 1), (3, 3))),
+        replace(BASE, channels=54, filters=54, groups=54, kernel=(3, 3, 3)),
+        replace(BASE, channels=54, filters=108, groups=54),
+        replace(BASE, channels=12, filters=9, groups=3),
+        replace(BASE, channels=64, filters=68, groups=2, batch=2),
+    ],
+    ids=lambda spec: spec.key(),
+)
+def test_kinds_of_layers(spec: Conv3DSpec) -> None:
+    spec = replace(spec, pads=tuple(Pads(*pair) for pair in spec.pads))  # type: ignore[arg-type]
+    for data_format in (CHANNELS_LAST, CHANNELS_FIRST):
+        assert_right(replace(spec, data_format=data_format))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("groups", [1, 16])
+def test_non_finite_values_reach_exactly_their_windows(value: float, groups: int) -> None:
+    spec = replace(BASE, groups=groups, filters=16, strides=(1, 2, 1), bias=False)
+    x, kernel, _ = data(spec)
+    kernel = np.abs(kernel) + np.float32(0.1)
+    clean = run(spec, x, kernel, None)
+    x[0, 2, 3, 4, 5] = value
+    result = run(spec, x, kernel, None)
+    touched = np.zeros(spec.input_shape)
+    touched[0, 2, 3, 4, 5] = 1
+    reached = reference.convolve(spec, touched, kernel) != 0
+    np.testing.assert_array_equal(~np.isfinite(result), reached)
+    np.testing.assert_array_equal(result[~reached], clean[~reached])
+
+
+def test_empty_outputs() -> None:
+    for spec in (replace(BASE, batch=0), replace(BASE, size=(0, 4, 4))):
+        x, kernel, bias = data(spec)
+        assert run(spec, x, kernel, bias).shape == spec.output_shape

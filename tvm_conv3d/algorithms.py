@@ -1,0 +1,77 @@
+"""The ways of computing a convolution: each joins one TE declaration with its design space for a family of targets."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.targets import CpuTraits
+
+if TYPE_CHECKING:
+    from tvm.s_tir import Schedule
+
+    from tvm_conv3d.compute.declaration import Declaration
+
+#: A variant: a frozen dataclass of the algorithm's own.
+Variant = Any
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One algorithm for one family of targets.
+
+    Attributes:
+        name: as in records and plans.
+        variant_type: dataclass of what changes the declaration.
+        declare: (spec, variant) -> TE declaration.
+        pack_kernel: (spec, variant, kernel) -> weights in the declaration's layout.
+        pack_bias: (spec, variant, bias or None) -> bias in the declaration's layout.
+        default: (spec, traits) -> (variant, decisions), or None where the algorithm does not apply.
+        apply: (schedule, spec, variant, decisions): the design space.
+    """
+
+    name: str
+    variant_type: type
+    declare: Callable[[Conv3DSpec, Variant], Declaration]
+    pack_kernel: Callable[[Conv3DSpec, Variant, np.ndarray], np.ndarray]
+    pack_bias: Callable[[Conv3DSpec, Variant, np.ndarray | None], np.ndarray]
+    default: Callable[[Conv3DSpec, CpuTraits], tuple[Variant, dict[str, int]] | None]
+    apply: Callable[[Schedule, Conv3DSpec, Variant, Any], None]
+
+    def variant(self, fields: Mapping[str, Any]) -> Variant:
+        """The variant with these fields; raises TypeError when they are not the variant's."""
+        return self.variant_type(**fields)
+
+
+@functools.cache
+def algorithms(kind: str) -> Mapping[str, Algorithm]:
+    """Name -> algorithm for a kind of target ("llvm"), the more special first."""
+    if kind != "llvm":
+        raise ValueError(f"There are no schedules for this kind of target. Received: {kind!r}; supported: llvm")
+    from tvm_conv3d.compute import direct, grouped
+    from tvm_conv3d.schedules.llvm import direct as direct_loops
+    from tvm_conv3d.schedules.llvm import grouped as grouped_loops
+
+    found = (
+        _join("grouped", grouped.GroupedVariant, grouped, grouped_loops),
+        _join("direct", direct.DirectVariant, direct, direct_loops),
+    )
+    return {algorithm.name: algorithm for algorithm in found}
+
+
+def _join(name: str, variant_type: type, compute: ModuleType, loops: ModuleType) -> Algorithm:
+    return Algorithm(
+        name,
+        variant_type,
+        compute.declare,
+        compute.pack_kernel,
+        compute.pack_bias,
+        loops.default,
+        loops.apply,
+    )

@@ -1,0 +1,123 @@
+"""From a plan to machine code."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tvm_conv3d.plan import Plan, algorithm_of
+
+if TYPE_CHECKING:
+    from tvm.s_tir import Schedule
+    from tvm.target import Target
+
+#: Versions that were tested together; others crash or refuse (apache-tvm-ffi 0.1.15 breaks MetaSchedule, say).
+PINNED = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1", "apache-tvm-ffi-orcjit": "0.1.3"}
+
+#: Name of the compiled function.
+ENTRY = "main"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Compiled code of one plan.
+
+    Attributes:
+        object_code: a relocatable object file for the target.
+        shapes: shapes of input, packed weights, packed bias and output as the code sees them.
+        schedule: the scheduled function as TVMScript, for people.
+    """
+
+    object_code: bytes
+    shapes: tuple[tuple[int, ...], ...]
+    schedule: str
+
+
+@functools.cache
+def check_versions() -> None:
+    """Makes sure that the installed TVM is the one whose behaviour this package was tested with.
+
+    Raises:
+        RuntimeError: another version is installed; says which and how to get the right ones.
+    """
+    found = {name: metadata.version(name) for name in PINNED}
+    wrong = [f"{name} {found[name]} (needs {version})" for name, version in PINNED.items() if found[name] != version]
+    if wrong:
+        pins = " ".join(f"{name}=={version}" for name, version in PINNED.items())
+        raise RuntimeError(f"tvm_conv3d can't run with {', '.join(wrong)}: they fail together. Run: pip install {pins}")
+
+
+def schedule_plan(plan: Plan, target: Target) -> Schedule:
+    """The plan's declaration with its loops."""
+    from tvm.s_tir import Schedule
+
+    from tvm_conv3d.schedules.decisions import Decisions
+
+    algorithm = algorithm_of(plan, str(target.kind.name))
+    schedule = Schedule(algorithm.declare(plan.spec, plan.variant).module())
+    algorithm.apply(schedule, plan.spec, plan.variant, Decisions(schedule, plan.decisions))
+    return schedule
+
+
+def compile_plan(plan: Plan, target: Target) -> Artifact:
+    """Compiles `plan` for `target`.
+
+    Raises:
+        RuntimeError: the installed TVM is another version, or TVM can't compile the plan.
+    """
+    check_versions()
+    import tvm
+
+    schedule = schedule_plan(plan, target)
+    library = tvm.compile(schedule.mod, target=target)
+    with tempfile.TemporaryDirectory(prefix="tvm_conv3d-") as folder:
+        path = Path(folder) / "module.o"
+        library.mod.write_to_file(str(path), "o")
+        code = path.read_bytes()
+    shapes = algorithm_of(plan, str(target.kind.name)).declare(plan.spec, plan.variant).shapes
+    return Artifact(code, shapes, schedule.mod.script())
+
+
+def artifact_key(plan: Plan, target: Target) -> str:
+    """Hash of all that the machine code depends on: spec, plan, target, versions, and the sources that made it."""
+    identity = {
+        "spec": plan.spec.key(),
+        "plan": plan.describe(),
+        "target": target_text(target),
+        "versions": {**_versions(), "sources": source_hash()},
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def target_text(target: Target) -> str:
+    """The target as one line, equal for equal targets."""
+    return json.dumps({k: _plain(v) for k, v in target.export().items()}, sort_keys=True)
+
+
+@functools.cache
+def source_hash() -> str:
+    """Hash of the sources of declarations and schedules."""
+    from tvm_conv3d import compute, schedules
+
+    digest = hashlib.sha256()
+    for package in (compute, schedules):
+        root = Path(str(package.__file__)).parent
+        for path in sorted(root.rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in (*PINNED, "tvm-conv3d")}
+
+
+def _plain(value: object) -> object:
+    """TVM's containers as JSON's."""
+    return value if isinstance(value, (str, int, float, bool, type(None))) else [str(v) for v in value]  # type: ignore[attr-defined]

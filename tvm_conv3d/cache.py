@@ -1,0 +1,149 @@
+"""Compiled modules on disk, found again by every process of the user.
+
+One folder a module, named by its key: `module.o`, `meta.json` (shapes, digest of the object, the plan in words) and
+`schedule.py`, the readable schedule. A folder appears whole, by renaming a staged one. What does not check out is never
+loaded: it is compiled anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+import platformdirs
+
+from tvm_conv3d.build import Artifact
+
+#: Names the root of all that this package keeps.
+CACHE_VARIABLE = "TVM_CONV3D_CACHE"
+
+#: Seconds to wait for another process that compiles the same module, before compiling it as well.
+_PATIENCE = 60.0
+
+_OBJECT, _META, _SCHEDULE = "module.o", "meta.json", "schedule.py"
+
+
+def cache_root() -> Path:
+    """The folder of everything that is kept: $TVM_CONV3D_CACHE, else the user's cache folder."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("tvm_conv3d", appauthor=False))
+
+
+def load(key: str) -> Artifact | None:
+    """The artifact under `key`, or None where there is none or it is damaged or not ours."""
+    folder = _modules() / key
+    try:
+        if not _is_private(_modules()):
+            return None
+        meta = json.loads((folder / _META).read_text())
+        code = (folder / _OBJECT).read_bytes()
+        if meta["key"] != key or meta["sha256"] != hashlib.sha256(code).hexdigest():
+            return None
+        shapes = tuple(tuple(int(extent) for extent in shape) for shape in meta["shapes"])
+        if len(shapes) != 4:
+            return None
+        return Artifact(code, shapes, "")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def store(key: str, artifact: Artifact, about: dict[str, object]) -> None:
+    """Keeps `artifact` under `key`; warns once a process where that is impossible, and goes on.
+
+    Args:
+        key: of the artifact.
+        artifact: what to keep.
+        about: what it is, for people (spec, plan, target).
+    """
+    meta = {
+        "key": key,
+        "sha256": hashlib.sha256(artifact.object_code).hexdigest(),
+        "shapes": artifact.shapes,
+        "about": about,
+    }
+    try:
+        root = _private_folder(_modules())
+        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
+        try:
+            (staging / _OBJECT).write_bytes(artifact.object_code)
+            (staging / _SCHEDULE).write_text(artifact.schedule)
+            (staging / _META).write_text(json.dumps(meta, indent=1))
+            _replace_folder(staging, root / key)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        _warn_once(error)
+
+
+@contextlib.contextmanager
+def compiling(key: str) -> Iterator[None]:
+    """Lets one process at a time compile `key`; does without where locks don't work or take too long."""
+    lock = None
+    with contextlib.suppress(OSError, filelock.Timeout):
+        folder = _private_folder(_modules())
+        candidate = filelock.FileLock(folder / f".{key}.lock", timeout=_PATIENCE, thread_local=False)
+        candidate.acquire()
+        lock = candidate
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+            with contextlib.suppress(OSError):
+                Path(lock.lock_file).unlink()
+
+
+def _modules() -> Path:
+    return cache_root() / "modules"
+
+
+def _private_folder(path: Path) -> Path:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _is_private(path):
+        raise PermissionError(f"{path} belongs to another user or others may write to it")
+    return path
+
+
+def _is_private(path: Path) -> bool:
+    """Whether nobody else can place code here; machine code from anybody else is not executed."""
+    if not hasattr(os, "getuid"):
+        return True
+    status = path.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+def _replace_folder(staging: Path, folder: Path) -> None:
+    """Renames `staging` to `folder`, moving a damaged one out of the way."""
+    try:
+        staging.rename(folder)
+    except OSError:
+        old = Path(tempfile.mkdtemp(prefix=".old-", dir=folder.parent))
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(old / "module")
+            staging.rename(folder)
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+_warned = threading.Event()
+
+
+def _warn_once(error: OSError) -> None:
+    if not _warned.is_set():
+        _warned.set()
+        warnings.warn(
+            f"Compiled convolutions can't be kept in {_modules()} and are compiled anew in every process: {error}. "
+            f"Set {CACHE_VARIABLE} to a folder of your own.",
+            RuntimeWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,48 @@
+"""From TE to a schedulable function whose buffers may lie at any address."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import IRModule, ir, te
+from tvm.tirx import PrimFunc
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """One convolution in TE: the tensors input, packed weights, packed bias, output, in the order of the arguments."""
+
+    tensors: tuple[te.Tensor, te.Tensor, te.Tensor, te.Tensor]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the arguments."""
+        return tuple(tuple(int(extent) for extent in tensor.shape) for tensor in self.tensors)
+
+    def module(self) -> IRModule:
+        """The function `main`, unscheduled."""
+        # TVM's 32-bit indices overflow silently; the factor leaves room for a padded copy
+        wide = max(math.prod(shape) for shape in self.shapes) >= 2**29
+        function = te.create_prim_func(list(self.tensors), index_dtype_override="int64" if wide else None)
+        return IRModule({"main": _unaligned(function)})
+
+
+def _unaligned(function: PrimFunc) -> PrimFunc:
+    """`function` with parameters that need no more than their element's alignment.
+
+    Generated code assumes 64-byte aligned buffers and does not check; NumPy aligns to 16. TE has no knob for it, so the
+    parameters' types are edited in the serialized graph. Unaligned vector loads cost nothing measurable.
+    """
+    graph = json.loads(ir.save_json(function))
+    nodes = graph["nodes"]
+    root = nodes[graph["root_index"]]["data"]
+    for parameter in nodes[root["params"]]["data"]:
+        buffer_type = nodes[nodes[parameter]["data"]["ty"]]
+        if buffer_type["type"] != "tirx.BufferType":
+            raise RuntimeError(f"Unexpected parameter type {buffer_type['type']}: is this another TVM version?")
+        element = nodes[buffer_type["data"]["dtype"]]["data"]["dtype"]
+        buffer_type["data"]["data_alignment"] = np.dtype(element).itemsize
+    return ir.load_json(json.dumps(graph))

@@ -1,0 +1,162 @@
+"""Direct convolution: the sum over taps and channels as it is defined, on register tiles of columns by filters.
+
+Stages, each a block that a schedule places:
+
+gather    a zero-padded copy of the input cells, channels innermost, widened to the accumulator's type
+conv      the sums of one register tile: `rows` x `columns` output cells by `vectors` x `lanes` filters
+tile      bias and activation, where the result cannot be stored straight from the registers
+out       the store in the user's layout, narrowed to the user's type
+
+Filters are padded to whole register tiles in the packed weights only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import te
+
+from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.declaration import Declaration
+from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.stages import finish, reduction, under_tap, window_extents, zero_padded
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+
+
+@dataclass(frozen=True)
+class DirectVariant:
+    """What the loops of a direct convolution are cut into; one TE declaration each.
+
+    Attributes:
+        lanes: filters in one vector register.
+        vectors: vector registers of filters in a tile.
+        rows, columns: output cells of a tile.
+        gather: where the padded copy is made: "task" (each task its own part), "root" (all of it, first) or "none"
+            (the input is read as it is: it must have no pads, and tiles must divide the output).
+        order: which loop encloses which: "filters_spatial", "spatial_filters", or "filters_parallel", where blocks
+            of filters are tasks of their own.
+        unroll_taps: the taps of a row are unrolled beside the tile (pays when channels are few).
+    """
+
+    lanes: int
+    vectors: int
+    rows: int
+    columns: int
+    gather: str = "task"
+    order: str = "filters_spatial"
+    unroll_taps: bool = False
+
+
+def declare(spec: Conv3DSpec, variant: DirectVariant) -> Declaration:
+    """The TE declaration of `spec`.
+
+    Arguments of the function: input, packed weights (:func:`pack_kernel`), packed bias (:func:`pack_bias`), output.
+
+    Raises:
+        ValueError: `variant` reads the input as it is although `spec` needs a padded copy.
+    """
+    s = collapse(spec)
+    acc = s.accumulator
+    lanes, vectors, rows, columns = variant.lanes, variant.vectors, variant.rows, variant.columns
+    depth, height, width = s.out_size
+    row_tiles, column_tiles = -(-height // rows), -(-width // columns)
+    blocks = _blocks(s, variant)
+    if variant.gather == "none" and needs_gather(spec, variant):
+        raise ValueError(f"{spec.key()} needs a padded copy of its input. Received: {variant}")
+
+    x = te.placeholder(_with_groups(s, s.size, s.group_channels), storage_dtype(s.dtype), name="x")
+    shape = (s.groups, blocks, *s.kernel, s.group_channels, vectors, lanes)
+    kernel = te.placeholder(shape, acc, name="kernel")
+    bias = te.placeholder((s.groups, blocks, vectors, lanes), acc, name="bias")
+
+    cells = (depth, row_tiles * rows, column_tiles * columns)
+    read = _gather(s, x, cells) if variant.gather != "none" else _read(s, x)
+    taps, channel = reduction(s)
+
+    def conv_at(n, g, b, d, ho, hi, wo, wi, v, lane):  # type: ignore[no-untyped-def]
+        at = (d, ho * rows + hi, wo * columns + wi)
+        cell = under_tap(s, at, taps)
+        return te.sum(read(n, *cell, g, channel) * kernel[g, b, *taps, channel, v, lane], axis=[*taps, channel])
+
+    conv_shape = (s.batch, s.groups, blocks, depth, row_tiles, rows, column_tiles, columns, vectors, lanes)
+    conv = te.compute(conv_shape, conv_at, name="conv")
+
+    tile = te.compute(conv_shape, lambda *i: finish(s, conv(*i), bias[i[1], i[2], i[8], i[9]]), name="tile")
+
+    def out_at(n, g, f, d, h, w):  # type: ignore[no-untyped-def]
+        b, v, lane = f // (vectors * lanes), f % (vectors * lanes) // lanes, f % lanes
+        return tile[n, g, b, d, h // rows, h % rows, w // columns, w % columns, v, lane]
+
+    if s.data_format == CHANNELS_LAST:
+        out_shape = (s.batch, depth, height, width, s.groups, s.group_filters)
+        out = te.compute(out_shape, lambda n, d, h, w, g, f: out_at(n, g, f, d, h, w), name="out")
+    else:
+        out_shape = (s.batch, s.groups, s.group_filters, depth, height, width)
+        out = te.compute(out_shape, lambda n, g, f, d, h, w: out_at(n, g, f, d, h, w), name="out")
+    return Declaration((x, kernel, bias, out))
+
+
+def pack_kernel(spec: Conv3DSpec, variant: DirectVariant, kernel: np.ndarray) -> np.ndarray:
+    """Weights (kd, kh, kw, channels / groups, filters) as (groups, blocks, kd, kh, kw, channels, vectors, lanes)."""
+    per_group = kernel.reshape(*kernel.shape[:4], spec.groups, spec.group_filters)
+    blocks, vectors, lanes = _blocks(spec, variant), variant.vectors, variant.lanes
+    padded = np.zeros((*per_group.shape[:5], blocks * vectors * lanes), spec.accumulator)
+    padded[..., : spec.group_filters] = per_group
+    blocked = padded.reshape(*per_group.shape[:5], blocks, vectors, lanes)
+    return np.ascontiguousarray(blocked.transpose(4, 5, 0, 1, 2, 3, 6, 7))
+
+
+def pack_bias(spec: Conv3DSpec, variant: DirectVariant, bias: np.ndarray | None) -> np.ndarray:
+    """Bias (filters,) as (groups, blocks, vectors, lanes); zeros where there is none."""
+    blocks, vectors, lanes = _blocks(spec, variant), variant.vectors, variant.lanes
+    padded = np.zeros((spec.groups, blocks * vectors * lanes), spec.accumulator)
+    if bias is not None:
+        padded[:, : spec.group_filters] = bias.reshape(spec.groups, spec.group_filters)
+    return padded.reshape(spec.groups, blocks, vectors, lanes)
+
+
+def needs_gather(spec: Conv3DSpec, variant: DirectVariant) -> bool:
+    """Whether the input has to be copied: for pads, another layout or type, or tiles that overhang the output."""
+    s = collapse(spec)
+    _, height, width = s.out_size
+    return (
+        s.pads != ((0, 0),) * 3
+        or s.data_format != CHANNELS_LAST
+        or s.dtype != s.accumulator
+        or height % variant.rows != 0
+        or width % variant.columns != 0
+    )
+
+
+def _blocks(spec: Conv3DSpec, variant: DirectVariant) -> int:
+    return -(-spec.group_filters // (variant.vectors * variant.lanes))
+
+
+def _with_groups(spec: Conv3DSpec, size: tuple[int, ...], channels: int) -> tuple[int, ...]:
+    """A shape with the channel axis cut into groups and channels of a group."""
+    if spec.data_format == CHANNELS_LAST:
+        return (spec.batch, *size, spec.groups, channels)
+    return (spec.batch, spec.groups, channels, *size)
+
+
+def _read(spec: Conv3DSpec, x: te.Tensor) -> Any:
+    """Reads the element of x at (n, d, h, w, g, c), whatever its layout."""
+
+    def at(n, d, h, w, g, c):  # type: ignore[no-untyped-def]
+        value = x[n, d, h, w, g, c] if spec.data_format == CHANNELS_LAST else x[n, g, c, d, h, w]
+        return widen(value, spec.dtype, spec.accumulator)
+
+    return at
+
+
+def _gather(spec: Conv3DSpec, x: te.Tensor, cells: tuple[int, ...]) -> te.Tensor:
+    """A copy with zeros around it, as large as the windows of `cells` output cells along each axis."""
+    extents = window_extents(spec, cells)
+    read = _read(spec, x)
+
+    def at(n, d, h, w, g, c):  # type: ignore[no-untyped-def]
+        return zero_padded(spec, extents, (d, h, w), lambda cell: read(n, *cell, g, c))
+
+    return te.compute((spec.batch, *extents, spec.groups, spec.group_channels), at, name="gather")

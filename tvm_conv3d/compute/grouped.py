@@ -1,0 +1,108 @@
+"""Grouped convolution with few filters a group, depthwise included: every lane has the input of its own group.
+
+The gathered copy repeats each input channel over the lanes of its group's filters, so that a plain vector
+multiply-add serves filters of different groups. For depthwise layers nothing is repeated and the copy is contiguous.
+
+Stages: gather, conv, tile, out, as in :mod:`tvm_conv3d.compute.direct`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import te
+
+from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.declaration import Declaration
+from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.stages import finish, reduction, under_tap, window_extents, zero_padded
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+
+
+@dataclass(frozen=True)
+class GroupedVariant:
+    """What the loops of a grouped convolution are cut into.
+
+    Attributes:
+        lanes: filters in one vector register, of any number of groups.
+        rows, columns: output cells of a register tile.
+        parallel_blocks: blocks of filters are tasks of their own.
+    """
+
+    lanes: int
+    rows: int
+    columns: int
+    parallel_blocks: bool = False
+
+
+def declare(spec: Conv3DSpec, variant: GroupedVariant) -> Declaration:
+    """The TE declaration; arguments as in :func:`tvm_conv3d.compute.direct.declare`."""
+    s = collapse(spec)
+    acc = s.accumulator
+    lanes, rows, columns = variant.lanes, variant.rows, variant.columns
+    depth, height, width = s.out_size
+    row_tiles, column_tiles = -(-height // rows), -(-width // columns)
+    blocks = -(-s.filters // lanes)
+
+    x = te.placeholder(s.input_shape, storage_dtype(s.dtype), name="x")
+    kernel = te.placeholder((blocks, *s.kernel, s.group_channels, lanes), acc, name="kernel")
+    bias = te.placeholder((blocks, lanes), acc, name="bias")
+    gather = _gather(s, x, blocks, lanes, (depth, row_tiles * rows, column_tiles * columns))
+    taps, channel = reduction(s)
+
+    def conv_at(n, b, d, ho, hi, wo, wi, lane):  # type: ignore[no-untyped-def]
+        at = (d, ho * rows + hi, wo * columns + wi)
+        cell = under_tap(s, at, taps)
+        return te.sum(gather[n, b, *cell, channel, lane] * kernel[b, *taps, channel, lane], axis=[*taps, channel])
+
+    conv_shape = (s.batch, blocks, depth, row_tiles, rows, column_tiles, columns, lanes)
+    conv = te.compute(conv_shape, conv_at, name="conv")
+
+    tile = te.compute(conv_shape, lambda *i: finish(s, conv(*i), bias[i[1], i[7]]), name="tile")
+
+    def out_at(n, f, d, h, w):  # type: ignore[no-untyped-def]
+        return tile[n, f // lanes, d, h // rows, h % rows, w // columns, w % columns, f % lanes]
+
+    if s.data_format == CHANNELS_LAST:
+        out = te.compute(s.output_shape, lambda n, d, h, w, f: out_at(n, f, d, h, w), name="out")
+    else:
+        out = te.compute(s.output_shape, out_at, name="out")
+    return Declaration((x, kernel, bias, out))
+
+
+def pack_kernel(spec: Conv3DSpec, variant: GroupedVariant, kernel: np.ndarray) -> np.ndarray:
+    """Weights (kd, kh, kw, channels / groups, filters) as (blocks, kd, kh, kw, channels / groups, lanes)."""
+    blocks = -(-spec.filters // variant.lanes)
+    padded = np.zeros((*kernel.shape[:4], blocks * variant.lanes), spec.accumulator)
+    padded[..., : spec.filters] = kernel
+    return np.ascontiguousarray(np.moveaxis(padded.reshape(*kernel.shape[:4], blocks, variant.lanes), 4, 0))
+
+
+def pack_bias(spec: Conv3DSpec, variant: GroupedVariant, bias: np.ndarray | None) -> np.ndarray:
+    """Bias (filters,) as (blocks, lanes); zeros where there is none."""
+    blocks = -(-spec.filters // variant.lanes)
+    padded = np.zeros(blocks * variant.lanes, spec.accumulator)
+    if bias is not None:
+        padded[: spec.filters] = bias
+    return padded.reshape(blocks, variant.lanes)
+
+
+def _gather(spec: Conv3DSpec, x: te.Tensor, blocks: int, lanes: int, cells: tuple[int, ...]) -> te.Tensor:
+    """For each block of filters: the input cells with zeros around, and each lane's own channels."""
+    extents = window_extents(spec, cells)
+
+    def at(n, b, d, h, w, c, lane):  # type: ignore[no-untyped-def]
+        of_filter = b * lanes + lane
+        channel = of_filter // spec.group_filters * spec.group_channels + c
+
+        def read(cell: list[Any]) -> Any:
+            index = (n, *cell, channel) if spec.data_format == CHANNELS_LAST else (n, channel, *cell)
+            return widen(x[index], spec.dtype, spec.accumulator)
+
+        inside = [of_filter < spec.filters] if spec.filters % lanes else []
+        return zero_padded(spec, extents, (d, h, w), read, inside)
+
+    shape = (spec.batch, blocks, *extents, spec.group_channels, lanes)
+    return te.compute(shape, at, name="gather")

@@ -1,0 +1,64 @@
+"""Pieces of TE that the declarations share: windows, zero padding, and the finished value of an output cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import te, tirx
+
+from tvm_conv3d.compute.elements import narrow
+from tvm_conv3d.compute.epilogue import activate
+from tvm_conv3d.spec import Conv3DSpec
+
+Expr = Any  # a TVM expression; its classes are not public names
+
+
+def reduction(spec: Conv3DSpec) -> tuple[list[te.IterVar], te.IterVar]:
+    """Fresh reduction axes: the taps along depth, height and width, and the channel of a group."""
+    taps = [te.reduce_axis((0, k), name=f"tap_{axis}") for k, axis in zip(spec.kernel, "dhw", strict=True)]
+    return taps, te.reduce_axis((0, spec.group_channels), name="channel")
+
+
+def under_tap(spec: Conv3DSpec, cell: Sequence[Expr], taps: Sequence[te.IterVar]) -> list[Expr]:
+    """Where in the padded input the taps of the window of an output cell lie."""
+    return [o * s + t * d for o, s, t, d in zip(cell, spec.strides, taps, spec.dilation, strict=True)]
+
+
+def window_extents(spec: Conv3DSpec, cells: Sequence[int]) -> list[int]:
+    """Extents of the padded input that the windows of `cells` output cells cover."""
+    return [(o - 1) * s + window for o, s, window in zip(cells, spec.strides, spec.window, strict=True)]
+
+
+def zero_padded(
+    spec: Conv3DSpec,
+    extents: Sequence[int],
+    index: Sequence[Expr],
+    read: Callable[[list[Expr]], Expr],
+    inside: Sequence[Expr] = (),
+) -> Expr:
+    """`read` at `index` of the padded input, or zero outside of the input.
+
+    Args:
+        spec: the problem; its pads shift the index.
+        extents: of the padded input; conditions that can't fail are left out.
+        index: depth, height, width in the padded input.
+        read: takes depth, height, width in the input.
+        inside: further conditions of a read.
+    """
+    conditions = list(inside)
+    shifted = []
+    for i, extent, (before, _), size in zip(index, extents, spec.pads, spec.size, strict=True):
+        shifted.append(i - before)
+        if before:
+            conditions.append(i >= before)
+        if extent > before + size:
+            conditions.append(i < before + size)
+    value = read(shifted)
+    return tirx.if_then_else(tirx.all(*conditions), value, tirx.const(0, spec.accumulator)) if conditions else value
+
+
+def finish(spec: Conv3DSpec, total: Expr, bias: Expr) -> Expr:
+    """Bias, activation and rounding to the output's type."""
+    value = total + bias if spec.bias else total
+    return narrow(activate(spec.activation, value), spec.dtype, spec.accumulator)

@@ -1,0 +1,100 @@
+"""A look at the installation: versions, target, cache, and the time that each part of a first call takes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import metadata
+
+import numpy as np
+
+from tvm_conv3d import build, cache, reference, runtime, tensors, threads
+from tvm_conv3d.layer import Conv3D
+from tvm_conv3d.plan import make_plan
+from tvm_conv3d.spec import Conv3DSpec, same_padding
+from tvm_conv3d.targets import cpu_traits, resolve, target_key
+
+_SHAPE = (1, 16, 28, 28, 64)
+_WORST_ERROR = 1e-5
+
+
+def examine() -> int:
+    """Prints the findings; returns 0 when all is well, 1 otherwise."""
+    _line("python", platform.python_version())
+    for name in (*build.PINNED, "numpy", "tvm-conv3d"):
+        _line(name, metadata.version(name))
+    try:
+        build.check_versions()
+    except RuntimeError as error:
+        _line("PROBLEM", str(error))
+        return 1
+    start = time.perf_counter()
+    target = resolve(None, threads.get_num_threads())
+    _line("import of TVM", f"{1e3 * (time.perf_counter() - start):.0f} ms")
+    traits = cpu_traits(target)
+    _line("target", f"{target_key(target)}: {traits.vector_bits}-bit vectors, {traits.registers} registers")
+    _line("caches", f"L1 {traits.l1 >> 10} KiB, L2 {traits.l2 >> 10} KiB, L3 {traits.l3 >> 10} KiB")
+    _line("threads", f"{threads.get_num_threads()}")
+    modules = cache.cache_root() / "modules"
+    count = sum(1 for path in modules.glob("*/meta.json")) if modules.is_dir() else 0
+    _line("cache", f"{modules}, {count} compiled convolutions")
+    error = _measure()
+    return 0 if error < _WORST_ERROR else 1
+
+
+def _measure() -> float:
+    """Times the parts of a call on a common layer, in a cache of its own; returns the relative error."""
+    kernel = (3, 3, 3)
+    size = _SHAPE[1:4]
+    spec = Conv3DSpec(1, size, 64, 64, kernel, pads=same_padding(size, kernel, (1, 1, 1), (1, 1, 1)))
+    target = resolve(None, threads.get_num_threads())
+    plan = make_plan(spec, target)
+    with tempfile.TemporaryDirectory() as folder:
+        before = os.environ.get(cache.CACHE_VARIABLE)
+        os.environ[cache.CACHE_VARIABLE] = folder
+        try:
+            artifact, compiling = _timed(lambda: build.compile_plan(plan, target))
+            key = build.artifact_key(plan, target)
+            cache.store(key, artifact, {})
+            runtime.link(artifact)  # the first link of a process also starts the linker
+            _, loading = _timed(lambda: runtime.link(cache.load(key) or artifact))
+        finally:
+            if before is None:
+                del os.environ[cache.CACHE_VARIABLE]
+            else:
+                os.environ[cache.CACHE_VARIABLE] = before
+    _line("compile of a new shape", f"{1e3 * compiling:.0f} ms (goal: under 1000)")
+    _line("load of a cached one", f"{1e3 * loading:.1f} ms (goal: under 30)")
+    tiny = Conv3D(1, 1)
+    _line("call overhead", f"{1e6 * _median_call(tiny, np.zeros((1, 2, 2, 2, 1), np.float32)):.0f} us (goal: under 100)")
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(_SHAPE).astype(np.float32)
+    weights = (0.05 * rng.standard_normal(spec.kernel_shape)).astype(np.float32)
+    bias = rng.standard_normal(spec.filters).astype(np.float32)
+    result = runtime.Executor()(spec, tensors.wrap(x), weights, bias, version=0)
+    error = reference.relative_error(result, reference.convolve(spec, x, weights, bias))
+    layer = Conv3D(64, 3, padding="same")
+    seconds = _median_call(layer, x, rounds=20)
+    _line("a common layer", f"{spec.key()}")
+    _line("", f"{1e3 * seconds:.2f} ms, {spec.gflop / seconds:.0f} GFLOP/s, relative error {error:.1e}")
+    return error
+
+
+def _median_call(layer: Conv3D, x: np.ndarray, rounds: int = 500) -> float:
+    layer(x)
+    return statistics.median(_timed(lambda: layer(x))[1] for _ in range(rounds))
+
+
+def _timed(work: Callable[[], object]) -> tuple[object, float]:
+    start = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - start
+
+
+def _line(name: str, text: str) -> None:
+    print(f"{name:24s} {text}")

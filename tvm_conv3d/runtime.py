@@ -1,0 +1,215 @@
+"""The call: finds a plan, gets its machine code from memory, disk or the compiler, packs weights once, runs it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvm_conv3d import build, cache, tensors, threads
+from tvm_conv3d.plan import Plan, algorithm_of, make_plan
+from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.targets import check_runs_here, resolve
+
+if TYPE_CHECKING:
+    from tvm.target import Target
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Machine code of one plan in this process.
+
+    Attributes:
+        function: takes input, packed weights, packed bias and output.
+        shapes: of these four, as the code sees them.
+    """
+
+    function: Callable[..., None]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """All that a call of one spec needs but the weights."""
+
+    plan: Plan
+    kind: str
+    loaded: Loaded
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Weights in a plan's layout, as the compiled function takes them."""
+
+    version: Hashable
+    kernel: Any
+    bias: Any
+
+
+class Executor:
+    """Runs the convolutions of one layer; safe to call from several threads.
+
+    Args:
+        target: what to compile for: None for this machine, else see :func:`tvm_conv3d.targets.resolve`.
+    """
+
+    def __init__(self, target: Any = None) -> None:
+        self._wish = target
+        self._clear()
+
+    def _clear(self) -> None:
+        self._lock = threading.Lock()
+        self._ready: dict[tuple[Conv3DSpec, int], _Ready] = {}
+        self._packed: dict[tuple[str, str], _Packed] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_wish": self._wish}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._wish = state["_wish"]
+        self._clear()
+
+    def plan_for(self, spec: Conv3DSpec) -> Plan:
+        """How this executor computes `spec`: algorithm, decisions and their origin; compiles nothing.
+
+        Raises:
+            ValueError: the target is not known or no algorithm takes the spec.
+        """
+        ready = self._ready.get((spec, threads.get_num_threads()))
+        return ready.plan if ready else make_plan(spec, self._target())
+
+    def __call__(
+        self,
+        spec: Conv3DSpec,
+        source: tensors.Source,
+        kernel: np.ndarray,
+        bias: np.ndarray | None,
+        version: Hashable,
+    ) -> Any:
+        """The convolution of `source`, in a fresh buffer of the source's kind.
+
+        Args:
+            spec: the problem; `source` has its input shape.
+            source: the input; cast to the spec's dtype where it has another.
+            kernel: weights of `spec.kernel_shape`.
+            bias: `spec.filters` values, None where the spec has no bias.
+            version: changes whenever the weights do; packed weights are kept under it.
+
+        Raises:
+            ValueError: shapes that don't fit the spec, or an unusable target.
+            TypeError: the source holds no real numbers.
+            RuntimeError: the installed TVM is another version, or can't compile this.
+        """
+        _check_shapes(spec, source, kernel, bias)
+        x = tensors.prepare(source.numpy(), spec.dtype)
+        out = np.empty(spec.output_shape, x.dtype)
+        if not spec.empty:
+            ready = self._ready.get((spec, threads.get_num_threads())) or self._get_ready(spec)
+            packed = self._pack(ready, kernel, bias, version)
+            shapes = ready.loaded.shapes
+            threads.run(
+                ready.loaded.function, _view(x, shapes[0]), packed.kernel, packed.bias, _view(out, shapes[3])
+            )
+        return source.restore(out)
+
+    def _target(self) -> Target:
+        return resolve(self._wish, threads.get_num_threads())
+
+    def _get_ready(self, spec: Conv3DSpec) -> _Ready:
+        target = self._target()
+        check_runs_here(target)
+        plan = make_plan(spec, target)
+        ready = _Ready(plan, str(target.kind.name), get_loaded(plan, target))
+        self._ready[spec, threads.get_num_threads()] = ready
+        return ready
+
+    def _pack(self, ready: _Ready, kernel: np.ndarray, bias: np.ndarray | None, version: Hashable) -> _Packed:
+        """Packed weights; specs that differ in size only share one copy."""
+        algorithm = algorithm_of(ready.plan, ready.kind)
+        key = (ready.plan.algorithm, repr(ready.loaded.shapes[1:3]))
+        packed = self._packed.get(key)
+        if packed is None or packed.version != version:
+            with self._lock:
+                packed = self._packed.get(key)
+                if packed is None or packed.version != version:
+                    spec, variant = ready.plan.spec, ready.plan.variant
+                    arrays = (algorithm.pack_kernel(spec, variant, kernel), algorithm.pack_bias(spec, variant, bias))
+                    views = [_view(a, shape) for a, shape in zip(arrays, ready.loaded.shapes[1:3], strict=True)]
+                    packed = self._packed[key] = _Packed(version, *views)
+        return packed
+
+
+_loaded: dict[str, Loaded] = {}
+_loading: dict[str, threading.Lock] = {}
+_loading_lock = threading.Lock()
+
+
+def get_loaded(plan: Plan, target: Target) -> Loaded:
+    """The plan's machine code: from this process, else from disk, else compiled and kept.
+
+    Raises:
+        RuntimeError: the installed TVM is another version, or can't compile the plan.
+    """
+    key = build.artifact_key(plan, target)
+    found = _loaded.get(key)
+    if found is not None:
+        return found
+    with _loading_lock:
+        lock = _loading.setdefault(key, threading.Lock())
+    with lock:
+        if key not in _loaded:
+            artifact = cache.load(key)
+            loaded = None if artifact is None else _try_link(artifact)
+            _loaded[key] = loaded or _compile(key, plan, target)
+    return _loaded[key]
+
+
+def _compile(key: str, plan: Plan, target: Target) -> Loaded:
+    with cache.compiling(key):
+        # another process may have compiled it while this one waited
+        artifact = cache.load(key)
+        loaded = None if artifact is None else _try_link(artifact)
+        if loaded is None:
+            artifact = build.compile_plan(plan, target)
+            about = {"spec": plan.spec.key(), "plan": plan.describe(), "target": build.target_text(target)}
+            cache.store(key, artifact, about)
+            loaded = link(artifact)
+    return loaded
+
+
+def link(artifact: build.Artifact) -> Loaded:
+    """Loads an artifact into this process; no compiler or linker of the system is used."""
+    import tvm  # noqa: F401  (its runtime holds the symbols that the code calls)
+    import tvm_ffi_orcjit
+
+    module = tvm_ffi_orcjit.default_session().load_module(artifact.object_code)
+    return Loaded(module.get_function(build.ENTRY), artifact.shapes)
+
+
+def _try_link(artifact: build.Artifact) -> Loaded | None:
+    """None where the object does not load: it is compiled anew."""
+    try:
+        return link(artifact)
+    except (RuntimeError, ValueError, AttributeError):
+        return None
+
+
+def _view(array: np.ndarray, shape: tuple[int, ...]) -> Any:
+    import tvm_ffi
+
+    return tvm_ffi.from_dlpack(tensors.exportable(array, shape))
+
+
+def _check_shapes(
+    spec: Conv3DSpec, source: tensors.Source, kernel: np.ndarray, bias: np.ndarray | None
+) -> None:
+    if tuple(source.shape) != spec.input_shape:
+        raise ValueError(f"The input must have shape {spec.input_shape} for {spec.key()}. Received: {source.shape}")
+    if kernel.shape != spec.kernel_shape:
+        raise ValueError(f"The kernel must have shape {spec.kernel_shape} for {spec.key()}. Received: {kernel.shape}")
+    shape = None if bias is None else bias.shape
+    if shape != ((spec.filters,) if spec.bias else None):
+        raise ValueError(f"{spec.key()} takes {spec.filters if spec.bias else 'no'} bias values. Received: {shape}")

@@ -1,0 +1,194 @@
+"""What the code is compiled for: TVM targets of this machine and of others, and the facts that schedules need."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tvm.target import Target
+
+#: Bytes of a core's caches where the system does not tell.
+_USUAL_CACHES = {1: 32 << 10, 2: 1 << 20, 3: 16 << 20}
+
+#: LLVM features that decide the register tile, and the flag by which Linux names each.
+_DECISIVE_FEATURES = {"avx512f": "avx512f", "avx2": "avx2", "avx": "avx", "fma": "fma", "f16c": "f16c"}
+
+
+#: Features whose instructions LLVM may emit, as opposed to hints for tuning.
+_INSTRUCTIONS = re.compile(r"(avx|sse|ssse|amx|fma|f16c|bmi|lzcnt|movbe|popcnt|adx|gfni|vaes|vpclmul|neon|sve|v$)")
+
+
+@dataclass(frozen=True)
+class CpuTraits:
+    """What a schedule has to know of a CPU.
+
+    Attributes:
+        vector_bits: width of the vector registers that are worth using.
+        registers: number of those registers.
+        cores: threads that run at once.
+        l1, l2, l3: bytes of data cache: per core, per core, shared.
+    """
+
+    vector_bits: int
+    registers: int
+    cores: int
+    l1: int
+    l2: int
+    l3: int
+
+    def lanes(self, dtype: str) -> int:
+        """Elements of `dtype` in one vector register."""
+        return self.vector_bits // int(re.sub(r"\D", "", dtype))
+
+
+def available_cpus() -> int:
+    """Logical CPUs that this process may use (its affinity mask, not the machine's total)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def host_target(cores: int) -> Target:
+    """The LLVM target of this machine.
+
+    A virtual machine can hide instructions that the CPU's model has: what the system does not report is switched off,
+    as executing it would kill the process.
+    """
+    from tvm.target import Target, codegen
+
+    config: dict[str, Any] = {"kind": "llvm", "num-cores": cores}
+    cpu = str(codegen.llvm_get_system_cpu())
+    if codegen.llvm_is_valid_cpu(cpu, str(codegen.llvm_get_system_triple())):
+        config["mcpu"] = cpu
+    attributes = []
+    flags = _linux_cpu_flags()
+    if flags:
+        promised = _features(Target(config))
+        hidden = [f for f, flag in _DECISIVE_FEATURES.items() if f in promised and flag not in flags]
+        attributes += [f"-{feature}" for feature in hidden]
+    attributes += _full_width_attributes(Target(config))
+    if attributes:
+        config["mattr"] = attributes
+    return Target(config)
+
+
+def resolve(target: str | Mapping[str, Any] | Target | None, cores: int) -> Target:
+    """The target that a user means.
+
+    Args:
+        target: None or "llvm" for this machine, a dict such as `{"kind": "llvm", "mcpu": "haswell"}`, or a TVM target.
+        cores: threads to plan for where the target does not say.
+
+    Raises:
+        ValueError: `target` is something else, or TVM refuses it.
+    """
+    from tvm.target import Target
+
+    if target is None or target == "llvm":
+        return host_target(cores)
+    if isinstance(target, Mapping):
+        config = {"num-cores": cores, **target} if target.get("kind") == "llvm" else dict(target)
+        try:
+            target = Target(config)
+        except Exception as error:
+            raise ValueError(f"TVM refuses this target. Received: target={config}. It says: {error}") from error
+        extra = _full_width_attributes(target)
+        if extra:
+            config["mattr"] = [*config.get("mattr", ()), *extra]
+            target = Target(config)
+    if not isinstance(target, Target):
+        raise ValueError(
+            '`target` must be None or "llvm" (this machine), a dict such as {"kind": "llvm", "mcpu": "haswell"} or a '
+            f"tvm.target.Target. Received: target={target!r}"
+        )
+    if str(target.kind.name) != "llvm":
+        raise ValueError(f"Only LLVM CPU targets are supported so far. Received: target={target}")
+    return target
+
+
+@functools.cache
+def check_runs_here(target: Target) -> None:
+    """Makes sure that code for `target` can run on this machine; elsewhere it would kill the process.
+
+    Raises:
+        ValueError: the target is another architecture or has instructions that this CPU lacks.
+    """
+    from tvm.target import codegen
+
+    host = str(codegen.llvm_get_system_triple()).split("-")[0]
+    architecture = str(target.attrs.get("mtriple", host)).split("-")[0]
+    if architecture != host:
+        raise ValueError(f"This machine is {host}: it can't run code for {target}. Compile for it, and run it there.")
+    missing = sorted(
+        feature
+        for feature in _features(target) - _features(host_target(int(target.attrs.get("num-cores", 1))))
+        if _INSTRUCTIONS.match(feature)
+    )
+    if missing:
+        raise ValueError(f"This CPU lacks {', '.join(missing)}: it can't run code for {target}.")
+
+
+def cpu_traits(target: Target) -> CpuTraits:
+    """Facts of `target`; cache sizes are this machine's when the system tells them."""
+    features = _features(target)
+    bits, registers = 128, 16
+    if "avx512f" in features:
+        bits, registers = 512, 32
+    elif "avx2" in features or "avx" in features:
+        bits = 256
+    elif "neon" in features:
+        registers = 32
+    caches = {**_USUAL_CACHES, **_linux_caches()}
+    cores = int(target.attrs.get("num-cores", available_cpus()))
+    return CpuTraits(bits, registers, cores, caches[1], caches[2], caches[3])
+
+
+def target_key(target: Target) -> str:
+    """A short name of the target's processor and instruction set, for folders and records."""
+    cpu = str(target.attrs.get("mcpu", "generic"))
+    triple = str(target.attrs.get("mtriple", ""))
+    name = "-".join(part for part in (str(target.kind.name), triple.split("-")[0], cpu) if part)
+    hidden = sorted(str(a)[1:] for a in target.attrs.get("mattr", ()) if str(a).startswith("-"))
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", "-no_".join([name, *(h for h in hidden if h in _DECISIVE_FEATURES)]))
+
+
+def _features(target: Target) -> frozenset[str]:
+    from tvm.target import codegen
+
+    return frozenset(map(str, codegen.llvm_get_cpu_features(target)))
+
+
+def _full_width_attributes(target: Target) -> list[str]:
+    """LLVM halves 512-bit vectors on Intel servers unless told otherwise, and with them the register tile."""
+    features = _features(target)
+    return ["-prefer-256-bit"] if "avx512f" in features and "prefer-256-bit" in features else []
+
+
+@functools.cache
+def _linux_cpu_flags() -> frozenset[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    match = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    return frozenset(match.group(1).split()) if match else frozenset()
+
+
+@functools.cache
+def _linux_caches() -> dict[int, int]:
+    found = {}
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            kind, level, size = ((index / name).read_text().strip() for name in ("type", "level", "size"))
+            if kind != "Instruction":
+                found[int(level)] = int(size.rstrip("K")) << 10
+        except (OSError, ValueError):
+            continue
+    return found

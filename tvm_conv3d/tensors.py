@@ -1,0 +1,175 @@
+"""Arrays of any library in, the same kind out.
+
+Everything is looked at through NumPy, without a copy where the memory allows it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+#: DLPack's device type of memory that the CPU addresses.
+_DLPACK_CPU = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input tensor.
+
+    Attributes:
+        shape: its shape.
+        dtype: NumPy's name of its element type ("float32", "bfloat16", "bool", ...).
+        numpy: gives it as a NumPy array, without a copy where possible; possibly read-only.
+        restore: turns a NumPy array into the caller's kind, without a copy where possible.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    numpy: Callable[[], np.ndarray]
+    restore: Callable[[np.ndarray], Any]
+
+
+def wrap(value: Any) -> Source:
+    """`value` as a :class:`Source`.
+
+    Raises:
+        TypeError: `value` is no array or tensor, or holds something other than numbers.
+        ValueError: its memory is not the CPU's.
+        RuntimeError: it is a torch tensor that would need a gradient.
+    """
+    if isinstance(value, np.ndarray):
+        return _numpy_source(value)
+    module = type(value).__module__.partition(".")[0]
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return _torch_source(value, torch)
+    if module in ("jax", "jaxlib"):
+        return _array_source(value, _jax_restore)
+    if module == "tensorflow":
+        return _array_source(value, sys.modules["tensorflow"].convert_to_tensor)
+    if hasattr(value, "__dlpack__") and not isinstance(value, np.generic):
+        return _dlpack_source(value)
+    if hasattr(value, "__array__") and not isinstance(value, np.generic):
+        return _array_source(value, _identity)
+    raise TypeError(f"Expected an array or tensor. Received: {_shorten(value)} (of type {type(value)})")
+
+
+def prepare(array: np.ndarray, dtype: str) -> np.ndarray:
+    """`array` as C-contiguous, aligned, native elements of `dtype`; itself where it is that already.
+
+    Raises:
+        TypeError: it holds something other than real numbers or booleans.
+    """
+    if array.dtype.kind not in "biuf" and array.dtype != ml_dtypes.bfloat16:
+        raise TypeError(f"The input must hold real numbers. Received: dtype={array.dtype}. Cast it first.")
+    wanted = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    if array.dtype != wanted:
+        with np.errstate(over="ignore"):
+            array = array.astype(wanted)
+    if not array.flags.aligned:
+        array = array.copy()
+    return np.ascontiguousarray(array)
+
+
+class _WritableAlias:
+    """Read-only memory under an interface that does not say so: kernels only read their inputs."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
+
+
+def exportable(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The same memory in another shape, in a form that NumPy agrees to export by DLPack."""
+    if array.dtype == ml_dtypes.bfloat16:
+        array = array.view(np.uint16)
+    if not array.flags.writeable:
+        array = np.asarray(_WritableAlias(array))
+    return array.reshape(shape)
+
+
+def _numpy_source(array: np.ndarray) -> Source:
+    return Source(array.shape, array.dtype.name, lambda: array, _identity)
+
+
+def _torch_source(tensor: Any, torch: Any) -> Source:
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            "tvm_conv3d computes no gradients, and the input requires one. Call the layer under torch.no_grad() or "
+            "pass `x.detach()`."
+        )
+    if tensor.device.type != "cpu":
+        raise ValueError(f"The input must be in CPU memory. Received: a torch tensor on {tensor.device}. Use x.cpu().")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"The input must be dense. Received: a torch tensor of layout {tensor.layout}.")
+
+    def numpy() -> np.ndarray:
+        plain = tensor.detach().resolve_conj().resolve_neg()
+        if plain.dtype == torch.bfloat16:
+            return plain.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return plain.numpy()
+
+    def restore(array: np.ndarray) -> Any:
+        if array.dtype == ml_dtypes.bfloat16:
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+    return Source(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), numpy, restore)
+
+
+def _jax_restore(array: np.ndarray) -> Any:
+    # device_put may alias the memory; nobody else holds it
+    return sys.modules["jax"].device_put(array)
+
+
+def _array_source(value: Any, restore: Callable[[np.ndarray], Any]) -> Source:
+    """Of objects that NumPy converts by `__array__`."""
+    array = np.asarray(value)
+    return Source(array.shape, array.dtype.name, lambda: array, restore)
+
+
+def _dlpack_source(value: Any) -> Source:
+    device, number = value.__dlpack_device__()
+    if int(device) != _DLPACK_CPU:
+        raise ValueError(
+            f"The input must be in CPU memory. Received: {type(value)} on DLPack device {(int(device), number)}."
+        )
+    try:
+        array = np.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError):
+        # bfloat16 and read-only memory are refused by some exporters
+        array = value.numpy() if hasattr(value, "numpy") else np.asarray(value)
+
+    def restore(result: np.ndarray) -> Any:
+        if hasattr(value, "__array_namespace__"):
+            return value.__array_namespace__().from_dlpack(result)
+        return _tvm_restore(result)
+
+    return Source(array.shape, array.dtype.name, lambda: array, restore)
+
+
+def _tvm_restore(array: np.ndarray) -> Any:
+    if array.dtype == ml_dtypes.bfloat16:
+        import tvm
+
+        tensor = tvm.runtime.empty(array.shape, "bfloat16")
+        tensor.copyfrom(array)
+        return tensor
+    import tvm_ffi
+
+    return tvm_ffi.from_dlpack(array)
+
+
+def _identity(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _shorten(value: Any, longest: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= longest else text[:longest] + "…"
