@@ -48,7 +48,7 @@ def convolve(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarr
 def convolve_at(
     spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None, positions: np.ndarray
 ) -> np.ndarray:
-    """The convolution of `spec` without its activation, at some output positions only: for layers too large to do whole.
+    """The convolution of `spec` without its activation, at some output positions: for layers too large to do whole.
 
     Args:
         spec, x, kernel, bias: as in :func:`convolve`.
@@ -62,8 +62,8 @@ def convolve_at(
         x = np.moveaxis(x, 1, -1)
     x = np.pad(x, ((0, 0), *spec.pads, (0, 0)))
     taps = int(np.prod(spec.kernel))
-    weights = np.asarray(kernel).astype(np.float64).reshape(taps, spec.group_channels, spec.groups, spec.group_filters)
-    weights = weights.transpose(2, 0, 1, 3).reshape(spec.groups, taps * spec.group_channels, spec.group_filters)
+    by_tap = np.asarray(kernel).astype(np.float64).reshape(taps, spec.group_channels, spec.groups, spec.group_filters)
+    weights = by_tap.transpose(2, 0, 1, 3).reshape(spec.groups, taps * spec.group_channels, spec.group_filters)
     out = np.empty((len(positions), spec.filters))
     chunk = max(1, _PATCH_CELLS // (taps * spec.channels))
     for start in range(0, len(positions), chunk):
@@ -73,8 +73,8 @@ def convolve_at(
             for axis in range(3)
         )
         cells = x[n[:, None, None, None], d[:, :, None, None], h[:, None, :, None], w[:, None, None, :]]
-        cells = cells.astype(np.float64).reshape(len(n), taps, spec.groups, spec.group_channels)
-        patches = cells.transpose(2, 0, 1, 3).reshape(spec.groups, len(n), -1)
+        patches = cells.astype(np.float64).reshape(len(n), taps, spec.groups, spec.group_channels)
+        patches = patches.transpose(2, 0, 1, 3).reshape(spec.groups, len(n), -1)
         out[start : start + chunk] = (patches @ weights).transpose(1, 0, 2).reshape(len(n), spec.filters)
     return out if bias is None else out + np.asarray(bias).astype(np.float64)
 

@@ -110,9 +110,7 @@ class Executor:
             ready = self._ready.get((spec, threads.get_num_threads())) or self._get_ready(spec)
             packed = self._pack(ready, kernel, bias, version)
             shapes = ready.loaded.shapes
-            threads.run(
-                ready.loaded.function, _view(x, shapes[0]), packed.kernel, packed.bias, _view(out, shapes[3])
-            )
+            threads.run(ready.loaded.function, _view(x, shapes[0]), packed.kernel, packed.bias, _view(out, shapes[3]))
         return source.restore(out)
 
     def _target(self) -> Target:
@@ -203,9 +201,7 @@ def _view(array: np.ndarray, shape: tuple[int, ...]) -> Any:
     return tvm_ffi.from_dlpack(tensors.exportable(array, shape))
 
 
-def _check_shapes(
-    spec: Conv3DSpec, source: tensors.Source, kernel: np.ndarray, bias: np.ndarray | None
-) -> None:
+def _check_shapes(spec: Conv3DSpec, source: tensors.Source, kernel: np.ndarray, bias: np.ndarray | None) -> None:
     if tuple(source.shape) != spec.input_shape:
         raise ValueError(f"The input must have shape {spec.input_shape} for {spec.key()}. Received: {source.shape}")
     if kernel.shape != spec.kernel_shape:

@@ -269,9 +269,7 @@ _KEY = re.compile(
     r"_(?P<dtype>[a-z0-9]+)_(?P<bias>bias|nobias)_(?P<activation>[a-z0-9_]+)",
     re.ASCII,
 )
-_EXAMPLE_KEY = (
-    "n1_i16x56x56x64_o64_k3x3x3_s1x1x1_d1x1x1_p1.1x1.1x1.1_g1_ndhwc_float32_bias_relu"
-)
+_EXAMPLE_KEY = "n1_i16x56x56x64_o64_k3x3x3_s1x1x1_d1x1x1_p1.1x1.1x1.1_g1_ndhwc_float32_bias_relu"
 
 
 def _join(values: Sequence[int]) -> str:

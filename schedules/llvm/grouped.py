@@ -34,7 +34,9 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[s
     width = s.out_size[2]
     most = _MOST_COLUMNS if traits.registers >= 32 else _MOST_COLUMNS // 2
     columns = min(range(1, min(most, width) + 1), key=lambda c: (-(-width // c) * c, -c))
-    depth, rows, column_tiles = task_box(s, traits, (1, columns), s.group_channels * lanes * np.dtype(s.accumulator).itemsize)
+    depth, rows, column_tiles = task_box(
+        s, traits, (1, columns), s.group_channels * lanes * np.dtype(s.accumulator).itemsize
+    )
     few_tasks = tasks(s, (1, columns), (depth, rows, column_tiles)) < TASKS_PER_THREAD * traits.cores
     variant = GroupedVariant(lanes, 1, columns, parallel_blocks=few_tasks and s.filters > lanes)
     return variant, {"depth": depth, "rows": rows, "columns": column_tiles}

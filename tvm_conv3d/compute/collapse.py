@@ -31,5 +31,3 @@ def collapse(spec: Conv3DSpec) -> Conv3DSpec:
         batch, depth = batch * depth, 1
     dilation = tuple(1 if kernel == 1 else d for kernel, d in zip(spec.kernel, spec.dilation, strict=True))
     return replace(spec, batch=batch, size=(depth, height, width), dilation=dilation)
-
-

@@ -78,7 +78,7 @@ def declare(spec: Conv3DSpec, variant: DirectVariant) -> Declaration:
     def conv_at(n, g, b, d, ho, hi, wo, wi, v, lane):  # type: ignore[no-untyped-def]
         at = (d, ho * rows + hi, wo * columns + wi)
         cell = under_tap(s, at, taps)
-        return te.sum(read(n, *cell, g, channel) * kernel[g, b, *taps, channel, v, lane], axis=[*taps, channel])
+        return te.sum(read(n, *cell, g, channel) * kernel[(g, b, *taps, channel, v, lane)], axis=[*taps, channel])
 
     conv_shape = (s.batch, s.groups, blocks, depth, row_tiles, rows, column_tiles, columns, vectors, lanes)
     conv = te.compute(conv_shape, conv_at, name="conv")

@@ -1,4 +1,4 @@
-"""Loads and stores of the element types: half types are widened to the accumulator's type and rounded once, at the end."""
+"""Loads and stores of the element types: half types are widened when loaded and rounded once, at the end."""
 
 from __future__ import annotations
 

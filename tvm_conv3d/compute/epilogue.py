@@ -1,7 +1,7 @@
 """The activations with an elementwise form, as TE expressions applied to a sum before it is stored.
 
-Every name of `spec.FUSED_ACTIVATIONS` has its formula here; they are Keras's. Formulas are written so that no finite
-input overflows on the way to a finite result.
+Every name of `spec.FUSED_ACTIVATIONS` has its formula here; they are Keras's. Formulas are written so that values up
+to 1e15 do not overflow on the way to a finite result.
 """
 
 from __future__ import annotations
@@ -87,6 +87,21 @@ def _times_sigmoid(x: Expr) -> Expr:
     return x / (_c(1, x) + _exp(-x))
 
 
+def _between(x: Expr, low: float, high: float) -> Expr:
+    return tirx.all(x >= _c(low, x), x <= _c(high, x))
+
+
+def _soft_shrink(x: Expr) -> Expr:
+    outside = _where(x > _c(0, x), x - _c(0.5, x), x + _c(0.5, x))
+    return _where(_between(x, -0.5, 0.5), _c(0, x), outside)
+
+
+def _squareplus(x: Expr) -> Expr:
+    root = tirx.sqrt(x * x + _c(4, x))
+    # x + root cancels for negative x: the product of the two solutions is 1
+    return _where(x < _c(0, x), _c(2, x) / (root - x), _c(0.5, x) * (x + root))
+
+
 _FORMULAS: dict[str, Callable[[Expr], Expr]] = {
     "linear": lambda x: x,
     "relu": lambda x: _maximum(x, 0),
@@ -103,12 +118,8 @@ _FORMULAS: dict[str, Callable[[Expr], Expr]] = {
     "hard_sigmoid": _hard_sigmoid,
     "hard_silu": lambda x: x * _hard_sigmoid(x),
     "hard_tanh": lambda x: _clip(x, -1, 1),
-    "hard_shrink": lambda x: _where(tirx.any(x > _c(0.5, x), x < _c(-0.5, x)), x, _where(x == x, _c(0, x), x)),
-    "soft_shrink": lambda x: _where(
-        x > _c(0.5, x),
-        x - _c(0.5, x),
-        _where(x < _c(-0.5, x), x + _c(0.5, x), _where(x == x, _c(0, x), x)),
-    ),
+    "hard_shrink": lambda x: _where(_between(x, -0.5, 0.5), _c(0, x), x),
+    "soft_shrink": _soft_shrink,
     "tanh": lambda x: _libm("tanh", x),
     "tanh_shrink": lambda x: x - _libm("tanh", x),
     "softplus": _softplus,
@@ -116,5 +127,5 @@ _FORMULAS: dict[str, Callable[[Expr], Expr]] = {
     "exponential": _exp,
     "sparse_plus": _sparse_plus,
     "sparse_sigmoid": lambda x: _clip(_c(0.5, x) * (x + _c(1, x)), 0, 1),
-    "squareplus": lambda x: _c(0.5, x) * (x + tirx.sqrt(x * x + _c(4, x))),
+    "squareplus": _squareplus,
 }

@@ -55,7 +55,8 @@ def declare(spec: Conv3DSpec, variant: GroupedVariant) -> Declaration:
     def conv_at(n, b, d, ho, hi, wo, wi, lane):  # type: ignore[no-untyped-def]
         at = (d, ho * rows + hi, wo * columns + wi)
         cell = under_tap(s, at, taps)
-        return te.sum(gather[n, b, *cell, channel, lane] * kernel[b, *taps, channel, lane], axis=[*taps, channel])
+        value, weight = gather[(n, b, *cell, channel, lane)], kernel[(b, *taps, channel, lane)]
+        return te.sum(value * weight, axis=[*taps, channel])
 
     conv_shape = (s.batch, blocks, depth, row_tiles, rows, column_tiles, columns, lanes)
     conv = te.compute(conv_shape, conv_at, name="conv")

@@ -1,0 +1,361 @@
+"""The benchmark's parts; nothing here looks at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tvm_conv3d import reference
+from tvm_conv3d.bench import cli, plots, problem, report, stats
+from tvm_conv3d.bench.client import Client, WorkerError
+from tvm_conv3d.bench.draw import draw
+from tvm_conv3d.bench.layers import COLUMNS, Layer, adapt, family, from_key, read_csv
+from tvm_conv3d.bench.machine import Roof
+from tvm_conv3d.bench.rows import Row, Timing
+from tvm_conv3d.bench.timing import Contest, Effort
+from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, same_padding
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = ROOT / "scripts" / "layers.csv"
+HEAD = ",".join(COLUMNS)
+QUICK = Effort(rounds=2, min_time=0.001, pause=0.0)
+
+
+def same_spec(size=(5, 6, 7), channels=4, filters=6, kernel=(3, 2, 3), strides=(1, 1, 1), dilation=(1, 1, 1), **more):
+    pads = same_padding(size, kernel, strides, dilation)
+    return Conv3DSpec(2, size, channels, filters, kernel, strides, dilation, pads, activation="relu", **more)
+
+
+SPECS = [
+    same_spec(),
+    same_spec(strides=(2, 1, 3)),
+    same_spec(dilation=(2, 1, 2)),
+    same_spec(groups=2),
+    same_spec(channels=6, groups=6),
+    same_spec(groups=2, data_format=CHANNELS_FIRST),
+    replace(same_spec(), pads=NO_PADS),
+]
+SMALL = Layer("small", SPECS[0], "same")
+
+
+@pytest.fixture
+def client(monkeypatch):
+    paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    started = []
+
+    def start(name, **options):
+        started.append(Client(name if name == "oracle" else f"bench_fakes:{name}", 1, **options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
+def row(name="a", ours=1.0, **peers):
+    spec = same_spec(channels=32, filters=32, kernel=(3, 3, 3), size=(9, 9, 9))
+    timings = {peer: Timing(seconds=time, mode="m", modes={"m": [time or 1.0]}) for peer, time in peers.items()}
+    mine = Timing(seconds=ours, error=1e-6, origin="default", mode="m", modes={"m": [ours or 1.0]})
+    return Row(Layer(name, spec, "same"), mine, timings)
+
+
+def test_csv_of_the_repository():
+    layers = {layer.name: layer for layer in read_csv(LAYERS)}
+    assert len(layers) == 39
+    assert layers["r3d18_stem"].spec == Conv3DSpec.parse(
+        "n1_i16x112x112x3_o64_k3x7x7_s1x2x2_d1x1x1_p1.1x2.3x2.3_g1_ndhwc_float32_bias_relu"
+    )
+    assert layers["dilated_d2"].spec.dilation == (2, 2, 2)
+    assert layers["kerasio_ct_1"].spec.pads == NO_PADS
+    assert sum(layer.dense for layer in layers.values()) == 24
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,batch\na,1\n", "lacks the column"),
+        (f"{HEAD}\na,1,8,8,8,4,4,3x3,1x1x1,1x1x1,1,same\n", "line 2: Three numbers"),
+        (f"{HEAD}\na,1,8,8,8,4,4,3x3x3,1x1x1,1x1x1,1,causal\n", "`padding` must be"),
+        (f"{HEAD}\na,1,8,8,8,4,4,3x3x3,1x1x1,1x1x1,3,same\n", "divisible by `groups`"),
+        (f"{HEAD}\na,x,8,8,8,4,4,3x3x3,1x1x1,1x1x1,1,same\n", "line 2"),
+    ],
+)
+def test_csv_errors_say_where(tmp_path, text, message):
+    path = tmp_path / "layers.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_csv(path)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=Conv3DSpec.key)
+def test_key_round_trip(spec):
+    layer = from_key(spec.key())
+    assert layer.spec == spec
+    assert layer.padding == ("valid" if spec.pads == NO_PADS else "same")
+
+
+def test_key_of_what_cannot_be_compared():
+    with pytest.raises(ValueError, match="neither Keras's"):
+        from_key(replace(SPECS[0], pads=((3, 0), (0, 0), (0, 0))).key())
+    with pytest.raises(ValueError, match="linear and relu only"):
+        from_key(replace(SPECS[0], activation="gelu").key())
+
+
+def test_families_of_the_repository():
+    families = {layer.name: family(layer.spec) for layer in read_csv(LAYERS)}
+    expected = {
+        "ansor_c3d_1": "pointwise",
+        "ansor_c3d_0": "stem",
+        "r21d18_l1_s": "spatial",
+        "r21d18_l1_t": "temporal",
+        "slowfast_lateral": "temporal",
+        "x3dm_dw_54": "depthwise",
+        "resnext3d_g32_a": "grouped",
+        "unetr_patch16": "patchify",
+        "r3d18_l2_down": "strided",
+        "dilated_d2": "dilated",
+        "cosmoflow_3": "k2",
+        "vnet_5x5x5_64": "k5",
+        "voxnet_2": "tiny",
+        "nnunet_s2": "dense3",
+    }
+    assert {name: families[name] for name in expected} == expected
+
+
+def test_adapt_changes_only_what_is_asked():
+    layers = [SMALL]
+    assert adapt(layers, None, None) == layers
+    changed = adapt(layers, "float16", CHANNELS_FIRST)[0].spec
+    assert (changed.dtype, changed.data_format) == ("float16", CHANNELS_FIRST)
+    assert replace(changed, dtype="float32", data_format=SMALL.spec.data_format) == SMALL.spec
+
+
+def test_random_layers_repeat_and_differ():
+    first, again, other = draw(40, 1), draw(40, 1), draw(40, 2)
+    assert first == again
+    assert {layer.spec for layer in first} != {layer.spec for layer in other}
+    assert len({layer.family for layer in first}) >= 6
+    for layer in first:
+        assert from_key(layer.spec.key()).spec == layer.spec
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=Conv3DSpec.key)
+def test_oracle_at_positions_is_the_oracle(spec):
+    rng = np.random.default_rng(3)
+    x, kernel = rng.standard_normal(spec.input_shape), rng.standard_normal(spec.kernel_shape)
+    bias = rng.standard_normal(spec.filters)
+    positions = problem.choose_positions(spec, rng)
+    whole = problem.values_at(reference.convolve(spec, x, kernel, bias), positions, spec.data_format)
+    assert len(positions) == spec.batch * np.prod(spec.out_size)
+    np.testing.assert_allclose(reference.convolve_at(spec, x, kernel, bias, positions), whole, atol=1e-12)
+    without = reference.convolve_at(spec, x, kernel, None, positions)
+    np.testing.assert_allclose(without + bias, whole, atol=1e-12)
+
+
+def test_oracle_at_positions_in_chunks(monkeypatch):
+    rng = np.random.default_rng(3)
+    spec = SPECS[3]
+    x, kernel = rng.standard_normal(spec.input_shape), rng.standard_normal(spec.kernel_shape)
+    positions = problem.choose_positions(spec, rng)
+    at_once = reference.convolve_at(spec, x, kernel, None, positions)
+    monkeypatch.setattr(reference, "_PATCH_CELLS", 500)
+    np.testing.assert_allclose(reference.convolve_at(spec, x, kernel, None, positions), at_once, atol=1e-12)
+
+
+def test_large_layers_are_sampled_with_their_corners(monkeypatch):
+    monkeypatch.setattr(problem, "ORACLE_MACS", 0)
+    spec = same_spec(size=(9, 9, 9))
+    positions = problem.choose_positions(spec, np.random.default_rng(0))
+    assert len(positions) == 16 + 64
+    assert {(0, 0, 0, 0), (1, 8, 8, 8), (0, 8, 0, 8)} <= set(map(tuple, positions))
+    assert (positions >= 0).all()
+    assert (positions < [2, 9, 9, 9]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_data_is_exact_in_the_layer_s_type(tmp_path, dtype):
+    spec = same_spec(dtype=dtype)
+    made = problem.make(spec, tmp_path)
+    x = np.load(tmp_path / "x.npy")
+    assert x.dtype == (np.float64 if dtype == "float64" else np.float32)
+    if dtype == "float16":
+        assert (x.astype(np.float16) == x).all()
+    if dtype == "bfloat16":
+        assert (x.view(np.uint32) & 0xFFFF == 0).all()
+    # A check against nothing but zeros would accept anything.
+    assert 0.2 < (made.expected > 0).mean() < 0.8
+
+
+def test_geometric_mean():
+    assert stats.geometric_mean([1, 4]) == pytest.approx(2)
+    for bad in ([], [1, 0], [-1]):
+        with pytest.raises(ValueError, match="positive numbers"):
+            stats.geometric_mean(bad)
+
+
+def test_ratios_take_the_fastest_peer():
+    one = row(ours=2.0, torch=4.0, openvino=3.0, jax=None)
+    assert one.ratio() == 1.5
+    assert one.ratio("torch") == 2.0
+    assert one.ratio("jax") is None
+    assert one.ratio("unknown") is None
+    assert one.fastest == "openvino"
+    assert row(ours=None, torch=1.0).ratio() is None
+    assert row(ours=1.0, torch=None).fastest is None
+
+
+def test_closing_lines_name_the_least_row():
+    rows = [row("a", 1.0, torch=2.0, jax=8.0), row("b", 1.0, torch=8.0, jax=None), row("c", None, torch=1.0)]
+    summaries = {summary.title: summary for summary in stats.closing(rows, ["torch", "jax"])}
+    fastest = summaries["all, against the fastest"]
+    assert (fastest.count, fastest.least, fastest.least_name) == (2, 2.0, "a")
+    assert fastest.mean == pytest.approx(4)
+    assert summaries["all, against jax"].count == 1
+    assert summaries["dense, >= 32 channels, against torch"].mean == pytest.approx(4)
+    assert "b" not in "\n".join(report.summary_lines(list(summaries.values()))).split()
+    assert report.summary_lines(stats.closing([rows[2]], ["torch"])) == ["no row to compare"]
+
+
+def test_table_is_aligned_and_marks_what_is_wrong():
+    rows = [row("short", 1.0, torch=2.0), row("a_much_longer_name", 0.5, torch=None)]
+    rows[1].ours.wrong, rows[1].ours.seconds = True, None
+    head, line, first, second = report.table(rows, ["torch", "jax"])
+    assert head.split()[:2] == ["layer", "family"]
+    assert set(line) == {"-"}
+    assert head.index("family") == second.index(rows[1].layer.family)
+    assert first.split()[-4:] == ["-", "2.00", "1.0e-06", "default"]
+    assert "wrong*" in second
+    assert second.split()[-3] == "-"
+
+
+def test_noise_is_said():
+    rows = [row("calm", torch=1.0), row("loud", torch=1.0)]
+    assert report.noise_line(rows) == ""
+    rows[1].peers["torch"].modes["m"] = [1.0, 2.0]
+    assert report.noise_line(rows).endswith(": loud")
+
+
+def test_contest_checks_before_it_times(client):
+    contest = Contest(client("oracle"), [client("Wrong"), client("NotANumber"), client("HalfRight")], QUICK)
+    versions = contest.versions(pytest.fail)
+    assert versions["wrong"] == "1"
+    measured = contest.run(SMALL)
+    assert measured.ours.seconds > 0
+    assert measured.ours.error < 1e-12
+    assert measured.ours.origin == "definition"
+    wrong, nan, half = measured.peers.values()
+    assert (wrong.wrong, wrong.seconds) == (True, None)
+    assert "WRONG" in wrong.notes["ones"]
+    assert (nan.wrong, nan.seconds, math.isinf(nan.error)) == (True, None, True)
+    assert not half.wrong
+    assert half.mode == "right"
+    assert set(half.modes) == {"right"}
+    assert "no such instruction" in half.notes["impossible"]
+    assert measured.fastest == "bench_fakes:HalfRight"
+
+
+def test_contest_goes_on_without_a_peer_and_after_a_crash(client):
+    said = []
+    crashing = client("Crashing")
+    contest = Contest(client("oracle"), [client("Missing"), crashing, client("Noisy")], QUICK)
+    contest.versions(said.append)
+    assert len(said) == 1
+    assert "No module named 'missing'" in said[0]
+    for _ in range(2):
+        measured = contest.run(SMALL)
+        assert "status 7: on my way out" in measured.peers[crashing.name].notes["build"]
+        assert measured.peers["bench_fakes:Noisy"].seconds > 0
+
+
+def test_modes_can_be_chosen(client):
+    half = client("HalfRight")
+    measured = Contest(client("oracle"), [half], QUICK, {half.name: ["wrong"]}).run(SMALL)
+    assert measured.peers[half.name].wrong
+    assert set(measured.peers[half.name].notes) == {"wrong"}
+
+
+def test_a_worker_that_sleeps_is_ended(client, tmp_path):
+    problem.make(SMALL.spec, tmp_path)
+    with pytest.raises(WorkerError, match="did not answer within 3 s"):
+        client("Asleep", timeout=3.0).ask("prepare", key=SMALL.spec.key(), folder=str(tmp_path))
+
+
+def test_script_from_layers_to_json_and_command(tmp_path):
+    path, results = tmp_path / "layers.csv", tmp_path / "results.json"
+    rows = ("tiny_one,1,4,5,6,3,4,3x3x3,1x1x1,1x1x1,1,same", "other,1,4,4,4,1,1,1x1x1,1x1x1,1x1x1,1,same")
+    path.write_text("\n".join((HEAD, *rows)) + "\n")
+    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "--layers", str(path), "--filter", "tiny"]
+    command += ["--ours", "oracle", "--peers", "oracle", "--rounds", "1", "--min-time", "0.001", "--repro"]
+    command += ["--json", str(results), "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "tiny_one" in done.stdout
+    assert "against the fastest" in done.stdout
+    content = json.loads(results.read_text())
+    assert [entry["layer"] for entry in content["rows"]] == ["tiny_one"]
+    key = content["rows"][0]["spec"]
+    (again,) = [line for line in done.stdout.splitlines() if line.startswith("python scripts/bench.py")]
+    assert f"--spec {key} --peers oracle --threads 1" in again
+    assert content["setting"]["versions"]["numpy"] == np.__version__
+
+
+def test_a_wrong_result_of_ours_fails_the_run(client, capsys):
+    client("Wrong")  # sets the search path
+    arguments = ["--spec", SMALL.spec.key(), "--peers", "oracle", "--rounds", "1", "--min-time", "0.001"]
+    assert cli.main([*arguments, "--ours", "bench_fakes:Wrong"]) == 1
+    captured = capsys.readouterr()
+    assert "wrong*" in captured.out
+    assert "WRONG, relative error" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "No layer to run"),
+        (["--spec", "nonsense"], "Not a spec key"),
+        (["--random", "1", "--peers", "caffe"], "A peer must be one of"),
+        (["--random", "1", "--modes", "torch"], "--modes takes NAME=VALUE"),
+        (["--layers", "missing.csv"], "missing.csv"),
+    ],
+)
+def test_bad_options_are_explained(arguments, message, capsys):
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_pictures_and_page(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [row("a", 1e-3, torch=2e-3, jax=None), row("b", 2e-3, torch=None)]
+    written = plots.draw(tmp_path, rows, ["torch", "jax"], Roof(200.0, 20.0))
+    assert [path.name for path in written] == ["families.png", "roofline.png"]
+    assert all(path.stat().st_size > 1000 for path in written)
+    where = report.setting(2, 5, 0.2, {"torch": "2"})
+    page = report.page(where, rows, ["torch", "jax"], ["families.png"], "python scripts/bench.py")
+    assert "| a | " in page
+    assert "![families](families.png)" in page
+    assert plots.bytes_moved(rows[0].layer.spec) == 4 * (2 * 9**3 * 32 * 2 + 27 * 32 * 32)
+
+
+@pytest.mark.parametrize("library", ["torch", "openvino", "onnxruntime", "tensorflow", "jax"])
+def test_peers_compute_what_they_are_asked(library):
+    pytest.importorskip(library)
+    oracle, peer = Client("oracle", 1), Client(library, 1)
+    contest = Contest(oracle, [peer], QUICK)
+    try:
+        for spec in SPECS:
+            timing = contest.run(Layer("layer", spec, "same")).peers[library]
+            assert not timing.wrong, timing.notes
+            # A library may refuse a layer, if it says why.
+            assert timing.seconds is not None or timing.notes
+    finally:
+        oracle.close()
+        peer.close()

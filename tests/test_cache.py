@@ -1,0 +1,255 @@
+"""The cache on disk: keys, damage, foreign files, many processes, and a folder that can't be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tvm_conv3d import build, cache, runtime
+from tvm_conv3d.plan import Plan, make_plan
+from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.targets import host_target, resolve
+
+SPEC = Conv3DSpec(1, (3, 4, 5), 3, 4, (2, 2, 2))
+
+CONVOLVE = """
+import numpy as np, warnings
+from tvm_conv3d import Conv3D
+layer = Conv3D(4, 2, kernel_initializer="ones")
+print(float(layer(np.ones((1, 3, 4, 5, 3), "float32")).sum()))
+"""
+#: Windows times filters times the sum of one window of ones.
+EXPECTED_SUM = 2 * 3 * 4 * 4 * 24
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "kept"))
+    monkeypatch.setattr(runtime, "_loaded", {})
+    cache._warned.clear()
+    return tmp_path / "kept" / "modules"
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return make_plan(SPEC, host_target(2))
+
+
+def get(plan: Plan) -> runtime.Loaded:
+    runtime._loaded.clear()
+    return runtime.get_loaded(plan, host_target(2))
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+    seen = []
+    real = build.compile_plan
+
+    def counting(plan: Plan, target: object) -> build.Artifact:
+        seen.append(plan)
+        return real(plan, target)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(build, "compile_plan", counting)
+    return seen
+
+
+def test_compiled_once(root: Path, plan: Plan, compilations: list[Plan]) -> None:
+    get(plan)
+    get(plan)
+    assert len(compilations) == 1
+    assert stat.S_IMODE(root.stat().st_mode) == 0o700
+    (folder,) = root.glob("[!.]*")
+    assert {path.name for path in folder.iterdir()} == {"module.o", "meta.json", "schedule.py"}
+    assert json.loads((folder / "meta.json").read_text())["about"]["spec"] == SPEC.key()
+    assert "def main" in (folder / "schedule.py").read_text()
+
+
+def _flip_a_byte(folder: Path) -> None:
+    code = bytearray((folder / "module.o").read_bytes())
+    code[len(code) // 2] ^= 0xFF
+    (folder / "module.o").write_bytes(bytes(code))
+
+
+def _forge(folder: Path) -> None:
+    """A file that is no object, under a digest that fits."""
+    import hashlib
+
+    (folder / "module.o").write_bytes(b"not an object")
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["sha256"] = hashlib.sha256(b"not an object").hexdigest()
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+DAMAGE = {
+    "flipped byte": _flip_a_byte,
+    "truncated": lambda folder: (folder / "module.o").write_bytes((folder / "module.o").read_bytes()[:1000]),
+    "no object": lambda folder: (folder / "module.o").unlink(),
+    "no meta": lambda folder: (folder / "meta.json").unlink(),
+    "meta is no json": lambda folder: (folder / "meta.json").write_bytes(b"\xff\x00{"),
+    "meta is a list": lambda folder: (folder / "meta.json").write_text("[]"),
+    "meta lacks shapes": lambda folder: (folder / "meta.json").write_text('{"key": "x"}'),
+    "forged": _forge,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_damage_is_rebuilt(root: Path, plan: Plan, compilations: list[Plan], damage: object) -> None:
+    get(plan)
+    (folder,) = root.glob("[!.]*")
+    damage(folder)  # type: ignore[operator]
+    get(plan)
+    assert len(compilations) == 2
+    get(plan)
+    assert len(compilations) == 2, "the rebuilt module is found again"
+
+
+def test_a_folder_that_others_may_write_to_is_not_trusted(root: Path, plan: Plan, compilations: list[Plan]) -> None:
+    get(plan)
+    root.chmod(0o777)
+    with pytest.warns(RuntimeWarning, match="others may write"):
+        get(plan)
+    assert len(compilations) == 2
+
+
+def test_a_cache_that_can_not_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Plan) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "file"))
+    cache._warned.clear()
+    with pytest.warns(RuntimeWarning, match=cache.CACHE_VARIABLE):
+        assert get(plan).shapes
+
+
+def test_many_processes_at_once(root: Path) -> None:
+    processes = [
+        subprocess.Popen([sys.executable, "-c", CONVOLVE], stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    for process in processes:
+        out, _ = process.communicate(timeout=120)
+        assert float(out) == EXPECTED_SUM
+    assert len([path for path in root.iterdir() if not path.name.startswith(".")]) == 1
+    assert not list(root.glob(".staging-*"))
+
+
+def test_threads_compile_once(root: Path, plan: Plan, compilations: list[Plan]) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        loaded = list(pool.map(lambda _: runtime.get_loaded(plan, host_target(2)), range(8)))
+    assert len(compilations) == 1
+    assert all(entry is loaded[0] for entry in loaded)
+
+
+def test_no_compiler_or_linker_is_needed(root: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    environment = {**os.environ, "PATH": str(empty)}
+    for name in ("CXX", "CC"):
+        environment.pop(name, None)
+    for _ in range(2):
+        out = subprocess.run([sys.executable, "-c", CONVOLVE], env=environment, capture_output=True, text=True)
+        assert out.returncode == 0, out.stderr
+        assert float(out.stdout) == EXPECTED_SUM
+
+
+class TestKey:
+    """Whatever the machine code depends on changes its key."""
+
+    def test_equal_things_have_equal_keys(self, plan: Plan) -> None:
+        again = make_plan(Conv3DSpec.parse(SPEC.key()), resolve(None, 2))
+        assert build.artifact_key(again, resolve(None, 2)) == build.artifact_key(plan, host_target(2))
+
+    def test_spec(self, plan: Plan) -> None:
+        key = build.artifact_key(plan, host_target(2))
+        assert build.artifact_key(replace(plan, spec=replace(SPEC, bias=False)), host_target(2)) != key
+
+    def test_plan(self, plan: Plan) -> None:
+        keys = {build.artifact_key(plan, host_target(2))}
+        keys.add(build.artifact_key(replace(plan, algorithm="other"), host_target(2)))
+        keys.add(build.artifact_key(replace(plan, variant=replace(plan.variant, columns=99)), host_target(2)))
+        keys.add(build.artifact_key(replace(plan, decisions={**plan.decisions, "depth": 99}), host_target(2)))
+        assert len(keys) == 4
+
+    def test_the_origin_does_not_matter(self, plan: Plan) -> None:
+        moved = replace(plan, origin="elsewhere")
+        assert build.artifact_key(moved, host_target(2)) == build.artifact_key(plan, host_target(2))
+
+    def test_target(self, plan: Plan) -> None:
+        targets = [host_target(2), host_target(3), resolve({"kind": "llvm", "mcpu": "haswell"}, 2)]
+        assert len({build.artifact_key(plan, target) for target in targets}) == 3
+
+    def test_versions(self, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+        keys = {build.artifact_key(plan, host_target(2))}
+        versions = build._versions()
+        for name in versions:
+            changed = {**versions, name: "0"}
+            monkeypatch.setattr(build, "_versions", lambda changed=changed: changed)
+            keys.add(build.artifact_key(plan, host_target(2)))
+        assert len(keys) == 1 + len(versions)
+
+    def test_sources(self, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+        key = build.artifact_key(plan, host_target(2))
+        monkeypatch.setattr(build, "source_hash", lambda: "other")
+        assert build.artifact_key(plan, host_target(2)) != key
+
+    def test_every_source_counts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from types import SimpleNamespace
+
+        package = tmp_path / "package"
+        package.mkdir()
+        (package / "__init__.py").write_text("")
+        hashes = set()
+        for text in ("a = 1", "a = 2"):
+            (package / "loops.py").write_text(text)
+            fake = SimpleNamespace(__file__=str(package / "__init__.py"))
+            monkeypatch.setattr("tvm_conv3d.compute", fake, raising=False)
+            monkeypatch.setattr("tvm_conv3d.schedules", fake, raising=False)
+            hashes.add(build.source_hash.__wrapped__())
+        assert len(hashes) == 2
+
+
+def test_another_tvm_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = build.metadata.version
+    monkeypatch.setattr(
+        build.metadata, "version", lambda name: "0.1.15.post2" if name == "apache-tvm-ffi" else real(name)
+    )
+    build.check_versions.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match=r"apache-tvm-ffi 0\.1\.15\.post2.*pip install.*==0\.1\.14"):
+            build.check_versions()
+    finally:
+        build.check_versions.cache_clear()
+
+
+def test_the_installed_versions_are_the_pinned_ones() -> None:
+    build.check_versions.cache_clear()
+    build.check_versions()
+
+
+def test_weights_are_packed_once_a_change(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvm_conv3d import Conv3D
+    from tvm_conv3d.compute import direct
+
+    calls = []
+    real = direct.pack_kernel
+    monkeypatch.setattr(direct, "pack_kernel", lambda *a: (calls.append(1), real(*a))[1])
+    from tvm_conv3d import algorithms
+
+    algorithms.algorithms.cache_clear()
+    try:
+        layer = Conv3D(4, 2)
+        x = np.ones((1, 3, 4, 5, 3), np.float32)
+        first = layer(x)
+        layer(x)
+        assert len(calls) == 1
+        layer.set_weights([2 * w for w in layer.get_weights()])
+        np.testing.assert_allclose(layer(x), 2 * first, rtol=1e-6)
+        assert len(calls) == 2
+    finally:
+        algorithms.algorithms.cache_clear()

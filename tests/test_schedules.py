@@ -1,0 +1,249 @@
+"""The design spaces: random points, default rules, other instruction sets and the assembly that comes out."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from problems import data
+from tvm_conv3d import build, reference, runtime
+from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.plan import Plan, algorithm_of, make_plan
+from tvm_conv3d.runtime import _view
+from tvm_conv3d.schedules.decisions import Decisions, largest_divisor
+from tvm_conv3d.schedules.llvm import tile_rule
+from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads, same_padding
+from tvm_conv3d.targets import CpuTraits, check_runs_here, cpu_traits, host_target, resolve, target_key
+
+AVX2 = {"kind": "llvm", "mcpu": "haswell"}
+SSE = {"kind": "llvm", "mcpu": "x86-64"}
+NEON = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-n1"}
+AVX512 = {"kind": "llvm", "mcpu": "sapphirerapids"}
+
+
+def same(
+    batch: int, size: tuple[int, int, int], channels: int, filters: int, kernel: int, **more: object
+) -> Conv3DSpec:
+    k = (kernel,) * 3
+    strides = more.get("strides", (1, 1, 1))
+    dilation = more.get("dilation", (1, 1, 1))
+    pads = same_padding(size, k, strides, dilation)  # type: ignore[arg-type]
+    return Conv3DSpec(batch, size, channels, filters, k, pads=pads, **more)  # type: ignore[arg-type]
+
+
+DENSE = same(1, (8, 14, 14), 64, 64, 3, activation="relu")
+ODD = [
+    same(1, (5, 7, 11), 13, 19, 3),
+    same(2, (1, 17, 3), 3, 70, 3, data_format=CHANNELS_FIRST),
+    same(1, (6, 13, 13), 32, 48, 1),
+    same(1, (9, 6, 10), 20, 20, 3, groups=20),
+    same(1, (4, 9, 9), 24, 12, 3, groups=6, strides=(1, 2, 2)),
+]
+
+
+def run_plan(plan: Plan) -> float:
+    """Compiles and runs `plan` on random data; returns the relative error."""
+    target = host_target(2)
+    algorithm = algorithm_of(plan, "llvm")
+    loaded = runtime.link(build.compile_plan(plan, target))
+    x, kernel, bias = data(plan.spec)
+    out = np.full(plan.spec.output_shape, np.nan, x.dtype)
+    arrays = (x, algorithm.pack_kernel(plan.spec, plan.variant, kernel))
+    arrays += (algorithm.pack_bias(plan.spec, plan.variant, bias), out)
+    loaded.function(*(_view(array, shape) for array, shape in zip(arrays, loaded.shapes, strict=True)))
+    expected = reference.convolve(plan.spec, x, kernel, bias)
+    return reference.relative_error(out, expected if plan.spec.activation == "linear" else np.maximum(expected, 0))
+
+
+@pytest.mark.parametrize("spec", ODD, ids=lambda spec: spec.key())
+def test_random_points_are_right(spec: Conv3DSpec) -> None:
+    """MetaSchedule draws every decision at random; each point must compile and compute the same."""
+    from tvm.s_tir import Schedule
+
+    plan = make_plan(spec, host_target(2))
+    algorithm = algorithm_of(plan, "llvm")
+    seen = set()
+    for seed in range(1, 9):
+        schedule = Schedule(algorithm.declare(spec, plan.variant).module(), seed=seed)
+        decisions = Decisions(schedule, None)
+        algorithm.apply(schedule, spec, plan.variant, decisions)
+        taken = decisions.taken()
+        if tuple(taken.values()) in seen:
+            continue
+        seen.add(tuple(taken.values()))
+        assert run_plan(replace(plan, decisions=taken)) < 2e-6, taken
+    assert len(seen) > 1
+
+
+@pytest.mark.parametrize("order", ["filters_spatial", "spatial_filters", "filters_parallel"])
+@pytest.mark.parametrize("gather", ["task", "root"])
+@pytest.mark.parametrize("unroll_taps", [False, True])
+def test_all_direct_variants_are_right(order: str, gather: str, unroll_taps: bool) -> None:
+    generator = random.Random(order + gather)
+    for spec in ODD[:3]:
+        plan = make_plan(spec, host_target(2))
+        variant = replace(
+            plan.variant,
+            order=order,
+            gather=gather,
+            unroll_taps=unroll_taps,
+            rows=generator.choice((1, 2, 3)),
+            columns=generator.choice((2, 3, 5)),
+            vectors=generator.choice((1, 2)),
+        )
+        assert run_plan(replace(plan, variant=variant, decisions={"depth": 2, "unroll": 4})) < 2e-6
+
+
+def test_decisions_repeat() -> None:
+    """What a schedule took gives the same schedule again."""
+    from tvm import ir
+    from tvm.s_tir import Schedule
+
+    plan = make_plan(DENSE, host_target(2))
+    algorithm = algorithm_of(plan, "llvm")
+    random_one = Schedule(algorithm.declare(DENSE, plan.variant).module(), seed=7)
+    decisions = Decisions(random_one, None)
+    algorithm.apply(random_one, DENSE, plan.variant, decisions)
+    again = build.schedule_plan(replace(plan, decisions=decisions.taken()), host_target(2))
+    ir.assert_structural_equal(random_one.mod, again.mod)
+
+
+def test_reading_the_input_as_it_is_needs_a_fitting_problem() -> None:
+    plan = make_plan(DENSE, host_target(2))
+    with pytest.raises(ValueError, match="padded copy"):
+        build.schedule_plan(replace(plan, variant=replace(plan.variant, gather="none")), host_target(2))
+
+
+def test_the_special_algorithm_comes_first() -> None:
+    target = host_target(2)
+    assert make_plan(DENSE, target).algorithm == "direct"
+    assert make_plan(same(1, (8, 8, 8), 32, 32, 3, groups=32), target).algorithm == "grouped"
+    assert make_plan(same(1, (8, 8, 8), 64, 64, 3, groups=2), target).algorithm == "direct"
+    assert make_plan(DENSE, target).origin == "default"
+    with pytest.raises(ValueError, match="supported: llvm"):
+        algorithms("vulkan")
+
+
+@pytest.mark.parametrize("registers", [16, 32])
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 7, 13, 14, 17, 31, 56, 113])
+def test_tiles_fit_registers_and_waste_little(registers: int, width: int) -> None:
+    traits = CpuTraits(512 if registers == 32 else 256, registers, 2, 32 << 10, 1 << 20, 32 << 20)
+    spec = same(1, (8, width, width), 64, 64, 3)
+    tile = tile_rule.best_tile(spec, traits, spec.filters)
+    cells = tile.rows * tile.columns
+    assert cells * tile.vectors + tile.vectors + 1 <= registers
+    assert tile.lanes == traits.lanes("float32")
+    computed = -(-width // tile.rows) * tile.rows * -(-width // tile.columns) * tile.columns
+    assert computed / width**2 <= 1.15
+    assert cells * tile.vectors >= min(8, width**2)
+
+
+def test_tasks_feed_all_threads() -> None:
+    for cores in (2, 8, 64):
+        traits = CpuTraits(512, 32, cores, 32 << 10, 1 << 20, 32 << 20)
+        spec = same(1, (16, 56, 56), 64, 64, 3)
+        tile = tile_rule.best_tile(spec, traits, spec.filters)
+        box = tile_rule.task_box(spec, traits, (tile.rows, tile.columns), 64 * 4)
+        assert tile_rule.tasks(spec, (tile.rows, tile.columns), box) >= tile_rule.TASKS_PER_THREAD * cores
+
+
+def test_largest_divisor() -> None:
+    assert [largest_divisor(12, limit) for limit in (1, 5, 8, 100)] == [1, 4, 6, 12]
+    assert largest_divisor(31, 30) == 1
+
+
+def assembly(spec: Conv3DSpec, target: dict[str, object]) -> str:
+    import tvm
+
+    resolved = resolve(target, 2)
+    plan = make_plan(spec, resolved)
+    return str(tvm.compile(build.schedule_plan(plan, resolved).mod, target=resolved).mod.inspect_source("asm"))
+
+
+def test_assembly_of_aarch64() -> None:
+    """The sums stay in NEON registers: multiply-adds of four lanes by a lane or register, many more than stores."""
+    text = assembly(DENSE, NEON)
+    fused = len(re.findall(r"\bfmla\s+v\d+\.4s", text))
+    assert fused >= 20
+    assert "fmadd" not in text or len(re.findall(r"\bfmadd\b", text)) < fused / 10
+
+
+@pytest.mark.parametrize(("target", "register"), [(AVX2, "ymm"), (AVX512, "zmm")])
+def test_assembly_of_x86(target: dict[str, object], register: str) -> None:
+    """One multiply-add a vector of the tile, and no spill among them."""
+    text = assembly(DENSE, target)
+    lines = text.splitlines()
+    fused = [i for i, line in enumerate(lines) if re.search(rf"vfmadd\d+ps.*%{register}\d+$", line)]
+    tile = make_plan(DENSE, resolve(target, 2)).variant
+    assert len(fused) >= tile.rows * tile.columns * tile.vectors
+    inner = lines[fused[0] : fused[-1]]
+    assert not [line for line in inner if "(%rsp)" in line and register in line]
+
+
+def test_sse_has_no_wider_vectors() -> None:
+    text = assembly(DENSE, SSE)
+    assert "ymm" not in text
+    assert "mulps" in text
+
+
+def test_traits_of_targets() -> None:
+    found = {
+        name: cpu_traits(resolve(target, 4))
+        for name, target in {"avx2": AVX2, "sse": SSE, "neon": NEON, "avx512": AVX512}.items()
+    }
+    assert {name: (t.vector_bits, t.registers) for name, t in found.items()} == {
+        "avx2": (256, 16),
+        "sse": (128, 16),
+        "neon": (128, 32),
+        "avx512": (512, 32),
+    }
+    assert all(t.cores == 4 for t in found.values())
+    assert found["avx2"].lanes("float64") == 4
+    assert target_key(resolve(NEON, 2)) == "llvm-aarch64-neoverse-n1"
+
+
+def test_intel_servers_use_whole_vectors() -> None:
+    assert "-prefer-256-bit" in [str(a) for a in resolve(AVX512, 2).attrs["mattr"]]
+
+
+def test_instructions_that_the_system_hides_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvm_conv3d import targets
+
+    monkeypatch.setattr(targets, "_linux_cpu_flags", lambda: frozenset({"sse2", "avx", "avx2", "fma", "f16c"}))
+    narrow = targets.host_target.__wrapped__(2)
+    assert cpu_traits(narrow).vector_bits <= 256
+
+
+def test_code_for_another_machine_is_not_run() -> None:
+    with pytest.raises(ValueError, match="it can't run code"):
+        check_runs_here(resolve(NEON, 2))
+
+
+@pytest.mark.parametrize("target", ["vulkan", 3, {"kind": "nothing"}, {"kind": "cuda", "arch": "sm_90"}])
+def test_bad_targets(target: object) -> None:
+    with pytest.raises(ValueError, match=r"[Tt]arget"):
+        resolve(target, 2)  # type: ignore[arg-type]
+
+
+def test_pads_survive_merging_of_axes() -> None:
+    from tvm_conv3d.compute.collapse import collapse
+
+    temporal = Conv3DSpec(2, (5, 6, 7), 3, 4, (3, 1, 1), pads=(Pads(1, 1), Pads(0, 0), Pads(0, 0)))
+    merged = collapse(temporal)
+    assert (merged.batch, merged.size, merged.pads) == (2, (5, 1, 42), temporal.pads)
+    pointwise = collapse(Conv3DSpec(2, (5, 6, 7), 3, 4, (1, 1, 1)))
+    assert (pointwise.batch, pointwise.size) == (1, (1, 1, 420))
+    padded = Conv3DSpec(1, (5, 6, 7), 3, 4, (1, 1, 1), pads=(Pads(0, 0), Pads(0, 0), Pads(0, 1)))
+    assert collapse(padded).size == (1, 30, 7)
+
+
+def test_a_layer_tells_its_plan() -> None:
+    from tvm_conv3d import Conv3D
+
+    plan = Conv3D(8, 3, padding="same").plan_for((1, 6, 7, 8, 4))
+    assert (plan.algorithm, plan.origin) == ("direct", "default")
+    assert plan.spec.key() == "n1_i6x7x8x4_o8_k3x3x3_s1x1x1_d1x1x1_p1.1x1.1x1.1_g1_ndhwc_float32_bias_linear"

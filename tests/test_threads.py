@@ -1,0 +1,89 @@
+"""Numbers of threads, several Python threads in one layer, and forked children."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from tvm_conv3d import Conv3D, get_num_threads, set_num_threads
+from tvm_conv3d.targets import available_cpus
+
+X = np.random.default_rng(0).standard_normal((2, 8, 12, 12, 16)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> object:
+    before = get_num_threads()
+    yield
+    set_num_threads(before)
+
+
+def test_all_cpus_by_default() -> None:
+    code = "import tvm_conv3d; print(tvm_conv3d.get_num_threads())"
+    environment = {k: v for k, v in os.environ.items() if k != "TVM_NUM_THREADS"}
+    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert int(out.stdout) == available_cpus()
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, True, "2", None])
+def test_bad_counts(count: object) -> None:
+    with pytest.raises(ValueError, match="positive integer"):
+        set_num_threads(count)  # type: ignore[arg-type]
+
+
+def test_the_result_does_not_depend_on_the_count() -> None:
+    layer = Conv3D(24, 3, padding="same", activation="relu")
+    expected = layer(X)
+    for count in (1, 2, 3, 7, 2):
+        set_num_threads(count)
+        assert get_num_threads() == count
+        np.testing.assert_allclose(layer(X), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_count_is_obeyed() -> None:
+    """CPU seconds of a call against its wall seconds, in a process of its own."""
+    code = """
+import sys, time, numpy as np, tvm_conv3d
+tvm_conv3d.set_num_threads(1)
+layer = tvm_conv3d.Conv3D(64, 3)
+x = np.ones((1, 16, 40, 40, 64), np.float32)
+layer(x)
+wall, cpu = time.perf_counter(), time.process_time()
+for _ in range(5): layer(x)
+print((time.process_time() - cpu) / (time.perf_counter() - wall))
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(out.stdout) < 1.2
+
+
+def test_several_threads_call_one_layer() -> None:
+    layer = Conv3D(24, 3, padding="same", activation="relu")
+    layer.build(X.shape)
+    shapes = [(1 + i % 2, 8, 12, 6 + i % 3, 16) for i in range(24)]
+    inputs = [np.random.default_rng(i).standard_normal(shape).astype(np.float32) for i, shape in enumerate(shapes)]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(layer, inputs))
+    for result, x in zip(together, inputs, strict=True):
+        np.testing.assert_array_equal(result, layer(x))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
+def test_a_forked_child_convolves() -> None:
+    code = """
+import os, warnings, numpy as np, tvm_conv3d
+warnings.simplefilter("ignore")
+layer = tvm_conv3d.Conv3D(24, 3)
+x = np.ones((1, 8, 12, 12, 16), np.float32)
+expected = layer(x)
+child = os.fork()
+if child == 0:
+    os._exit(0 if (layer(x) == expected).all() else 1)
+_, status = os.waitpid(child, 0)
+raise SystemExit(os.waitstatus_to_exitcode(status))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,4 @@
+"""The benchmark: this package beside other libraries, checked before it is timed.
+
+Each library lives in a process of its own; one layer at a time, the processes take turns, and the medians are compared.
+"""

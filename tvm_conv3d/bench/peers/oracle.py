@@ -1,0 +1,29 @@
+"""The float64 reference as a library: slow, everywhere at hand, and right."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tvm_conv3d import reference
+from tvm_conv3d.bench.peers import Prepared
+from tvm_conv3d.spec import Conv3DSpec
+
+
+class Oracle:
+    def __init__(self, threads: int) -> None:
+        pass
+
+    def versions(self) -> dict[str, str]:
+        return {"numpy": np.__version__}
+
+    def modes(self, spec: Conv3DSpec) -> list[str]:
+        return ["float64"]
+
+    def prepare(
+        self, spec: Conv3DSpec, mode: str, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None
+    ) -> Prepared:
+        def run() -> np.ndarray:
+            result = reference.convolve(spec, x, kernel, bias)
+            return np.maximum(result, 0) if spec.activation == "relu" else result
+
+        return Prepared(run, np.asarray, "definition")

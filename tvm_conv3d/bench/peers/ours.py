@@ -1,0 +1,52 @@
+"""This package, as its users call it: NumPy in, NumPy out, the whole Python call."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import numpy as np
+
+from tvm_conv3d.bench.peers import Prepared
+from tvm_conv3d.spec import NO_PADS, Conv3DSpec
+
+
+class Ours:
+    def __init__(self, threads: int) -> None:
+        import tvm_conv3d
+
+        self._package = tvm_conv3d
+        tvm_conv3d.set_num_threads(threads)
+
+    def versions(self) -> dict[str, str]:
+        return {name: importlib.metadata.version(name) for name in ("tvm-conv3d", "apache-tvm", "numpy")}
+
+    def modes(self, spec: Conv3DSpec) -> list[str]:
+        return ["numpy"]
+
+    def prepare(
+        self, spec: Conv3DSpec, mode: str, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None
+    ) -> Prepared:
+        layer = self._package.Conv3D(
+            spec.filters,
+            spec.kernel,
+            strides=spec.strides,
+            padding="valid" if spec.pads == NO_PADS else "same",
+            data_format=spec.data_format,
+            dilation_rate=spec.dilation,
+            groups=spec.groups,
+            activation=spec.activation,
+            use_bias=bias is not None,
+            dtype=spec.dtype,
+        )
+        x = x.astype(_numpy_dtype(spec.dtype))
+        layer.build(x.shape)
+        layer.set_weights([kernel] if bias is None else [kernel, bias])
+        return Prepared(lambda: layer(x), np.asarray, str(layer.plan_for(x.shape).origin))
+
+
+def _numpy_dtype(name: str) -> np.dtype:
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)

@@ -1,0 +1,55 @@
+"""Geometric means and what the closing lines say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tvm_conv3d.bench.rows import Row
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The ratios of some rows: how many, their geometric mean, and the least with its layer."""
+
+    title: str
+    count: int
+    mean: float
+    least: float
+    least_name: str
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """exp of the mean logarithm.
+
+    Raises:
+        ValueError: no value, or one that is not positive.
+    """
+    numbers = list(values)
+    if not numbers or min(numbers) <= 0:
+        raise ValueError(f"The geometric mean needs positive numbers. Received: {numbers}")
+    return math.exp(math.fsum(map(math.log, numbers)) / len(numbers))
+
+
+def summarise(title: str, rows: Iterable[Row], peer: str | None = None) -> Summary | None:
+    """The ratios of `rows` to one peer, or to the fastest one of each row; None where there is nothing to compare."""
+    ratios = [(ratio, row.layer.name) for row in rows if (ratio := row.ratio(peer)) is not None]
+    if not ratios:
+        return None
+    least, name = min(ratios)
+    return Summary(title, len(ratios), geometric_mean(ratio for ratio, _ in ratios), least, name)
+
+
+def closing(rows: Sequence[Row], peers: Sequence[str]) -> list[Summary]:
+    """All rows, the dense ones, and each family, against the fastest peer; the first two against each peer, too."""
+    dense = [row for row in rows if row.layer.dense]
+    groups = [("all", rows), ("dense, >= 32 channels", dense)]
+    against = [(f"{title}, against {peer}", some, peer) for title, some in groups for peer in peers]
+    fastest = [(f"{title}, against the fastest", some, None) for title, some in groups]
+    families = [
+        (f"  {family}", [row for row in rows if row.layer.family == family], None)
+        for family in sorted({row.layer.family for row in rows})
+    ]
+    found = (summarise(*group) for group in [*fastest, *(against if len(peers) > 1 else []), *families])
+    return [summary for summary in found if summary is not None]

@@ -1,0 +1,1 @@
+"""Keras's small objects in NumPy: initializers, regularizers, constraints and activations."""
