@@ -108,14 +108,14 @@ def test_decisions_repeat() -> None:
     random_one = Schedule(algorithm.declare(DENSE, plan.variant).module(), seed=7)
     decisions = Decisions(random_one, None)
     algorithm.apply(random_one, DENSE, plan.variant, decisions)
-    again = build.schedule_plan(replace(plan, decisions=decisions.taken()), host_target(2))
-    ir.assert_structural_equal(random_one.mod, again.mod)
+    again = build.scheduled_module(replace(plan, decisions=decisions.taken()), host_target(2))
+    ir.assert_structural_equal(algorithm.finish(random_one.mod, DENSE), again)
 
 
 def test_reading_the_input_as_it_is_needs_a_fitting_problem() -> None:
     plan = make_plan(DENSE, host_target(2))
     with pytest.raises(ValueError, match="padded copy"):
-        build.schedule_plan(replace(plan, variant=replace(plan.variant, gather="none")), host_target(2))
+        build.scheduled_module(replace(plan, variant=replace(plan.variant, gather="none")), host_target(2))
 
 
 def test_the_special_algorithm_comes_first() -> None:
@@ -161,7 +161,7 @@ def assembly(spec: Conv3DSpec, target: dict[str, object]) -> str:
 
     resolved = resolve(target, 2)
     plan = make_plan(spec, resolved)
-    return str(tvm.compile(build.schedule_plan(plan, resolved).mod, target=resolved).mod.inspect_source("asm"))
+    return str(tvm.compile(build.scheduled_module(plan, resolved), target=resolved).mod.inspect_source("asm"))
 
 
 def test_assembly_of_aarch64() -> None:

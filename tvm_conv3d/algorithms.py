@@ -14,6 +14,7 @@ from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
 if TYPE_CHECKING:
+    from tvm import IRModule
     from tvm.s_tir import Schedule
 
     from tvm_conv3d.compute.declaration import Declaration
@@ -34,6 +35,7 @@ class Algorithm:
         pack_bias: (spec, variant, bias or None) -> bias in the declaration's layout.
         default: (spec, traits) -> (variant, decisions), or None where the algorithm does not apply.
         apply: (schedule, spec, variant, decisions): the design space.
+        finish: (scheduled module, spec) -> module: what no schedule primitive expresses.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Algorithm:
     pack_bias: Callable[[Conv3DSpec, Variant, np.ndarray | None], np.ndarray]
     default: Callable[[Conv3DSpec, CpuTraits], tuple[Variant, dict[str, int]] | None]
     apply: Callable[[Schedule, Conv3DSpec, Variant, Any], None]
+    finish: Callable[[IRModule, Conv3DSpec], IRModule]
 
     def variant(self, fields: Mapping[str, Any]) -> Variant:
         """The variant with these fields; raises TypeError when they are not the variant's."""
@@ -74,4 +77,5 @@ def _join(name: str, variant_type: type, compute: ModuleType, loops: ModuleType)
         compute.pack_bias,
         loops.default,
         loops.apply,
+        loops.finish,
     )

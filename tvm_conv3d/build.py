@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tvm_conv3d.plan import Plan, algorithm_of
 
 if TYPE_CHECKING:
-    from tvm.s_tir import Schedule
+    from tvm import IRModule
     from tvm.target import Target
 
 #: Versions that were tested together; others crash or refuse (apache-tvm-ffi 0.1.15 breaks MetaSchedule, say).
@@ -53,8 +53,8 @@ def check_versions() -> None:
         raise RuntimeError(f"tvm_conv3d can't run with {', '.join(wrong)}: they fail together. Run: pip install {pins}")
 
 
-def schedule_plan(plan: Plan, target: Target) -> Schedule:
-    """The plan's declaration with its loops."""
+def scheduled_module(plan: Plan, target: Target) -> IRModule:
+    """The plan's declaration with its loops, ready to compile."""
     from tvm.s_tir import Schedule
 
     from tvm_conv3d.schedules.decisions import Decisions
@@ -62,7 +62,7 @@ def schedule_plan(plan: Plan, target: Target) -> Schedule:
     algorithm = algorithm_of(plan, str(target.kind.name))
     schedule = Schedule(algorithm.declare(plan.spec, plan.variant).module())
     algorithm.apply(schedule, plan.spec, plan.variant, Decisions(schedule, plan.decisions))
-    return schedule
+    return algorithm.finish(schedule.mod, plan.spec)
 
 
 def compile_plan(plan: Plan, target: Target) -> Artifact:
@@ -74,14 +74,14 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
     check_versions()
     import tvm
 
-    schedule = schedule_plan(plan, target)
-    library = tvm.compile(schedule.mod, target=target)
+    module = scheduled_module(plan, target)
+    library = tvm.compile(module, target=target)
     with tempfile.TemporaryDirectory(prefix="tvm_conv3d-") as folder:
         path = Path(folder) / "module.o"
         library.mod.write_to_file(str(path), "o")
         code = path.read_bytes()
     shapes = algorithm_of(plan, str(target.kind.name)).declare(plan.spec, plan.variant).shapes
-    return Artifact(code, shapes, schedule.mod.script())
+    return Artifact(code, shapes, module.script())
 
 
 def artifact_key(plan: Plan, target: Target) -> str:

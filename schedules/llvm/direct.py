@@ -6,14 +6,17 @@ one register tile after the other. The sums of a tile stay in registers over all
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
+from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.direct import DirectVariant, needs_gather
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
+from tvm_conv3d.schedules.llvm import skip_padding
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll, vectorize_copy
 from tvm_conv3d.schedules.llvm.tile_rule import best_tile, task_box, tasks, tiles_of
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
@@ -26,19 +29,21 @@ FEW_CHANNELS = 12
 def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[str, int]]:
     """The variant and the decisions taken where nothing was tuned."""
     s = collapse(spec)
-    tile = best_tile(s, traits, s.group_filters)
-    variant = DirectVariant(tile.lanes, tile.vectors, tile.rows, tile.columns)
+    few_channels = s.group_channels * s.kernel[2] <= FEW_CHANNELS and s.kernel[2] > 1
+    tile = best_tile(s, traits, s.group_filters, s.kernel[2] if few_channels else 1)
+    variant = DirectVariant(tile.lanes, tile.vectors, tile.rows, tile.columns, unroll_taps=few_channels)
     if not needs_gather(spec, variant):
         variant = replace(variant, gather="none")
     cells = (tile.rows, tile.columns)
-    box = task_box(s, traits, cells, s.channels * np.dtype(s.accumulator).itemsize)
-    unroll_channels = 1
+    item = np.dtype(s.accumulator).itemsize
+    box = task_box(s, traits, cells, s.channels * item)
     if tasks(s, cells, box) < 2 * traits.cores:
         box = tiles_of(s, cells)
         variant = replace(variant, order="filters_parallel", gather="none" if variant.gather == "none" else "root")
-    elif s.group_channels * s.kernel[2] <= FEW_CHANNELS:
-        variant = replace(variant, unroll_taps=True)
-        unroll_channels = s.group_channels
+    elif math.prod(s.kernel_shape) * item <= traits.l2 // 8:
+        # all weights stay in cache: filters inside, so that outputs are written in the order they lie in memory
+        variant = replace(variant, order="spatial_filters")
+    unroll_channels = s.group_channels if few_channels else 1
     return variant, {"depth": box[0], "rows": box[1], "columns": box[2], "unroll": unroll_channels}
 
 
@@ -59,6 +64,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decis
     else:
         _store_through_stack(sch, s, inner, at)
     conv = place(sch, "conv", at)
+    skip_padding.mark(sch, s, dict(enumerate(sch.get_loops(conv)[-4 : -3 if variant.rows > 1 else -2])))
     _, _, hi, _, wi, vectors, lanes, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-11:]
     outer, few = decide.tile("unroll", channel, default=1, limit=8)
     sch.unroll(few)
@@ -70,6 +76,11 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decis
     keep_in_registers(sch, conv, reduction, (hi, wi, vectors, lanes))
     if variant.gather != "none":
         _gather(sch, s, variant, task)
+
+
+def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+    """What is changed after scheduling: taps that see only padding are skipped."""
+    return skip_padding.guard(module, collapse(spec), {0: 3, 1: 4})
 
 
 def _out_loops(

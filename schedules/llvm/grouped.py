@@ -8,11 +8,13 @@ cell serves all the columns whose windows hold it.
 from __future__ import annotations
 
 import numpy as np
+from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.grouped import GroupedVariant
 from tvm_conv3d.schedules.decisions import Decisions
+from tvm_conv3d.schedules.llvm import skip_padding
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll
 from tvm_conv3d.schedules.llvm.tile_rule import TASKS_PER_THREAD, fitting_lanes, task_box, tasks
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
@@ -40,6 +42,11 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[s
     few_tasks = tasks(s, (1, columns), (depth, rows, column_tiles)) < TASKS_PER_THREAD * traits.cores
     variant = GroupedVariant(lanes, 1, columns, parallel_blocks=few_tasks and s.filters > lanes)
     return variant, {"depth": depth, "rows": rows, "columns": column_tiles}
+
+
+def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+    """What is changed after scheduling: taps that see only padding are skipped."""
+    return skip_padding.guard(module, collapse(spec), {0: 2, 1: 3})
 
 
 def apply(sch: Schedule, spec: Conv3DSpec, variant: GroupedVariant, decide: Decisions) -> None:
@@ -80,6 +87,8 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: GroupedVariant, decide: Deci
             sch.vectorize(wi)
     conv = place(sch, "conv", w_in)
     _, hi, _, wi, lanes, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-9:]
+    if variant.rows == 1:
+        skip_padding.mark(sch, s, {0: tap_d, 1: tap_h})
     if s.kernel[2] * s.group_channels <= _MOST_UNROLLED:
         unroll(sch, (channel, tap_w))
     keep_in_registers(sch, conv, (tap_d, tap_h, channel, tap_w), (hi, wi, lanes))

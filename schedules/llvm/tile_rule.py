@@ -3,11 +3,12 @@
 Cost of one step of the reduction (one channel of one tap), in cycles of the vector unit, for a tile of `cells` output
 cells by `vectors` vectors of filters:
 
-    step = max(cells * vectors, LATENCY, (cells + vectors) / LOADS) * (1 + WIDE * max(0, vectors - 3))
+    step = max(cells * vectors, LATENCY, (cells + vectors) / LOADS) * WIDTH_PENALTY[vectors]
 
 that is, one cycle a multiply-add, at least as many independent sums as an addition is deep, and what the load ports
-take. What decides is how much of the tile is useful: the product of the three ratios of useful to computed cells and
-filters. WIDE was fitted to measured layers (64 to 512 channels, AVX-512): tiles of four vectors lose about a tenth.
+take. Times the number of tiles, overhanging ones included, this decides: most of what can be lost is lost by tiles that
+overhang rows, columns or filters. Tiles of one row are cheaper by the taps that see only padding, as those are skipped.
+The penalties were fitted to measured layers (64 to 512 channels, AVX-512).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tvm_conv3d.targets import CpuTraits
 
 LATENCY = 8
 LOADS = 2
-WIDE = 0.1
+WIDTH_PENALTY = {1: 1.03, 2: 1.0, 3: 1.02, 4: 1.1}
 
 #: Tasks a thread should get, so that one slow thread does not decide.
 TASKS_PER_THREAD = 4
@@ -37,33 +38,46 @@ class Tile:
     lanes: int
 
 
-def best_tile(spec: Conv3DSpec, traits: CpuTraits, filters: int, most_vectors: int = 4) -> Tile:
+def best_tile(spec: Conv3DSpec, traits: CpuTraits, filters: int, unrolled_taps: int = 1) -> Tile:
     """The cheapest register tile of `spec` (axes already collapsed) by the cost model above.
 
     Args:
         spec: the problem.
         traits: the CPU.
         filters: filters that share one input channel: those of a group.
-        most_vectors: widest tile to consider.
+        unrolled_taps: taps of a row that are unrolled beside the tile; then their inputs take registers, too.
     """
     lanes = fitting_lanes(traits, spec.accumulator, filters)
     _, height, width = spec.out_size
     # one register holds the broadcast input value, `vectors` hold the weights
+    sums = traits.registers - 1 if unrolled_taps == 1 else traits.registers // 2 - 2
+    most_rows = 4 if unrolled_taps == 1 else 1
     candidates = [
         Tile(rows, columns, vectors, lanes)
-        for rows, vectors in itertools.product((1, 2, 3, 4), range(1, most_vectors + 1))
+        for rows, vectors in itertools.product(range(1, most_rows + 1), WIDTH_PENALTY)
         for columns in range(1, traits.registers)
-        if rows * columns * vectors + vectors + 1 <= traits.registers and rows <= height and columns <= max(width, 1)
+        if (rows * columns + (unrolled_taps == 1)) * vectors <= sums and rows <= height and columns <= max(width, 1)
     ]
+    row_share = seen_share(spec, 1)
 
     def cost(tile: Tile) -> tuple[float, int, int]:
         cells = tile.rows * tile.columns
-        step = max(cells * tile.vectors, LATENCY, (cells + tile.vectors) / LOADS)
-        step *= 1 + WIDE * max(0, tile.vectors - 3)
+        step = max(cells * tile.vectors, LATENCY, (cells + tile.vectors) / LOADS) * WIDTH_PENALTY[tile.vectors]
         tiles = -(-height // tile.rows) * -(-width // tile.columns) * -(-filters // (tile.vectors * lanes))
-        return (round(tiles * step / 16), -cells * tile.vectors, tile.rows)
+        return tiles * step * (row_share if tile.rows == 1 else 1), -cells * tile.vectors, tile.rows
 
     return min(candidates, key=cost)
+
+
+def seen_share(spec: Conv3DSpec, axis: int) -> float:
+    """The share of an axis's taps that see the input, over all output cells; the others see padding."""
+    size, before = spec.size[axis], spec.pads[axis].before
+    cells, taps = spec.out_size[axis], spec.kernel[axis]
+    seen = sum(
+        0 <= cell * spec.strides[axis] + tap * spec.dilation[axis] - before < size
+        for cell, tap in itertools.product(range(cells), range(taps))
+    )
+    return seen / (cells * taps)
 
 
 def fitting_lanes(traits: CpuTraits, dtype: str, filters: int) -> int:
@@ -79,8 +93,8 @@ def task_box(
 ) -> tuple[int, int, int]:
     """Depth, row tiles and column tiles of one task, for register tiles of `tile` (rows, columns) cells.
 
-    Grows along columns, rows, depth while enough tasks remain for all threads and the copied input stays in half of L2:
-    larger boxes copy fewer cells twice.
+    Grows while enough tasks remain for all threads and the copied input stays in half of L2, first along the axes whose
+    windows overlap most: larger boxes copy fewer cells twice.
     """
     whole = tiles_of(spec, tile)
     step = (1, *tile)
@@ -94,7 +108,8 @@ def task_box(
         enough = tasks(spec, tile, (candidate[0], candidate[1], candidate[2])) >= TASKS_PER_THREAD * traits.cores
         return enough and cells * copy_bytes_per_cell <= traits.l2 // 2
 
-    for axis in (2, 1, 0):
+    overlap = [window - stride for window, stride in zip(spec.window, spec.strides, strict=True)]
+    for axis in sorted(range(3), key=lambda axis: (-overlap[axis], -axis)):
         for inner in range(2, whole[axis] + 1):
             candidate = [*box[:axis], inner, *box[axis + 1 :]]
             if whole[axis] % inner == 0 and fits(candidate):
