@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_conv3d import build, cache, tensors, threads
+from tvm_conv3d import buffers, build, cache, tensors, threads
 from tvm_conv3d.plan import Plan, algorithm_of, make_plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import check_runs_here, resolve
@@ -105,7 +105,7 @@ class Executor:
         """
         _check_shapes(spec, source, kernel, bias)
         x = tensors.prepare(source.numpy(), spec.dtype)
-        out = np.empty(spec.output_shape, x.dtype)
+        out = buffers.empty(spec.output_shape, x.dtype)
         if not spec.empty:
             ready = self._ready.get((spec, threads.get_num_threads())) or self._get_ready(spec)
             packed = self._pack(ready, kernel, bias, version)

@@ -1,0 +1,73 @@
+"""Memory of results is used again, but never while anything can still see it."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import numpy as np
+
+from tvm_conv3d import buffers
+
+SHAPE = (4, 1 << 18)
+FLOAT = np.dtype(np.float32)
+
+
+def address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def test_memory_comes_back_when_nobody_holds_it() -> None:
+    first = buffers.empty(SHAPE, FLOAT)
+    place = address(first)
+    del first
+    gc.collect()
+    assert address(buffers.empty(SHAPE, FLOAT)) == place
+
+
+def test_a_view_keeps_the_memory() -> None:
+    first = buffers.empty(SHAPE, FLOAT)
+    first[...] = 7
+    view = first[1:2, ::3].T
+    del first
+    gc.collect()
+    others = [buffers.empty(SHAPE, FLOAT) for _ in range(3)]
+    for other in others:
+        assert not np.shares_memory(other, view)
+        other[...] = 0
+    assert (view == 7).all()
+
+
+def test_arrays_are_plain() -> None:
+    array = buffers.empty((3, 1 << 19), np.dtype(np.float16))
+    assert array.shape == (3, 1 << 19)
+    assert array.dtype == np.float16
+    assert array.flags.c_contiguous
+    assert array.flags.writeable
+    assert buffers.empty((2, 0, 3), FLOAT).shape == (2, 0, 3)
+
+
+def test_little_is_kept() -> None:
+    store = buffers._Store()
+    blocks = [np.empty(buffers._MOST_KEPT // 4, np.uint8) for _ in range(6)]
+    for block in blocks:
+        store.put_back(block)
+    assert store._kept <= buffers._MOST_KEPT
+    assert sum(len(free) for free in store._free.values()) == 4
+
+
+def test_threads_never_share() -> None:
+    def work(number: int) -> None:
+        for _ in range(50):
+            array = buffers.empty(SHAPE, FLOAT)
+            array[...] = number
+            if not (array == number).all():
+                wrong.append(number)
+
+    wrong: list[int] = []
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

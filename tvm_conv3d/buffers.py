@@ -1,0 +1,79 @@
+"""Memory for results, used again once nobody holds the result any more.
+
+The system hands out large blocks zeroed, page by page, at each first touch: for a layer with a large output that takes
+as long as the convolution. A result's memory goes back to a small store when the result (and every view of it) is gone,
+and the next result of that size takes it from there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+import numpy as np
+
+#: Smaller results come from the allocator's own free lists anyway.
+_LEAST_BYTES = 1 << 20
+
+#: Bytes that are kept for later, at most; the longest unused go first.
+_MOST_KEPT = 512 << 20
+
+
+class _Store:
+    """Free blocks by size, oldest first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: OrderedDict[int, list[np.ndarray]] = OrderedDict()
+        self._kept = 0
+
+    def take(self, size: int) -> np.ndarray:
+        with self._lock:
+            blocks = self._free.get(size)
+            if blocks:
+                self._kept -= size
+                block = blocks.pop()
+                if not blocks:
+                    del self._free[size]
+                return block
+        return np.empty(size, np.uint8)
+
+    def put_back(self, block: np.ndarray) -> None:
+        # a finalizer may run inside `take`, in the same thread: then the block is simply let go
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._free.setdefault(block.nbytes, []).append(block)
+            self._free.move_to_end(block.nbytes)
+            self._kept += block.nbytes
+            while self._kept > _MOST_KEPT:
+                size, blocks = next(iter(self._free.items()))
+                blocks.pop(0)
+                self._kept -= size
+                if not blocks:
+                    del self._free[size]
+        finally:
+            self._lock.release()
+
+
+class _Lease:
+    """Owns a block for as long as an array on it lives."""
+
+    def __init__(self, store: _Store, block: np.ndarray) -> None:
+        self._store = store
+        self._block = block
+        self.__array_interface__ = block.__array_interface__
+
+    def __del__(self) -> None:
+        self._store.put_back(self._block)
+
+
+_store = _Store()
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised C-contiguous array that no other array shares memory with."""
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if size < _LEAST_BYTES:
+        return np.empty(shape, dtype)
+    return np.asarray(_Lease(_store, _store.take(size))).view(dtype).reshape(shape)
