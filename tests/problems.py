@@ -10,8 +10,12 @@ from tvm_conv3d import reference, tensors
 from tvm_conv3d.runtime import Executor
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
 
-#: Largest relative error (2-norm) of a result: some roundings of the output's type.
+#: Largest relative error (2-norm) of a result: some roundings of the output's type,.
 BOUNDS = {"float64": 1e-14, "float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
+
+
+#: What default plans with Winograd's algorithm keep, in float32.
+WINOGRAD_BOUND = 1e-5
 
 
 def numpy_dtype(name: str) -> np.dtype:
@@ -69,4 +73,6 @@ def assert_right(spec: Conv3DSpec, seed: int = 0) -> None:
     expected = reference.convolve(spec, x, kernel, bias)
     assert result.shape == spec.output_shape
     assert result.dtype == numpy_dtype(spec.dtype)
-    assert reference.relative_error(result, expected) < BOUNDS[spec.dtype], spec.key()
+    winograd = Executor().plan_for(spec).algorithm == "winograd"
+    bound = max(BOUNDS[spec.dtype], WINOGRAD_BOUND) if winograd else BOUNDS[spec.dtype]
+    assert reference.relative_error(result, expected) < bound, spec.key()

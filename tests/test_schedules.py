@@ -64,7 +64,7 @@ def test_random_points_are_right(spec: Conv3DSpec) -> None:
     """MetaSchedule draws every decision at random; each point must compile and compute the same."""
     from tvm.s_tir import Schedule
 
-    plan = make_plan(spec, host_target(2))
+    plan = make_plan(spec, host_target(2), exact=True)
     algorithm = algorithm_of(plan, "llvm")
     seen = set()
     for seed in range(1, 9):
@@ -85,7 +85,7 @@ def test_random_points_are_right(spec: Conv3DSpec) -> None:
 def test_all_direct_variants_are_right(order: str, gather: str, unroll_taps: bool) -> None:
     generator = random.Random(order + gather)
     for spec in ODD[:3]:
-        plan = make_plan(spec, host_target(2))
+        plan = make_plan(spec, host_target(2), exact=True)
         variant = replace(
             plan.variant,
             order=order,
@@ -103,7 +103,7 @@ def test_decisions_repeat() -> None:
     from tvm import ir
     from tvm.s_tir import Schedule
 
-    plan = make_plan(DENSE, host_target(2))
+    plan = make_plan(DENSE, host_target(2), exact=True)
     algorithm = algorithm_of(plan, "llvm")
     random_one = Schedule(algorithm.declare(DENSE, plan.variant).module(), seed=7)
     decisions = Decisions(random_one, None)
@@ -113,17 +113,17 @@ def test_decisions_repeat() -> None:
 
 
 def test_reading_the_input_as_it_is_needs_a_fitting_problem() -> None:
-    plan = make_plan(DENSE, host_target(2))
+    plan = make_plan(DENSE, host_target(2), exact=True)
     with pytest.raises(ValueError, match="padded copy"):
         build.scheduled_module(replace(plan, variant=replace(plan.variant, gather="none")), host_target(2))
 
 
 def test_the_special_algorithm_comes_first() -> None:
     target = host_target(2)
-    assert make_plan(DENSE, target).algorithm == "direct"
+    assert make_plan(DENSE, target, exact=True).algorithm == "direct"
     assert make_plan(same(1, (8, 8, 8), 32, 32, 3, groups=32), target).algorithm == "grouped"
     assert make_plan(same(1, (8, 8, 8), 64, 64, 3, groups=2), target).algorithm == "direct"
-    assert make_plan(DENSE, target).origin == "default"
+    assert make_plan(DENSE, target, exact=True).origin == "default"
     with pytest.raises(ValueError, match="supported: llvm"):
         algorithms("vulkan")
 
@@ -160,7 +160,7 @@ def assembly(spec: Conv3DSpec, target: dict[str, object]) -> str:
     import tvm
 
     resolved = resolve(target, 2)
-    plan = make_plan(spec, resolved)
+    plan = make_plan(spec, resolved, exact=True)
     return str(tvm.compile(build.scheduled_module(plan, resolved), target=resolved).mod.inspect_source("asm"))
 
 
@@ -178,7 +178,7 @@ def test_assembly_of_x86(target: dict[str, object], register: str) -> None:
     text = assembly(DENSE, target)
     lines = text.splitlines()
     fused = [i for i, line in enumerate(lines) if re.search(rf"vfmadd\d+ps.*%{register}\d+$", line)]
-    tile = make_plan(DENSE, resolve(target, 2)).variant
+    tile = make_plan(DENSE, resolve(target, 2), exact=True).variant
     assert len(fused) >= tile.rows * tile.columns * tile.vectors
     inner = lines[fused[0] : fused[-1]]
     assert not [line for line in inner if "(%rsp)" in line and register in line]

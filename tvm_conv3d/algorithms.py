@@ -36,6 +36,10 @@ class Algorithm:
         default: (spec, traits) -> (variant, decisions), or None where the algorithm does not apply.
         apply: (schedule, spec, variant, decisions): the design space.
         finish: (scheduled module, spec) -> module: what no schedule primitive expresses.
+        error_bound: (spec, variant) -> relative error (2-norm) to expect of data without structure.
+        exact: it sums the products of the definition, so that NaN and infinity reach exactly their windows.
+        variants: (spec, traits) -> variants that compete while tuning, the default's first; none where the algorithm
+            does not apply.
     """
 
     name: str
@@ -46,6 +50,9 @@ class Algorithm:
     default: Callable[[Conv3DSpec, CpuTraits], tuple[Variant, dict[str, int]] | None]
     apply: Callable[[Schedule, Conv3DSpec, Variant, Any], None]
     finish: Callable[[IRModule, Conv3DSpec], IRModule]
+    variants: Callable[[Conv3DSpec, CpuTraits], list[Variant]]
+    error_bound: Callable[[Conv3DSpec, Variant], float]
+    exact: bool
 
     def variant(self, fields: Mapping[str, Any]) -> Variant:
         """The variant with these fields; raises TypeError when they are not the variant's."""
@@ -57,18 +64,20 @@ def algorithms(kind: str) -> Mapping[str, Algorithm]:
     """Name -> algorithm for a kind of target ("llvm"), the more special first."""
     if kind != "llvm":
         raise ValueError(f"There are no schedules for this kind of target. Received: {kind!r}; supported: llvm")
-    from tvm_conv3d.compute import direct, grouped
+    from tvm_conv3d.compute import direct, grouped, winograd
     from tvm_conv3d.schedules.llvm import direct as direct_loops
     from tvm_conv3d.schedules.llvm import grouped as grouped_loops
+    from tvm_conv3d.schedules.llvm import winograd as winograd_loops
 
     found = (
+        _join("winograd", winograd.WinogradVariant, winograd, winograd_loops, exact=False),
         _join("grouped", grouped.GroupedVariant, grouped, grouped_loops),
         _join("direct", direct.DirectVariant, direct, direct_loops),
     )
     return {algorithm.name: algorithm for algorithm in found}
 
 
-def _join(name: str, variant_type: type, compute: ModuleType, loops: ModuleType) -> Algorithm:
+def _join(name: str, variant_type: type, compute: ModuleType, loops: ModuleType, exact: bool = True) -> Algorithm:
     return Algorithm(
         name,
         variant_type,
@@ -78,4 +87,7 @@ def _join(name: str, variant_type: type, compute: ModuleType, loops: ModuleType)
         loops.default,
         loops.apply,
         loops.finish,
+        loops.variants,
+        compute.error_bound,
+        exact,
     )

@@ -30,7 +30,7 @@ class Artifact:
 
     Attributes:
         object_code: a relocatable object file for the target.
-        shapes: shapes of input, packed weights, packed bias and output as the code sees them.
+        shapes: shapes of input, packed weights, packed bias, output and maybe flags, as the code sees them.
         schedule: the scheduled function as TVMScript, for people.
     """
 

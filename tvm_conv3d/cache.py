@@ -49,11 +49,16 @@ def load(key: str) -> Artifact | None:
         if meta["key"] != key or meta["sha256"] != hashlib.sha256(code).hexdigest():
             return None
         shapes = tuple(tuple(int(extent) for extent in shape) for shape in meta["shapes"])
-        if len(shapes) != 4:
+        if len(shapes) not in (4, 5):
             return None
         return Artifact(code, shapes, "")
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def holds(key: str) -> bool:
+    """Whether something is kept under `key`; it may be damaged still."""
+    return (_modules() / key / _META).exists()
 
 
 def store(key: str, artifact: Artifact, about: dict[str, object]) -> None:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib import metadata
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from tvm_conv3d.layer import Conv3D
 from tvm_conv3d.plan import make_plan
 from tvm_conv3d.spec import Conv3DSpec, same_padding
 from tvm_conv3d.targets import cpu_traits, resolve, target_key
+
+T = TypeVar("T")
 
 _SHAPE = (1, 16, 28, 28, 64)
 _WORST_ERROR = 1e-5
@@ -90,7 +93,7 @@ def _median_call(layer: Conv3D, x: np.ndarray, rounds: int = 500) -> float:
     return statistics.median(_timed(lambda: layer(x))[1] for _ in range(rounds))
 
 
-def _timed(work: Callable[[], object]) -> tuple[object, float]:
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
     start = time.perf_counter()
     result = work()
     return result, time.perf_counter() - start

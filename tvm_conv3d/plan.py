@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvm_conv3d import records
 from tvm_conv3d.algorithms import Algorithm, Variant, algorithms
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import cpu_traits
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from tvm.target import Target
 
 DEFAULT_ORIGIN = "default"
+
+#: Number in a variant above which a record is taken for a slip of the pen.
+_LARGEST = 1024
 
 
 @dataclass(frozen=True)
@@ -35,25 +40,116 @@ class Plan:
     decisions: Mapping[str, int] = field(hash=False)
     origin: str = DEFAULT_ORIGIN
 
+    @property
+    def error_bound(self) -> float:
+        """The relative error (2-norm) to expect of data and weights without structure."""
+        return algorithms("llvm")[self.algorithm].error_bound(self.spec, self.variant)
+
     def describe(self) -> str:
         """The plan without spec and origin as one line of JSON: a part of the compiled module's identity."""
         fields = {"algorithm": self.algorithm, "variant": asdict(self.variant), "decisions": dict(self.decisions)}
         return json.dumps(fields, sort_keys=True)
 
 
-def make_plan(spec: Conv3DSpec, target: Target) -> Plan:
-    """The plan for `spec` on `target`: the first algorithm that applies, with its default decisions.
+def make_plan(spec: Conv3DSpec, target: Target, logs: str | Path | None = None, exact: bool = False) -> Plan:
+    """The plan for `spec` on `target`: of the first tuning record that fits, else the default.
+
+    Args:
+        spec: the problem.
+        target: what to compile for.
+        logs: a folder of tuning logs, or one file of records, to ask before all others: see
+            :func:`tvm_conv3d.records.find`.
+        exact: only algorithms that sum the products of the definition.
+
+    Raises:
+        ValueError: no algorithm takes this spec, or `logs` does not exist.
+    """
+    known = algorithms(str(target.kind.name))
+    for found in records.find(spec, target, logs):
+        if exact and found.record.algorithm in known and not known[found.record.algorithm].exact:
+            continue
+        try:
+            return _recorded_plan(spec, target, found.record, str(found.file))
+        except ValueError as error:
+            found.reject(str(error))
+    return default_plan(spec, target, exact)
+
+
+def default_plan(spec: Conv3DSpec, target: Target, exact: bool = False) -> Plan:
+    """The plan where nothing was tuned: the first algorithm that applies, with its default decisions.
 
     Raises:
         ValueError: no algorithm takes this spec.
     """
     traits = cpu_traits(target)
     for algorithm in algorithms(str(target.kind.name)).values():
-        found = algorithm.default(spec, traits)
+        found = None if exact and not algorithm.exact else algorithm.default(spec, traits)
         if found is not None:
             variant, decisions = found
             return Plan(spec, algorithm.name, variant, decisions)
     raise ValueError(f"No algorithm takes {spec.key()} on {target}.")
+
+
+def _recorded_plan(spec: Conv3DSpec, target: Target, record: records.Record, origin: str) -> Plan:
+    """The plan of a record; raises ValueError, saying why, where the record does not fit the present code."""
+    known = algorithms(str(target.kind.name))
+    if record.algorithm not in known:
+        raise ValueError(f"its algorithm is {record.algorithm!r}, and there are {', '.join(known)}")
+    algorithm = known[record.algorithm]
+    usual_variants = algorithm.variants(spec, cpu_traits(target))
+    if not usual_variants:
+        raise ValueError(f"the algorithm {record.algorithm} does not take this layer")
+    try:
+        variant = algorithm.variant({name: _frozen(value) for name, value in record.variant.items()})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"its variant is none of {record.algorithm}: {error}") from error
+    for name, usual in vars(usual_variants[0]).items():
+        value = getattr(variant, name)
+        if not _plausible(value, usual):
+            raise ValueError(f"its variant has {name}={value!r} where {usual!r} would be usual")
+    plan = Plan(spec, record.algorithm, variant, dict(record.decisions), origin)
+    _check_schedule(plan, target, algorithm)
+    return plan
+
+
+def _plausible(value: Any, usual: Any) -> bool:
+    """Whether a variant's field has the type of its usual value, and no number is out of all bounds."""
+    if type(value) is not type(usual):
+        return False
+    if isinstance(value, tuple):
+        return len(value) == len(usual) and all(map(_plausible, value, usual))
+    return type(value) is not int or 0 <= value <= _LARGEST
+
+
+def _check_schedule(plan: Plan, target: Target, algorithm: Algorithm) -> None:
+    """Makes sure that the design space takes the plan's decisions as they are.
+
+    It takes some ten milliseconds, and is left out where the plan was compiled before, and so was checked then.
+    """
+    from tvm_conv3d import build, cache
+
+    if cache.holds(build.artifact_key(plan, target)):
+        return
+    from tvm.s_tir import Schedule
+
+    from tvm_conv3d.schedules.decisions import Decisions
+
+    try:
+        schedule = Schedule(algorithm.declare(plan.spec, plan.variant).module())
+        decisions = Decisions(schedule, plan.decisions)
+        algorithm.apply(schedule, plan.spec, plan.variant, decisions)
+        taken = decisions.taken()
+    except Exception as error:
+        # TVM raises what it likes: whatever it is, this record can't be used
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{plan.algorithm} can't be scheduled by it: {reason[-1][:200]}") from error
+    if taken != dict(plan.decisions):
+        raise ValueError(f"its decisions are {dict(plan.decisions)}, and the design space makes them {taken}")
+
+
+def _frozen(value: Any) -> Any:
+    """JSON's lists as the tuples that variants hold."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def algorithm_of(plan: Plan, kind: str) -> Algorithm:

@@ -23,8 +23,8 @@ class Loaded:
     """Machine code of one plan in this process.
 
     Attributes:
-        function: takes input, packed weights, packed bias and output.
-        shapes: of these four, as the code sees them.
+        function: takes input, packed weights, packed bias, output and maybe flags.
+        shapes: of these, as the code sees them.
     """
 
     function: Callable[..., None]
@@ -49,27 +49,39 @@ class _Packed:
     bias: Any
 
 
+#: How near to the definition's own rounding a result has to be.
+ACCURACIES = ("default", "strict")
+
+
 class Executor:
     """Runs the convolutions of one layer; safe to call from several threads.
 
     Args:
         target: what to compile for: None for this machine, else see :func:`tvm_conv3d.targets.resolve`.
+        accuracy: "default", or "strict" for the products of the definition only: no Winograd.
+
+    Raises:
+        ValueError: `accuracy` is something else.
     """
 
-    def __init__(self, target: Any = None) -> None:
+    def __init__(self, target: Any = None, accuracy: str = "default") -> None:
+        if accuracy not in ACCURACIES:
+            raise ValueError(f"`accuracy` must be one of {', '.join(ACCURACIES)}. Received: accuracy={accuracy!r}")
         self._wish = target
+        self._accuracy = accuracy
         self._clear()
 
     def _clear(self) -> None:
         self._lock = threading.Lock()
-        self._ready: dict[tuple[Conv3DSpec, int], _Ready] = {}
+        self._ready: dict[tuple[Conv3DSpec, int, bool], _Ready] = {}
         self._packed: dict[tuple[str, str], _Packed] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_wish": self._wish}
+        return {"_wish": self._wish, "_accuracy": self._accuracy}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._wish = state["_wish"]
+        self._accuracy = state["_accuracy"]
         self._clear()
 
     def plan_for(self, spec: Conv3DSpec) -> Plan:
@@ -78,8 +90,8 @@ class Executor:
         Raises:
             ValueError: the target is not known or no algorithm takes the spec.
         """
-        ready = self._ready.get((spec, threads.get_num_threads()))
-        return ready.plan if ready else make_plan(spec, self._target())
+        ready = self._ready.get((spec, threads.get_num_threads(), self._exact))
+        return ready.plan if ready else make_plan(spec, self._target(), exact=self._exact)
 
     def __call__(
         self,
@@ -107,22 +119,51 @@ class Executor:
         x = tensors.prepare(source.numpy(), spec.dtype)
         out = buffers.empty(spec.output_shape, x.dtype)
         if not spec.empty:
-            ready = self._ready.get((spec, threads.get_num_threads())) or self._get_ready(spec)
-            packed = self._pack(ready, kernel, bias, version)
-            shapes = ready.loaded.shapes
-            threads.run(ready.loaded.function, _view(x, shapes[0]), packed.kernel, packed.bias, _view(out, shapes[3]))
+            trusted = self._run(self._get_ready(spec, self._exact), x, out, kernel, bias, version)
+            if not trusted:
+                # a tile of Winograd's spreads NaN, infinity and overflow over its cells
+                self._run(self._get_ready(spec, exact=True), x, out, kernel, bias, version)
         return source.restore(out)
+
+    @property
+    def _exact(self) -> bool:
+        return self._accuracy == "strict"
+
+    def _run(
+        self,
+        ready: _Ready,
+        x: np.ndarray,
+        out: np.ndarray,
+        kernel: np.ndarray,
+        bias: np.ndarray | None,
+        version: Hashable,
+    ) -> bool:
+        """Fills `out`; False where the code says that its result can't be trusted."""
+        packed = self._pack(ready, kernel, bias, version)
+        shapes = ready.loaded.shapes
+        arguments = [_view(x, shapes[0]), packed.kernel, packed.bias, _view(out, shapes[3])]
+        if len(shapes) == 4:
+            threads.run(ready.loaded.function, *arguments)
+            return True
+        flags = np.empty(shapes[4], ready.plan.spec.accumulator)
+        threads.run(ready.loaded.function, *arguments, _view(flags, shapes[4]))
+        return bool(np.isfinite(flags).all())
 
     def _target(self) -> Target:
         return resolve(self._wish, threads.get_num_threads())
 
-    def _get_ready(self, spec: Conv3DSpec) -> _Ready:
+    def _get_ready(self, spec: Conv3DSpec, exact: bool) -> _Ready:
+        key = (spec, threads.get_num_threads(), exact)
+        ready = self._ready.get(key)
+        if ready is None:
+            ready = self._ready[key] = self._prepare(spec, exact)
+        return ready
+
+    def _prepare(self, spec: Conv3DSpec, exact: bool) -> _Ready:
         target = self._target()
         check_runs_here(target)
-        plan = make_plan(spec, target)
-        ready = _Ready(plan, str(target.kind.name), get_loaded(plan, target))
-        self._ready[spec, threads.get_num_threads()] = ready
-        return ready
+        plan = make_plan(spec, target, exact=exact)
+        return _Ready(plan, str(target.kind.name), get_loaded(plan, target))
 
     def _pack(self, ready: _Ready, kernel: np.ndarray, bias: np.ndarray | None, version: Hashable) -> _Packed:
         """Packed weights; specs that differ in size only share one copy."""
@@ -172,10 +213,13 @@ def _compile(key: str, plan: Plan, target: Target) -> Loaded:
         loaded = None if artifact is None else _try_link(artifact)
         if loaded is None:
             artifact = build.compile_plan(plan, target)
-            about = {"spec": plan.spec.key(), "plan": plan.describe(), "target": build.target_text(target)}
-            cache.store(key, artifact, about)
+            cache.store(key, artifact, _about(plan, target))
             loaded = link(artifact)
     return loaded
+
+
+def _about(plan: Plan, target: Target) -> dict[str, object]:
+    return {"spec": plan.spec.key(), "plan": plan.describe(), "target": build.target_text(target)}
 
 
 def link(artifact: build.Artifact) -> Loaded:

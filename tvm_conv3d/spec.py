@@ -64,7 +64,7 @@ def _positive_triple(name: str, value: Sequence[int]) -> Triple:
     numbers = tuple(int(v) for v in value)
     if len(numbers) != 3 or min(numbers) < 1:
         raise ValueError(f"`{name}` must be three integers of at least 1. Received: {value}")
-    return numbers  # type: ignore[return-value]
+    return numbers
 
 
 def same_padding(size: Triple, kernel: Triple, strides: Triple, dilation: Triple) -> tuple[Pads, Pads, Pads]:

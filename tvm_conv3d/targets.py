@@ -146,7 +146,7 @@ def cpu_traits(target: Target) -> CpuTraits:
     elif "neon" in features:
         registers = 32
     caches = {**_USUAL_CACHES, **_linux_caches()}
-    cores = int(target.attrs.get("num-cores", available_cpus()))
+    cores = thread_count(target)
     return CpuTraits(bits, registers, cores, caches[1], caches[2], caches[3])
 
 
@@ -157,6 +157,21 @@ def target_key(target: Target) -> str:
     name = "-".join(part for part in (str(target.kind.name), triple.split("-")[0], cpu) if part)
     hidden = sorted(str(a)[1:] for a in target.attrs.get("mattr", ()) if str(a).startswith("-"))
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", "-no_".join([name, *(h for h in hidden if h in _DECISIVE_FEATURES)]))
+
+
+@functools.cache
+def instruction_set(target: Target) -> str:
+    """Architecture, vector width in bits and number of vector registers: a plan fits all targets that share these."""
+    from tvm.target import codegen
+
+    triple = str(target.attrs.get("mtriple", "")) or str(codegen.llvm_get_system_triple())
+    traits = cpu_traits(target)
+    return f"{triple.split('-')[0]}-{traits.vector_bits}x{traits.registers}"
+
+
+def thread_count(target: Target) -> int:
+    """Threads that a plan for `target` is made for."""
+    return int(target.attrs.get("num-cores", available_cpus()))
 
 
 def _features(target: Target) -> frozenset[str]:

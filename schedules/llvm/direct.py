@@ -18,12 +18,17 @@ from tvm_conv3d.compute.direct import DirectVariant, needs_gather
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm import skip_padding
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll, vectorize_copy
-from tvm_conv3d.schedules.llvm.tile_rule import best_tile, task_box, tasks, tiles_of
+from tvm_conv3d.schedules.llvm.tile_rule import best_tile, good_tiles, task_box, tasks, tiles_of
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
 #: Taps of a row times channels up to which they are unrolled beside the tile.
 FEW_CHANNELS = 12
+
+#: Register tiles that compete while tuning.
+MOST_TILES = 8
+
+ORDERS = ("filters_spatial", "spatial_filters", "filters_parallel")
 
 
 def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[str, int]]:
@@ -45,6 +50,32 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[st
         variant = replace(variant, order="spatial_filters")
     unroll_channels = s.group_channels if few_channels else 1
     return variant, {"depth": box[0], "rows": box[1], "columns": box[2], "unroll": unroll_channels}
+
+
+def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[DirectVariant]:
+    """The variants that compete while tuning, the default first: tiles of low cost, then other orders and copies."""
+    s = collapse(spec)
+    first, _ = default(spec, traits)
+    few = good_tiles(s, traits, s.group_filters, s.kernel[2] if first.unroll_taps else 1, count=MOST_TILES)
+    tiles = [replace(first, vectors=t.vectors, rows=t.rows, columns=t.columns) for t in few]
+    orders = [replace(first, order=order) for order in ORDERS]
+    found = [first, *orders, *tiles[:4]]
+    if needs_gather(spec, first):
+        found += [replace(variant, gather="root" if variant.gather == "task" else "task") for variant in orders]
+    if s.kernel[2] > 1:
+        narrow = best_tile(s, traits, s.group_filters, s.kernel[2])
+        taps = replace(first, vectors=narrow.vectors, rows=narrow.rows, columns=narrow.columns, unroll_taps=True)
+        found.append(taps if not first.unroll_taps else replace(tiles[0], unroll_taps=False))
+    found += tiles[4:]
+    # without a copy only tiles that divide the output will do; a variant that needs none saves it
+    gathers = [replace(v, gather=_fitting_gather(spec, v)) for v in found]
+    return list(dict.fromkeys(gathers))
+
+
+def _fitting_gather(spec: Conv3DSpec, variant: DirectVariant) -> str:
+    if not needs_gather(spec, variant):
+        return "none"
+    return "task" if variant.gather == "none" else variant.gather
 
 
 def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decisions) -> None:
@@ -119,7 +150,7 @@ def _out_loops(
 
 def _store_through_stack(sch: Schedule, s: Conv3DSpec, inner: tuple[LoopRV, LoopRV, LoopRV], at: LoopRV) -> None:
     """Finishes a tile as whole vectors on the stack, from where the store takes any layout and any odd count."""
-    hi, wi, f = inner
+    _, wi, f = inner
     tile = place(sch, "tile", at)
     _, _, rows, _, columns, vectors, lanes = sch.get_loops(tile)[-7:]
     unroll(sch, (rows, columns, vectors))
@@ -134,7 +165,7 @@ def _gather(sch: Schedule, s: Conv3DSpec, variant: DirectVariant, task: LoopRV) 
     block = sch.get_sblock("gather")
     if variant.gather == "task":
         sch.compute_at(block, task, preserve_unit_loops=True)
-    *outer, w, g, c = sch.get_loops(block)
+    *outer, _, g, c = sch.get_loops(block)
     if variant.gather == "root":
         sch.parallel(sch.fuse(*outer))
     if s.data_format == CHANNELS_LAST:

@@ -7,6 +7,8 @@ cell serves all the columns whose windows hold it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from tvm import IRModule
 from tvm.s_tir import Schedule
@@ -35,13 +37,30 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[s
     lanes = fitting_lanes(traits, s.accumulator, s.filters)
     width = s.out_size[2]
     most = _MOST_COLUMNS if traits.registers >= 32 else _MOST_COLUMNS // 2
-    columns = min(range(1, min(most, width) + 1), key=lambda c: (-(-width // c) * c, -c))
+    # overhanging columns are wasted; the taps' weights are loaded once a tile
+    columns = min(range(1, min(most, width) + 1), key=lambda c: -(-width // c) * (c + 1))
     depth, rows, column_tiles = task_box(
         s, traits, (1, columns), s.group_channels * lanes * np.dtype(s.accumulator).itemsize
     )
     few_tasks = tasks(s, (1, columns), (depth, rows, column_tiles)) < TASKS_PER_THREAD * traits.cores
     variant = GroupedVariant(lanes, 1, columns, parallel_blocks=few_tasks and s.filters > lanes)
     return variant, {"depth": depth, "rows": rows, "columns": column_tiles}
+
+
+def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[GroupedVariant]:
+    """The variants that compete while tuning, the default first; none where a group fills whole vectors."""
+    found = default(spec, traits)
+    if found is None:
+        return []
+    first, _ = found
+    _, height, width = collapse(spec).out_size
+    most = max(1, min(width, traits.registers // 2))
+    by_waste = sorted(range(1, most + 1), key=lambda columns: (-(-width // columns) * columns, -columns))
+    tiles = [first, *(replace(first, columns=columns) for columns in by_waste[:5])]
+    if height > 1:
+        tiles += [replace(first, rows=2, columns=columns) for columns in by_waste if columns <= most // 2][:2]
+    both = [replace(tile, parallel_blocks=parallel) for parallel in (first.parallel_blocks, True) for tile in tiles]
+    return list(dict.fromkeys(both if collapse(spec).filters > first.lanes else tiles))
 
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:

@@ -53,7 +53,7 @@ def guard(module: IRModule, spec: Conv3DSpec, cell_axes: dict[int, int]) -> IRMo
 
 
 def _cell(body: Any, position: int) -> Any:
-    """The output cell that the block in `body` computes, as known outside of `body`: its own loops there are trivial."""
+    """The output cell of the block in `body`, as known outside of it: the loops in `body` do not move the cell."""
     found: list[Any] = []
     loops: list[ir.Var] = []
 

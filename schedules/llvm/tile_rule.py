@@ -13,6 +13,7 @@ The penalties were fitted to measured layers (64 to 512 channels, AVX-512).
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 from dataclasses import dataclass
@@ -39,13 +40,19 @@ class Tile:
 
 
 def best_tile(spec: Conv3DSpec, traits: CpuTraits, filters: int, unrolled_taps: int = 1) -> Tile:
-    """The cheapest register tile of `spec` (axes already collapsed) by the cost model above.
+    """The cheapest register tile of `spec` (axes already collapsed) by the cost model above; see :func:`good_tiles`."""
+    return good_tiles(spec, traits, filters, unrolled_taps, count=1)[0]
+
+
+def good_tiles(spec: Conv3DSpec, traits: CpuTraits, filters: int, unrolled_taps: int = 1, *, count: int) -> list[Tile]:
+    """The cheapest register tiles of `spec` (axes already collapsed) by the cost model above, the best first.
 
     Args:
         spec: the problem.
         traits: the CPU.
         filters: filters that share one input channel: those of a group.
         unrolled_taps: taps of a row that are unrolled beside the tile; then their inputs take registers, too.
+        count: how many, at most.
     """
     lanes = fitting_lanes(traits, spec.accumulator, filters)
     _, height, width = spec.out_size
@@ -66,7 +73,7 @@ def best_tile(spec: Conv3DSpec, traits: CpuTraits, filters: int, unrolled_taps: 
         tiles = -(-height // tile.rows) * -(-width // tile.columns) * -(-filters // (tile.vectors * lanes))
         return tiles * step * (row_share if tile.rows == 1 else 1), -cells * tile.vectors, tile.rows
 
-    return min(candidates, key=cost)
+    return heapq.nsmallest(count, candidates, key=cost)
 
 
 def seen_share(spec: Conv3DSpec, axis: int) -> float:
@@ -93,28 +100,28 @@ def task_box(
 ) -> tuple[int, int, int]:
     """Depth, row tiles and column tiles of one task, for register tiles of `tile` (rows, columns) cells.
 
-    Grows while enough tasks remain for all threads and the copied input stays in half of L2, first along the axes whose
-    windows overlap most: larger boxes copy fewer cells twice.
+    Among the boxes that leave enough tasks for all threads and keep the copied input in half of L2, that which copies
+    the fewest cells for each cell it computes; of equals the longest rows.
     """
     whole = tiles_of(spec, tile)
     step = (1, *tile)
-    box = [1, 1, 1]
 
-    def fits(candidate: list[int]) -> bool:
-        cells = math.prod(
+    def copied(box: tuple[int, int, int]) -> int:
+        return math.prod(
             (inner * cell - 1) * stride + window
-            for inner, cell, stride, window in zip(candidate, step, spec.strides, spec.window, strict=True)
+            for inner, cell, stride, window in zip(box, step, spec.strides, spec.window, strict=True)
         )
-        enough = tasks(spec, tile, (candidate[0], candidate[1], candidate[2])) >= TASKS_PER_THREAD * traits.cores
-        return enough and cells * copy_bytes_per_cell <= traits.l2 // 2
 
-    overlap = [window - stride for window, stride in zip(spec.window, spec.strides, strict=True)]
-    for axis in sorted(range(3), key=lambda axis: (-overlap[axis], -axis)):
-        for inner in range(2, whole[axis] + 1):
-            candidate = [*box[:axis], inner, *box[axis + 1 :]]
-            if whole[axis] % inner == 0 and fits(candidate):
-                box = candidate
-    return box[0], box[1], box[2]
+    def fits(box: tuple[int, int, int]) -> bool:
+        enough = tasks(spec, tile, box) >= TASKS_PER_THREAD * traits.cores
+        return enough and copied(box) * copy_bytes_per_cell <= traits.l2 // 2
+
+    def cost(box: tuple[int, int, int]) -> tuple[float, int, int]:
+        return round(copied(box) / math.prod(box), 6), -box[2], -box[1]
+
+    depth, rows, columns = ([n for n in range(1, size + 1) if size % n == 0] for size in whole)
+    boxes = [box for box in itertools.product(depth, rows, columns) if fits(box)]
+    return min(boxes, key=cost, default=(1, 1, 1))
 
 
 def tiles_of(spec: Conv3DSpec, tile: tuple[int, int]) -> tuple[int, int, int]:

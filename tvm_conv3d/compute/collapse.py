@@ -29,5 +29,6 @@ def collapse(spec: Conv3DSpec) -> Conv3DSpec:
         batch, width = 1, batch * width
     if pointwise[0] and not pointwise[1] and spec.data_format == CHANNELS_LAST:
         batch, depth = batch * depth, 1
-    dilation = tuple(1 if kernel == 1 else d for kernel, d in zip(spec.kernel, spec.dilation, strict=True))
-    return replace(spec, batch=batch, size=(depth, height, width), dilation=dilation)
+    # the distance of a single tap means nothing
+    first, second, third = (1 if kernel == 1 else d for kernel, d in zip(spec.kernel, spec.dilation, strict=True))
+    return replace(spec, batch=batch, size=(depth, height, width), dilation=(first, second, third))

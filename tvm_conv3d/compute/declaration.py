@@ -13,9 +13,14 @@ from tvm.tirx import PrimFunc
 
 @dataclass(frozen=True)
 class Declaration:
-    """One convolution in TE: the tensors input, packed weights, packed bias, output, in the order of the arguments."""
+    """One convolution in TE.
 
-    tensors: tuple[te.Tensor, te.Tensor, te.Tensor, te.Tensor]
+    Attributes:
+        tensors: input, packed weights, packed bias, output, in the order of the arguments; then maybe flags, of which
+            the code makes some not finite where a sum is not, and its result must not be trusted.
+    """
+
+    tensors: tuple[te.Tensor, ...]
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:

@@ -12,6 +12,7 @@ Filters are padded to whole register tiles in the packed weights only.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from tvm import te
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
-from tvm_conv3d.compute.stages import finish, reduction, under_tap, window_extents, zero_padded
+from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, under_tap, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
 
@@ -115,6 +116,11 @@ def pack_bias(spec: Conv3DSpec, variant: DirectVariant, bias: np.ndarray | None)
     if bias is not None:
         padded[:, : spec.group_filters] = bias.reshape(spec.groups, spec.group_filters)
     return padded.reshape(spec.groups, blocks, vectors, lanes)
+
+
+def error_bound(spec: Conv3DSpec, variant: DirectVariant) -> float:
+    """The relative error (2-norm) to expect of data and weights without structure."""
+    return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel))
 
 
 def needs_gather(spec: Conv3DSpec, variant: DirectVariant) -> bool:

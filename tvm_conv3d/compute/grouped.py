@@ -8,6 +8,7 @@ Stages: gather, conv, tile, out, as in :mod:`tvm_conv3d.compute.direct`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from tvm import te
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
-from tvm_conv3d.compute.stages import finish, reduction, under_tap, window_extents, zero_padded
+from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, under_tap, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
 
@@ -88,6 +89,11 @@ def pack_bias(spec: Conv3DSpec, variant: GroupedVariant, bias: np.ndarray | None
     if bias is not None:
         padded[: spec.filters] = bias
     return padded.reshape(blocks, variant.lanes)
+
+
+def error_bound(spec: Conv3DSpec, variant: GroupedVariant) -> float:
+    """The relative error (2-norm) to expect of data and weights without structure."""
+    return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel))
 
 
 def _gather(spec: Conv3DSpec, x: te.Tensor, blocks: int, lanes: int, cells: tuple[int, ...]) -> te.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,3 +63,22 @@ def finish(spec: Conv3DSpec, total: Expr, bias: Expr) -> Expr:
     """Bias, activation and rounding to the output's type."""
     value = total + bias if spec.bias else total
     return narrow(activate(spec.activation, value), spec.dtype, spec.accumulator)
+
+
+#: Unit roundoff of each type of output, next to which the accumulator's rounding is counted.
+_ROUNDOFF = {"float64": 0.0, "float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+#: Rounding of a sum of n products, relative to it, is this times sqrt(n). Fitted to float32, with a third to spare.
+_SUM_ROUNDING = {"float32": 2.3e-8, "float64": 2.3e-8 * 2.0**-29}
+
+
+def error_of_sums(spec: Conv3DSpec, products: int, amplification: float = 1.0) -> float:
+    """The relative error (2-norm) to expect of sums of `products` terms, for data and weights without structure.
+
+    Args:
+        spec: its types count.
+        products: terms of a sum.
+        amplification: how much more an algorithm shows its rounding than the plain sum.
+    """
+    sums = amplification * _SUM_ROUNDING[spec.accumulator] * math.sqrt(max(16, products))
+    return math.hypot(sums, _ROUNDOFF[spec.dtype])

@@ -1,0 +1,150 @@
+"""Design space of the Winograd convolution on a CPU.
+
+A task is one group of neighbouring tiles. All its intermediates are its own and stay in its core's cache: the gathered
+cells, the transformed input, the products of all frequencies, the inverse transforms. Only the transformed weights
+stream through, once for each task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm import IRModule
+from tvm.s_tir import Schedule
+
+from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.winograd import WinogradVariant, axes_of
+from tvm_conv3d.schedules.decisions import Decisions, LoopRV
+from tvm_conv3d.schedules.llvm import winograd_rule
+from tvm_conv3d.schedules.llvm.common import BlockRV, keep_in_registers, unroll, vectorize_copy
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.targets import CpuTraits
+
+#: Variants that compete while tuning.
+MOST_VARIANTS = 16
+
+
+def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[str, int]] | None:
+    """The variant and the decisions taken where nothing was tuned; None where the direct convolution is as good."""
+    variant = winograd_rule.worthwhile(spec, traits)
+    return None if variant is None else (variant, {"unroll": 1})
+
+
+def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[WinogradVariant]:
+    """The variants that compete while tuning, the cheapest first; none where Winograd does not apply."""
+    return [candidate.variant for candidate in winograd_rule.priced(spec, traits)[:MOST_VARIANTS]]
+
+
+def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradVariant, decide: Decisions) -> None:
+    """Schedules `compute.winograd.declare(spec, variant)`.
+
+    Decisions: `unroll`: channels per step of the product.
+    """
+    s = collapse(spec)
+    taps = axes_of(s, variant.modes).taps
+    transformed = [m + t > 2 for m, t in zip(variant.tile, taps, strict=True)]
+    task = _tasks(sch, s, variant)
+    outputs = [(axis, name) for axis, name in enumerate(("output_d", "output_h", "output_w")) if transformed[axis]]
+    for _, name in reversed(outputs):
+        sch.compute_at(sch.get_sblock(name), task, preserve_unit_loops=True)
+    sch.compute_at(sch.get_sblock("product"), task, preserve_unit_loops=True)
+    _transform_input(sch, variant, task, transformed)
+    for axis, name in outputs:
+        block = sch.get_sblock(name)
+        *cells, t, f, lane, step = sch.get_loops(block)[-7:]
+        row = cells.pop(axis)
+        _in_registers(sch, block, [*cells, t, f], row, step, lane)
+    _gather(sch, s, variant, task)
+    _product(sch, variant, decide)
+    _flags(sch)
+
+
+def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+    """Nothing is changed after scheduling."""
+    return module
+
+
+def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:
+    """Cuts the output into groups of tiles; returns the parallel loop over them."""
+    last = s.data_format == CHANNELS_LAST
+    loops = sch.get_loops(sch.get_sblock("out"))
+    n, d, h, w, f = loops if last else (loops[0], *loops[2:], loops[1])
+    outer, inner = [n], []
+    for loop, m, b in zip((d, h, w), variant.tile, variant.block, strict=True):
+        group, cell = sch.split(loop, [None, m * b])
+        outer.append(group)
+        inner.append(cell)
+    sch.reorder(*outer, *((*inner, f) if last else (f, *inner)))
+    if last:
+        vectorize_copy(sch, f, variant.lanes)
+    # two stages read the sums: both must run in the same task
+    groups = sch.get_loops(sch.get_sblock("flags"))[:4]
+    task = sch.merge(sch.fuse(*outer), sch.fuse(*groups))
+    sch.parallel(task)
+    return task
+
+
+def _transform_input(sch: Schedule, variant: WinogradVariant, task: LoopRV, transformed: Sequence[bool]) -> None:
+    """Transforms a row of tiles, one vector of channels after the other: the steps in between stay in L1."""
+    block = sch.get_sblock("input_d")
+    sch.compute_at(block, task, preserve_unit_loops=True)
+    loops = sch.get_loops(block)
+    e, y, x, c, t, lane = loops[-7:-1] if transformed[0] else loops[-6:]
+    t_d, t_h, t_w = sch.split(t, list(variant.block), preserve_unit_iters=True)
+    sch.reorder(t_d, t_h, c, y, x, t_w)
+    if transformed[0]:
+        _in_registers(sch, block, [t_d, t_h, c, y, x, t_w], e, loops[-1], lane)
+    else:
+        sch.reorder(t_d, t_h, c, e, y, x, t_w, lane)
+        sch.vectorize(lane)
+    for axis, name in ((1, "input_h"), (2, "input_w")):
+        if transformed[axis]:
+            stage = sch.get_sblock(name)
+            sch.compute_at(stage, c, preserve_unit_loops=True)
+            # input_w has a row of cells where input_h has a tile and a frequency
+            first, second, row, *others, channel, lane, step = sch.get_loops(stage)[-8 if axis == 1 else -7 :]
+            _in_registers(sch, stage, [first, second, *others, channel], row, step, lane)
+
+
+def _in_registers(
+    sch: Schedule, block: BlockRV, outer: Sequence[LoopRV], row: LoopRV, step: LoopRV, lane: LoopRV
+) -> None:
+    """A small matrix times vectors: all rows' sums in registers, the matrix's entries folded into the code."""
+    sch.reorder(*outer, row, step, lane)
+    unroll(sch, (row, step))
+    sch.vectorize(lane)
+    sch.decompose_reduction(block, step)
+
+
+def _gather(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant, task: LoopRV) -> None:
+    block = sch.get_sblock("gather")
+    sch.compute_at(block, task, preserve_unit_loops=True)
+    channels = sch.get_loops(block)[-1]
+    if s.data_format == CHANNELS_LAST and s.channels % variant.lanes == 0:
+        vectorize_copy(sch, channels, variant.lanes)
+
+
+def _product(sch: Schedule, variant: WinogradVariant, decide: Decisions) -> None:
+    """For each frequency a matrix product on register tiles of `columns` tiles by `vectors` vectors of filters."""
+    block = sch.get_sblock("product")
+    e, y, x, f, t, lane, channel = sch.get_loops(block)[-7:]
+    f_out, f_in = sch.split(f, [None, variant.vectors])
+    t_out, t_in = sch.split(t, [None, variant.columns])
+    outer, few = decide.tile("unroll", channel, default=1, limit=8)
+    sch.reorder(e, y, x, f_out, t_out, outer, few, t_in, f_in, lane)
+    sch.unroll(few)
+    store = sch.cache_write(block, 0, "local")
+    sch.reverse_compute_at(store, t_out, preserve_unit_loops=True)
+    loops = sch.get_loops(store)[-3:]
+    unroll(sch, loops[:-1])
+    sch.vectorize(loops[-1])
+    keep_in_registers(sch, block, (outer, few), (t_in, f_in, lane))
+
+
+def _flags(sch: Schedule) -> None:
+    block = sch.get_sblock("flags")
+    loops = sch.get_loops(block)
+    lane, reduction = loops[-6], loops[-5:]
+    sch.reorder(*reduction, lane)
+    sch.vectorize(lane)
+    sch.vectorize(sch.get_loops(sch.decompose_reduction(block, reduction[0]))[-1])

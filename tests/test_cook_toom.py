@@ -1,0 +1,50 @@
+"""The short convolutions are exact in rational arithmetic, and their rounding is what the estimate says."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from tvm_conv3d.compute.cook_toom import amplification, transforms
+
+SIZES = [(m, r) for r in range(1, 8) for m in range(1, 7) if m + r - 2 <= 11]
+
+
+@pytest.mark.parametrize(("m", "r"), SIZES)
+def test_exact(m: int, r: int) -> None:
+    """For every unit tap and every unit input: bilinear, so this proves it for all."""
+    a, g, b = transforms(m, r)
+    n = m + r - 1
+    for tap in range(r):
+        for cell in range(n):
+            products = [g[i][tap] * b[i][cell] for i in range(n)]
+            for out in range(m):
+                total = sum((a[out][i] * products[i] for i in range(n)), Fraction(0))
+                assert total == (1 if out + tap == cell else 0)
+
+
+def test_as_few_multiplications_as_possible() -> None:
+    for m, r in SIZES:
+        output, kernel, data = transforms(m, r)
+        assert (len(output), len(kernel), len(data), len(data[0])) == (m, m + r - 1, m + r - 1, m + r - 1)
+
+
+@pytest.mark.parametrize(("m", "r"), [(0, 3), (3, 0), (7, 7)])
+def test_what_there_is_not(m: int, r: int) -> None:
+    with pytest.raises(ValueError, match="Received"):
+        transforms(m, r)
+
+
+@pytest.mark.parametrize(("m", "r"), [(2, 3), (4, 3), (6, 3), (4, 5), (4, 2)])
+def test_amplification_is_what_rounding_does(m: int, r: int) -> None:
+    a, g, b = (np.array(matrix, dtype=np.float64) for matrix in transforms(m, r))
+    rng = np.random.default_rng(0)
+    taps, cells = rng.standard_normal((4000, r)), rng.standard_normal((4000, m + r - 1))
+    exact = np.einsum("ji,ni,ni->nj", a, taps @ g.T, cells @ b.T)
+    eps = 2.0**-11
+    products = (taps @ g.T) * (cells @ b.T)
+    noisy = products * (1 + eps * rng.standard_normal(products.shape))
+    measured = np.linalg.norm(noisy @ a.T - exact) / np.linalg.norm(exact) / eps
+    assert measured == pytest.approx(amplification(m, r), rel=0.1)

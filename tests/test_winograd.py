@@ -1,0 +1,180 @@
+"""Winograd's algorithm: right in all modes, within its stated error, and never trusted with NaN or infinity."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from problems import data, numpy_dtype
+from tvm_conv3d import Conv3D, build, reference, runtime, tensors
+from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.compute.winograd import WinogradVariant, axes_of, error_bound
+from tvm_conv3d.plan import Plan, make_plan
+from tvm_conv3d.schedules.llvm import winograd_rule
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, NO_PADS, Conv3DSpec, Triple, same_padding
+from tvm_conv3d.targets import cpu_traits, host_target
+
+
+def dense(size: Triple, channels: int, filters: int, kernel: Triple, **more: object) -> Conv3DSpec:
+    strides = more.get("strides", (1, 1, 1))
+    dilation = more.get("dilation", (1, 1, 1))
+    pads = same_padding(size, kernel, strides, dilation)  # type: ignore[arg-type]
+    return Conv3DSpec(1, size, channels, filters, kernel, pads=pads, **more)  # type: ignore[arg-type]
+
+
+def run_variant(spec: Conv3DSpec, variant: WinogradVariant, x: np.ndarray, kernel: np.ndarray, bias: object) -> tuple:
+    """(result, flags) of one variant."""
+    plan = Plan(spec, "winograd", variant, {"unroll": 1})
+    loaded = runtime.link(build.compile_plan(plan, host_target(2)))
+    algorithm = algorithms("llvm")["winograd"]
+    out = np.full(spec.output_shape, np.nan, numpy_dtype(spec.dtype))
+    flags = np.zeros(loaded.shapes[4], np.float32)
+    arrays = (x, algorithm.pack_kernel(spec, variant, kernel), algorithm.pack_bias(spec, variant, bias), out, flags)
+    loaded.function(*(runtime._view(array, shape) for array, shape in zip(arrays, loaded.shapes, strict=True)))
+    return out, flags
+
+
+def relative_error(spec: Conv3DSpec, variant: WinogradVariant) -> float:
+    x, kernel, bias = data(spec)
+    result, flags = run_variant(spec, variant, x, kernel, bias)
+    assert np.isfinite(flags).all()
+    return reference.relative_error(result, reference.convolve(spec, x, kernel, bias))
+
+
+VARIANTS = [
+    ("dense", dense((6, 9, 10), 16, 32, (3, 3, 3)), WinogradVariant("ppp", (4, 4, 4), (1, 1, 3), 16, 2, 3)),
+    ("odd channels", dense((5, 7, 9), 13, 21, (3, 3, 3)), WinogradVariant("ppp", (2, 3, 4), (2, 2, 3), 16, 1, 4)),
+    ("spatial", dense((3, 9, 11), 16, 16, (1, 3, 3)), WinogradVariant("ppp", (1, 4, 6), (1, 2, 2), 16, 1, 2)),
+    ("temporal", dense((9, 4, 5), 16, 16, (3, 1, 1)), WinogradVariant("ppp", (4, 1, 1), (2, 1, 7), 16, 1, 7)),
+    ("5x5x5", dense((6, 8, 9), 8, 16, (5, 5, 5)), WinogradVariant("ppp", (2, 2, 4), (1, 2, 2), 8, 2, 4)),
+    ("2x2x2", dense((6, 8, 9), 8, 16, (2, 2, 2)), WinogradVariant("ppp", (4, 4, 5), (1, 1, 2), 8, 1, 2)),
+    ("7x7x7", dense((7, 7, 7), 3, 16, (7, 7, 7)), WinogradVariant("ppp", (2, 2, 2), (1, 1, 2), 16, 1, 2)),
+    ("folded depth", dense((2, 8, 9), 16, 16, (3, 3, 3)), WinogradVariant("fpp", (1, 4, 4), (2, 2, 3), 16, 1, 6)),
+    (
+        "strided",
+        dense((7, 11, 12), 5, 16, (3, 7, 7), strides=(1, 2, 2)),
+        WinogradVariant("pss", (4, 2, 4), (1, 2, 2), 16, 1, 2),
+    ),
+    (
+        "strided, stride does not divide",
+        dense((8, 9, 10), 4, 16, (3, 4, 5), strides=(2, 3, 2)),
+        WinogradVariant("sss", (2, 2, 3), (1, 1, 2), 16, 1, 2),
+    ),
+    (
+        "dilated depth",
+        dense((9, 8, 8), 8, 16, (3, 3, 3), dilation=(2, 1, 1)),
+        WinogradVariant("fpp", (1, 4, 4), (3, 1, 2), 16, 1, 2),
+    ),
+    ("all folded", dense((5, 6, 7), 3, 16, (3, 2, 3)), WinogradVariant("fff", (1, 1, 1), (1, 2, 7), 16, 1, 7)),
+]
+
+
+@pytest.mark.parametrize(("spec", "variant"), [case[1:] for case in VARIANTS], ids=[case[0] for case in VARIANTS])
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+def test_all_modes(spec: Conv3DSpec, variant: WinogradVariant, data_format: str) -> None:
+    spec = replace(spec, data_format=data_format, batch=2)
+    assert relative_error(spec, variant) < max(1.5 * error_bound(spec, variant), 2e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_types(dtype: str) -> None:
+    spec = dense((6, 9, 10), 16, 32, (3, 3, 3), dtype=dtype)
+    variant = WinogradVariant("ppp", (4, 4, 4), (1, 1, 3), 16, 2, 3)
+    assert relative_error(spec, variant) < 1.5 * error_bound(spec, variant)
+
+
+@pytest.mark.parametrize("modes", ["ppp", "pss", "fss"])
+def test_modes_must_suit(modes: str) -> None:
+    with pytest.raises(ValueError, match="needs another stride or dilation"):
+        axes_of(dense((8, 8, 8), 16, 16, (3, 3, 3), strides=(2, 1, 1), dilation=(1, 2, 2)), modes)
+
+
+def big(**more: object) -> Conv3DSpec:
+    return dense((8, 14, 14), 32, 32, (3, 3, 3), **more)
+
+
+def test_the_default_takes_it_where_it_pays() -> None:
+    target = host_target(2)
+    assert make_plan(big(), target).algorithm == "winograd"
+    assert make_plan(big(), target, exact=True).algorithm == "direct"
+    for spec in (
+        big(dtype="float64"),
+        big(groups=32),
+        replace(big(), kernel=(1, 1, 1), pads=NO_PADS),
+        replace(big(), dilation=(2, 2, 2), pads=((2, 2),) * 3),  # type: ignore[arg-type]
+        dense((4, 4, 4), 8, 4, (3, 3, 3)),
+    ):
+        assert make_plan(spec, target).algorithm != "winograd", spec.key()
+
+
+def test_default_plans_keep_the_stated_error() -> None:
+    target = host_target(2)
+    for spec in (big(), dense((9, 15, 13), 24, 40, (3, 3, 3)), dense((8, 16, 16), 32, 32, (5, 5, 5))):
+        plan = make_plan(spec, target)
+        assert plan.algorithm == "winograd"
+        assert plan.error_bound <= winograd_rule.ERROR_LIMIT
+        for seed, make in enumerate((normal, large_range, constant, one_hot)):
+            x, kernel, bias = make(spec, seed)
+            result = runtime.Executor()(spec, tensors.wrap(x), kernel, bias, version=0)
+            expected = reference.convolve(spec, x, kernel, bias)
+            assert reference.relative_error(result, expected) < 1e-5, (spec.key(), make.__name__)
+
+
+def normal(spec: Conv3DSpec, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x, kernel, bias = data(spec, seed)
+    assert bias is not None
+    return x, kernel, bias
+
+
+def large_range(spec: Conv3DSpec, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x, kernel, bias = normal(spec, seed)
+    return x * np.float32(1e6), kernel * np.float32(1e-3), bias
+
+
+def constant(spec: Conv3DSpec, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    _, kernel, bias = normal(spec, seed)
+    return np.full(spec.input_shape, 3, np.float32), np.abs(kernel), bias
+
+
+def one_hot(spec: Conv3DSpec, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x, kernel, bias = normal(spec, seed)
+    hot = np.zeros_like(x)
+    hot[0, 3, 4, 5, 6] = 1
+    return hot, kernel, bias
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("activation", ["linear", "relu", "sigmoid"])
+def test_what_is_not_finite_is_computed_directly(value: float, activation: str) -> None:
+    spec = big(activation=activation)
+    x, kernel, bias = normal(spec, 0)
+    kernel += np.sign(kernel)
+    x[0, 2, 3, 4, 5] = value
+    result = runtime.Executor()(spec, tensors.wrap(x), kernel, bias, version=0)
+    strict = runtime.Executor(accuracy="strict")(spec, tensors.wrap(x), kernel, bias, version=0)
+    np.testing.assert_array_equal(result, strict)
+    if activation == "linear":
+        assert not np.isfinite(result).all()
+        touched = np.zeros(spec.input_shape)
+        touched[0, 2, 3, 4, 5] = 1
+        reached = reference.convolve(replace(spec, bias=False), touched, np.ones_like(kernel)) != 0
+        assert np.isfinite(result[~reached]).all()
+
+
+def test_a_layer_can_be_strict() -> None:
+    strict = Conv3D(32, 3, padding="same", accuracy="strict")
+    assert strict.plan_for((1, 8, 14, 14, 32)).algorithm == "direct"
+    assert Conv3D.from_config(strict.get_config()).plan_for((1, 8, 14, 14, 32)).algorithm == "direct"
+    assert Conv3D(32, 3, padding="same").plan_for((1, 8, 14, 14, 32)).algorithm == "winograd"
+    with pytest.raises(ValueError, match="default, strict"):
+        Conv3D(32, 3, accuracy="exact")
+
+
+def test_tiles_leave_a_task_for_every_thread() -> None:
+    traits = cpu_traits(host_target(2))
+    for candidate in winograd_rule.priced(dense((16, 28, 28), 64, 64, (3, 3, 3)), traits)[:5]:
+        variant = candidate.variant
+        assert np.prod(variant.block) % variant.columns == 0
+        assert variant.columns * variant.vectors + variant.vectors + 1 <= traits.registers

@@ -1,0 +1,87 @@
+"""Short convolutions with few multiplications, in exact arithmetic.
+
+F(m, r) computes m outputs of a correlation with r taps by m + r - 1 multiplications:
+
+    y = A^T [ (G g) * (B^T d) ]
+
+The method is Toom and Cook's (Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, Fast Algorithms
+for Convolutional Neural Networks, 2016), interpolating at small rational points and infinity. The order of the points
+is that of Barabasz et al., Error Analysis and Improving the Accuracy of Winograd Convolution for DNNs, 2020.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+_POINTS = tuple(Fraction(p) for p in ("0", "-1", "1", "1/2", "-2", "-1/2", "2", "-1/4", "4", "1/4", "-4"))
+
+Matrix = tuple[tuple[Fraction, ...], ...]
+
+
+class Transforms(NamedTuple):
+    """The matrices of F(m, r), with n = m + r - 1.
+
+    Attributes:
+        output: A^T, (m, n).
+        kernel: G, (n, r).
+        input: B^T, (n, n).
+    """
+
+    output: Matrix
+    kernel: Matrix
+    input: Matrix
+
+
+@functools.cache
+def transforms(m: int, r: int) -> Transforms:
+    """The matrices of F(m, r).
+
+    Raises:
+        ValueError: m or r is below 1, or there are no points for so many outputs and taps.
+    """
+    finite = m + r - 2
+    if m < 1 or r < 1 or finite > len(_POINTS):
+        raise ValueError(f"F(m, r) needs 1 <= m, r and m + r - 2 <= {len(_POINTS)}. Received: m={m}, r={r}")
+    points = _POINTS[:finite]
+    zero, one = Fraction(0), Fraction(1)
+    output = [[p**row for p in points] + [one if row == m - 1 else zero] for row in range(m)]
+    kernel, data = [], []
+    for i, p in enumerate(points):
+        others = points[:i] + points[i + 1 :]
+        scale = math.prod((p - q for q in others), start=one)
+        kernel.append([p**k / scale for k in range(r)])
+        data.append([*_from_roots(others), zero])
+    kernel.append([zero] * (r - 1) + [one])
+    data.append(list(_from_roots(points)))
+    return Transforms(_freeze(output), _freeze(kernel), _freeze(data))
+
+
+@functools.cache
+def amplification(m: int, r: int) -> float:
+    """How much more rounding F(m, r) shows than the plain sum, for inputs and weights of equal variance.
+
+    The variance of the products' rounding in an output, against the output's own: sqrt(mean_j sum_i A_ji^2 |G_i|^2
+    |B_i|^2 / r). Along several axes the factors multiply.
+    """
+    a, g, b = (np.array(matrix, dtype=np.float64) for matrix in transforms(m, r))
+    products = (g**2).sum(1) * (b**2).sum(1)
+    return float(np.sqrt((a**2 @ products).mean() / r))
+
+
+def _from_roots(roots: Sequence[Fraction]) -> list[Fraction]:
+    """Coefficients of prod (x - root), lowest degree first."""
+    coefficients = [Fraction(1)]
+    for root in roots:
+        shifted = [Fraction(0), *coefficients]
+        coefficients = [high - root * low for high, low in zip(shifted, [*coefficients, Fraction(0)], strict=True)]
+    return coefficients
+
+
+def _freeze(rows: list[list[Fraction]]) -> Matrix:
+    return tuple(tuple(row) for row in rows)

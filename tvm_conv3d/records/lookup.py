@@ -1,0 +1,128 @@
+"""Where records lie, and in which order they are asked."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import platformdirs
+
+from tvm_conv3d.records.record import Key, Record
+from tvm_conv3d.records.store import FILE_NAME, Book, RecordWarning, load
+from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.targets import instruction_set, target_key, thread_count
+
+if TYPE_CHECKING:
+    from tvm.target import Target
+
+#: Names a folder of logs that is asked before the user's own.
+LOGS_VARIABLE = "TVM_CONV3D_LOGS"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A record and the place that holds it."""
+
+    record: Record
+    file: Path
+    line: int
+
+    def reject(self, reason: str) -> None:
+        """Warns, once a process, that this record is not used."""
+        _warn_once(f"{self.file}, line {self.line} is skipped: {reason}. Tune the layer again, or remove the line.")
+
+
+def user_logs() -> Path:
+    """The user's own folder of logs, into which the tuner writes.
+
+    It lies with the user's data, not in the cache, as a cache may be deleted at any time and tuning takes long; where
+    $TVM_CONV3D_CACHE names the root of all that is kept, it lies there.
+    """
+    from tvm_conv3d import cache  # which knows plans, and plans know records
+
+    if os.environ.get(cache.CACHE_VARIABLE):
+        return cache.cache_root() / "tuning_logs"
+    return Path(platformdirs.user_data_dir("tvm_conv3d", appauthor=False)) / "tuning_logs"
+
+
+def packaged_logs() -> Path:
+    """The folder of logs that came with this package: beside `schedules`, in a checkout as in a wheel."""
+    from tvm_conv3d import schedules
+
+    return Path(str(schedules.__file__)).parents[1] / "tuning_logs"
+
+
+def find(spec: Conv3DSpec, target: Target, logs: str | Path | None = None) -> Iterator[Found]:
+    """The records that may serve `spec` on `target`, the first choice first.
+
+    Asked are: `logs`, the folder in $TVM_CONV3D_LOGS, the user's folder, and the package's: the log of this very
+    target, then those of targets with the same instruction set, by name the most alike first.
+
+    Args:
+        spec: the problem.
+        target: whose key names the log, and whose number of threads the record must have.
+        logs: a folder of logs, or one file of records.
+
+    Raises:
+        ValueError: `logs` does not exist.
+    """
+    key = (spec.key(), thread_count(target))
+    name = target_key(target)
+    isa = instruction_set(target)
+    for path in _files(name, logs):
+        yield from _in_book(load(path), key, isa)
+    for path in _neighbours(name):
+        yield from _in_book(load(path), key, isa, foreign=True)
+
+
+def _files(name: str, logs: str | Path | None) -> Iterator[Path]:
+    if logs is not None:
+        given = Path(logs).expanduser()
+        if not given.exists():
+            raise ValueError(f"`logs` must be a folder of tuning logs or a file of records. Received: {logs!r}")
+        yield given if given.is_file() else given / name / FILE_NAME
+    chosen = os.environ.get(LOGS_VARIABLE)
+    if chosen:
+        folder = Path(chosen).expanduser()
+        if not folder.is_dir():
+            _warn_once(f"{LOGS_VARIABLE} names no folder, and no record is taken from there. Received: {chosen!r}")
+        yield folder / name / FILE_NAME
+    yield user_logs() / name / FILE_NAME
+    yield packaged_logs() / name / FILE_NAME
+
+
+def _neighbours(name: str) -> list[Path]:
+    """The packaged logs of other targets, those with the longest common beginning of the name first."""
+
+    def unlikeness(path: Path) -> tuple[int, str]:
+        other = path.parent.name
+        alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False))
+        return -len(list(alike)), other
+
+    others = [path for path in packaged_logs().glob(f"*/{FILE_NAME}") if path.parent.name != name]
+    return sorted(others, key=unlikeness)
+
+
+def _in_book(book: Book, key: Key, isa: str, foreign: bool = False) -> Iterator[Found]:
+    record = book.records.get(key)
+    if record is None:
+        return
+    found = Found(record, book.path, book.lines[key])
+    if record.isa == isa:
+        yield found
+    elif not foreign:
+        found.reject(f"it was measured with instruction set {record.isa}, and this target has {isa}")
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(text: str) -> None:
+    if text not in _warned:
+        _warned.add(text)
+        warnings.warn(text, RecordWarning, stacklevel=3)
