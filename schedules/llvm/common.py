@@ -45,3 +45,11 @@ def vectorize_copy(sch: Schedule, loop: LoopRV, lanes: int) -> None:
         sch.vectorize(sch.split(loop, [None, lanes])[1])
     elif extent <= _LONGEST_VECTOR:
         sch.vectorize(loop)
+
+
+def read_whole_rows(sch: Schedule, width: LoopRV, *channels: LoopRV) -> None:
+    """Copies from channels_first a row of one channel after the other.
+
+    The channels of one cell lie a plane apart, often in one set of the cache: each line would be fetched once a cell.
+    """
+    sch.reorder(*channels, width)

@@ -17,7 +17,7 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.direct import DirectVariant, needs_gather
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm import skip_padding
-from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll, vectorize_copy
+from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, read_whole_rows, unroll, vectorize_copy
 from tvm_conv3d.schedules.llvm.tile_rule import best_tile, good_tiles, task_box, tasks, tiles_of
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
@@ -165,10 +165,12 @@ def _gather(sch: Schedule, s: Conv3DSpec, variant: DirectVariant, task: LoopRV) 
     block = sch.get_sblock("gather")
     if variant.gather == "task":
         sch.compute_at(block, task, preserve_unit_loops=True)
-    *outer, _, g, c = sch.get_loops(block)
+    *outer, width, g, c = sch.get_loops(block)
     if variant.gather == "root":
         sch.parallel(sch.fuse(*outer))
-    if s.data_format == CHANNELS_LAST:
+    if s.data_format != CHANNELS_LAST:
+        read_whole_rows(sch, width, g, c)
+    else:
         channels = sch.fuse(g, c)
         if int(sch.get(channels).extent) % variant.lanes == 0:
             vectorize_copy(sch, channels, variant.lanes)

@@ -16,7 +16,7 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.winograd import WinogradVariant, axes_of
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm import winograd_rule
-from tvm_conv3d.schedules.llvm.common import BlockRV, keep_in_registers, unroll, vectorize_copy
+from tvm_conv3d.schedules.llvm.common import BlockRV, keep_in_registers, read_whole_rows, unroll, vectorize_copy
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -74,7 +74,8 @@ def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:
         group, cell = sch.split(loop, [None, m * b])
         outer.append(group)
         inner.append(cell)
-    sch.reorder(*outer, *((*inner, f) if last else (f, *inner)))
+    # channels_first: a row of one filter after the other, from sums that stay in L1 meanwhile
+    sch.reorder(*outer, *((*inner, f) if last else (*inner[:2], f, inner[2])))
     if last:
         vectorize_copy(sch, f, variant.lanes)
     # two stages read the sums: both must run in the same task
@@ -119,8 +120,10 @@ def _in_registers(
 def _gather(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant, task: LoopRV) -> None:
     block = sch.get_sblock("gather")
     sch.compute_at(block, task, preserve_unit_loops=True)
-    channels = sch.get_loops(block)[-1]
-    if s.data_format == CHANNELS_LAST and s.channels % variant.lanes == 0:
+    width, channels = sch.get_loops(block)[-2:]
+    if s.data_format != CHANNELS_LAST:
+        read_whole_rows(sch, width, channels)
+    elif s.channels % variant.lanes == 0:
         vectorize_copy(sch, channels, variant.lanes)
 
 

@@ -25,7 +25,7 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import transforms
 from tvm_conv3d.compute.winograd import FOLDED, PLAIN, STRIDED, WinogradVariant, axes_of, error_bound
 from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, best_tile, seen_share
-from tvm_conv3d.spec import Conv3DSpec, Triple
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
 from tvm_conv3d.targets import CpuTraits
 
 #: Largest relative error (2-norm) that a default plan may be expected to have.
@@ -48,6 +48,9 @@ _FROM_MEMORY = 4.0
 
 #: Winograd must be cheaper than direct by this factor, as both are estimates.
 _ADVANTAGE = 0.78
+
+#: Cells that a cache line and the start of its copy cost as much as.
+_LINE = 24.0
 
 #: Cycles of a task besides its work.
 _TASK = 3000.0
@@ -152,7 +155,7 @@ def _blocked(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Iter
     sizes = []
     for count, most_parts in zip(tiles, (4, 8, 8), strict=True):
         parts = range(1, min(most_parts, count) + 1)
-        sizes.append(sorted({-(-count // p) for p in parts} | {min(count, size) for size in (1, 2, 4)}))
+        sizes.append(sorted({-(-count // p) for p in parts} | {min(count, size) for size in (1, 2, 4, 7, 8, 14, 16)}))
     for bd, bh, bw in itertools.product(*sizes):
         block = (bd, bh, bw)
         if math.prod(block) <= 64:
@@ -182,6 +185,11 @@ def _price(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Priced
         traffic += weights / (_WEIGHTS_FROM_L3 if weights <= traits.l3 else _WEIGHTS_FROM_MEMORY)
     # loops over a row of tiles cost as much to start as half a tile
     transform *= TRANSFORM_STEP * (1 + 0.5 / variant.block[2])
+    if s.data_format != CHANNELS_LAST:
+        # each row of a channel is read and written by itself, in whole cache lines
+        row = variant.block[2] * variant.tile[2]
+        cells = math.prod(b * m + t - 1 for b, m, t in zip(variant.block, variant.tile, axes.taps, strict=True))
+        transform += (cells * channels + tiles * math.prod(variant.tile) * filters) * (1 + _LINE / row) / lanes
     rounds = -(-tasks // traits.cores)
     return Priced(variant, rounds * (_TASK + product + transform + traffic) + _memory_cycles(s, traits))
 
