@@ -13,7 +13,7 @@ from tvm_conv3d import reference
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec
 
 #: A relative error (2-norm) beyond this marks a row as wrong. The half types round their output.
-TOLERANCE = {"float32": 5e-5, "float64": 1e-11, "float16": 5e-3, "bfloat16": 2e-2}
+TOLERANCE = {"float32": 1e-5, "float64": 1e-11, "float16": 5e-3, "bfloat16": 2e-2}
 
 #: Multiply-accumulates that the oracle may spend on a layer, and the most output positions that are compared.
 ORACLE_MACS = 2e9

@@ -1,0 +1,359 @@
+"""Tuning: from the search to the record, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("xgboost", reason="tuning needs xgboost")
+pytest.importorskip("psutil", reason="tuning needs psutil")
+
+from tvm_conv3d import records
+from tvm_conv3d.plan import Plan, default_plan, make_plan
+from tvm_conv3d.records import FILE_NAME
+from tvm_conv3d.spec import Conv3DSpec, Pads
+from tvm_conv3d.targets import resolve, target_key
+from tvm_conv3d.tuning import layer, measure
+from tvm_conv3d.tuning.journal import Journal
+from tvm_conv3d.tuning.lab import Lab, Limits, Trial
+from tvm_conv3d.tuning.search import Options, Search, contenders
+from tvm_conv3d.tuning.workers import Worker, WorkerError, answer_requests, ask_all
+
+#: Strided, so that its default stays the direct convolution.
+SPEC = Conv3DSpec(1, (4, 12, 12), 8, 16, (3, 3, 3), (1, 2, 2), pads=(Pads(1, 1),) * 3, activation="relu")
+DEPTHWISE = Conv3DSpec(1, (4, 9, 9), 16, 16, (3, 3, 3), groups=16)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TVM_CONV3D_CACHE", str(tmp_path / "user"))
+    monkeypatch.delenv(records.LOGS_VARIABLE, raising=False)
+
+
+def target() -> Any:
+    return resolve(None, 2)
+
+
+class FakeLab(Lab):
+    """Measures nothing: a plan's seconds follow from its words."""
+
+    def __init__(self, stop_after: int = 10**9) -> None:
+        super().__init__(target())
+        self.tried: list[str] = []
+        self.wrong: set[str] = set()
+        self._stop_after = stop_after
+
+    def seconds(self, plan: Plan) -> float:
+        if plan.algorithm != "direct":
+            return 0.1
+        cost = 2.0 + abs(plan.decisions["depth"] - 2) + abs(plan.decisions["unroll"] - 4) / 10
+        return 1e-3 * cost * (1.0 if plan.variant.order == "filters_parallel" else 1.2)
+
+    def try_plans(self, plans: Sequence[Plan], hopeless: float = 0) -> list[Trial]:
+        if len(self.tried) >= self._stop_after:
+            raise KeyboardInterrupt
+        self.tried += [plan.describe() for plan in plans]
+        return [Trial(plan, self.seconds(plan)) for plan in plans]
+
+    def contest(self, plans: Sequence[Plan]) -> list[float]:
+        return [self.seconds(plan) for plan in plans]
+
+    def error(self, plan: Plan) -> float:
+        return 1.0 if plan.describe() in self.wrong else 1e-7
+
+
+def log_file(folder: Path) -> Path:
+    return folder / target_key(target()) / FILE_NAME
+
+
+def test_variants_compete() -> None:
+    for spec, names in ((SPEC, {"direct"}), (DEPTHWISE, {"direct", "grouped"})):
+        arms = contenders(spec, target())
+        default = default_plan(spec, target())
+        assert (arms[0].algorithm.name, arms[0].variant) == (default.algorithm, default.variant)
+        assert names <= {arm.algorithm.name for arm in arms}
+        assert len({(arm.algorithm.name, arm.variant) for arm in arms}) == len(arms) >= 8
+
+
+def test_a_seed_repeats_its_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    for run, seed in enumerate((7, 7, 8)):
+        monkeypatch.setenv("TVM_CONV3D_CACHE", str(tmp_path / str(run)))
+        lab = FakeLab()
+        trials = Search(SPEC, lab, Options(trials=24, seed=seed), Journal(SPEC, target())).run()
+        assert len(trials) == len(lab.tried) == len(set(lab.tried)) == 24
+        tried.append(lab.tried)
+    assert tried[0] == tried[1]
+    assert tried[0] != tried[2]
+
+
+def test_the_search_finds_and_the_record_serves(tmp_path: Path) -> None:
+    lab = FakeLab()
+    outcome = layer.tune(SPEC, lab, Options(trials=32), tmp_path)
+    assert outcome.gain > 1.02
+    assert outcome.record is not None
+    assert min(lab.seconds(trial.plan) for trial in outcome.trials) == pytest.approx(outcome.seconds)
+    plan = make_plan(SPEC, target(), tmp_path)
+    assert plan.origin == str(log_file(tmp_path))
+    assert plan.describe() == outcome.plan.describe()
+    # what is there stays where nothing faster is found
+    before = log_file(tmp_path).read_text()
+    again = layer.tune(SPEC, lab, Options(trials=32), tmp_path)
+    assert again.record is None
+    assert log_file(tmp_path).read_text() == before
+    assert len(lab.tried) == 32
+
+
+def test_what_is_no_faster_beyond_noise_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = FakeLab()
+    monkeypatch.setattr(lab, "contest", lambda plans: [1e-3 * (1 - 0.001 * i) for i in range(len(plans))])
+    outcome = layer.tune(SPEC, lab, Options(trials=12), tmp_path)
+    assert outcome.record is None
+    assert outcome.plan.describe() == default_plan(SPEC, target()).describe()
+    assert not log_file(tmp_path).exists()
+
+
+def test_wrong_numbers_are_not_recorded(tmp_path: Path) -> None:
+    lab = FakeLab()
+    fastest = layer.tune(SPEC, lab, Options(trials=32), tmp_path / "first").plan.describe()
+    lab.wrong.add(fastest)
+    with pytest.warns(UserWarning, match="wrong numbers"):
+        outcome = layer.tune(SPEC, lab, Options(trials=32), tmp_path / "second")
+    assert fastest in outcome.wrong
+    assert outcome.plan.describe() != fastest
+    lab.wrong = {trial.plan.describe() for trial in outcome.trials} | {default_plan(SPEC, target()).describe()}
+    with pytest.warns(UserWarning, match="wrong numbers"), pytest.raises(RuntimeError, match="right numbers"):
+        layer.tune(SPEC, lab, Options(trials=32), tmp_path / "third")
+    assert not log_file(tmp_path / "third").exists()
+
+
+def test_ctrl_c_loses_nothing_and_a_second_run_goes_on(tmp_path: Path) -> None:
+    lab = FakeLab(stop_after=16)
+    outcome = layer.tune(SPEC, lab, Options(trials=32), tmp_path)
+    assert outcome.interrupted
+    assert outcome.record is not None
+    first = len(outcome.trials)
+    assert first >= 16
+    again = FakeLab()
+    resumed = layer.tune(SPEC, again, Options(trials=32), tmp_path)
+    assert not resumed.interrupted
+    assert not set(again.tried) & set(lab.tried)
+    assert len(resumed.trials) == 32
+    assert len(again.tried) <= 32
+
+
+def test_a_journal_survives_being_cut_off() -> None:
+    journal = Journal(SPEC, target())
+    plan = default_plan(SPEC, target())
+    journal.add([Trial(plan, 0.5), Trial(replace(plan, decisions={"depth": 1}), None, "run: out of time")])
+    with journal.path.open("a") as file:
+        file.write('{"algorithm": "dir')
+    assert {name: t.seconds for name, t in Journal(SPEC, target()).trials.items()} == {
+        name: t.seconds for name, t in journal.trials.items()
+    }
+    assert len(journal.trials) == 2
+    journal.path.write_text(journal.path.read_text().replace("0.27.0", "0.26.0"))
+    assert Journal(SPEC, target()).trials == {}
+
+
+def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.warns(RuntimeWarning, match=r"can't be written.*\"spec\""):
+        outcome = layer.tune(SPEC, FakeLab(), Options(trials=32), tmp_path)
+    assert "No space" in outcome.unwritten
+    monkeypatch.undo()
+    monkeypatch.setenv("TVM_CONV3D_CACHE", str(tmp_path / "user"))
+    assert len(Journal(SPEC, target()).trials) == 32
+
+
+@pytest.mark.parametrize("options", [{"trials": 0}, {"seconds": 0}, {"seed": 0}, {"seed": 2**31}])
+def test_bad_options(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="Received"):
+        Options(**options)
+
+
+def test_an_empty_layer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to tune"):
+        layer.tune(Conv3DSpec(0, (4, 4, 4), 1, 1, (1, 1, 1)), FakeLab(), Options(), tmp_path)
+
+
+def serve_moods(connection: Connection) -> None:
+    """Answers as told: dies, hangs, fails, or repeats the request."""
+
+    def handle(request: Any) -> Any:
+        if request == "die":
+            os.abort()
+        if request == "hang":
+            time.sleep(1000)
+        if request == "fail":
+            raise ValueError("no such thing")
+        return request
+
+    answer_requests(connection, handle)
+
+
+@pytest.fixture
+def moody() -> Iterator[list[Worker]]:
+    workers = [Worker(serve_moods), Worker(serve_moods)]
+    yield workers
+    for worker in workers:
+        worker.close()
+
+
+def test_a_dying_or_hanging_process_costs_only_its_request(moody: list[Worker]) -> None:
+    ask_all(moody, ["warm", "up"], 1)
+    requests = ["a", "die", "b", "hang", "fail", "c"]
+    answers = ask_all(moody, requests, 1)
+    texts = [str(answer) for answer in answers]
+    assert [a for a in answers if not isinstance(a, WorkerError)] == ["a", "b", "c"]
+    assert "SIGABRT" in texts[1]
+    assert texts[3] == "out of time"
+    assert texts[4] == "ValueError: no such thing"
+
+
+CRASHING, HANGING, LYING = 1, 2, 3
+
+
+def serve_mines(connection: Connection) -> None:
+    """The measured process, in which plans of some orders are mined."""
+    measure.warm_up()
+
+    def handle(request: measure.Request) -> Any:
+        bench = measure.Bench.of(request.plans[0][0].spec)
+        mood = json.loads(os.environ["TEST_MOODS"]).get(str(request.plans[0][0].variant.order))
+        if request.action == "time" and mood == CRASHING:
+            os.abort()
+        if request.action == "time" and mood == HANGING:
+            time.sleep(1000)
+        return measure.perform(request, bench)
+
+    answer_requests(connection, handle)
+
+
+def test_a_candidate_that_crashes_or_hangs_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = default_plan(SPEC, target())
+    orders = ("filters_spatial", "spatial_filters", "filters_parallel")
+    others = [replace(plan, variant=replace(plan.variant, order=order)) for order in orders]
+    monkeypatch.setenv("TEST_MOODS", json.dumps({orders[0]: CRASHING, orders[1]: HANGING}))
+    with Lab(target(), Limits(run=3), builders=1, measurer=Worker(serve_mines)) as lab:
+        trials = lab.try_plans(others)
+        assert "SIGABRT" in trials[0].note
+        assert "out of time" in trials[1].note
+        assert trials[2].seconds is not None and trials[2].seconds > 0
+        broken = replace(plan, variant=replace(plan.variant, gather="none"))
+        assert "padded copy" in lab.try_plans([broken])[0].note
+        assert lab.error(others[2]) < 1e-6
+
+
+PROBE = """
+import json, sys
+from tvm_conv3d.plan import make_plan
+from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.targets import resolve
+import numpy as np
+from tvm_conv3d import reference, tensors
+from tvm_conv3d.runtime import Executor
+
+spec = Conv3DSpec.parse(sys.argv[1])
+rng = np.random.default_rng(1)
+x, kernel, bias = (rng.standard_normal(s).astype("float32") for s in (spec.input_shape, spec.kernel_shape, 16))
+executor = Executor()
+y = executor(spec, tensors.wrap(x), kernel, bias, version=0)
+error = reference.relative_error(y, np.maximum(reference.convolve(spec, x, kernel, bias), 0))
+print(json.dumps([executor.plan_for(spec).origin, error]))
+"""
+
+
+def test_from_the_script_to_a_fresh_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A layer is really tuned, and a process with no code changed finds the record."""
+    from tvm_conv3d.tuning import command
+
+    honest = Lab.contest
+
+    def contest(self: Lab, plans: Sequence[Plan]) -> list[float]:
+        """The default, which comes first, seems slow, so that something is recorded however small the gain."""
+        first, *others = honest(self, plans)
+        return [100 * first, *others]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lab, "contest", contest)
+        patch.setenv("TVM_NUM_THREADS", "2")
+        logs, picture = str(tmp_path / "logs"), tmp_path / "search.png"
+        arguments = ["--spec", SPEC.key(), "--trials", "10", "--out", logs, "--plot", str(picture), "--plain"]
+        assert command.main(arguments) == 0
+        assert picture.stat().st_size > 1000
+    (path,) = (tmp_path / "logs").glob(f"*/{FILE_NAME}")
+    assert len(path.read_text().splitlines()) == 1
+    environment = {**os.environ, records.LOGS_VARIABLE: str(tmp_path / "logs"), "TVM_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, SPEC.key()], env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    origin, error = json.loads(done.stdout)
+    assert origin == str(path)
+    assert error < 2e-6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert command.main(["--spec", SPEC.key(), "--dry-run", "--out", logs, "--threads", "2"]) == 0
+    assert "direct" in capsys.readouterr().out
+
+
+def usage(*arguments: str) -> int:
+    from tvm_conv3d.tuning import command
+
+    return command.main(list(arguments))
+
+
+BAD_USAGE = {
+    "key": (["--spec", "nonsense"], "Not a spec key"),
+    "file": (["--layers", "nowhere.csv"], "nowhere.csv"),
+    "kind": (["--spec", SPEC.key(), "--target", '{"kind": "cuda"}'], "Received"),
+    "json": (["--spec", SPEC.key(), "--target", "{"], "no JSON"),
+    "word": (["--spec", SPEC.key(), "--target", "toaster"], "Received"),
+    "elsewhere": (["--spec", SPEC.key(), "--target", '{"kind": "llvm", "mtriple": "riscv64-linux-gnu"}'], "can't run"),
+    "threads": (["--spec", SPEC.key(), "--target", '{"kind": "llvm", "num-cores": 4096}'], "CPUs"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "text"), BAD_USAGE.values(), ids=BAD_USAGE.keys())
+def test_bad_usage_is_told(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert usage(*arguments) == 2
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--trials", "0"], ["--seed", "0"], ["--time-budget", "soon"], ["--rpc", "nohost"], ["--input-shape", "1,2"], []],
+)
+def test_bad_arguments_end_the_parser(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        usage(*(["--spec", SPEC.key(), *arguments] if arguments else []))
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from tvm_conv3d.tuning import command
+
+    monkeypatch.setattr(command, "PACKAGES", ("xgboost", "no_such_package"))
+    assert usage("--spec", SPEC.key(), "--dry-run") == 2
+    assert "no_such_package" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["90s", "1.5m", "90"])
+def test_times(text: str) -> None:
+    from tvm_conv3d.tuning import command
+
+    assert command._duration(text) == 90

@@ -1,0 +1,138 @@
+"""What is tuned, and where: models of Keras, and devices behind an RPC tracker."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tvm_conv3d.plan import default_plan
+from tvm_conv3d.spec import Conv3DSpec, Pads
+from tvm_conv3d.targets import resolve
+from tvm_conv3d.tuning import tasks
+
+SPEC = Conv3DSpec(1, (4, 12, 12), 8, 16, (3, 3, 3), pads=(Pads(1, 1),) * 3, activation="relu")
+
+
+def test_layers_of_a_file(tmp_path: Path) -> None:
+    path = Path(__file__).resolve().parents[1] / "scripts" / "layers.csv"
+    found = tasks.from_csv(path)
+    assert len(found) > 10
+    assert len(tasks.distinct([*found, *found])) == len(tasks.distinct(found)) <= len(found)
+    assert tasks.from_key(SPEC.key()).spec == SPEC
+
+
+def test_layers_of_a_model(tmp_path: Path) -> None:
+    """In a process of its own, as a backend of Keras is chosen once a process."""
+    for package, reason in (("keras", "reading models needs Keras"), ("torch", "Keras needs a backend")):
+        # not importorskip: a Keras without its usual backend can't be imported here
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(reason)
+    code = """
+import sys
+from pathlib import Path
+import keras
+from tvm_conv3d.tuning import tasks
+
+size = (6, 10, None, 3)
+x = keras.Input(size)
+y = keras.layers.Conv3D(8, 3, padding="same", activation="relu", name="first")(x)
+y = keras.layers.MaxPooling3D((1, 2, 2))(y)
+y = keras.layers.Conv3D(4, (1, 3, 3), strides=(1, 2, 2), name="second")(y)
+model = keras.Model(x, y)
+model.save("model.keras")
+for task in tasks.from_model(Path("model.keras"), (2, 6, 10, 12, 3)):
+    print(task.name, task.spec.key())
+try:
+    tasks.from_model(Path("model.keras"))
+except ValueError as error:
+    print(error)
+"""
+    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, error = done.stdout.splitlines()
+    assert first == "first n2_i6x10x12x3_o8_k3x3x3_s1x1x1_d1x1x1_p1.1x1.1x1.1_g1_ndhwc_float32_bias_relu"
+    assert second == "second n2_i6x5x6x8_o4_k1x3x3_s1x2x2_d1x1x1_p0.0x0.0x0.0_g1_ndhwc_float32_bias_linear"
+    assert "open sizes" in error
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> Iterator[int]:
+    """A tracker and one device, on this machine."""
+    pytest.importorskip("tornado", reason="TVM's RPC needs tornado")
+    if shutil.which("g++") is None:
+        pytest.skip("linking for a remote device needs a C++ compiler")
+    port, own = free_port(), free_port()
+    common = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    host = ["--host", "127.0.0.1"]
+    command = [sys.executable, "-m", "tvm.exec.rpc_tracker", *host, f"--port={port}", f"--port-end={port + 1}"]
+    server = [sys.executable, "-m", "tvm.exec.rpc_server", *host, f"--port={own}", f"--port-end={own + 1}"]
+    server += [f"--tracker=127.0.0.1:{port}", "--key=board"]
+    with subprocess.Popen(command, **common, start_new_session=True) as first:  # type: ignore[call-overload]
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.2)
+        with subprocess.Popen(server, **common, start_new_session=True) as second:  # type: ignore[call-overload]
+            try:
+                yield port
+            finally:
+                for process in (second, first):
+                    _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and those that it started."""
+    import signal
+
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+
+
+def test_a_remote_device_measures(tracker: int) -> None:
+    from tvm_conv3d.tuning.lab import Lab
+    from tvm_conv3d.tuning.rpc import RpcMeasurer
+
+    target = resolve(None, 2)
+    plan = default_plan(SPEC, target, exact=True)
+    measurer = RpcMeasurer("127.0.0.1", tracker, "board", 2)
+    with Lab(target, builders=1, measurer=measurer, device=measurer.device) as lab:
+        (trial,) = lab.try_plans([plan])
+        assert trial.seconds is not None, trial.note
+        assert 0 < trial.seconds < 1
+        assert lab.error(plan) < 2e-6
+        assert all(seconds < 1 for seconds in lab.contest([plan, plan]))
+
+
+def test_no_tracker_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tornado", reason="TVM's RPC needs tornado")
+    from tvm import rpc
+
+    from tvm_conv3d.tuning.rpc import RpcMeasurer
+
+    def refuse(*_: object) -> None:
+        """TVM itself tries for a minute."""
+        raise RuntimeError("Cannot connect")
+
+    monkeypatch.setattr(rpc, "connect_tracker", refuse)
+    with pytest.raises(RuntimeError, match="No device 'board'"):
+        RpcMeasurer("127.0.0.1", 1, "board", 2)

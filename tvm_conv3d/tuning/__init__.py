@@ -1,0 +1,4 @@
+"""The search for faster plans: MetaSchedule's evolutionary search, measured on the target, kept as records.
+
+Needs the packages of `pip install 'tvm-conv3d[tuning]'`; nothing outside of this package imports it.
+"""

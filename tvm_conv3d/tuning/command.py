@@ -1,0 +1,276 @@
+"""The command line of tuning, behind the scripts."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvm_conv3d import records, threads
+from tvm_conv3d.targets import available_cpus, check_runs_here, resolve, target_key, thread_count
+from tvm_conv3d.tuning import tasks
+from tvm_conv3d.tuning.tasks import Task
+
+if TYPE_CHECKING:
+    from tvm.target import Target
+
+    from tvm_conv3d.tuning.lab import Lab
+    from tvm_conv3d.tuning.layer import Outcome
+
+#: What the search needs beside the package's own dependencies.
+PACKAGES = ("xgboost", "psutil", "cloudpickle", "rich")
+
+#: Trials of a layer where neither their number nor the time is given, and where only the time is.
+USUAL_TRIALS, MANY_TRIALS = 128, 1000
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class UsageError(Exception):
+    """The command line can't be followed; the text says why and what to do."""
+
+
+@dataclass
+class Run:
+    """One run of the command."""
+
+    options: argparse.Namespace
+    target: Target
+    tasks: list[Task]
+    console: Any
+    peak: float | None = None
+
+    @property
+    def trials(self) -> int:
+        if self.options.trials is not None:
+            return int(self.options.trials)
+        return USUAL_TRIALS if math.isinf(self.options.time_budget) else MANY_TRIALS
+
+
+def parser(kind: str) -> argparse.ArgumentParser:
+    """The arguments."""
+    found = argparse.ArgumentParser(
+        description="Searches for faster plans of convolutions, and keeps what it finds as tuning records, which every "
+        "process of this user takes from then on. Ctrl-C keeps what was measured; the same command goes on from there."
+    )
+    what = found.add_mutually_exclusive_group(required=True)
+    what.add_argument("--layers", type=Path, metavar="FILE.csv", help="layers in the benchmark's columns")
+    what.add_argument("--spec", action="append", metavar="KEY", help="a spec's key; may be repeated")
+    what.add_argument("--model", type=Path, metavar="MODEL.keras", help="every Conv3D of a saved Keras model")
+    found.add_argument(
+        "--input-shape", type=_shape, metavar="N,D,H,W,C", help="of the model's input, where it leaves sizes open"
+    )
+    found.add_argument("--trials", type=_positive, metavar="N", help=f"of each layer; default: {USUAL_TRIALS}")
+    found.add_argument(
+        "--time-budget", type=_duration, default=math.inf, metavar="TIME", help="of the whole run: 90s, 20m, 2h"
+    )
+    found.add_argument("--target", default=kind, metavar="JSON", help="of TVM, as JSON; default: this machine's")
+    found.add_argument("--threads", type=_positive, metavar="N", help="default: all CPUs the process may use")
+    found.add_argument("--rpc", type=_address, metavar="HOST:PORT", help="measure on a device behind a TVM RPC tracker")
+    found.add_argument("--rpc-key", default="default", metavar="KEY", help="the device's key; default: %(default)s")
+    found.add_argument("--dry-run", action="store_true", help="list the layers and what the records hold")
+    found.add_argument("--plot", type=Path, metavar="FILE", help="a picture of the search")
+    found.add_argument("--seed", type=_positive, default=1, metavar="N", help="repeats the choices of a run")
+    found.add_argument("--out", type=Path, metavar="FOLDER", help="of tuning logs; default: the user's own")
+    found.add_argument("--plain", action="store_true", help="no live display")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None, kind: str = "llvm") -> int:
+    """Runs the command; returns the exit status: 0, 1 where a layer failed, 2 for bad usage, 130 after Ctrl-C."""
+    options = parser(kind).parse_args(arguments)
+    try:
+        return _run(options, kind)
+    except UsageError as error:
+        print(f"tune: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace, kind: str) -> int:
+    _check_packages(PACKAGES + (("matplotlib",) if options.plot else ()) + (("tornado",) if options.rpc else ()))
+    if options.threads:
+        threads.set_num_threads(options.threads)
+    target = _target(options, kind)
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    run = Run(options, target, _tasks(options), console)
+    if options.dry_run:
+        _list(run)
+        return 0
+    # the measuring process reads it from the environment
+    threads.set_num_threads(thread_count(target))
+    if options.rpc is None:
+        from tvm_conv3d.bench import machine
+
+        run.peak = machine.measure(thread_count(target)).gflops
+    with _lab(run) as lab:
+        return _tune_all(run, lab)
+
+
+def _tune_all(run: Run, lab: Lab) -> int:
+    from tvm_conv3d.tuning import show
+    from tvm_conv3d.tuning.layer import tune
+    from tvm_conv3d.tuning.search import Options
+
+    began = time.monotonic()
+    done: list[tuple[Task, Outcome]] = []
+    failed = interrupted = False
+    with show.Progress(run.console, len(run.tasks), run.peak, run.options.plain) as progress:
+        for number, task in enumerate(run.tasks):
+            left = run.options.time_budget - (time.monotonic() - began)
+            # what an earlier layer did not need is shared by the later ones
+            share = max(left, 1e-3) / (len(run.tasks) - number)
+            options = Options(run.trials, share, run.options.seed)
+            progress.begin(task, run.trials)
+            try:
+                report = functools.partial(progress.update, task.spec)
+                outcome = tune(task.spec, lab, options, run.options.out, report)
+            except KeyboardInterrupt:
+                interrupted = True
+                break
+            except (ValueError, RuntimeError) as error:
+                failed = True
+                progress.end(task, None, str(error))
+                continue
+            done.append((task, outcome))
+            progress.end(task, outcome)
+            if outcome.interrupted:
+                interrupted = True
+                break
+    run.console.print(show.table(done, run.peak))
+    _draw(run, done)
+    if interrupted:
+        run.console.print("Stopped. The same command goes on from here.")
+        return 130
+    return 1 if failed or any(outcome.unwritten for _, outcome in done) else 0
+
+
+def _draw(run: Run, done: list[tuple[Task, Outcome]]) -> None:
+    from tvm_conv3d.tuning import show
+
+    if run.options.plot:
+        try:
+            show.draw(run.options.plot, done)
+        except (OSError, ValueError) as error:
+            run.console.print(f"The picture can't be written: {error}", style="red")
+
+
+def _list(run: Run) -> None:
+    """What a run would tune, and what the records hold."""
+    from rich.table import Table
+
+    from tvm_conv3d.plan import DEFAULT_ORIGIN, make_plan
+    from tvm_conv3d.tuning.journal import Journal
+
+    out = run.options.out if run.options.out and run.options.out.exists() else None
+    found = Table(title=f"{len(run.tasks)} layers for {target_key(run.target)}, {thread_count(run.target)} threads")
+    for name in ("layer", "spec", "ms", "gain", "trials kept", "origin"):
+        found.add_column(name, overflow="fold")
+    for task in run.tasks:
+        trials = str(len(Journal(task.spec, run.target).trials))
+        try:
+            origin = make_plan(task.spec, run.target, out).origin
+        except ValueError as error:
+            found.add_row(task.name, task.spec.key(), "-", "-", trials, str(error))
+            continue
+        held = [f.record for f in records.find(task.spec, run.target, out) if str(f.file) == origin]
+        times = ("-", "-")
+        if origin != DEFAULT_ORIGIN and held:
+            times = (f"{1e3 * held[0].seconds:.3f}", f"{held[0].default_seconds / held[0].seconds:.2f}x")
+        found.add_row(task.name, task.spec.key(), *times, trials, origin)
+    run.console.print(found)
+
+
+def _tasks(options: argparse.Namespace) -> list[Task]:
+    try:
+        if options.layers:
+            found = tasks.from_csv(options.layers)
+        elif options.model:
+            found = tasks.from_model(options.model, options.input_shape)
+        else:
+            found = [tasks.from_key(key) for key in options.spec]
+    except (ValueError, OSError, ImportError) as error:
+        raise UsageError(str(error)) from error
+    if not found:
+        raise UsageError(f"There is no Conv3D to tune. Received: {options.layers or options.model}")
+    return tasks.distinct(found)
+
+
+def _target(options: argparse.Namespace, kind: str) -> Target:
+    """The target; raises UsageError where it is none of this kind, or can't be measured here."""
+    wish: Any = options.target
+    if wish.lstrip().startswith("{"):
+        try:
+            wish = json.loads(wish)
+        except ValueError as error:
+            raise UsageError(f"`--target` is no JSON: {error}. Received: {options.target}") from error
+    try:
+        target = resolve(wish, threads.get_num_threads())
+        if options.rpc is None and not options.dry_run:
+            check_runs_here(target)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if options.rpc is None and thread_count(target) > available_cpus():
+        raise UsageError(
+            f"{thread_count(target)} threads can't be measured on {available_cpus()} CPUs. Take fewer `--threads`."
+        )
+    return target
+
+
+def _lab(run: Run) -> Lab:
+    from tvm_conv3d.tuning.lab import Lab
+
+    if run.options.rpc is None:
+        return Lab(run.target)
+    from tvm_conv3d.tuning.rpc import RpcMeasurer
+
+    host, port = run.options.rpc
+    try:
+        measurer = RpcMeasurer(host, port, run.options.rpc_key, thread_count(run.target))
+    except (RuntimeError, OSError) as error:
+        raise UsageError(str(error)) from error
+    return Lab(run.target, measurer=measurer, device=measurer.device)
+
+
+def _check_packages(names: Sequence[str]) -> None:
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        names = " ".join(missing)
+        raise UsageError(f"Packages are missing: {names}. Run: pip install 'tvm-conv3d[tuning]' {names}")
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"an integer in 1..2147483647 is wanted, not {text!r}")
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"a time such as 90s, 20m or 2h is wanted, not {text!r}")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit():
+        raise argparse.ArgumentTypeError(f"HOST:PORT is wanted, not {text!r}")
+    return host, int(port)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if len(parts) != 5 or not all(part.strip().isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"five integers joined by commas are wanted, not {text!r}")
+    return tuple(map(int, parts))

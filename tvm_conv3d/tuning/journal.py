@@ -1,0 +1,94 @@
+"""What was measured so far of one spec, on disk after every trial: a second run goes on where the first was stopped."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvm_conv3d import build, cache
+from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.targets import target_key, thread_count
+from tvm_conv3d.tuning.lab import Trial
+
+if TYPE_CHECKING:
+    from tvm.target import Target
+
+
+class Journal:
+    """The trials of one spec on one target with one number of threads, in the order of measuring.
+
+    It begins anew where the schedules' sources or the versions have changed since.
+
+    Attributes:
+        path: of the file.
+        trials: by `Plan.describe()`.
+    """
+
+    def __init__(self, spec: Conv3DSpec, target: Target) -> None:
+        head = {"spec": spec.key(), "target": build.target_text(target), "source": build.source_hash()}
+        self._head = json.dumps({**head, "versions": build.PINNED}, sort_keys=True)
+        name = sha256(f"{spec.key()} {build.target_text(target)}".encode()).hexdigest()[:24]
+        folder = cache.cache_root() / "trials" / target_key(target) / f"threads{thread_count(target)}"
+        self.path: Path = folder / f"{name}.jsonl"
+        self.trials: dict[str, Trial] = {}
+        self._spec, self._known = spec, algorithms(str(target.kind.name))
+        self._begun = self._read()
+        self._warned = False
+
+    def add(self, trials: Iterable[Trial]) -> None:
+        """Notes trials, in memory and on disk; warns once where the disk does not take them."""
+        fresh = [trial for trial in trials if trial.plan.describe() not in self.trials]
+        self.trials.update((trial.plan.describe(), trial) for trial in fresh)
+        lines = [json.dumps({**_about(trial), "seconds": trial.seconds, "note": trial.note}) for trial in fresh]
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a" if self._begun else "w", encoding="utf-8") as file:
+                file.write("".join(f"{line}\n" for line in ([] if self._begun else [self._head]) + lines))
+            self._begun = True
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"Trials can't be kept in {self.path} and are lost if this run is stopped: {error}.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+    def _read(self) -> bool:
+        """Whether the file is of this journal; a line that was cut off is left out."""
+        try:
+            head, *lines = self.path.read_text(encoding="utf-8").split("\n")
+        except (OSError, ValueError):
+            return False
+        if head != self._head:
+            return False
+        for line in lines:
+            with suppress(ValueError, KeyError, TypeError):
+                trial = self._parse(json.loads(line))
+                self.trials[trial.plan.describe()] = trial
+        return True
+
+    def _parse(self, values: dict[str, Any]) -> Trial:
+        fields = {name: _frozen(value) for name, value in values["variant"].items()}
+        variant = self._known[values["algorithm"]].variant(fields)
+        plan = Plan(self._spec, values["algorithm"], variant, values["decisions"], origin="journal")
+        seconds = values["seconds"]
+        return Trial(plan, None if seconds is None else float(seconds), values["note"])
+
+
+def _frozen(value: Any) -> Any:
+    """JSON's lists as the tuples that variants hold."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _about(trial: Trial) -> dict[str, object]:
+    plan: Plan = trial.plan
+    return {"algorithm": plan.algorithm, "variant": asdict(plan.variant), "decisions": dict(plan.decisions)}

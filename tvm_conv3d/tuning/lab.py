@@ -1,0 +1,176 @@
+"""Compiles and measures plans, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tvm_conv3d import build
+from tvm_conv3d.build import Artifact, compile_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.targets import available_cpus
+from tvm_conv3d.tuning import measure
+from tvm_conv3d.tuning.measure import Request
+from tvm_conv3d.tuning.workers import Serve, Worker, WorkerError, answer_requests, ask_all
+
+if TYPE_CHECKING:
+    from tvm.target import Target
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds that a candidate may take: to compile, to be measured, and to be compared with the oracle."""
+
+    build: float = 60.0
+    run: float = 20.0
+    check: float = 300.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was measured of one plan: seconds of a call, or why there are none."""
+
+    plan: Plan
+    seconds: float | None
+    note: str = ""
+
+
+class Measurer(Protocol):
+    """Where kernels run: a process of this machine, or a remote device."""
+
+    def ask(self, request: Request, timeout: float) -> list[float]:
+        """A number for each plan; raises WorkerError."""
+
+    def close(self) -> None:
+        """Frees what is held."""
+
+
+def serve_builds(connection: Connection) -> None:
+    """Compiles (target's text, plan) to artifacts: the building process."""
+
+    measure.warm_up()
+
+    def handle(request: tuple[str, Plan]) -> Artifact:
+        text, plan = request
+        return compile_plan(plan, target_of(text))
+
+    answer_requests(connection, handle)
+
+
+class Lab:
+    """Builders and a measurer for one target; a context manager that ends their processes.
+
+    Building and measuring take turns, as compilers on the same cores would slow down what is measured.
+
+    Args:
+        target: what is compiled for.
+        limits: of time.
+        builders: number of processes that compile; None takes one for each CPU.
+        measurer: where kernels run; None takes a process of this machine.
+        serve_builds: what a building process runs.
+        device: the name of the processor that measures, for the records; None takes this machine's.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        limits: Limits | None = None,
+        builders: int | None = None,
+        measurer: Measurer | None = None,
+        serve_builds: Serve = serve_builds,
+        device: str | None = None,
+    ) -> None:
+        self.target = target
+        self.device = device or cpu_name()
+        self.limits = limits or Limits()
+        self._text = build.target_text(target)
+        self._kind = str(target.kind.name)
+        self._builders = [Worker(serve_builds) for _ in range(builders or available_cpus())]
+        self._measurer = measurer or Worker(measure.serve)
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in (*self._builders, self._measurer):
+            worker.close()
+
+    def try_plans(self, plans: Sequence[Plan], hopeless: float = math.inf) -> list[Trial]:
+        """Builds and times each plan alone.
+
+        Args:
+            plans: to be tried.
+            hopeless: seconds of a call above which a plan is not timed thoroughly.
+        """
+        trials = []
+        for plan, artifact in zip(plans, self._build(plans), strict=True):
+            if isinstance(artifact, WorkerError):
+                trials.append(Trial(plan, None, f"build: {artifact}"))
+                continue
+            try:
+                seconds = self._ask("time", [(plan, artifact)], self.limits.run, hopeless)[0]
+                trials.append(Trial(plan, seconds))
+            except WorkerError as error:
+                trials.append(Trial(plan, None, f"run: {error}"))
+        return trials
+
+    def contest(self, plans: Sequence[Plan]) -> list[float]:
+        """Seconds of a call of each plan, measured in turns; infinite where one can't be built or run."""
+        found = [math.inf] * len(plans)
+        built = {i: artifact for i, artifact in enumerate(self._build(plans)) if isinstance(artifact, Artifact)}
+        if not built:
+            return found
+        pairs = [(plans[i], artifact) for i, artifact in built.items()]
+        try:
+            times = self._ask("contest", pairs, self.limits.run * len(pairs))
+        except WorkerError:
+            # one of them kills the process: each alone, then
+            times = [trial.seconds or math.inf for trial in self.try_plans([plan for plan, _ in pairs])]
+        for index, seconds in zip(built, times, strict=True):
+            found[index] = seconds
+        return found
+
+    def error(self, plan: Plan) -> float:
+        """The relative error of a plan's numbers against the oracle; infinite where it can't be built or run."""
+        artifact = self._build([plan])[0]
+        if isinstance(artifact, WorkerError):
+            return math.inf
+        try:
+            return self._ask("error", [(plan, artifact)], self.limits.check)[0]
+        except WorkerError:
+            return math.inf
+
+    def _build(self, plans: Sequence[Plan]) -> list[Any]:
+        return ask_all(self._builders, [(self._text, plan) for plan in plans], self.limits.build)
+
+    def _ask(
+        self, action: str, pairs: Sequence[tuple[Plan, Artifact]], timeout: float, hopeless: float = math.inf
+    ) -> list[float]:
+        return self._measurer.ask(Request(action, self._kind, tuple(pairs), hopeless), timeout)
+
+
+def target_of(text: str) -> Target:
+    """The inverse of :func:`tvm_conv3d.build.target_text`."""
+    from tvm.target import Target
+
+    return Target(json.loads(text))
+
+
+def cpu_name() -> str:
+    """The processor's name as the system tells it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match.group(1).strip() if match else platform.processor() or platform.machine()

@@ -1,0 +1,212 @@
+"""What runs in the measured process: one spec's data, kernels loaded, timed, and compared with the oracle."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import tvm_ffi
+
+from tvm_conv3d import reference, runtime, tensors, threads
+from tvm_conv3d.algorithms import Algorithm, algorithms
+from tvm_conv3d.bench.problem import choose_positions, values_at
+from tvm_conv3d.build import Artifact
+from tvm_conv3d.objects import activations
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.tuning.workers import answer_requests
+
+#: Seconds of one timed repeat, and repeats, of a kernel that is not slower than that.
+REPEAT_SECONDS = 0.01
+REPEATS = 5
+
+#: Seconds of a kernel from which on three repeats are enough.
+SLOW_SECONDS = 0.03
+
+#: Seconds of a contest, and its rounds.
+CONTEST_SECONDS, LEAST_ROUNDS, MOST_ROUNDS = 3.0, 5, 15
+
+#: Packed weights that are kept: the variants of a batch take turns.
+_KEPT_WEIGHTS = 4
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of the measured process.
+
+    Attributes:
+        action: "time" (least seconds of each plan alone), "contest" (of all in turns) or "error" (against the oracle).
+        kind: of the target.
+        plans: of one spec, each with its machine code.
+        hopeless: a plan whose first calls take longer than this, in seconds, is not timed any further.
+    """
+
+    action: str
+    kind: str
+    plans: tuple[tuple[Plan, Artifact], ...]
+    hopeless: float = math.inf
+
+
+@dataclass
+class Kernel:
+    """Machine code and what it is called with.
+
+    Attributes:
+        function: the code.
+        views: its arguments.
+        flags: those of them by which it tells whether its result can be trusted: finite, if it can.
+    """
+
+    function: Callable[..., None]
+    views: Sequence[Any]
+    flags: Sequence[np.ndarray]
+
+    def __call__(self) -> None:
+        self.function(*self.views)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the last call's result can be."""
+        return all(np.isfinite(flags).all() for flags in self.flags)
+
+
+@dataclass
+class Bench:
+    """The data of one spec and what computes on it."""
+
+    spec: Conv3DSpec
+    x: np.ndarray
+    kernel: np.ndarray
+    bias: np.ndarray | None
+    out: np.ndarray
+    packed: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, spec: Conv3DSpec) -> Bench:
+        """Random data, the same for the same spec."""
+        rng = np.random.default_rng(0)
+        dtype = np.float64 if spec.dtype == "float64" else np.float32
+        x = tensors.prepare(rng.standard_normal(spec.input_shape, dtype), spec.dtype)
+        scale = 1 / math.sqrt(math.prod(spec.kernel_shape[:4]))
+        kernel = (scale * rng.standard_normal(spec.kernel_shape)).astype(x.dtype)
+        bias = rng.standard_normal(spec.filters).astype(x.dtype) if spec.bias else None
+        return cls(spec, x, kernel, bias, np.empty(spec.output_shape, x.dtype))
+
+    def kernel_of(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> Kernel:
+        """The plan's kernel on this data, into :attr:`out`; weights are packed before."""
+        arrays = self.arguments(algorithm, plan, artifact)
+        views = [
+            tvm_ffi.from_dlpack(tensors.exportable(array, shape))
+            for array, shape in zip(arrays, artifact.shapes, strict=True)
+        ]
+        return Kernel(runtime.link(artifact).function, views, arrays[4:])
+
+    def arguments(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> list[np.ndarray]:
+        """What the plan's kernel takes: input, packed weights, packed bias, output, and flags where it has some."""
+        flags = [np.zeros(shape, self.spec.accumulator) for shape in artifact.shapes[4:]]
+        return [self.x, *self.weights(algorithm, plan, artifact), self.out, *flags]
+
+    def error(self, kernel: Kernel) -> float:
+        """The relative error (2-norm) of a kernel's output; infinite where a value is not finite."""
+        self.out.fill(np.nan)
+        threads.run(kernel)
+        return self.error_of(self.out) if kernel.trusted else math.inf
+
+    def error_of(self, result: np.ndarray) -> float:
+        """The same of an output, of the spec's output shape."""
+        positions = choose_positions(self.spec, np.random.default_rng(0))
+        values = values_at(result, positions, self.spec.data_format)
+        if not np.isfinite(values.astype(np.float64)).all():
+            return math.inf
+        expected = reference.convolve_at(self.spec, self.x, self.kernel, self.bias, positions)
+        return reference.relative_error(values, getattr(activations, self.spec.activation)(expected))
+
+    def weights(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
+        """Kernel and bias in the plan's layout."""
+        key = f"{plan.algorithm} {plan.variant} {artifact.shapes[1:3]}"
+        if key not in self.packed:
+            while len(self.packed) >= _KEPT_WEIGHTS:
+                self.packed.pop(next(iter(self.packed)))
+            kernel = algorithm.pack_kernel(self.spec, plan.variant, self.kernel)
+            self.packed[key] = kernel, algorithm.pack_bias(self.spec, plan.variant, self.bias)
+        return self.packed[key]
+
+
+def serve(connection: Connection) -> None:
+    """Answers :class:`Request`: the measured process."""
+    warm_up()
+    benches: dict[str, Bench] = {}
+
+    def handle(request: Request) -> Any:
+        spec = request.plans[0][0].spec
+        if spec.key() not in benches:
+            benches.clear()
+            benches[spec.key()] = Bench.of(spec)
+        return perform(request, benches[spec.key()])
+
+    answer_requests(connection, handle)
+
+
+def warm_up() -> None:
+    """Imports what the first request would otherwise wait for."""
+    import tvm_ffi_orcjit
+
+    tvm_ffi_orcjit.default_session()
+
+
+def perform(request: Request, bench: Bench) -> list[float]:
+    """A number for each plan: seconds of a call, or the relative error.
+
+    Raises:
+        ValueError: the action is unknown.
+    """
+    known = algorithms(request.kind)
+    calls = [bench.kernel_of(known[plan.algorithm], plan, artifact) for plan, artifact in request.plans]
+    if request.action == "error":
+        return [bench.error(call) for call in calls]
+    if request.action == "time":
+        return [_timed(call, request.hopeless) for call in calls]
+    if request.action == "contest":
+        return contest(calls)
+    raise ValueError(f"`action` must be time, contest or error. Received: {request.action!r}")
+
+
+def contest(calls: Sequence[Callable[[], None]]) -> list[float]:
+    """Median seconds of each call, measured in turns: what disturbs the machine disturbs all alike."""
+    first = [_once(call, 1) for call in calls]
+    counts = [max(1, math.ceil(REPEAT_SECONDS / max(seconds, 1e-9))) for seconds in first]
+    a_round = sum(count * seconds for count, seconds in zip(counts, first, strict=True))
+    rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, round(CONTEST_SECONDS / max(a_round, 1e-9))))
+    turns = [[_once(call, count) for call, count in zip(calls, counts, strict=True)] for _ in range(rounds)]
+    return [statistics.median(times) for times in zip(*turns, strict=True)]
+
+
+def _timed(call: Callable[[], None], hopeless: float) -> float:
+    # the first call also fetches code and pages
+    once = min(_once(call, 1) for _ in range(2))
+    if once > hopeless:
+        return once
+    count = max(1, math.ceil(REPEAT_SECONDS / max(once, 1e-9)))
+    repeats = REPEATS if once < SLOW_SECONDS else 3
+    # what disturbs the machine only ever makes a call slower
+    return min(_once(call, count) for _ in range(repeats))
+
+
+def _once(call: Callable[[], None], count: int) -> float:
+    """Seconds of one call, the mean of `count`."""
+    spent = [0.0]
+
+    def loop() -> None:
+        began = time.perf_counter()
+        for _ in range(count):
+            call()
+        spent[0] = time.perf_counter() - began
+
+    threads.run(loop)
+    return spent[0] / count

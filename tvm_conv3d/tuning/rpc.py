@@ -1,0 +1,137 @@
+"""Measuring on a remote device, through TVM's own RPC tracker.
+
+The device runs `python -m tvm.exec.rpc_server --tracker HOST:PORT --key KEY`. Code is compiled and linked here: a C++
+compiler for the device's architecture, named by $CXX, is needed here, and none there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvm_conv3d import build, tensors
+from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.build import Artifact
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.tuning.measure import CONTEST_SECONDS, LEAST_ROUNDS, MOST_ROUNDS, REPEAT_SECONDS, Bench, Request
+from tvm_conv3d.tuning.workers import WorkerError
+
+#: Seconds to wait for a free device.
+_PATIENCE = 60
+
+_SET_THREADS = "runtime.config_threadpool"
+
+
+class RpcMeasurer:
+    """Measures on a device behind an RPC tracker; stands in for the measuring process of this machine.
+
+    Args:
+        host, port: of the tracker.
+        key: of the devices to ask for.
+        threads: that a kernel uses there.
+
+    Raises:
+        RuntimeError: the tracker can't be reached, or has no free device of that key.
+    """
+
+    def __init__(self, host: str, port: int, key: str, threads: int) -> None:
+        self._address, self._key, self._threads = (host, port), key, threads
+        self._session: Any = None
+        self._bench: Bench | None = None
+        self._numbers = itertools.count()
+        self.device = f"{key} behind {host}"
+        try:
+            self._connect(_PATIENCE)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1:]
+            raise RuntimeError(f"No device {key!r} at the tracker {host}:{port}: {reason}") from error
+
+    def ask(self, request: Request, timeout: float) -> list[float]:
+        """A number for each plan; see :class:`tvm_conv3d.tuning.measure.Request`.
+
+        Raises:
+            WorkerError: the device reports an error or does not answer in `timeout` seconds.
+        """
+        try:
+            if self._session is None:
+                self._connect(timeout)
+            return self._perform(request)
+        except Exception as error:
+            # whatever happened there, the next request gets a session of its own
+            self.close()
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise WorkerError(f"on the device: {lines[-1][:300]}") from error
+
+    def close(self) -> None:
+        """Gives the device back."""
+        self._session = None
+
+    def _connect(self, timeout: float) -> None:
+        from tvm import rpc
+
+        tracker = rpc.connect_tracker(*self._address)
+        self._session = tracker.request(self._key, session_timeout=max(1, int(timeout) + 600))
+        # 1: no preference among kinds of cores
+        self._session.get_function(_SET_THREADS)(1, self._threads)
+
+    def _perform(self, request: Request) -> list[float]:
+        spec = request.plans[0][0].spec
+        if self._bench is None or self._bench.spec != spec:
+            self._bench = Bench.of(spec)
+        bench = self._bench
+        ready = [self._upload(bench, request.kind, plan, artifact) for plan, artifact in request.plans]
+        if request.action == "error":
+            return [self._error(bench, *each) for each in ready]
+        if request.action == "time":
+            return [self._time(*each, request.hopeless) for each in ready]
+        first = [self._once(*each, 1) for each in ready]
+        counts = [max(1, math.ceil(REPEAT_SECONDS / max(seconds, 1e-9))) for seconds in first]
+        a_round = sum(count * seconds for count, seconds in zip(counts, first, strict=True))
+        rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, round(CONTEST_SECONDS / max(a_round, 1e-9))))
+        turns = [[self._once(*each, n) for each, n in zip(ready, counts, strict=True)] for _ in range(rounds)]
+        return [statistics.median(times) for times in zip(*turns, strict=True)]
+
+    def _upload(self, bench: Bench, kind: str, plan: Plan, artifact: Artifact) -> tuple[Any, list[Any]]:
+        """The kernel and its arguments on the device."""
+        import tvm.runtime
+        from tvm.support import cc
+
+        # a name of its own: writing over a loaded library kills the process that runs it
+        name = f"kernel{next(self._numbers)}.so"
+        with tempfile.TemporaryDirectory(prefix="tvm_conv3d-") as folder:
+            source, library = Path(folder) / "kernel.o", Path(folder) / name
+            source.write_bytes(artifact.object_code)
+            cc.create_shared(str(library), [str(source)], cc=os.environ.get("CXX"))
+            self._session.upload(str(library))
+        module = self._session.load_module(name)
+        self._session.remove(name)
+        algorithm = algorithms(kind)[plan.algorithm]
+        arrays = bench.arguments(algorithm, plan, artifact)
+        device = self._session.cpu()
+        views = [tensors.exportable(array, shape) for array, shape in zip(arrays, artifact.shapes, strict=True)]
+        return module, [tvm.runtime.tensor(np.ascontiguousarray(view), device) for view in views]
+
+    def _error(self, bench: Bench, module: Any, arguments: list[Any]) -> float:
+        module[build.ENTRY](*arguments)
+        if not all(np.isfinite(flags.numpy()).all() for flags in arguments[4:]):
+            return math.inf
+        result = arguments[3].numpy().view(bench.out.dtype).reshape(bench.out.shape)
+        return bench.error_of(result)
+
+    def _time(self, module: Any, arguments: list[Any], hopeless: float) -> float:
+        once = self._once(module, arguments, 1)
+        if once > hopeless:
+            return once
+        count = max(1, math.ceil(REPEAT_SECONDS / max(once, 1e-9)))
+        return min(self._once(module, arguments, count) for _ in range(3))
+
+    def _once(self, module: Any, arguments: list[Any], count: int) -> float:
+        evaluator = module.time_evaluator(build.ENTRY, self._session.cpu(), number=count, repeat=1)
+        return float(evaluator(*arguments).mean)
