@@ -81,15 +81,20 @@ def _flip_a_byte(folder: Path) -> None:
 
 def _forge(folder: Path) -> None:
     """A file that is no object, under a digest that fits."""
-    import hashlib
-
-    (folder / "module.o").write_bytes(b"not an object")
     meta = json.loads((folder / "meta.json").read_text())
-    meta["sha256"] = hashlib.sha256(b"not an object").hexdigest()
+    (folder / "module.o").write_bytes(b"not an object")
+    meta["sha256"] = cache._digest(b"not an object", meta["shapes"])
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def _change_a_shape(folder: Path) -> None:
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["shapes"][0][1] += 1
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
 DAMAGE = {
+    "another shape": _change_a_shape,
     "flipped byte": _flip_a_byte,
     "truncated": lambda folder: (folder / "module.o").write_bytes((folder / "module.o").read_bytes()[:1000]),
     "no object": lambda folder: (folder / "module.o").unlink(),
@@ -144,6 +149,14 @@ def test_threads_compile_once(root: Path, plan: Plan, compilations: list[Plan]) 
         loaded = list(pool.map(lambda _: runtime.get_loaded(plan, host_target(2)), range(8)))
     assert len(compilations) == 1
     assert all(entry is loaded[0] for entry in loaded)
+
+
+def test_no_temporary_folder_is_needed(root: Path, tmp_path: Path) -> None:
+    """LLVM ends the process when the temporary folder's disk is full; nothing is written there."""
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "none")}
+    out = subprocess.run([sys.executable, "-c", CONVOLVE], env=environment, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert float(out.stdout) == EXPECTED_SUM
 
 
 def test_no_compiler_or_linker_is_needed(root: Path, tmp_path: Path) -> None:

@@ -223,6 +223,15 @@ def test_code_for_another_machine_is_not_run() -> None:
         check_runs_here(resolve(NEON, 2))
 
 
+@pytest.mark.parametrize(
+    "target",
+    [{"kind": "llvm", "mtriple": "bogus"}, {"kind": "llvm", "num-cores": 0}, {"kind": "llvm", "mcpu": "bogus"}],
+)
+def test_targets_that_llvm_would_crash_on(target: object) -> None:
+    with pytest.raises(ValueError, match="Received"):
+        resolve(target, 2)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("target", ["vulkan", 3, {"kind": "nothing"}, {"kind": "cuda", "arch": "sm_90"}])
 def test_bad_targets(target: object) -> None:
     with pytest.raises(ValueError, match=r"[Tt]arget"):

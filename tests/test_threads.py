@@ -72,6 +72,46 @@ def test_several_threads_call_one_layer() -> None:
         np.testing.assert_array_equal(result, layer(x))
 
 
+def test_the_default_is_not_taken_for_a_wish() -> None:
+    """What is put into the environment for TVM to read does not outlive a change of the process's CPUs."""
+    code = """
+import os, numpy as np, tvm_conv3d
+tvm_conv3d.Conv3D(4, 1)(np.ones((1, 2, 2, 2, 1), "float32"))
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+print(tvm_conv3d.get_num_threads())
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TVM_NUM_THREADS"}
+    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert int(out.stdout) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
+def test_a_child_forked_beside_a_busy_thread_convolves() -> None:
+    code = """
+import os, threading, warnings, numpy as np, tvm_conv3d
+warnings.simplefilter("ignore")
+layer = tvm_conv3d.Conv3D(32, 3, padding="same")
+x = np.ones((1, 8, 14, 14, 32), np.float32)
+layer(x)
+weights = layer.get_weights()
+done = threading.Event()
+def work():
+    while not done.is_set():
+        layer.set_weights(weights)
+        layer(x)
+threading.Thread(target=work, daemon=True).start()
+for _ in range(4):
+    child = os.fork()
+    if child == 0:
+        layer(x)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+done.set()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
 def test_a_forked_child_convolves() -> None:
     code = """

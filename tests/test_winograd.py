@@ -163,6 +163,15 @@ def test_what_is_not_finite_is_computed_directly(value: float, activation: str) 
         assert np.isfinite(result[~reached]).all()
 
 
+@pytest.mark.parametrize("taps", [8, 9, 12, 16])
+def test_there_are_no_points_for_long_kernels(taps: int) -> None:
+    """Axes with more taps than points do without a transform, and the layer still has a plan."""
+    spec = dense((6, 6, 18), 4, 16, (2, 2, taps))
+    x, kernel, bias = normal(spec, 0)
+    result = runtime.Executor()(spec, tensors.wrap(x), kernel, bias, version=0)
+    assert reference.relative_error(result, reference.convolve(spec, x, kernel, bias)) < 1e-5
+
+
 def test_a_layer_can_be_strict() -> None:
     strict = Conv3D(32, 3, padding="same", accuracy="strict")
     assert strict.plan_for((1, 8, 14, 14, 32)).algorithm == "direct"

@@ -71,6 +71,12 @@ class _Lease:
 _store = _Store()
 
 
+def renew() -> None:
+    """Starts over with an empty store: for a forked child, whose parent may have been in the midst of using it."""
+    global _store
+    _store = _Store()
+
+
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An uninitialised C-contiguous array that no other array shares memory with."""
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import tempfile
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,6 +16,7 @@ from tvm_conv3d.plan import Plan, algorithm_of
 
 if TYPE_CHECKING:
     from tvm import IRModule
+    from tvm.runtime import Module
     from tvm.target import Target
 
 #: Versions that were tested together; others crash or refuse (apache-tvm-ffi 0.1.15 breaks MetaSchedule, say).
@@ -76,12 +78,26 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
 
     module = scheduled_module(plan, target)
     library = tvm.compile(module, target=target)
-    with tempfile.TemporaryDirectory(prefix="tvm_conv3d-") as folder:
-        path = Path(folder) / "module.o"
-        library.mod.write_to_file(str(path), "o")
-        code = path.read_bytes()
+    code = _object_code(library.mod)
+    if not code:
+        raise RuntimeError(f"LLVM wrote no code for {plan.spec.key()} on {target}.")
     shapes = algorithm_of(plan, str(target.kind.name)).declare(plan.spec, plan.variant).shapes
     return Artifact(code, shapes, module.script())
+
+
+def _object_code(module: Module) -> bytes:
+    """The module as an object file; LLVM writes files only, and ends the process when a disk is full."""
+    if hasattr(os, "memfd_create"):
+        number = os.memfd_create("module.o")
+        try:
+            module.write_to_file(f"/proc/self/fd/{number}", "o")
+            return os.pread(number, os.fstat(number).st_size, 0)
+        finally:
+            os.close(number)
+    with tempfile.TemporaryDirectory(prefix="tvm_conv3d-") as folder:
+        path = Path(folder) / "module.o"
+        module.write_to_file(str(path), "o")
+        return path.read_bytes()
 
 
 def artifact_key(plan: Plan, target: Target) -> str:

@@ -46,13 +46,13 @@ def load(key: str) -> Artifact | None:
             return None
         meta = json.loads((folder / _META).read_text())
         code = (folder / _OBJECT).read_bytes()
-        if meta["key"] != key or meta["sha256"] != hashlib.sha256(code).hexdigest():
+        if meta["key"] != key or meta["sha256"] != _digest(code, meta["shapes"]):
             return None
         shapes = tuple(tuple(int(extent) for extent in shape) for shape in meta["shapes"])
         if len(shapes) not in (4, 5):
             return None
         return Artifact(code, shapes, "")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
@@ -71,7 +71,7 @@ def store(key: str, artifact: Artifact, about: dict[str, object]) -> None:
     """
     meta = {
         "key": key,
-        "sha256": hashlib.sha256(artifact.object_code).hexdigest(),
+        "sha256": _digest(artifact.object_code, artifact.shapes),
         "shapes": artifact.shapes,
         "about": about,
     }
@@ -105,6 +105,10 @@ def compiling(key: str) -> Iterator[None]:
             lock.release()
             with contextlib.suppress(OSError):
                 Path(lock.lock_file).unlink()
+
+
+def _digest(code: bytes, shapes: object) -> str:
+    return hashlib.sha256(json.dumps(shapes).encode() + b"\0" + code).hexdigest()
 
 
 def _modules() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,9 @@ class _Packed:
 ACCURACIES = ("default", "strict")
 
 
+_executors: weakref.WeakSet[Executor] = weakref.WeakSet()
+
+
 class Executor:
     """Runs the convolutions of one layer; safe to call from several threads.
 
@@ -73,6 +77,8 @@ class Executor:
 
     def _clear(self) -> None:
         self._lock = threading.Lock()
+        _executors.add(self)
+        threads.after_fork(_renew_locks)
         self._ready: dict[tuple[Conv3DSpec, int, bool], _Ready] = {}
         self._packed: dict[tuple[str, str], _Packed] = {}
 
@@ -184,6 +190,16 @@ class Executor:
 _loaded: dict[str, Loaded] = {}
 _loading: dict[str, threading.Lock] = {}
 _loading_lock = threading.Lock()
+
+
+def _renew_locks() -> None:
+    """For a forked child: nobody there releases what its parent's other threads held."""
+    global _loading_lock
+    _loading_lock = threading.Lock()
+    _loading.clear()
+    buffers.renew()
+    for executor in list(_executors):
+        executor._lock = threading.Lock()
 
 
 def get_loaded(plan: Plan, target: Target) -> Loaded:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 #: Bytes of a core's caches where the system does not tell.
 _USUAL_CACHES = {1: 32 << 10, 2: 1 << 20, 3: 16 << 20}
 
+#: Architectures that code can be made for.
+_ARCHITECTURES = ("x86_64", "aarch64", "arm", "riscv64")
+
 #: LLVM features that decide the register tile, and the flag by which Linux names each.
 _DECISIVE_FEATURES = {"avx512f": "avx512f", "avx2": "avx2", "avx": "avx", "fma": "fma", "f16c": "f16c"}
 
@@ -95,6 +98,7 @@ def resolve(target: str | Mapping[str, Any] | Target | None, cores: int) -> Targ
         return host_target(cores)
     if isinstance(target, Mapping):
         config = {"num-cores": cores, **target} if target.get("kind") == "llvm" else dict(target)
+        _check_config(config)
         try:
             target = Target(config)
         except Exception as error:
@@ -133,6 +137,31 @@ def check_runs_here(target: Target) -> None:
     )
     if missing:
         raise ValueError(f"This CPU lacks {', '.join(missing)}: it can't run code for {target}.")
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Refuses what TVM and LLVM would answer with a crash or in silence.
+
+    Raises:
+        ValueError: says which entry, and what is allowed.
+    """
+    if config.get("kind") != "llvm":
+        return
+    from tvm.target import codegen
+
+    cores = config["num-cores"]
+    if not isinstance(cores, int) or cores < 1:
+        raise ValueError(f"The target's `num-cores` must be a positive integer. Received: target={dict(config)}")
+    triple = str(config.get("mtriple") or codegen.llvm_get_system_triple())
+    architecture = triple.split("-")[0]
+    if not architecture.startswith(_ARCHITECTURES):
+        allowed = ", ".join(_ARCHITECTURES)
+        raise ValueError(f"The target's architecture must be one of {allowed}. Received: mtriple={triple!r}")
+    cpu = str(config.get("mcpu", ""))
+    if cpu not in ("", "generic") and not codegen.llvm_is_valid_cpu(cpu, triple):
+        raise ValueError(f"LLVM knows no such processor for {triple}. Received: mcpu={cpu!r}")
+    if architecture.startswith("riscv") and "+v" in map(str, config.get("mattr", ())):
+        raise ValueError("RISC-V vectors are not supported: leave +v out of `mattr`.")
 
 
 def cpu_traits(target: Target) -> CpuTraits:

@@ -31,6 +31,18 @@ class _OfThread(threading.local):
 
 _mine = _OfThread()
 
+#: What this module put into the environment for TVM to read, as opposed to what the user did.
+_ours: str | None = None
+
+_renewals: list[Callable[[], None]] = []
+
+
+def after_fork(renew: Callable[[], None]) -> None:
+    """Has `renew` called in forked children, which inherit locks but not the threads that would release them."""
+    _forget_pools_after_fork()
+    if renew not in _renewals:
+        _renewals.append(renew)
+
 
 def set_num_threads(count: int) -> None:
     """Sets how many threads a convolution uses, in all Python threads, from the next call on.
@@ -43,13 +55,16 @@ def set_num_threads(count: int) -> None:
     """
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"`count` must be a positive integer. Received: count={count!r}")
+    global _ours
+    _ours = None
     os.environ[_VARIABLE] = str(count)
 
 
 def get_num_threads() -> int:
     """Threads that a convolution uses: what was set, else $TVM_NUM_THREADS, else all CPUs the process may use."""
     configured = os.environ.get(_VARIABLE, "")
-    return int(configured) if configured.isdecimal() and int(configured) > 0 else available_cpus()
+    wished = configured.isdecimal() and int(configured) > 0 and configured != _ours
+    return int(configured) if wished else available_cpus()
 
 
 def run(function: Callable[..., Any], *arguments: Any) -> None:
@@ -67,7 +82,9 @@ def _make_pool(count: int) -> None:
     """Makes this thread's pool; TVM reads its size, and at each call whether to use it, from the environment."""
     import tvm_ffi
 
-    os.environ[_VARIABLE] = str(count)
+    global _ours
+    if os.environ.get(_VARIABLE) != str(count):
+        _ours = os.environ[_VARIABLE] = str(count)
     # pinned threads would fight with other libraries' for the same cores
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     # TVM's idle threads otherwise spin for a tenth of a second after each call, on cores that others need
@@ -97,3 +114,5 @@ def _in_forked_child() -> None:
     if _mine.size is not None:
         _mine.size = 0
     _mine.helper = None
+    for renew in _renewals:
+        renew()

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.compute.cook_toom import transforms
+from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS, transforms
 from tvm_conv3d.compute.winograd import FOLDED, PLAIN, STRIDED, WinogradVariant, axes_of, error_bound
 from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, best_tile, seen_share
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
@@ -118,7 +118,7 @@ def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[Priced]:
     for modes in _modes(s):
         axes = axes_of(s, modes)
         sizes = [
-            [1] if taps == 1 else range(2, 1 + min(_LARGEST_TILE, max(2, out)))
+            [1] if taps == 1 else range(2, 1 + min(_LARGEST_TILE, max(2, out), MOST_TAPS_AND_OUTPUTS - taps))
             for taps, out in zip(axes.taps, s.out_size, strict=True)
         ]
         for md, mh, mw in itertools.product(*sizes):

@@ -21,6 +21,9 @@ import numpy as np
 
 _POINTS = tuple(Fraction(p) for p in ("0", "-1", "1", "1/2", "-2", "-1/2", "2", "-1/4", "4", "1/4", "-4"))
 
+#: Largest m + r of F(m, r).
+MOST_TAPS_AND_OUTPUTS = len(_POINTS) + 2
+
 Matrix = tuple[tuple[Fraction, ...], ...]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +30,22 @@ class Declaration:
 
     def module(self) -> IRModule:
         """The function `main`, unscheduled."""
-        # TVM's 32-bit indices overflow silently; the factor leaves room for a padded copy
-        wide = max(math.prod(shape) for shape in self.shapes) >= 2**29
+        # TVM's 32-bit indices overflow silently
+        wide = _most_elements(self.tensors) >= 2**29
         function = te.create_prim_func(list(self.tensors), index_dtype_override="int64" if wide else None)
         return IRModule({"main": _unaligned(function)})
+
+
+def _most_elements(tensors: Iterable[te.Tensor]) -> int:
+    """Elements of the largest tensor among these and those they are computed from."""
+    largest, seen, left = 0, set(), list(tensors)
+    while left:
+        tensor = left.pop()
+        if tensor.op not in seen:
+            seen.add(tensor.op)
+            largest = max(largest, math.prod(int(extent) for extent in tensor.shape))
+            left.extend(tensor.op.input_tensors)
+    return largest
 
 
 def _unaligned(function: PrimFunc) -> PrimFunc:

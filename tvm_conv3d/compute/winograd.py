@@ -37,6 +37,9 @@ from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
 
 PLAIN, STRIDED, FOLDED = "p", "s", "f"
 
+#: Measured errors of random layers exceed the estimate from the matrices by up to this (kernels of 5 to 7).
+_MARGIN = 1.25
+
 Expr = Any  # a TVM expression; its classes are not public names
 
 
@@ -127,7 +130,9 @@ def pack_kernel(spec: Conv3DSpec, variant: WinogradVariant, kernel: np.ndarray) 
     taps = split.transpose(0, 2, 4, 1, 3, 5, 6, 7).reshape(*axes.taps, axes.channels, spec.filters)
     for axis, (m, r) in enumerate(zip(variant.tile, axes.taps, strict=True)):
         matrix = np.array(transforms(m, r).kernel, dtype=np.float64)
-        taps = np.moveaxis(np.tensordot(matrix, taps, axes=(1, axis)), 0, axis)
+        # not by BLAS, whose locks a forked child inherits and waits for
+        name = "dhwcf"[axis]
+        taps = np.einsum(f"n{name},dhwcf->{'dhwcf'.replace(name, 'n')}", matrix, taps)
     width = variant.vectors * variant.lanes
     blocks = -(-spec.filters // width)
     whole = np.zeros((*taps.shape[:4], blocks * width), spec.accumulator)
@@ -145,7 +150,7 @@ def error_bound(spec: Conv3DSpec, variant: WinogradVariant) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
     axes = axes_of(collapse(spec), variant.modes)
     factor = math.prod(amplification(m, t) for m, t in zip(variant.tile, axes.taps, strict=True))
-    return error_of_sums(spec, axes.channels, factor)
+    return error_of_sums(spec, axes.channels, _MARGIN * factor)
 
 
 class _Builder:
