@@ -55,8 +55,8 @@ class Algorithm:
     exact: bool
 
     def variant(self, fields: Mapping[str, Any]) -> Variant:
-        """The variant with these fields; raises TypeError when they are not the variant's."""
-        return self.variant_type(**fields)
+        """The variant with these fields, lists as tuples, as after JSON; raises TypeError when they are not its own."""
+        return self.variant_type(**{name: _frozen(value) for name, value in fields.items()})
 
 
 @functools.cache
@@ -91,3 +91,8 @@ def _join(name: str, variant_type: type, compute: ModuleType, loops: ModuleType,
         compute.error_bound,
         exact,
     )
+
+
+def _frozen(value: Any) -> Any:
+    """JSON's lists as the tuples that variants hold."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

@@ -100,7 +100,7 @@ def _recorded_plan(spec: Conv3DSpec, target: Target, record: records.Record, ori
     if not usual_variants:
         raise ValueError(f"the algorithm {record.algorithm} does not take this layer")
     try:
-        variant = algorithm.variant({name: _frozen(value) for name, value in record.variant.items()})
+        variant = algorithm.variant(record.variant)
     except (TypeError, ValueError) as error:
         raise ValueError(f"its variant is none of {record.algorithm}: {error}") from error
     for name, usual in vars(usual_variants[0]).items():
@@ -145,11 +145,6 @@ def _check_schedule(plan: Plan, target: Target, algorithm: Algorithm) -> None:
         raise ValueError(f"{plan.algorithm} can't be scheduled by it: {reason[-1][:200]}") from error
     if taken != dict(plan.decisions):
         raise ValueError(f"its decisions are {dict(plan.decisions)}, and the design space makes them {taken}")
-
-
-def _frozen(value: Any) -> Any:
-    """JSON's lists as the tuples that variants hold."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def algorithm_of(plan: Plan, kind: str) -> Algorithm:

@@ -146,7 +146,7 @@ def _with_columns(variant: WinogradVariant, traits: CpuTraits) -> WinogradVarian
     tiles = math.prod(variant.block)
     most = max(1, (traits.registers - 1 - variant.vectors) // variant.vectors)
     columns = max(c for c in range(1, most + 1) if tiles % c == 0)
-    return WinogradVariant(variant.modes, variant.tile, variant.block, variant.lanes, variant.vectors, columns)
+    return replace(variant, columns=columns)
 
 
 def _blocked(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Iterator[WinogradVariant]:
@@ -159,8 +159,7 @@ def _blocked(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Iter
     for bd, bh, bw in itertools.product(*sizes):
         block = (bd, bh, bw)
         if math.prod(block) <= 64:
-            sized = WinogradVariant(variant.modes, variant.tile, block, variant.lanes, variant.vectors, 1)
-            yield _with_columns(sized, traits)
+            yield _with_columns(replace(variant, block=block), traits)
 
 
 def _price(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Priced:

@@ -77,16 +77,10 @@ class Journal:
         return True
 
     def _parse(self, values: dict[str, Any]) -> Trial:
-        fields = {name: _frozen(value) for name, value in values["variant"].items()}
-        variant = self._known[values["algorithm"]].variant(fields)
+        variant = self._known[values["algorithm"]].variant(values["variant"])
         plan = Plan(self._spec, values["algorithm"], variant, values["decisions"], origin="journal")
         seconds = values["seconds"]
         return Trial(plan, None if seconds is None else float(seconds), values["note"])
-
-
-def _frozen(value: Any) -> Any:
-    """JSON's lists as the tuples that variants hold."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _about(trial: Trial) -> dict[str, object]:
