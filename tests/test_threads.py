@@ -127,3 +127,21 @@ _, status = os.waitpid(child, 0)
 raise SystemExit(os.waitstatus_to_exitcode(status))
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_process_may_end_beside_busy_daemon_threads() -> None:
+    """Python unwinds such threads' stacks, which C++ answers with SIGABRT: two runs of three did."""
+    code = """
+import threading, time, numpy as np, tvm_conv3d
+layer = tvm_conv3d.Conv3D(32, 3, padding="same")
+x = np.ones((1, 8, 14, 14, 32), np.float32)
+layer(x)
+def work():
+    while True:
+        layer(x)
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.02)
+"""
+    for _ in range(5):
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

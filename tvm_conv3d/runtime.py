@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_conv3d import buffers, build, cache, tensors, threads
+from tvm_conv3d import buffers, build, cache, in_flight, tensors, threads
 from tvm_conv3d.plan import Plan, algorithm_of, make_plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import check_runs_here, resolve
@@ -125,11 +125,23 @@ class Executor:
         x = tensors.prepare(source.numpy(), spec.dtype)
         out = buffers.empty(spec.output_shape, x.dtype)
         if not spec.empty:
-            trusted = self._run(self._get_ready(spec, self._exact), x, out, kernel, bias, version)
-            if not trusted:
-                # a tile of Winograd's spreads NaN, infinity and overflow over its cells
-                self._run(self._get_ready(spec, exact=True), x, out, kernel, bias, version)
+            with in_flight.in_flight():
+                self._fill(out, spec, x, kernel, bias, version)
         return source.restore(out)
+
+    def _fill(
+        self,
+        out: np.ndarray,
+        spec: Conv3DSpec,
+        x: np.ndarray,
+        kernel: np.ndarray,
+        bias: np.ndarray | None,
+        version: Hashable,
+    ) -> None:
+        trusted = self._run(self._get_ready(spec, self._exact), x, out, kernel, bias, version)
+        if not trusted:
+            # a tile of Winograd's spreads NaN, infinity and overflow over its cells
+            self._run(self._get_ready(spec, exact=True), x, out, kernel, bias, version)
 
     @property
     def _exact(self) -> bool:
@@ -198,6 +210,7 @@ def _renew_locks() -> None:
     _loading_lock = threading.Lock()
     _loading.clear()
     buffers.renew()
+    in_flight.renew()
     for executor in list(_executors):
         executor._lock = threading.Lock()
 
