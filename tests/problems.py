@@ -6,9 +6,11 @@ import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 
-from tvm_conv3d import reference, tensors
+from tvm_conv3d import build, reference, runtime, tensors
+from tvm_conv3d.plan import Plan, algorithm_of
 from tvm_conv3d.runtime import Executor
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
+from tvm_conv3d.targets import host_target
 
 #: Largest relative error (2-norm) of a result: some roundings of the output's type,.
 BOUNDS = {"float64": 1e-14, "float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
@@ -76,3 +78,20 @@ def assert_right(spec: Conv3DSpec, seed: int = 0) -> None:
     winograd = Executor().plan_for(spec).algorithm == "winograd"
     bound = max(BOUNDS[spec.dtype], WINOGRAD_BOUND) if winograd else BOUNDS[spec.dtype]
     assert reference.relative_error(result, expected) < bound, spec.key()
+
+
+def run_plan(plan: Plan) -> float:
+    """Compiles and runs `plan` on random data; returns the relative error."""
+    target = host_target(2)
+    algorithm = algorithm_of(plan, "llvm")
+    loaded = runtime.link(build.compile_plan(plan, target))
+    x, kernel, bias = data(plan.spec)
+    out = np.full(plan.spec.output_shape, np.nan, x.dtype)
+    arrays = [x, algorithm.pack_kernel(plan.spec, plan.variant, kernel)]
+    arrays += [algorithm.pack_bias(plan.spec, plan.variant, bias), out]
+    flags = [np.full(shape, np.nan, plan.spec.accumulator) for shape in loaded.shapes[4:]]
+    arrays += flags
+    loaded.function(*(runtime._view(array, shape) for array, shape in zip(arrays, loaded.shapes, strict=True)))
+    assert all(np.isfinite(array).all() for array in flags)
+    expected = reference.convolve(plan.spec, x, kernel, bias)
+    return reference.relative_error(out, expected if plan.spec.activation == "linear" else np.maximum(expected, 0))

@@ -67,6 +67,16 @@ VARIANTS = [
         dense((9, 8, 8), 8, 16, (3, 3, 3), dilation=(2, 1, 1)),
         WinogradVariant("fpp", (1, 4, 4), (3, 1, 2), 16, 1, 2),
     ),
+    (
+        "dilated, in parts",
+        dense((8, 9, 12), 13, 16, (3, 3, 3), dilation=(2, 1, 3)),
+        WinogradVariant("dpd", (2, 4, 3), (1, 2, 2), 16, 1, 4),
+    ),
+    (
+        "all axes in parts",
+        dense((6, 6, 10), 16, 16, (3, 2, 3), dilation=(2, 3, 5)),
+        WinogradVariant("ddd", (3, 2, 2), (1, 1, 1), 16, 1, 1),
+    ),
     ("all folded", dense((5, 6, 7), 3, 16, (3, 2, 3)), WinogradVariant("fff", (1, 1, 1), (1, 2, 7), 16, 1, 7)),
 ]
 
@@ -91,6 +101,11 @@ def test_modes_must_suit(modes: str) -> None:
         axes_of(dense((8, 8, 8), 16, 16, (3, 3, 3), strides=(2, 1, 1), dilation=(1, 2, 2)), modes)
 
 
+def test_parts_must_be_whole() -> None:
+    with pytest.raises(ValueError, match="whole parts"):
+        axes_of(dense((8, 9, 8), 16, 16, (3, 3, 3), dilation=(1, 2, 1)), "pdp")
+
+
 def big(**more: object) -> Conv3DSpec:
     return dense((8, 14, 14), 32, 32, (3, 3, 3), **more)
 
@@ -99,11 +114,11 @@ def test_the_default_takes_it_where_it_pays() -> None:
     target = host_target(2)
     assert make_plan(big(), target).algorithm == "winograd"
     assert make_plan(big(), target, exact=True).algorithm == "direct"
+    assert make_plan(replace(big(), dilation=(2, 2, 2), pads=((2, 2),) * 3), target).algorithm == "winograd"  # type: ignore[arg-type]
     for spec in (
         big(dtype="float64"),
         big(groups=32),
         replace(big(), kernel=(1, 1, 1), pads=NO_PADS),
-        replace(big(), dilation=(2, 2, 2), pads=((2, 2),) * 3),  # type: ignore[arg-type]
         dense((4, 4, 4), 8, 4, (3, 3, 3)),
     ):
         assert make_plan(spec, target).algorithm != "winograd", spec.key()

@@ -64,13 +64,15 @@ def algorithms(kind: str) -> Mapping[str, Algorithm]:
     """Name -> algorithm for a kind of target ("llvm"), the more special first."""
     if kind != "llvm":
         raise ValueError(f"There are no schedules for this kind of target. Received: {kind!r}; supported: llvm")
-    from tvm_conv3d.compute import direct, grouped, winograd
+    from tvm_conv3d.compute import depthwise, direct, grouped, winograd
+    from tvm_conv3d.schedules.llvm import depthwise as depthwise_loops
     from tvm_conv3d.schedules.llvm import direct as direct_loops
     from tvm_conv3d.schedules.llvm import grouped as grouped_loops
     from tvm_conv3d.schedules.llvm import winograd as winograd_loops
 
     found = (
         _join("winograd", winograd.WinogradVariant, winograd, winograd_loops, exact=False),
+        _join("depthwise", depthwise.DepthwiseVariant, depthwise, depthwise_loops),
         _join("grouped", grouped.GroupedVariant, grouped, grouped_loops),
         _join("direct", direct.DirectVariant, direct, direct_loops),
     )

@@ -25,6 +25,9 @@ LATENCY = 8
 LOADS = 2
 WIDTH_PENALTY = {1: 1.03, 2: 1.0, 3: 1.02, 4: 1.1}
 
+#: Lanes of the narrowest vectors.
+_LEAST_LANES = 4
+
 #: Tasks a thread should get, so that one slow thread does not decide.
 TASKS_PER_THREAD = 4
 
@@ -88,9 +91,13 @@ def seen_share(spec: Conv3DSpec, axis: int) -> float:
 
 
 def fitting_lanes(traits: CpuTraits, dtype: str, filters: int) -> int:
-    """Lanes of a vector: the register's, or the next power of two when the filters do not fill it."""
+    """Lanes of a vector: the register's, or the next power of two when the filters do not fill it.
+
+    Not fewer than four: a narrower operation takes as long, and a result that is stored through the stack in pieces of
+    one element takes longer (a single filter of 1x1x1: five times).
+    """
     lanes = traits.lanes(dtype)
-    while lanes > 1 and lanes // 2 >= filters:
+    while lanes > _LEAST_LANES and lanes // 2 >= filters:
         lanes //= 2
     return lanes
 

@@ -68,19 +68,24 @@ def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:
     """Cuts the output into groups of tiles; returns the parallel loop over them."""
     last = s.data_format == CHANNELS_LAST
     loops = sch.get_loops(sch.get_sblock("out"))
-    n, d, h, w, f = loops if last else (loops[0], *loops[2:], loops[1])
-    outer, inner = [n], []
-    for loop, m, b in zip((d, h, w), variant.tile, variant.block, strict=True):
-        group, cell = sch.split(loop, [None, m * b])
-        outer.append(group)
+    n, *cells, f = loops if last else (loops[0], *loops[2:], loops[1])
+    parted: list[LoopRV] = []
+    groups: list[LoopRV] = []
+    inner: list[LoopRV] = []
+    for parts, m, b in zip(axes_of(s, variant.modes).parts, variant.tile, variant.block, strict=True):
+        group, cell = sch.split(cells.pop(0), [None, m * b])
+        if parts > 1:
+            parted.append(cells.pop(0))
+        groups.append(group)
         inner.append(cell)
+    outer = [n, *parted, *groups]
     # channels_first: a row of one filter after the other, from sums that stay in L1 meanwhile
     sch.reorder(*outer, *((*inner, f) if last else (*inner[:2], f, inner[2])))
     if last:
         vectorize_copy(sch, f, variant.lanes)
     # two stages read the sums: both must run in the same task
-    groups = sch.get_loops(sch.get_sblock("flags"))[:4]
-    task = sch.merge(sch.fuse(*outer), sch.fuse(*groups))
+    same = sch.get_loops(sch.get_sblock("flags"))[: len(outer)]
+    task = sch.merge(sch.fuse(*outer), sch.fuse(*same))
     sch.parallel(task)
     return task
 

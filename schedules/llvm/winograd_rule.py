@@ -23,7 +23,17 @@ import numpy as np
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS, transforms
-from tvm_conv3d.compute.winograd import FOLDED, PLAIN, STRIDED, WinogradVariant, axes_of, error_bound
+from tvm_conv3d.compute.winograd import (
+    DILATED,
+    FOLDED,
+    PLAIN,
+    STRIDED,
+    Axes,
+    WinogradVariant,
+    axes_of,
+    error_bound,
+    groups_of_part,
+)
 from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, best_tile, seen_share
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
 from tvm_conv3d.targets import CpuTraits
@@ -101,8 +111,10 @@ def _modes(s: Conv3DSpec) -> Iterator[str]:
     """Combinations of the modes that suit each axis."""
     options = []
     for kernel, stride, dilation, out in zip(s.kernel, s.strides, s.dilation, s.out_size, strict=True):
-        if dilation > 1 or (kernel == 1 and stride > 1):
+        if kernel == 1 and stride > 1:
             options.append(FOLDED)
+        elif dilation > 1:
+            options.append((DILATED if stride == 1 and out % dilation == 0 else "") + FOLDED)
         elif stride > 1:
             options.append(STRIDED + FOLDED)
         elif kernel == 1:
@@ -117,19 +129,26 @@ def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[Priced]:
     lanes = traits.lanes(s.accumulator)
     for modes in _modes(s):
         axes = axes_of(s, modes)
+        part = _part_size(s, axes)
         sizes = [
             [1] if taps == 1 else range(2, 1 + min(_LARGEST_TILE, max(2, out), MOST_TAPS_AND_OUTPUTS - taps))
-            for taps, out in zip(axes.taps, s.out_size, strict=True)
+            for taps, out in zip(axes.taps, part, strict=True)
         ]
         for md, mh, mw in itertools.product(*sizes):
             tile = (md, mh, mw)
             if max(m + t for m, t in zip(tile, axes.taps, strict=True)) == 2:
                 continue
             vectors = _vectors(s, lanes)
-            width = -(-s.out_size[2] // tile[2])
+            width = -(-part[2] // tile[2])
             variant = WinogradVariant(modes, tile, (1, 1, min(width, 14)), lanes, vectors, 1)
             if error_bound(replace(s, dtype=s.accumulator), variant) <= ERROR_LIMIT:
                 yield _price(s, traits, _with_columns(variant, traits))
+
+
+def _part_size(s: Conv3DSpec, axes: Axes) -> Triple:
+    """Output cells of one part along each axis."""
+    depth, height, width = (o // parts for o, parts in zip(s.out_size, axes.parts, strict=True))
+    return depth, height, width
 
 
 def _vectors(s: Conv3DSpec, lanes: int) -> int:
@@ -151,7 +170,8 @@ def _with_columns(variant: WinogradVariant, traits: CpuTraits) -> WinogradVarian
 
 def _blocked(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Iterator[WinogradVariant]:
     """The variant with all sensible sizes of tasks."""
-    tiles = [-(-o // m) for o, m in zip(s.out_size, variant.tile, strict=True)]
+    part = _part_size(s, axes_of(s, variant.modes))
+    tiles = [-(-o // m) for o, m in zip(part, variant.tile, strict=True)]
     sizes = []
     for count, most_parts in zip(tiles, (4, 8, 8), strict=True):
         parts = range(1, min(most_parts, count) + 1)
@@ -170,8 +190,7 @@ def _price(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Priced
     width = variant.vectors * lanes
     filters = -(-s.filters // width) * width
     channels = -(-axes.channels // lanes) * lanes
-    groups = [-(-o // (m * b)) for o, m, b in zip(s.out_size, variant.tile, variant.block, strict=True)]
-    tasks = s.batch * math.prod(groups)
+    tasks = s.batch * math.prod(groups_of_part(s, variant)) * math.prod(axes.parts)
 
     cells = variant.columns * variant.vectors
     step = max(cells, 8, (variant.columns + variant.vectors) / 2) * WIDTH_PENALTY[variant.vectors] / variant.columns

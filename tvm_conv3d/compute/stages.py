@@ -47,16 +47,30 @@ def zero_padded(
         read: takes depth, height, width in the input.
         inside: further conditions of a read.
     """
+    befores = [before for before, _ in spec.pads]
+    return zero_outside(spec.accumulator, befores, spec.size, extents, index, read, inside)
+
+
+def zero_outside(
+    dtype: str,
+    befores: Sequence[int],
+    size: Sequence[int],
+    extents: Sequence[int],
+    index: Sequence[Expr],
+    read: Callable[[list[Expr]], Expr],
+    inside: Sequence[Expr] = (),
+) -> Expr:
+    """:func:`zero_padded` for any box of `size` that begins at `befores` in one of `extents`."""
     conditions = list(inside)
     shifted = []
-    for i, extent, (before, _), size in zip(index, extents, spec.pads, spec.size, strict=True):
+    for i, extent, before, length in zip(index, extents, befores, size, strict=True):
         shifted.append(i - before)
         if before:
             conditions.append(i >= before)
-        if extent > before + size:
-            conditions.append(i < before + size)
+        if extent > before + length:
+            conditions.append(i < before + length)
     value = read(shifted)
-    return tirx.if_then_else(tirx.all(*conditions), value, tirx.const(0, spec.accumulator)) if conditions else value
+    return tirx.if_then_else(tirx.all(*conditions), value, tirx.const(0, dtype)) if conditions else value
 
 
 def finish(spec: Conv3DSpec, total: Expr, bias: Expr) -> Expr:

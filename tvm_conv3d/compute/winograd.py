@@ -7,10 +7,11 @@ task. Axes have a mode:
 plain     F(m, k); stride 1. With k = 1 the axis needs no transform.
 strided   space to depth: the stride's phases become channels, leaving F(m, ceil(k / stride)) at stride 1.
 folded    the taps become channels (im2col along this axis): any stride and dilation, no transform.
+dilated   every dilation-th cell makes a convolution of its own without dilation: F(m, k) on each of these parts.
 
 Stages, each a block that a schedule places:
 
-gather                      zero-padded input cells, phases and folded taps as channels, whole vectors of channels
+gather                      zero-padded input cells of each part, phases and folded taps as channels, whole vectors
 input_w, input_h, input_d   the input's transforms along each transformed axis, the last in the layout of the product
 product                     for each of the frequencies a matrix product: tiles x channels by channels x filters
 output_d, output_h, output_w  the inverse transforms
@@ -21,7 +22,7 @@ flags                       not finite where a sum is not: a Winograd tile sprea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ from tvm_conv3d.compute.elements import storage_dtype, widen
 from tvm_conv3d.compute.stages import error_of_sums, finish, zero_padded
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
 
-PLAIN, STRIDED, FOLDED = "p", "s", "f"
+PLAIN, STRIDED, FOLDED, DILATED = "p", "s", "f", "d"
 
 #: Measured errors of random layers exceed the estimate from the matrices by up to this (kernels of 5 to 7).
 _MARGIN = 1.25
@@ -48,7 +49,7 @@ class WinogradVariant:
     """What a Winograd convolution is cut into; one TE declaration each.
 
     Attributes:
-        modes: of depth, height, width, a letter each: "p", "s" or "f".
+        modes: of depth, height, width, a letter each: "p", "s", "f" or "d".
         tile: output cells of a tile along each axis; 1 along axes without a transform.
         block: tiles of a task along each axis.
         lanes: channels, and filters, in one vector register.
@@ -73,6 +74,7 @@ class Axes:
         phases: channels that one input cell's channels became, per axis.
         step: input cells between gathered cells, per axis.
         spread: input cells between phases, per axis.
+        parts: interleaved convolutions that are computed apart, per axis.
         channels: of a gathered cell, before padding to whole vectors.
     """
 
@@ -80,6 +82,7 @@ class Axes:
     phases: Triple
     step: Triple
     spread: Triple
+    parts: Triple
     channels: int
 
 
@@ -87,24 +90,37 @@ def axes_of(spec: Conv3DSpec, modes: str) -> Axes:
     """How `modes` change the axes of `spec`.
 
     Raises:
-        ValueError: a mode does not suit its axis: plain needs stride and dilation 1, strided needs dilation 1.
+        ValueError: a mode does not suit its axis: plain needs stride and dilation 1, strided dilation 1, dilated
+            stride 1 and an output of whole parts.
     """
-    taps, phases, spread = [], [], []
-    for mode, kernel, stride, dilation in zip(modes, spec.kernel, spec.strides, spec.dilation, strict=True):
-        if (mode == PLAIN and stride > 1) or (mode in (PLAIN, STRIDED) and dilation > 1):
+    taps, phases, step, spread, parts = [], [], [], [], []
+    sides = zip(modes, spec.kernel, spec.strides, spec.dilation, spec.out_size, strict=True)
+    for mode, kernel, stride, dilation, out in sides:
+        if mode == DILATED and out % dilation:
+            raise ValueError(f"Mode {mode!r} needs an output of whole parts. Received: {modes} for {spec.key()}")
+        if (mode in (PLAIN, DILATED) and stride > 1) or (mode in (PLAIN, STRIDED) and dilation > 1):
             raise ValueError(f"Mode {mode!r} needs another stride or dilation. Received: {modes} for {spec.key()}")
-        taps.append({PLAIN: kernel, STRIDED: -(-kernel // stride), FOLDED: 1}[mode])
-        phases.append({PLAIN: 1, STRIDED: stride, FOLDED: kernel}[mode])
+        taps.append({PLAIN: kernel, DILATED: kernel, STRIDED: -(-kernel // stride), FOLDED: 1}[mode])
+        phases.append({PLAIN: 1, DILATED: 1, STRIDED: stride, FOLDED: kernel}[mode])
+        step.append(dilation if mode == DILATED else stride)
         spread.append(dilation if mode == FOLDED else 1)
+        parts.append(dilation if mode == DILATED else 1)
     channels = spec.channels * math.prod(phases)
-    return Axes(_triple(taps), _triple(phases), spec.strides, _triple(spread), channels)
+    return Axes(_triple(taps), _triple(phases), _triple(step), _triple(spread), _triple(parts), channels)
+
+
+def groups_of_part(spec: Conv3DSpec, variant: WinogradVariant) -> Triple:
+    """Groups of tiles of one part along each axis of `spec`, whose axes are collapsed."""
+    axes = axes_of(spec, variant.modes)
+    sides = zip(spec.out_size, axes.parts, variant.tile, variant.block, strict=True)
+    return _triple([-(-(o // parts) // (m * b)) for o, parts, m, b in sides])
 
 
 def declare(spec: Conv3DSpec, variant: WinogradVariant) -> Declaration:
     """The TE declaration; arguments: input, transformed weights, packed bias, output, flags.
 
-    Flags are numbers of the accumulator's type, all finite when every sum was; their shape is (batch, groups of
-    tiles along depth, height, width, lanes).
+    Flags are numbers of the accumulator's type, all finite when every sum was; their shape is (batch, parts of
+    dilated axes, groups of tiles along depth, height, width, lanes).
 
     Raises:
         ValueError: the spec has groups, or `variant` does not suit it.
@@ -162,8 +178,11 @@ class _Builder:
         self.axes = axes_of(spec, variant.modes)
         self.acc = spec.accumulator
         self.frequencies = tuple(m + t - 1 for m, t in zip(variant.tile, self.axes.taps, strict=True))
-        tiles = [-(-o // m) for o, m in zip(spec.out_size, variant.tile, strict=True)]
-        self.groups = tuple(-(-t // b) for t, b in zip(tiles, variant.block, strict=True))
+        self.groups_of_part = groups_of_part(spec, variant)
+        #: axes that are computed in parts
+        self.parted = [axis for axis in range(3) if self.axes.parts[axis] > 1]
+        #: extents of what numbers the tasks: batch, parts of parted axes, groups of tiles
+        self.outer = (spec.batch, *(self.axes.parts[axis] for axis in self.parted), *self.groups_of_part)
         self.tiles = math.prod(variant.block)
         self.channel_blocks = -(-self.axes.channels // variant.lanes)
         width = variant.vectors * variant.lanes
@@ -186,19 +205,19 @@ class _Builder:
         spec, axes, lanes = self.spec, self.axes, self.variant.lanes
         extents = [
             g * b * m + t - 1
-            for g, b, m, t in zip(self.groups, self.variant.block, self.variant.tile, axes.taps, strict=True)
+            for g, b, m, t in zip(self.groups_of_part, self.variant.block, self.variant.tile, axes.taps, strict=True)
         ]
         # as if the input were padded so that every gathered cell and phase exists
         reach = [
-            (e - 1) * step + (p - 1) * spread + 1
-            for e, step, p, spread in zip(extents, axes.step, axes.phases, axes.spread, strict=True)
+            (e - 1) * step + (p - 1) * spread + parts
+            for e, step, p, spread, parts in zip(extents, axes.step, axes.phases, axes.spread, axes.parts, strict=True)
         ]
         pd, ph, pw = axes.phases
 
-        def at(n, d, h, w, c):  # type: ignore[no-untyped-def]
+        def at(n, a, b, g, d, h, w, c):  # type: ignore[no-untyped-def]
             phase = (c // (spec.channels * pw * ph), c // (spec.channels * pw) % ph, c // spec.channels % pw)
-            where = zip((d, h, w), axes.step, phase, axes.spread, strict=True)
-            cell = [i * step + q * spread for i, step, q, spread in where]
+            where = zip((a, b, g), (d, h, w), axes.step, phase, axes.spread, strict=True)
+            cell = [part + i * step + q * spread for part, i, step, q, spread in where]
             channel = c % spec.channels if pd * ph * pw > 1 else c
 
             def read(index: list[Expr]) -> Expr:
@@ -208,99 +227,100 @@ class _Builder:
             inside = [c < axes.channels] if axes.channels % lanes else []
             return zero_padded(spec, reach, cell, read, inside)
 
-        return te.compute((spec.batch, *extents, self.channel_blocks * lanes), at, name="gather")
+        return te.compute((spec.batch, *axes.parts, *extents, self.channel_blocks * lanes), at, name="gather")
 
     def _input(self, gather: te.Tensor) -> te.Tensor:
         """The input's transforms, along width, height and depth; the last in the layout of the product."""
         (md, mh, mw), (bd, bh, bw) = self.variant.tile, self.variant.block
         lanes, (ad, ah, aw) = self.variant.lanes, self.frequencies
         rows_d, rows_h = bd * md + self.axes.taps[0] - 1, bh * mh + self.axes.taps[1] - 1
-        outer = (self.spec.batch, *self.groups)
         inner = (self.channel_blocks, lanes)
 
-        def cell(n, a, b, g, i, j, k, c, lane):  # type: ignore[no-untyped-def]
-            return gather[n, a * (bd * md) + i, b * (bh * mh) + j, g * (bw * mw) + k, c * lanes + lane]
-
-        def along_w(n, a, b, g, i, j, x, tw, c, lane):  # type: ignore[no-untyped-def]
-            return cell(n, a, b, g, i, j, tw, c, lane)
+        def along_w(*index):  # type: ignore[no-untyped-def]
+            *at, i, j, _, tw, c, lane = index
+            return self._cell(gather, at, (i, j, tw), c * lanes + lane)
 
         if self.transformed[2]:
-            wide = self._transform(
-                (*outer, rows_d, rows_h, aw, bw, *inner),
-                "input_w",
-                self.matrices[2].input,
-                lambda k, n, a, b, g, i, j, x, tw, c, lane: cell(n, a, b, g, i, j, tw * mw + k, c, lane),
-                frequency=6,
-            )
-            along_w = wide
 
-        def along_h(n, a, b, g, i, th, y, x, tw, c, lane):  # type: ignore[no-untyped-def]
-            return along_w(n, a, b, g, i, th, x, tw, c, lane)
+            def wide(k, *index):  # type: ignore[no-untyped-def]
+                *at, i, j, _, tw, c, lane = index
+                return self._cell(gather, at, (i, j, tw * mw + k), c * lanes + lane)
+
+            along_w = self._transform(
+                (*self.outer, rows_d, rows_h, aw, bw, *inner), "input_w", self.matrices[2].input, wide, from_end=4
+            )
+
+        def along_h(*index):  # type: ignore[no-untyped-def]
+            *at, i, th, _, x, tw, c, lane = index
+            return along_w(*at, i, th, x, tw, c, lane)
 
         if self.transformed[1]:
-            high = self._transform(
-                (*outer, rows_d, bh, ah, aw, bw, *inner),
-                "input_h",
-                self.matrices[1].input,
-                lambda j, n, a, b, g, i, th, y, x, tw, c, lane: along_w(n, a, b, g, i, th * mh + j, x, tw, c, lane),
-                frequency=6,
+
+            def high(j, *index):  # type: ignore[no-untyped-def]
+                *at, i, th, _, x, tw, c, lane = index
+                return along_w(*at, i, th * mh + j, x, tw, c, lane)
+
+            along_h = self._transform(
+                (*self.outer, rows_d, bh, ah, aw, bw, *inner), "input_h", self.matrices[1].input, high, from_end=5
             )
-            along_h = high
 
-        def place(t: Expr) -> tuple[Expr, Expr, Expr]:
-            return t // (bh * bw), t // bw % bh, t % bw
+        def deep(i, *index):  # type: ignore[no-untyped-def]
+            *at, _, y, x, c, t, lane = index
+            return along_h(*at, t // (bh * bw) * md + i, t // bw % bh, y, x, t % bw, c, lane)
 
-        shape = (*outer, ad, ah, aw, self.channel_blocks, self.tiles, lanes)
+        shape = (*self.outer, ad, ah, aw, self.channel_blocks, self.tiles, lanes)
         if self.transformed[0]:
+            return self._transform(shape, "input_d", self.matrices[0].input, deep, from_end=6).tensor
+        return te.compute(shape, lambda *index: deep(0, *index), name="input_d", varargs_names=_names(shape))
 
-            def deep(i, n, a, b, g, e, y, x, c, t, lane):  # type: ignore[no-untyped-def]
-                td, th, tw = place(t)
-                return along_h(n, a, b, g, td * md + i, th, y, x, tw, c, lane)
-
-            return self._transform(shape, "input_d", self.matrices[0].input, deep, frequency=4).tensor
-
-        def copied(n, a, b, g, e, y, x, c, t, lane):  # type: ignore[no-untyped-def]
-            td, th, tw = place(t)
-            return along_h(n, a, b, g, td, th, y, x, tw, c, lane)
-
-        return te.compute(shape, copied, name="input_d")
+    def _cell(self, gather: te.Tensor, at: Sequence[Expr], within: Sequence[Expr], channel: Expr) -> Expr:
+        """A gathered cell of the task `at`."""
+        n, *parts_groups = at
+        parts = [tirx.const(0, "int32")] * 3
+        for axis, part in zip(self.parted, parts_groups, strict=False):
+            parts[axis] = part
+        sides = zip(parts_groups[len(self.parted) :], self.variant.block, self.variant.tile, within, strict=True)
+        return gather[(n, *parts, *(group * (b * m) + i for group, b, m, i in sides), channel)]
 
     def _product(self, data: te.Tensor, kernel: te.Tensor) -> te.Tensor:
         lanes, vectors = self.variant.lanes, self.variant.vectors
         channel = te.reduce_axis((0, self.axes.channels), name="channel")
 
-        def at(n, a, b, g, e, y, x, f, t, lane):  # type: ignore[no-untyped-def]
-            value = data[n, a, b, g, e, y, x, channel // lanes, t, channel % lanes]
+        def at(*index):  # type: ignore[no-untyped-def]
+            *outer, e, y, x, f, t, lane = index
+            value = data[(*outer, e, y, x, channel // lanes, t, channel % lanes)]
             weight = kernel[e, y, x, f // vectors, channel, f % vectors, lane]
             return te.sum(value * weight, axis=[channel])
 
-        shape = (self.spec.batch, *self.groups, *self.frequencies, self.filter_blocks * vectors, self.tiles, lanes)
-        return te.compute(shape, at, name="product")
+        shape = (*self.outer, *self.frequencies, self.filter_blocks * vectors, self.tiles, lanes)
+        return te.compute(shape, at, name="product", varargs_names=_names(shape))
 
     def _output(self, product: te.Tensor) -> te.Tensor | Callable[..., Expr]:
         """The inverse transforms along depth, height and width: (..., md, mh, mw, tiles, filter vectors, lanes)."""
-        outer = (self.spec.batch, *self.groups)
-        inner = (self.tiles, int(product.shape[7]), self.variant.lanes)
+        inner = (self.tiles, self.filter_blocks * self.variant.vectors, self.variant.lanes)
         extents = list(self.frequencies)
 
-        def current(n, a, b, g, e, y, x, t, f, lane):  # type: ignore[no-untyped-def]
-            return product[n, a, b, g, e, y, x, f, t, lane]
+        def current(*index):  # type: ignore[no-untyped-def]
+            *outer, t, f, lane = index
+            return product[(*outer, f, t, lane)]
 
         for axis, name in enumerate(("output_d", "output_h", "output_w")):
             if self.transformed[axis]:
                 extents[axis] = self.variant.tile[axis]
+                place = axis - 6
 
-                def read(i, *index, before=current, axis=axis):  # type: ignore[no-untyped-def]
-                    return before(*index[: 4 + axis], i, *index[5 + axis :])
+                def read(i, *index, before=current, place=place):  # type: ignore[no-untyped-def]
+                    return before(*index[:place], i, *index[place + 1 :])
 
-                matrix = self.matrices[axis].output
-                current = self._transform((*outer, *extents, *inner), name, matrix, read, frequency=4 + axis)
+                current = self._transform(
+                    (*self.outer, *extents, *inner), name, self.matrices[axis].output, read, from_end=-place
+                )
         return current
 
     def _transform(
-        self, shape: tuple[int, ...], name: str, matrix: Matrix, read: Callable[..., Expr], frequency: int
+        self, shape: tuple[int, ...], name: str, matrix: Matrix, read: Callable[..., Expr], from_end: int
     ) -> _Stage:
-        """sum_i matrix[row, i] * read(i, ...), where the row is the index number `frequency`."""
+        """sum_i matrix[row, i] * read(i, ...), where the row is the index that is `from_end` before the end."""
         step = te.reduce_axis((0, len(matrix[0])), name="step")
 
         def entry(row: Expr) -> Expr:
@@ -313,28 +333,44 @@ class _Builder:
             return value
 
         def at(*index: Expr) -> Expr:
-            return te.sum(read(step, *index) * entry(index[frequency]), axis=[step])
+            return te.sum(read(step, *index) * entry(index[-from_end]), axis=[step])
 
-        names = [f"i{number}" for number in range(len(shape))]
-        return _Stage(te.compute(shape, at, name=name, varargs_names=names))
+        return _Stage(te.compute(shape, at, name=name, varargs_names=_names(shape)))
 
-    def _sum_at(self, sums: Callable[..., Expr], n: Expr, cell: tuple[Expr, ...], f: Expr) -> Expr:
-        groups, tiles, cells = [], [], []
-        for o, m, b in zip(cell, self.variant.tile, self.variant.block, strict=True):
+    def _sum_at(self, sums: Callable[..., Expr], n: Expr, cells: Sequence[Expr], f: Expr) -> Expr:
+        """The sum of an output cell; parted axes have two indices, that within its part and the part."""
+        parts, groups, tiles, within = [], [], [], []
+        left = list(cells)
+        for axis, (m, b) in enumerate(zip(self.variant.tile, self.variant.block, strict=True)):
+            o = left.pop(0)
+            if axis in self.parted:
+                parts.append(left.pop(0))
             groups.append(o // (m * b))
             tiles.append(o // m % b)
-            cells.append(o % m)
+            within.append(o % m)
         _, bh, bw = self.variant.block
         t = (tiles[0] * bh + tiles[1]) * bw + tiles[2]
-        return sums(n, *groups, *cells, t, f // self.variant.lanes, f % self.variant.lanes)
+        return sums(n, *parts, *groups, *within, t, f // self.variant.lanes, f % self.variant.lanes)
 
     def _out(self, sums: Callable[..., Expr], bias: te.Tensor) -> te.Tensor:
-        def last(n, d, h, w, f):  # type: ignore[no-untyped-def]
-            return finish(self.spec, self._sum_at(sums, n, (d, h, w), f), bias[f])
+        size: list[int] = []
+        for axis, (o, parts) in enumerate(zip(self.spec.out_size, self.axes.parts, strict=True)):
+            size += [o // parts, parts] if axis in self.parted else [o]
 
+        def last(*index):  # type: ignore[no-untyped-def]
+            n, *cells, f = index
+            return finish(self.spec, self._sum_at(sums, n, cells, f), bias[f])
+
+        def first(*index):  # type: ignore[no-untyped-def]
+            n, f, *cells = index
+            return last(n, *cells, f)
+
+        batch, filters = self.spec.batch, self.spec.filters
         if self.spec.data_format == CHANNELS_LAST:
-            return te.compute(self.spec.output_shape, last, name="out")
-        return te.compute(self.spec.output_shape, lambda n, f, d, h, w: last(n, d, h, w, f), name="out")
+            shape, at = (batch, *size, filters), last
+        else:
+            shape, at = (batch, filters, *size), first
+        return te.compute(shape, at, name="out", varargs_names=_names(shape))
 
     def _flags(self, sums: Callable[..., Expr]) -> te.Tensor:
         """A sum that is finite if and only if all its terms are; TVM would fold x * 0 and x - x to zero."""
@@ -343,10 +379,12 @@ class _Builder:
         vectors = self.filter_blocks * self.variant.vectors
         over = [te.reduce_axis((0, extent), name=f"r{i}") for i, extent in enumerate((md, mh, mw, self.tiles, vectors))]
 
-        def at(n, a, b, g, lane):  # type: ignore[no-untyped-def]
-            return te.sum(sums(n, a, b, g, *over, lane) * tiny, axis=over)
+        def at(*index):  # type: ignore[no-untyped-def]
+            *outer, lane = index
+            return te.sum(sums(*outer, *over, lane) * tiny, axis=over)
 
-        return te.compute((self.spec.batch, *self.groups, self.variant.lanes), at, name="flags")
+        shape = (*self.outer, self.variant.lanes)
+        return te.compute(shape, at, name="flags", varargs_names=_names(shape))
 
 
 @dataclass(frozen=True)
@@ -357,6 +395,10 @@ class _Stage:
 
     def __call__(self, *index: Expr) -> Expr:
         return self.tensor[index]
+
+
+def _names(shape: Sequence[int]) -> list[str]:
+    return [f"i{number}" for number in range(len(shape))]
 
 
 def _triple(values: Any) -> Triple:

@@ -1,0 +1,163 @@
+"""Design space of the depthwise convolution on a CPU.
+
+A task owns a box of output depths, rows and vectors of a row; it copies the cells it reads into a buffer of its own. A
+register tile is one vector wide and some rows high, the taps of height unrolled beside it: a loaded vector of input
+serves all rows whose windows hold it, and a vector of weights all rows of the tile.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tvm import IRModule
+from tvm.s_tir import Schedule
+
+from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.depthwise import DepthwiseVariant, applies, period
+from tvm_conv3d.schedules.decisions import Decisions
+from tvm_conv3d.schedules.llvm import skip_padding
+from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, vectorize_copy
+from tvm_conv3d.schedules.llvm.tile_rule import TASKS_PER_THREAD
+from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.targets import CpuTraits
+
+#: Cycles of loading a vector of input, most of which cross a cache line, and of copying one into the task's buffer.
+_LOAD, _COPY = 1.6, 6.0
+
+#: How much longer a task takes whose rows end within a vector, as these are stored by way of the stack.
+_THROUGH_STACK = 1.3
+
+#: Variants that compete while tuning.
+_MOST_VARIANTS = 10
+
+
+def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DepthwiseVariant, dict[str, int]] | None:
+    """The variant and the decisions taken where nothing was tuned; None where :mod:`grouped` is as good."""
+    if not applies(spec) or spec.channels % traits.lanes(spec.accumulator) == 0:
+        return None
+    cheapest = _candidates(collapse(spec), traits)[0]
+    return cheapest.variant, {"depth": cheapest.depth, "rows": cheapest.row_tiles}
+
+
+def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[DepthwiseVariant]:
+    """The variants that compete while tuning, the cheapest first; none where the layer is not depthwise."""
+    if not applies(spec):
+        return []
+    found = (candidate.variant for candidate in _candidates(collapse(spec), traits))
+    return list(itertools.islice(dict.fromkeys(found), _MOST_VARIANTS))
+
+
+def apply(sch: Schedule, spec: Conv3DSpec, variant: DepthwiseVariant, decide: Decisions) -> None:
+    """Schedules `compute.depthwise.declare(spec, variant)`.
+
+    Decisions: `depth`, `rows` (in register tiles): output of a task.
+    """
+    s = collapse(spec)
+    n, d, h, j = sch.get_loops(sch.get_sblock("out"))
+    row_tiles, hi = sch.split(h, [None, variant.rows])
+    v_task, v_in, lane = sch.split(j, [None, variant.vectors, variant.lanes])
+    d_task, d_in = decide.tile("depth", d, default=1)
+    h_task, h_in = decide.tile("rows", row_tiles, default=1)
+    sch.reorder(n, d_task, h_task, v_task, d_in, v_in, h_in, hi, lane)
+    task = sch.fuse(n, d_task, h_task, v_task)
+    sch.parallel(task)
+    if s.out_size[2] * s.channels % (variant.lanes * variant.vectors) == 0:
+        sch.compute_inline(sch.get_sblock("tile"))
+        sch.unroll(hi)
+        sch.vectorize(lane)
+    else:
+        tile = place(sch, "tile", h_in)
+        loops = sch.get_loops(tile)
+        sch.unroll(loops[-3])
+        sch.vectorize(loops[-1])
+    conv = place(sch, "conv", h_in)
+    rows, _, lanes, tap_d, tap_h, tap_w = sch.get_loops(conv)[-6:]
+    skip_padding.mark(sch, s, {0: tap_d})
+    sch.unroll(tap_h)
+    keep_in_registers(sch, conv, (tap_d, tap_w, tap_h), (rows, lanes))
+    gather = sch.get_sblock("gather")
+    sch.compute_at(gather, task, preserve_unit_loops=True)
+    if s.strides[2] > 1:
+        # a phase's cells do not lie side by side: copied one by one
+        _, channels = sch.split(sch.get_loops(gather)[-1], [None, s.channels])
+        vectorize_copy(sch, channels, variant.lanes)
+
+
+def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+    """What is changed after scheduling: taps that see only padding are skipped."""
+    return skip_padding.guard(module, collapse(spec), {0: 1})
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A variant with the depths and row tiles of a task."""
+
+    variant: DepthwiseVariant
+    depth: int
+    row_tiles: int
+
+
+def _candidates(s: Conv3DSpec, traits: CpuTraits) -> list[_Candidate]:
+    """All tiles and tasks, the cheapest first; last those whose copy overflows half of L2 or that are too few."""
+    lanes = traits.lanes(s.accumulator)
+    depth, height, width = s.out_size
+    row_parts = list(dict.fromkeys(_row_parts(s, lanes, -(-width * s.channels // lanes))))
+
+    def cost(candidate: _Candidate) -> tuple[bool, bool, float, int]:
+        variant = candidate.variant
+        parts = -(-width * s.channels // (lanes * variant.vectors))
+        tasks = s.batch * (depth // candidate.depth) * (-(-height // variant.rows) // candidate.row_tiles) * parts
+        copied = _copied_vectors(s, candidate)
+        whole = width * s.channels % (variant.vectors * lanes) == 0
+        cells = candidate.depth * candidate.row_tiles * variant.vectors
+        compute = cells * s.kernel[0] * s.kernel[2] * _step(s, traits, variant.rows) * (1 if whole else _THROUGH_STACK)
+        too_large = copied * traits.vector_bits // 8 > traits.l2 // 2
+        too_few = tasks < TASKS_PER_THREAD * traits.cores
+        return too_few, too_large, tasks * (compute + _COPY * copied), -variant.vectors
+
+    found = [
+        _Candidate(DepthwiseVariant(lanes, rows, vectors), d, h)
+        for rows in range(1, max(1, min(height, _most_rows(traits))) + 1)
+        for d, h in itertools.product(_divisors(depth), _divisors(-(-height // rows)))
+        for vectors in row_parts
+    ]
+    return sorted(found, key=cost)
+
+
+def _most_rows(traits: CpuTraits) -> int:
+    return 12 if traits.registers >= 32 else 6
+
+
+def _step(s: Conv3DSpec, traits: CpuTraits, rows: int) -> float:
+    """Cycles of a register tile for each tap of depth and width."""
+    taps = s.kernel[1]
+    loaded = min((rows - 1) * s.strides[1] + taps, rows * taps)
+    # sums and weights that find no register are loaded and stored each time
+    spilled = max(0, rows + taps + 2 - traits.registers)
+    return max(rows * taps, _LOAD * loaded + taps) + 2 * taps * spilled
+
+
+def _copied_vectors(s: Conv3DSpec, candidate: _Candidate) -> float:
+    """Vectors of input that a task copies."""
+    variant = candidate.variant
+    along_d = (candidate.depth - 1) * s.strides[0] + s.window[0]
+    along_h = (candidate.row_tiles * variant.rows - 1) * s.strides[1] + s.window[1]
+    along_w = variant.vectors + (s.window[2] - 1) // s.strides[2] * s.channels / variant.lanes
+    return along_d * along_h * along_w * s.strides[2]
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _row_parts(s: Conv3DSpec, lanes: int, whole: int) -> Iterator[int]:
+    """Vectors of a row that a task may take: all, or equal parts, of whole cells where columns are strided."""
+    unit = period(s, lanes) if s.strides[2] > 1 else 1
+    yield whole
+    for parts in range(2, min(whole, 32) + 1):
+        size = -(-math.ceil(whole / parts) // unit) * unit
+        if size < whole:
+            yield size
