@@ -7,13 +7,13 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tvm_conv3d import reference
+from tvm_conv3d import records, reference
 from tvm_conv3d.bench import cli, plots, problem, report, stats
 from tvm_conv3d.bench.client import Client, WorkerError
 from tvm_conv3d.bench.draw import draw
@@ -21,7 +21,9 @@ from tvm_conv3d.bench.layers import COLUMNS, Layer, adapt, family, from_key, rea
 from tvm_conv3d.bench.machine import Roof
 from tvm_conv3d.bench.rows import Row, Timing
 from tvm_conv3d.bench.timing import Contest, Effort
+from tvm_conv3d.plan import default_plan
 from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, same_padding
+from tvm_conv3d.targets import host_target, instruction_set, target_key
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ROOT / "scripts" / "layers.csv"
@@ -317,6 +319,35 @@ def test_a_wrong_result_of_ours_fails_the_run(client, capsys):
     assert "WRONG, relative error" in captured.err
 
 
+def test_tuned_is_compared_with_default(monkeypatch, tmp_path, capsys):
+    """The two differ by records alone: here by one that takes another tile."""
+    monkeypatch.setenv("TVM_CONV3D_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TVM_CONV3D_LOGS", str(tmp_path / "logs"))
+    target = host_target(1)
+    plan = default_plan(SMALL.spec, target, exact=True)
+    other = replace(plan.variant, columns=2)
+    fields = {"algorithm": plan.algorithm, "variant": asdict(other), "decisions": dict(plan.decisions)}
+    about = {"isa": instruction_set(target), "cpu": "a CPU", "date": "2026-01-31", "versions": {}}
+    kept = records.Record(SMALL.spec.key(), 1, **fields, seconds=1e-3, default_seconds=2e-3, **about)
+    path = tmp_path / "logs" / target_key(target) / records.FILE_NAME
+    records.merge(path, [kept])
+    written = tmp_path / "run.json"
+    options = ["--spec", SMALL.spec.key(), "--compare", "default,tuned", "--threads", "1", "--rounds", "1"]
+    assert cli.main([*options, "--min-time", "0.001", "--json", str(written), "--repro"]) == 0
+    (found,) = json.loads(written.read_text())["rows"]
+    assert found["ours"]["origin"] == str(path)
+    assert found["peers"]["default"]["origin"] == "default"
+    assert "--compare default,tuned" in capsys.readouterr().out
+
+
+def test_the_usual_layers_are_taken_where_none_is_named(tmp_path, capsys):
+    layers = tmp_path / "layers.csv"
+    layers.write_text(f"{HEAD}\ntiny_one,1,4,5,6,3,4,3x3x3,1x1x1,1x1x1,1,same\n")
+    options = ["--peers", "none", "--ours", "oracle", "--rounds", "1", "--min-time", "0.001"]
+    assert cli.main(options, usual_layers=layers) == 0
+    assert "tiny_one" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -325,6 +356,8 @@ def test_a_wrong_result_of_ours_fails_the_run(client, capsys):
         (["--random", "1", "--peers", "caffe"], "A peer must be one of"),
         (["--random", "1", "--modes", "torch"], "--modes takes NAME=VALUE"),
         (["--layers", "missing.csv"], "missing.csv"),
+        (["--random", "1", "--compare", "tuned"], "--compare takes two peers"),
+        (["--random", "1", "--compare", "tuned,caffe"], "A peer must be one of"),
     ],
 )
 def test_bad_options_are_explained(arguments, message, capsys):

@@ -70,6 +70,16 @@ def plan_from(folder: Path) -> Plan:
     return make_plan(SPEC, target(), folder)
 
 
+def test_records_may_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in (lookup.packaged_logs(), records.user_logs()):
+        write(folder, a_record().line())
+    assert make_plan(SPEC, target()).origin != "default"
+    monkeypatch.setenv(records.LOGS_VARIABLE, records.NO_LOGS)
+    assert make_plan(SPEC, target()).origin == "default"
+    write(tmp_path / "given", a_record().line())
+    assert plan_from(tmp_path / "given").origin == str(file_of(tmp_path / "given"))
+
+
 def test_a_line_is_read_back() -> None:
     record = a_record()
     assert Record.parse(record.line()) == record

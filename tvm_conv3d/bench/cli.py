@@ -43,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--json", type=Path, metavar="FILE", help="writes everything that was measured")
     options.add_argument("--page", type=Path, metavar="FILE.md", help="writes a results page, with pictures beside it")
     options.add_argument("--repro", action="store_true", help="prints a command for each row that runs it alone")
+    options.add_argument(
+        "--compare", metavar="A,B", help="two of the peers, B in our place: default,tuned tells what records gain"
+    )
     options.add_argument("--ours", default="tvm_conv3d", metavar="PEER", help="what the others are compared with")
     options.add_argument(
         "--python", action="append", default=[], metavar="PEER=PATH", help="the interpreter that has a peer's library"
@@ -53,10 +56,19 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; 0 if every layer of ours was right and timed."""
+def main(arguments: Sequence[str] | None = None, usual_layers: Path | None = None) -> int:
+    """Runs the benchmark; 0 if every layer of ours was right and timed.
+
+    Args:
+        arguments: of the command line.
+        usual_layers: the file of layers to run where the command line names none.
+    """
     options = parser().parse_args(arguments)
+    if not (options.layers or options.spec or options.random):
+        options.layers = usual_layers
     try:
+        if options.compare:
+            options.peers, options.ours = _compared(options.compare)
         layers = selected(options)
         clients = _clients(options)
         modes = {name: value.split(",") for name, value in _pairs("--modes", options.modes).items()}
@@ -90,6 +102,13 @@ def selected(options: argparse.Namespace) -> list[Layer]:
             "No layer to run: give --layers FILE.csv, --spec KEY or --random COUNT, and a --filter that fits."
         )
     return adapt(layers, options.dtype, options.format)
+
+
+def _compared(text: str) -> tuple[str, str]:
+    names = [name.strip() for name in text.split(",")]
+    if len(names) != 2 or not all(names):
+        raise ValueError(f"--compare takes two peers, such as default,tuned. Received: {text!r}")
+    return names[0], names[1]
 
 
 def _clients(options: argparse.Namespace) -> list[Client]:
@@ -138,7 +157,8 @@ def _run(options: argparse.Namespace, layers: Sequence[Layer], contest: Contest,
 
 def repro(options: argparse.Namespace, row: Row) -> str:
     """A command that runs one row alone; its spec carries element type and data format."""
-    command = ["python", "scripts/bench.py", "--spec", row.layer.spec.key(), "--peers", options.peers]
+    command = ["python", "scripts/bench.py", "--spec", row.layer.spec.key()]
+    command += ["--compare", options.compare] if options.compare else ["--peers", options.peers]
     command += [
         "--threads",
         str(options.threads),

@@ -23,6 +23,8 @@ package.__path__ = [sys.argv.pop(1)]
 sys.modules["tvm_conv3d"] = package
 runpy.run_module("tvm_conv3d.bench.worker", run_name="__main__")
 """
+#: The peers that are this package, and run it as it is installed.
+OURS = ("tvm_conv3d", "tuned", "default")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -98,7 +100,7 @@ class Client:
         return self._process
 
     def _program(self) -> list[str]:
-        if self.name == "tvm_conv3d":
+        if self.name in OURS:
             return ["-m", "tvm_conv3d.bench.worker"]
         return ["-c", BARE, str(Path(__file__).resolve().parents[1])]
 

@@ -1,12 +1,13 @@
 """Tuning records: what was measured to be the fastest plan of a spec, kept as text and found again by its key."""
 
-from tvm_conv3d.records.lookup import LOGS_VARIABLE, Found, find, packaged_logs, user_logs
+from tvm_conv3d.records.lookup import LOGS_VARIABLE, NO_LOGS, Found, find, packaged_logs, user_logs
 from tvm_conv3d.records.record import Record, RecordError
 from tvm_conv3d.records.store import FILE_NAME, RecordWarning, load, merge
 
 __all__ = [
     "FILE_NAME",
     "LOGS_VARIABLE",
+    "NO_LOGS",
     "Found",
     "Record",
     "RecordError",

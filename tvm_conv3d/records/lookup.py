@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: Names a folder of logs that is asked before the user's own.
 LOGS_VARIABLE = "TVM_CONV3D_LOGS"
 
+#: What that variable holds where no record shall be taken from anywhere.
+NO_LOGS = "none"
+
 
 @dataclass(frozen=True)
 class Found:
@@ -61,7 +64,8 @@ def find(spec: Conv3DSpec, target: Target, logs: str | Path | None = None) -> It
     """The records that may serve `spec` on `target`, the first choice first.
 
     Asked are: `logs`, the folder in $TVM_CONV3D_LOGS, the user's folder, and the package's: the log of this very
-    target, then those of targets with the same instruction set, by name the most alike first.
+    target, then those of targets with the same instruction set, by name the most alike first. With
+    $TVM_CONV3D_LOGS=none only `logs` is asked.
 
     Args:
         spec: the problem.
@@ -76,6 +80,8 @@ def find(spec: Conv3DSpec, target: Target, logs: str | Path | None = None) -> It
     isa = instruction_set(target)
     for path in _files(name, logs):
         yield from _in_book(load(path), key, isa)
+    if os.environ.get(LOGS_VARIABLE) == NO_LOGS:
+        return
     for path in _neighbours(name):
         yield from _in_book(load(path), key, isa, foreign=True)
 
@@ -87,6 +93,8 @@ def _files(name: str, logs: str | Path | None) -> Iterator[Path]:
             raise ValueError(f"`logs` must be a folder of tuning logs or a file of records. Received: {logs!r}")
         yield given if given.is_file() else given / name / FILE_NAME
     chosen = os.environ.get(LOGS_VARIABLE)
+    if chosen == NO_LOGS:
+        return
     if chosen:
         folder = Path(chosen).expanduser()
         if not folder.is_dir():

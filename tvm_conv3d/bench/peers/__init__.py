@@ -11,9 +11,12 @@ import numpy as np
 
 from tvm_conv3d.spec import Conv3DSpec
 
-#: Name -> where its class lives. `oracle` is this package's float64 reference, `tvm_conv3d` its product.
+#: Name -> where its class lives. `oracle` is this package's float64 reference, `tvm_conv3d` its product; `tuned` is
+#: the same beside `default`, which takes no tuning records.
 PEERS = {
     "tvm_conv3d": "tvm_conv3d.bench.peers.ours:Ours",
+    "tuned": "tvm_conv3d.bench.peers.ours:Ours",
+    "default": "tvm_conv3d.bench.peers.ours:Untuned",
     "torch": "tvm_conv3d.bench.peers.torch:Torch",
     "openvino": "tvm_conv3d.bench.peers.openvino:OpenVINO",
     "onnxruntime": "tvm_conv3d.bench.peers.onnxruntime:ONNXRuntime",

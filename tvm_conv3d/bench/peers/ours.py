@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 
 import numpy as np
 
@@ -42,6 +43,16 @@ class Ours:
         layer.build(x.shape)
         layer.set_weights([kernel] if bias is None else [kernel, bias])
         return Prepared(lambda: layer(x), np.asarray, str(layer.plan_for(x.shape).origin))
+
+
+class Untuned(Ours):
+    """The same with the default plans, whatever records there are."""
+
+    def __init__(self, threads: int) -> None:
+        from tvm_conv3d import records
+
+        os.environ[records.LOGS_VARIABLE] = records.NO_LOGS
+        super().__init__(threads)
 
 
 def _numpy_dtype(name: str) -> np.dtype:
