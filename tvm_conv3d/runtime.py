@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvm_conv3d import buffers, build, cache, in_flight, tensors, threads
+from tvm_conv3d.compute.trim import seen_taps
 from tvm_conv3d.plan import Plan, algorithm_of, make_plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import check_runs_here, resolve
@@ -34,11 +35,16 @@ class Loaded:
 
 @dataclass(frozen=True)
 class _Ready:
-    """All that a call of one spec needs but the weights."""
+    """All that a call of one spec needs but the weights.
+
+    Attributes:
+        layout: equal for specs that take the same packed weights: algorithm, shapes, and the taps that are kept.
+    """
 
     plan: Plan
     kind: str
     loaded: Loaded
+    layout: str
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class Executor:
         _executors.add(self)
         threads.after_fork(_renew_locks)
         self._ready: dict[tuple[Conv3DSpec, int, bool], _Ready] = {}
-        self._packed: dict[tuple[str, str], _Packed] = {}
+        self._packed: dict[str, _Packed] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_wish": self._wish, "_accuracy": self._accuracy}
@@ -181,18 +187,20 @@ class Executor:
         target = self._target()
         check_runs_here(target)
         plan = make_plan(spec, target, exact=exact)
-        return _Ready(plan, str(target.kind.name), get_loaded(plan, target))
+        loaded = get_loaded(plan, target)
+        layout = repr((plan.algorithm, loaded.shapes[1:3], seen_taps(spec)))
+        return _Ready(plan, str(target.kind.name), loaded, layout)
 
     def _pack(self, ready: _Ready, kernel: np.ndarray, bias: np.ndarray | None, version: Hashable) -> _Packed:
         """Packed weights; specs that differ in size only share one copy."""
-        algorithm = algorithm_of(ready.plan, ready.kind)
-        key = (ready.plan.algorithm, repr(ready.loaded.shapes[1:3]))
+        key = ready.layout
         packed = self._packed.get(key)
         if packed is None or packed.version != version:
             with self._lock:
                 packed = self._packed.get(key)
                 if packed is None or packed.version != version:
                     spec, variant = ready.plan.spec, ready.plan.variant
+                    algorithm = algorithm_of(ready.plan, ready.kind)
                     arrays = (algorithm.pack_kernel(spec, variant, kernel), algorithm.pack_bias(spec, variant, bias))
                     views = [_view(a, shape) for a, shape in zip(arrays, ready.loaded.shapes[1:3], strict=True)]
                     packed = self._packed[key] = _Packed(version, *views)
