@@ -81,8 +81,12 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
     code = _object_code(library.mod)
     if not code:
         raise RuntimeError(f"LLVM wrote no code for {plan.spec.key()} on {target}.")
-    shapes = algorithm_of(plan, str(target.kind.name)).declare(plan.spec, plan.variant).shapes
-    return Artifact(code, shapes, module.script())
+    return Artifact(code, _shapes(module), module.script())
+
+
+def _shapes(module: IRModule) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the arguments of the function that is compiled."""
+    return tuple(tuple(int(extent) for extent in argument.ty.shape) for argument in module[ENTRY].params)
 
 
 def _object_code(module: Module) -> bytes:

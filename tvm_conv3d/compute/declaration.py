@@ -23,11 +23,6 @@ class Declaration:
 
     tensors: tuple[te.Tensor, ...]
 
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the arguments."""
-        return tuple(tuple(int(extent) for extent in tensor.shape) for tensor in self.tensors)
-
     def module(self) -> IRModule:
         """The function `main`, unscheduled."""
         # TVM's 32-bit indices overflow silently
