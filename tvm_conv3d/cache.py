@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
-import platformdirs
 
+from tvm_conv3d import folders
 from tvm_conv3d.build import Artifact
 
 #: Names the root of all that this package keeps.
@@ -33,9 +33,13 @@ _OBJECT, _META, _SCHEDULE = "module.o", "meta.json", "schedule.py"
 
 
 def cache_root() -> Path:
-    """The folder of everything that is kept: $TVM_CONV3D_CACHE, else the user's cache folder."""
+    """The folder of everything that is kept: $TVM_CONV3D_CACHE, else the user's cache folder.
+
+    Raises:
+        ValueError: the variable names the home of a user that does not exist.
+    """
     chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("tvm_conv3d", appauthor=False))
+    return folders.expand(chosen, CACHE_VARIABLE) if chosen else folders.user_cache()
 
 
 def load(key: str) -> Artifact | None:
