@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,9 @@ import numpy as np
 
 from tvm_conv3d import buffers, build, cache, in_flight, tensors, threads
 from tvm_conv3d.compute.trim import seen_taps
+from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.plan import Plan, algorithm_of, make_plan
+from tvm_conv3d.recent import Recent
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import check_runs_here, resolve
 
@@ -56,11 +56,14 @@ class _Packed:
     bias: Any
 
 
+#: Shapes that a layer keeps at hand, and layouts of its weights; each layout is a copy of them.
+_MOST_SHAPES, _MOST_LAYOUTS = 256, 32
+
+#: Kernels that the process keeps loaded without a layer that uses them; of the others the code's memory is freed.
+_MOST_LOADED = 1024
+
 #: How near to the definition's own rounding a result has to be.
 ACCURACIES = ("default", "strict")
-
-
-_executors: weakref.WeakSet[Executor] = weakref.WeakSet()
 
 
 class Executor:
@@ -82,11 +85,11 @@ class Executor:
         self._clear()
 
     def _clear(self) -> None:
-        self._lock = threading.Lock()
-        _executors.add(self)
-        threads.after_fork(_renew_locks)
-        self._ready: dict[tuple[Conv3DSpec, int, bool], _Ready] = {}
-        self._packed: dict[str, _Packed] = {}
+        self._lock = ForkSafeLock()
+        threads.after_fork(buffers.renew)
+        threads.after_fork(in_flight.renew)
+        self._ready: Recent[tuple[Conv3DSpec, int, bool], _Ready] = Recent(_MOST_SHAPES)
+        self._packed: Recent[str, _Packed] = Recent(_MOST_LAYOUTS)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_wish": self._wish, "_accuracy": self._accuracy}
@@ -180,7 +183,8 @@ class Executor:
         key = (spec, threads.get_num_threads(), exact)
         ready = self._ready.get(key)
         if ready is None:
-            ready = self._ready[key] = self._prepare(spec, exact)
+            ready = self._prepare(spec, exact)
+            self._ready.put(key, ready)
         return ready
 
     def _prepare(self, spec: Conv3DSpec, exact: bool) -> _Ready:
@@ -203,24 +207,14 @@ class Executor:
                     algorithm = algorithm_of(ready.plan, ready.kind)
                     arrays = (algorithm.pack_kernel(spec, variant, kernel), algorithm.pack_bias(spec, variant, bias))
                     views = [_view(a, shape) for a, shape in zip(arrays, ready.loaded.shapes[1:3], strict=True)]
-                    packed = self._packed[key] = _Packed(version, *views)
+                    packed = _Packed(version, *views)
+                    self._packed.put(key, packed)
         return packed
 
 
-_loaded: dict[str, Loaded] = {}
-_loading: dict[str, threading.Lock] = {}
-_loading_lock = threading.Lock()
-
-
-def _renew_locks() -> None:
-    """For a forked child: nobody there releases what its parent's other threads held."""
-    global _loading_lock
-    _loading_lock = threading.Lock()
-    _loading.clear()
-    buffers.renew()
-    in_flight.renew()
-    for executor in list(_executors):
-        executor._lock = threading.Lock()
+_loaded: Recent[str, Loaded] = Recent(_MOST_LOADED)
+_loading: dict[str, ForkSafeLock] = {}
+_loading_lock = ForkSafeLock()
 
 
 def get_loaded(plan: Plan, target: Target) -> Loaded:
@@ -234,13 +228,18 @@ def get_loaded(plan: Plan, target: Target) -> Loaded:
     if found is not None:
         return found
     with _loading_lock:
-        lock = _loading.setdefault(key, threading.Lock())
-    with lock:
-        if key not in _loaded:
-            artifact = cache.load(key)
-            loaded = None if artifact is None else _try_link(artifact)
-            _loaded[key] = loaded or _compile(key, plan, target)
-    return _loaded[key]
+        lock = _loading.setdefault(key, ForkSafeLock())
+    try:
+        with lock:
+            found = _loaded.get(key)
+            if found is None:
+                artifact = cache.load(key)
+                found = (None if artifact is None else _try_link(artifact)) or _compile(key, plan, target)
+                _loaded.put(key, found)
+    finally:
+        # whoever waits has the lock in hand; whoever comes later finds the code
+        _loading.pop(key, None)
+    return found
 
 
 def _compile(key: str, plan: Plan, target: Target) -> Loaded:
