@@ -92,6 +92,11 @@ def renew() -> None:
     _store = _Store(_store.most)
 
 
+def release() -> None:
+    """Gives back all that is kept for later."""
+    _store.let_go(0)
+
+
 def set_kept_memory(most: int) -> None:
     """Sets how much memory of results that nobody holds any more is kept for the results to come; from now on.
 

@@ -8,29 +8,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_conv3d import buffers, build, cache, in_flight, tensors, threads
+from tvm_conv3d import buffers, build, cache, in_flight, tensors, threads, workspace
 from tvm_conv3d.compute.trim import seen_taps
 from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.plan import Plan, algorithm_of, make_plan
 from tvm_conv3d.recent import Recent
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import check_runs_here, resolve
+from tvm_conv3d.workspace import Workspace
 
 if TYPE_CHECKING:
     from tvm.target import Target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loaded:
     """Machine code of one plan in this process.
 
     Attributes:
         function: takes input, packed weights, packed bias, output and maybe flags.
         shapes: of these, as the code sees them.
+        workspace: memory that it takes for intermediates.
     """
 
     function: Callable[..., None]
     shapes: tuple[tuple[int, ...], ...]
+    workspace: Workspace
 
 
 @dataclass(frozen=True)
@@ -72,16 +75,20 @@ class Executor:
     Args:
         target: what to compile for: None for this machine, else see :func:`tvm_conv3d.targets.resolve`.
         accuracy: "default", or "strict" for the products of the definition only: no Winograd.
+        workspace_limit: bytes that intermediates may take for each thread.
 
     Raises:
-        ValueError: `accuracy` is something else.
+        ValueError: `accuracy` or `workspace_limit` is something else.
     """
 
-    def __init__(self, target: Any = None, accuracy: str = "default") -> None:
+    def __init__(
+        self, target: Any = None, accuracy: str = "default", workspace_limit: int = workspace.DEFAULT_LIMIT
+    ) -> None:
         if accuracy not in ACCURACIES:
             raise ValueError(f"`accuracy` must be one of {', '.join(ACCURACIES)}. Received: accuracy={accuracy!r}")
         self._wish = target
         self._accuracy = accuracy
+        self._limit = workspace.check_limit(workspace_limit)
         self._clear()
 
     def _clear(self) -> None:
@@ -92,21 +99,20 @@ class Executor:
         self._packed: Recent[str, _Packed] = Recent(_MOST_LAYOUTS)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_wish": self._wish, "_accuracy": self._accuracy}
+        return {"_wish": self._wish, "_accuracy": self._accuracy, "_limit": self._limit}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._wish = state["_wish"]
-        self._accuracy = state["_accuracy"]
+        self.__dict__.update(state)
         self._clear()
 
     def plan_for(self, spec: Conv3DSpec) -> Plan:
         """How this executor computes `spec`: algorithm, decisions and their origin; compiles nothing.
 
         Raises:
-            ValueError: the target is not known or no algorithm takes the spec.
+            ValueError: the target is not known, or no algorithm takes the spec within the limit of workspace.
         """
         ready = self._ready.get((spec, threads.get_num_threads(), self._exact))
-        return ready.plan if ready else make_plan(spec, self._target(), exact=self._exact)
+        return ready.plan if ready else self._make_plan(spec, self._target(), self._exact)
 
     def __call__(
         self,
@@ -126,9 +132,10 @@ class Executor:
             version: changes whenever the weights do; packed weights are kept under it.
 
         Raises:
-            ValueError: shapes that don't fit the spec, or an unusable target.
+            ValueError: shapes that don't fit the spec, an unusable target, or no plan within the limit of workspace.
             TypeError: the source holds no real numbers.
             RuntimeError: the installed TVM is another version, or can't compile this.
+            MemoryError: there is none for the result, the packed weights or the intermediates.
         """
         _check_shapes(spec, source, kernel, bias)
         x = tensors.prepare(source.numpy(), spec.dtype)
@@ -168,6 +175,7 @@ class Executor:
         """Fills `out`; False where the code says that its result can't be trusted."""
         packed = self._pack(ready, kernel, bias, version)
         shapes = ready.loaded.shapes
+        workspace.reserve(ready.loaded, ready.loaded.workspace, threads.get_num_threads())
         arguments = [_view(x, shapes[0]), packed.kernel, packed.bias, _view(out, shapes[3])]
         if len(shapes) == 4:
             threads.run(ready.loaded.function, *arguments)
@@ -190,10 +198,13 @@ class Executor:
     def _prepare(self, spec: Conv3DSpec, exact: bool) -> _Ready:
         target = self._target()
         check_runs_here(target)
-        plan = make_plan(spec, target, exact=exact)
+        plan = self._make_plan(spec, target, exact)
         loaded = get_loaded(plan, target)
         layout = repr((plan.algorithm, loaded.shapes[1:3], seen_taps(spec)))
         return _Ready(plan, str(target.kind.name), loaded, layout)
+
+    def _make_plan(self, spec: Conv3DSpec, target: Target, exact: bool) -> Plan:
+        return make_plan(spec, target, exact=exact, workspace_limit=self._limit)
 
     def _pack(self, ready: _Ready, kernel: np.ndarray, bias: np.ndarray | None, version: Hashable) -> _Packed:
         """Packed weights; specs that differ in size only share one copy."""
@@ -264,7 +275,7 @@ def link(artifact: build.Artifact) -> Loaded:
     import tvm_ffi_orcjit
 
     module = tvm_ffi_orcjit.default_session().load_module(artifact.object_code)
-    return Loaded(module.get_function(build.ENTRY), artifact.shapes)
+    return Loaded(module.get_function(build.ENTRY), artifact.shapes, Workspace(*artifact.workspace))
 
 
 def _try_link(artifact: build.Artifact) -> Loaded | None:
