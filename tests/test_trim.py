@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from problems import BOUNDS, assert_right
 from tvm_conv3d import Conv3D, reference
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.compute.trim import seen_taps, trim, trim_kernel
+from tvm_conv3d.compute.trim import seen_taps, trim, trim_kernel, windows_that_see
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads, Triple, same_padding
 
 HUGE = 10**6
@@ -49,6 +49,9 @@ def test_the_trimmed_problem_is_the_same(spec: Conv3DSpec) -> None:
     assert trimmed.size == spec.size
     for axis in range(3):
         assert terms(trimmed, axis, seen_taps(spec)[axis].start) == terms(spec, axis, 0)
+        seen = {(tap, o) for o, tap, _ in terms(spec, axis, 0)}
+        for tap in range(spec.kernel[axis]):
+            assert windows_that_see(spec, axis, tap) == sum(1 for other, _ in seen if other == tap)
     assert trim(trimmed) == trimmed
 
 
@@ -73,6 +76,18 @@ def test_what_is_left() -> None:
     np.testing.assert_array_equal(trim_kernel(spec, kernel), kernel[1:2])
     point = collapse(same((1, 1, 1), (3, 3, 3)))
     assert (point.kernel, point.pads) == ((1, 1, 1), ((0, 0),) * 3)
+
+
+def test_one_window_has_no_stride() -> None:
+    spec = Conv3DSpec(1, (5, 5, 5), 2, 2, (3, 3, 3), strides=(10**30,) * 3)
+    assert trim(spec).strides == (1, 1, 1)
+    x = np.random.default_rng(0).standard_normal((1, 5, 5, 5, 2)).astype(np.float32)
+    for padding in ("same", "valid"):
+        far, near = (Conv3D(2, 3, strides=stride, padding=padding) for stride in (10**30, 5))
+        near.build(x.shape)
+        far.build(x.shape)
+        far.set_weights(near.get_weights())
+        np.testing.assert_array_equal(far(x), near(x))
 
 
 @pytest.mark.parametrize("dilation", [2, 7, 8, 15, 40])

@@ -7,6 +7,7 @@ and with a dilation of 100 on eight cells only the middle tap is left. What padd
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -28,15 +29,22 @@ def seen_taps(spec: Conv3DSpec) -> tuple[range, range, range]:
 
 
 def trim(spec: Conv3DSpec) -> Conv3DSpec:
-    """The same convolution by :func:`seen_taps` only; `spec` itself where all taps are seen."""
+    """The same convolution by :func:`seen_taps` only, an axis of one window without its stride.
+
+    Returns:
+        `spec` itself where nothing changes.
+    """
     if spec.empty:
         return spec
     taps = seen_taps(spec)
-    kernel, pads = tuple(map(len, taps)), tuple(_pads(spec, axis, taps[axis]) for axis in range(3))
-    if (kernel, pads) == (spec.kernel, spec.pads):
-        return spec
+    changes: dict[str, Any] = {
+        "kernel": tuple(map(len, taps)),
+        "pads": tuple(_pads(spec, axis, taps[axis]) for axis in range(3)),
+        # a window that makes no step makes none of any length
+        "strides": tuple(_stride(spec, axis) for axis in range(3)),
+    }
     values = {f.name: getattr(spec, f.name) for f in fields(spec)}
-    return TrimmedSpec(**{**values, "kernel": kernel, "pads": pads})
+    return TrimmedSpec(**{**values, **changes}) if changes.items() - values.items() else spec
 
 
 def trim_kernel(spec: Conv3DSpec, kernel: np.ndarray) -> np.ndarray:
@@ -45,26 +53,31 @@ def trim_kernel(spec: Conv3DSpec, kernel: np.ndarray) -> np.ndarray:
     return kernel[depth.start : depth.stop, height.start : height.stop, width.start : width.stop]
 
 
+def windows_that_see(spec: Conv3DSpec, axis: int, tap: int) -> int:
+    """In how many of an axis's windows a tap lies on the input."""
+    stride, cells = spec.strides[axis], spec.out_size[axis]
+    offset = tap * spec.dilation[axis] - spec.pads[axis].before
+    first = max(0, -(offset // stride))
+    last = min(cells - 1, (spec.size[axis] - 1 - offset) // stride)
+    return max(0, last - first + 1)
+
+
 def _seen(spec: Conv3DSpec, axis: int) -> range:
     taps = spec.kernel[axis]
-    seen = range(taps) if spec.empty else [tap for tap in range(taps) if _sees(spec, axis, tap)]
+    seen = range(taps) if spec.empty else [tap for tap in range(taps) if windows_that_see(spec, axis, tap)]
     return range(seen[0], seen[-1] + 1) if seen else range(1)
 
 
-def _sees(spec: Conv3DSpec, axis: int, tap: int) -> bool:
-    """Whether the tap lies on the input in some window."""
-    stride, cells = spec.strides[axis], spec.out_size[axis]
-    offset = tap * spec.dilation[axis] - spec.pads[axis].before
-    first = max(0, -(offset // stride))  # window in which the tap has reached the input
-    return first < cells and offset + first * stride < spec.size[axis]
+def _stride(spec: Conv3DSpec, axis: int) -> int:
+    return 1 if spec.out_size[axis] == 1 else spec.strides[axis]
 
 
 def _pads(spec: Conv3DSpec, axis: int, taps: range) -> Pads:
     """Pads that leave each tap where it was; before the input, just out of reach, where none is seen."""
     reach = (spec.out_size[axis] - 1) * spec.strides[axis] + 1
     before = reach
-    if _sees(spec, axis, taps.start):
-        if len(taps) == spec.kernel[axis]:
+    if windows_that_see(spec, axis, taps.start):
+        if len(taps) == spec.kernel[axis] and _stride(spec, axis) == spec.strides[axis]:
             return spec.pads[axis]
         before = spec.pads[axis].before - taps.start * spec.dilation[axis]
     return Pads(before, reach + (len(taps) - 1) * spec.dilation[axis] - before - spec.size[axis])
