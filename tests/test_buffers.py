@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Iterator
 
 import numpy as np
+import pytest
 
-from tvm_conv3d import buffers
+from tvm_conv3d import buffers, set_kept_memory
 
 SHAPE = (4, 1 << 18)
 FLOAT = np.dtype(np.float32)
@@ -49,11 +51,54 @@ def test_arrays_are_plain() -> None:
 
 def test_little_is_kept() -> None:
     store = buffers._Store()
-    blocks = [np.empty(buffers._MOST_KEPT // 4, np.uint8) for _ in range(6)]
+    blocks = [np.empty(buffers.MOST_KEPT // 4, np.uint8) for _ in range(6)]
     for block in blocks:
         store.put_back(block)
-    assert store._kept <= buffers._MOST_KEPT
+    assert store._kept <= buffers.MOST_KEPT
     assert sum(len(free) for free in store._free.values()) == 4
+
+
+@pytest.fixture
+def _usual_limit() -> Iterator[None]:
+    yield
+    set_kept_memory(buffers.MOST_KEPT)
+
+
+@pytest.mark.usefixtures("_usual_limit")
+def test_the_user_bounds_what_is_kept() -> None:
+    set_kept_memory(0)
+    assert buffers._store._kept == 0
+    array = buffers.empty(SHAPE, FLOAT)
+    del array
+    gc.collect()
+    assert buffers._store._kept == 0
+    set_kept_memory(8 << 20)
+    arrays = [buffers.empty(SHAPE, FLOAT) for _ in range(3)]
+    del arrays
+    gc.collect()
+    assert buffers._store._kept == 8 << 20
+    buffers.renew()
+    assert buffers._store.most == 8 << 20
+
+
+@pytest.mark.parametrize("most", [-1, 1.5, "1", True, None])
+def test_bad_bounds(most: object) -> None:
+    with pytest.raises(ValueError, match=r"bytes.*Received"):
+        set_kept_memory(most)  # type: ignore[arg-type]
+
+
+def test_kept_memory_is_given_up_before_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = buffers._Store()
+    store.put_back(np.empty(4 << 20, np.uint8))
+    real = np.empty
+
+    def scarce(*arguments: object) -> np.ndarray:
+        if store._kept:
+            raise MemoryError
+        return real(*arguments)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(buffers.np, "empty", scarce)
+    assert store.take(5 << 20).nbytes == 5 << 20
 
 
 def test_threads_never_share() -> None:

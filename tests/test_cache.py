@@ -16,6 +16,7 @@ import pytest
 
 from tvm_conv3d import build, cache, runtime
 from tvm_conv3d.plan import Plan, make_plan
+from tvm_conv3d.recent import Recent
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import host_target, resolve
 
@@ -34,7 +35,7 @@ EXPECTED_SUM = 2 * 3 * 4 * 4 * 24
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "kept"))
-    monkeypatch.setattr(runtime, "_loaded", {})
+    monkeypatch.setattr(runtime, "_loaded", Recent(1024))
     cache._warned.clear()
     return tmp_path / "kept" / "modules"
 

@@ -190,6 +190,21 @@ def test_code_for_another_machine_is_not_run() -> None:
 
 
 @pytest.mark.parametrize(
+    "system", ["apple-darwin", "apple-macosx14.0.0", "pc-windows-msvc", "w64-windows-gnu", "unknown-none-elf"]
+)
+def test_code_for_another_system_is_not_run(system: str) -> None:
+    """Its object files have another format; LLVM's linker would fail, or the process."""
+    from tvm.target import codegen
+
+    architecture = str(codegen.llvm_get_system_triple()).split("-")[0]
+    other = resolve({"kind": "llvm", "mtriple": f"{architecture}-{system}"}, 2)
+    with pytest.raises(ValueError, match=r"it can't run code.*run it there"):
+        check_runs_here(other)
+    for same_system in ("linux-gnu", "unknown-linux-gnu", "pc-linux-musl"):
+        check_runs_here(resolve({"kind": "llvm", "mtriple": f"{architecture}-{same_system}"}, 2))
+
+
+@pytest.mark.parametrize(
     "target",
     [{"kind": "llvm", "mtriple": "bogus"}, {"kind": "llvm", "num-cores": 0}, {"kind": "llvm", "mcpu": "bogus"}],
 )

@@ -6,15 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tvm_conv3d.buffers import set_kept_memory
     from tvm_conv3d.layer import Conv3D, Convolution3D
     from tvm_conv3d.threads import get_num_threads, set_num_threads
 
-__all__ = ["Conv3D", "Convolution3D", "__version__", "get_num_threads", "set_num_threads"]
+__all__ = ["Conv3D", "Convolution3D", "__version__", "get_num_threads", "set_kept_memory", "set_num_threads"]
 
 _HOMES = {
     "Conv3D": "tvm_conv3d.layer",
     "Convolution3D": "tvm_conv3d.layer",
     "get_num_threads": "tvm_conv3d.threads",
+    "set_kept_memory": "tvm_conv3d.buffers",
     "set_num_threads": "tvm_conv3d.threads",
 }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tvm_conv3d.compute.trim import trim, trim_kernel
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -31,7 +32,7 @@ class Algorithm:
         name: as in records and plans.
         variant_type: dataclass of what changes the declaration.
         declare: (spec, variant) -> TE declaration.
-        pack_kernel: (spec, variant, kernel) -> weights in the declaration's layout.
+        pack_kernel: (spec, variant, kernel) -> weights in the declaration's layout, those of the seen taps.
         pack_bias: (spec, variant, bias or None) -> bias in the declaration's layout.
         default: (spec, traits) -> (variant, decisions), or None where the algorithm does not apply.
         apply: (schedule, spec, variant, decisions): the design space.
@@ -80,11 +81,14 @@ def algorithms(kind: str) -> Mapping[str, Algorithm]:
 
 
 def _join(name: str, variant_type: type, compute: ModuleType, loops: ModuleType, exact: bool = True) -> Algorithm:
+    def pack_kernel(spec: Conv3DSpec, variant: Variant, kernel: np.ndarray) -> np.ndarray:
+        return compute.pack_kernel(trim(spec), variant, trim_kernel(spec, kernel))
+
     return Algorithm(
         name,
         variant_type,
         compute.declare,
-        compute.pack_kernel,
+        pack_kernel,
         compute.pack_bias,
         loops.default,
         loops.apply,

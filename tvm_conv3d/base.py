@@ -13,6 +13,7 @@ import numpy as np
 from tvm_conv3d import arguments, dtypes
 from tvm_conv3d.geometry import check_weight_shape
 from tvm_conv3d.input_spec import InputSpec
+from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.naming import automatic_name
 from tvm_conv3d.objects import regularizers
 from tvm_conv3d.objects.arrays import to_numpy
@@ -71,7 +72,7 @@ class Layer:
 
     def _make_caches(self) -> None:
         """Sets what `_caches` names."""
-        self._build_lock = threading.RLock()
+        self._build_lock = ForkSafeLock(threading.RLock)
 
     # Dtypes
 

@@ -7,6 +7,7 @@ and the next result of that size takes it from there.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 
@@ -15,15 +16,16 @@ import numpy as np
 #: Smaller results come from the allocator's own free lists anyway.
 _LEAST_BYTES = 1 << 20
 
-#: Bytes that are kept for later, at most; the longest unused go first.
-_MOST_KEPT = 512 << 20
+#: Bytes that are kept for later, at most, unless the user says otherwise; the longest unused go first.
+MOST_KEPT = 512 << 20
 
 
 class _Store:
     """Free blocks by size, oldest first."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST_KEPT) -> None:
         self._lock = threading.Lock()
+        self.most = most
         self._free: OrderedDict[int, list[np.ndarray]] = OrderedDict()
         self._kept = 0
 
@@ -36,7 +38,12 @@ class _Store:
                 if not blocks:
                     del self._free[size]
                 return block
-        return np.empty(size, np.uint8)
+        try:
+            return np.empty(size, np.uint8)
+        except MemoryError:
+            # rather no memory for later than none for now
+            self.let_go(0)
+            return np.empty(size, np.uint8)
 
     def put_back(self, block: np.ndarray) -> None:
         # a finalizer may run inside `take`, in the same thread: then the block is simply let go
@@ -46,14 +53,22 @@ class _Store:
             self._free.setdefault(block.nbytes, []).append(block)
             self._free.move_to_end(block.nbytes)
             self._kept += block.nbytes
-            while self._kept > _MOST_KEPT:
-                size, blocks = next(iter(self._free.items()))
-                blocks.pop(0)
-                self._kept -= size
-                if not blocks:
-                    del self._free[size]
+            self._let_go(self.most)
         finally:
             self._lock.release()
+
+    def let_go(self, most: int) -> None:
+        """Keeps `most` bytes of what is kept now."""
+        with self._lock:
+            self._let_go(most)
+
+    def _let_go(self, most: int) -> None:
+        while self._kept > most:
+            size, blocks = next(iter(self._free.items()))
+            blocks.pop(0)
+            self._kept -= size
+            if not blocks:
+                del self._free[size]
 
 
 class _Lease:
@@ -74,12 +89,32 @@ _store = _Store()
 def renew() -> None:
     """Starts over with an empty store: for a forked child, whose parent may have been in the midst of using it."""
     global _store
-    _store = _Store()
+    _store = _Store(_store.most)
+
+
+def release() -> None:
+    """Gives back all that is kept for later."""
+    _store.let_go(0)
+
+
+def set_kept_memory(most: int) -> None:
+    """Sets how much memory of results that nobody holds any more is kept for the results to come; from now on.
+
+    Args:
+        most: bytes; 0 keeps none. 512 MiB at the start.
+
+    Raises:
+        ValueError: `most` is no integer of at least 0.
+    """
+    if not isinstance(most, int) or isinstance(most, bool) or most < 0:
+        raise ValueError(f"`most` must be a number of bytes, an integer of at least 0. Received: most={most!r}")
+    _store.most = most
+    _store.let_go(most)
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An uninitialised C-contiguous array that no other array shares memory with."""
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     if size < _LEAST_BYTES:
         return np.empty(shape, dtype)
     return np.asarray(_Lease(_store, _store.take(size))).view(dtype).reshape(shape)

@@ -7,11 +7,12 @@ import hashlib
 import json
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tvm_conv3d import workspace
 from tvm_conv3d.plan import Plan, algorithm_of
 
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ class Artifact:
         object_code: a relocatable object file for the target.
         shapes: shapes of input, packed weights, packed bias, output and maybe flags, as the code sees them.
         schedule: the scheduled function as TVMScript, for people.
+        workspace: bytes of its intermediates: once a call, and once for each thread.
     """
 
     object_code: bytes
     shapes: tuple[tuple[int, ...], ...]
     schedule: str
+    workspace: tuple[int, int] = (0, 0)
 
 
 @functools.cache
@@ -81,8 +84,12 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
     code = _object_code(library.mod)
     if not code:
         raise RuntimeError(f"LLVM wrote no code for {plan.spec.key()} on {target}.")
-    shapes = algorithm_of(plan, str(target.kind.name)).declare(plan.spec, plan.variant).shapes
-    return Artifact(code, shapes, module.script())
+    return Artifact(code, _shapes(module), module.script(), astuple(workspace.of_module(module)))
+
+
+def _shapes(module: IRModule) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the arguments of the function that is compiled."""
+    return tuple(tuple(int(extent) for extent in argument.ty.shape) for argument in module[ENTRY].params)
 
 
 def _object_code(module: Module) -> bytes:

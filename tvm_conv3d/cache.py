@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
-import platformdirs
 
+from tvm_conv3d import folders
 from tvm_conv3d.build import Artifact
 
 #: Names the root of all that this package keeps.
@@ -33,9 +33,13 @@ _OBJECT, _META, _SCHEDULE = "module.o", "meta.json", "schedule.py"
 
 
 def cache_root() -> Path:
-    """The folder of everything that is kept: $TVM_CONV3D_CACHE, else the user's cache folder."""
+    """The folder of everything that is kept: $TVM_CONV3D_CACHE, else the user's cache folder.
+
+    Raises:
+        ValueError: the variable names the home of a user that does not exist.
+    """
     chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("tvm_conv3d", appauthor=False))
+    return folders.expand(chosen, CACHE_VARIABLE) if chosen else folders.user_cache()
 
 
 def load(key: str) -> Artifact | None:
@@ -51,7 +55,8 @@ def load(key: str) -> Artifact | None:
         shapes = tuple(tuple(int(extent) for extent in shape) for shape in meta["shapes"])
         if len(shapes) not in (4, 5):
             return None
-        return Artifact(code, shapes, "")
+        shared, own = (int(size) for size in meta["workspace"])
+        return Artifact(code, shapes, "", (shared, own))
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
@@ -59,6 +64,15 @@ def load(key: str) -> Artifact | None:
 def holds(key: str) -> bool:
     """Whether something is kept under `key`; it may be damaged still."""
     return (_modules() / key / _META).exists()
+
+
+def workspace(key: str) -> tuple[int, int] | None:
+    """Bytes of the intermediates of what is kept under `key`, as :class:`Artifact` has them; None where unknown."""
+    try:
+        shared, own = json.loads((_modules() / key / _META).read_text())["workspace"]
+        return int(shared), int(own)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
 
 
 def store(key: str, artifact: Artifact, about: dict[str, object]) -> None:
@@ -73,6 +87,7 @@ def store(key: str, artifact: Artifact, about: dict[str, object]) -> None:
         "key": key,
         "sha256": _digest(artifact.object_code, artifact.shapes),
         "shapes": artifact.shapes,
+        "workspace": artifact.workspace,
         "about": about,
     }
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tvm_conv3d import folders
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST
 
 _FLOATX = ("float32", "float64", "float16", "bfloat16")
@@ -39,17 +40,25 @@ def dtype_policy() -> str:
 
 
 def config_path() -> Path:
-    """Where Keras keeps `keras.json`: `KERAS_HOME`, else `~/.keras`, else `/tmp/.keras` if home is read-only."""
+    """Where Keras keeps `keras.json`: `KERAS_HOME`, else `~/.keras`, else `/tmp/.keras` if home is read-only.
+
+    Raises:
+        ValueError: `KERAS_HOME` names the home of a user that does not exist.
+    """
     home = os.environ.get("KERAS_HOME")
     if home is not None:
-        return Path(home).expanduser() / "keras.json"
-    base = Path("~").expanduser()
+        return folders.expand(home, "KERAS_HOME") / "keras.json"
+    base = Path(os.path.expanduser("~"))  # noqa: PTH111  (pathlib's raises where no home is known)
     return Path(base if os.access(base, os.W_OK) else "/tmp") / ".keras" / "keras.json"
 
 
 def _setting(key: str, allowed: tuple[str, ...]) -> str:
     """The file's value of `key`, else the first of `allowed`; a bad file is reported, not fatal."""
-    path = config_path()
+    try:
+        path = config_path()
+    except ValueError as error:
+        _warn(f"{error} Using {key}={allowed[0]!r}")
+        return allowed[0]
     try:
         settings: Any = json.loads(path.read_text(encoding="utf-8"))
         value = settings.get(key, allowed[0])

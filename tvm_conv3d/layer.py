@@ -37,7 +37,7 @@ _GEOMETRY = ("filters", "kernel_size", "strides", "padding", "data_format", "dil
 #: Attributes that a prepared call depends on.
 _PREPARED_FROM = frozenset((*_GEOMETRY, "activation", "_dtype_policy"))
 #: Keywords that Keras does not have, handed to the executor.
-_EXECUTOR_OPTIONS = ("target", "accuracy")
+_EXECUTOR_OPTIONS = ("target", "accuracy", "workspace_limit")
 
 
 class _Prepared(NamedTuple):
@@ -80,8 +80,9 @@ class Conv3D(KernelLayer):
         kernel_regularizer, bias_regularizer, activity_regularizer: penalties that appear in `losses`.
         kernel_constraint, bias_constraint: projections that `apply_constraints` applies.
         **kwargs: Keras's `name`, `trainable`, `dtype`, `autocast`, `lora_rank` and `lora_alpha`; and `target`, the
-            machine to compile for, None for this one; and `accuracy`, "default" or "strict": the latter never takes
-            Winograd's algorithm, whose rounding is larger.
+            machine to compile for, None for this one; `accuracy`, "default" or "strict": the latter never takes
+            Winograd's algorithm, whose rounding is larger; and `workspace_limit`, the bytes that intermediates
+            (padded copies, transformed tiles) may take for each thread, 256 MiB if not given.
 
     Input shape:
         `channels_last`: 5D of shape (batch, depth, height, width, channels);

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections import Counter
 
+from tvm_conv3d.locks import ForkSafeLock
+
 _WORD_START = re.compile(r"(?<=.)(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z])")
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 _given: Counter[str] = Counter()
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_conv3d import records
+from tvm_conv3d import records, workspace
 from tvm_conv3d.algorithms import Algorithm, Variant, algorithms
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import cpu_traits
@@ -51,7 +51,13 @@ class Plan:
         return json.dumps(fields, sort_keys=True)
 
 
-def make_plan(spec: Conv3DSpec, target: Target, logs: str | Path | None = None, exact: bool = False) -> Plan:
+def make_plan(
+    spec: Conv3DSpec,
+    target: Target,
+    logs: str | Path | None = None,
+    exact: bool = False,
+    workspace_limit: int = workspace.DEFAULT_LIMIT,
+) -> Plan:
     """The plan for `spec` on `target`: of the first tuning record that fits, else the default.
 
     Args:
@@ -60,37 +66,63 @@ def make_plan(spec: Conv3DSpec, target: Target, logs: str | Path | None = None, 
         logs: a folder of tuning logs, or one file of records, to ask before all others: see
             :func:`tvm_conv3d.records.find`.
         exact: only algorithms that sum the products of the definition.
+        workspace_limit: bytes that a plan's intermediates may take for each thread.
 
     Raises:
-        ValueError: no algorithm takes this spec, or `logs` does not exist.
+        ValueError: no algorithm takes this spec, none within the limit, or `logs` does not exist.
     """
     known = algorithms(str(target.kind.name))
     for found in records.find(spec, target, logs):
         if exact and found.record.algorithm in known and not known[found.record.algorithm].exact:
             continue
         try:
-            return _recorded_plan(spec, target, found.record, str(found.file))
+            return _recorded_plan(spec, target, found.record, str(found.file), workspace_limit)
         except ValueError as error:
             found.reject(str(error))
-    return default_plan(spec, target, exact)
+    return default_plan(spec, target, exact, workspace_limit)
 
 
-def default_plan(spec: Conv3DSpec, target: Target, exact: bool = False) -> Plan:
+def default_plan(
+    spec: Conv3DSpec, target: Target, exact: bool = False, workspace_limit: int = workspace.DEFAULT_LIMIT
+) -> Plan:
     """The plan where nothing was tuned: the first algorithm that applies, with its default decisions.
 
+    Where that takes too much memory, the next algorithm, then the smallest tasks, then any other variant.
+
     Raises:
-        ValueError: no algorithm takes this spec.
+        ValueError: no algorithm takes this spec, or none within the limit.
     """
+    needs = []
+    for plan in _default_plans(spec, target, exact):
+        needs.append(workspace.bytes_per_thread(plan, target, workspace_limit))
+        if needs[-1] <= workspace_limit:
+            return plan
+    if not needs:
+        raise ValueError(f"No algorithm takes {spec.key()} on {target}.")
+    raise ValueError(
+        f"{spec.key()} needs at least {min(needs)} bytes a thread for intermediates, more than the limit allows. "
+        f"Pass workspace_limit={min(needs)}, or a smaller input. Received: workspace_limit={workspace_limit}"
+    )
+
+
+def _default_plans(spec: Conv3DSpec, target: Target, exact: bool) -> Iterator[Plan]:
+    """What default plans there are, the first choice first; after the real ones those that take little memory."""
     traits = cpu_traits(target)
-    for algorithm in algorithms(str(target.kind.name)).values():
-        found = None if exact and not algorithm.exact else algorithm.default(spec, traits)
+    known = [a for a in algorithms(str(target.kind.name)).values() if a.exact or not exact]
+    defaults = []
+    for algorithm in known:
+        found = algorithm.default(spec, traits)
         if found is not None:
-            variant, decisions = found
-            return Plan(spec, algorithm.name, variant, decisions)
-    raise ValueError(f"No algorithm takes {spec.key()} on {target}.")
+            defaults.append(Plan(spec, algorithm.name, *found))
+            yield defaults[-1]
+    for plan in defaults:
+        smallest = dict.fromkeys(plan.decisions, 1)
+        others = algorithm_of(plan, str(target.kind.name)).variants(spec, traits)
+        for variant in dict.fromkeys((plan.variant, *others)):
+            yield replace(plan, variant=variant, decisions=smallest)
 
 
-def _recorded_plan(spec: Conv3DSpec, target: Target, record: records.Record, origin: str) -> Plan:
+def _recorded_plan(spec: Conv3DSpec, target: Target, record: records.Record, origin: str, limit: int) -> Plan:
     """The plan of a record; raises ValueError, saying why, where the record does not fit the present code."""
     known = algorithms(str(target.kind.name))
     if record.algorithm not in known:
@@ -109,6 +141,9 @@ def _recorded_plan(spec: Conv3DSpec, target: Target, record: records.Record, ori
             raise ValueError(f"its variant has {name}={value!r} where {usual!r} would be usual")
     plan = Plan(spec, record.algorithm, variant, dict(record.decisions), origin)
     _check_schedule(plan, target, algorithm)
+    needed = workspace.bytes_per_thread(plan, target, limit)
+    if needed > limit:
+        raise ValueError(f"it needs {needed} bytes of workspace a thread, and {limit} are allowed")
     return plan
 
 

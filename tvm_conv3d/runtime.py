@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_conv3d import buffers, build, cache, in_flight, tensors, threads
+from tvm_conv3d import buffers, build, cache, in_flight, tensors, threads, workspace
+from tvm_conv3d.compute.trim import seen_taps
+from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.plan import Plan, algorithm_of, make_plan
+from tvm_conv3d.recent import Recent
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import check_runs_here, resolve
+from tvm_conv3d.workspace import Workspace
 
 if TYPE_CHECKING:
     from tvm.target import Target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loaded:
     """Machine code of one plan in this process.
 
     Attributes:
         function: takes input, packed weights, packed bias, output and maybe flags.
         shapes: of these, as the code sees them.
+        workspace: memory that it takes for intermediates.
     """
 
     function: Callable[..., None]
     shapes: tuple[tuple[int, ...], ...]
+    workspace: Workspace
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """All that a call of one spec needs but the weights."""
+    """All that a call of one spec needs but the weights.
+
+    Attributes:
+        layout: equal for specs that take the same packed weights: algorithm, shapes, and the taps that are kept.
+    """
 
     plan: Plan
     kind: str
     loaded: Loaded
+    layout: str
 
 
 @dataclass(frozen=True)
@@ -50,11 +59,14 @@ class _Packed:
     bias: Any
 
 
+#: Shapes that a layer keeps at hand, and layouts of its weights; each layout is a copy of them.
+_MOST_SHAPES, _MOST_LAYOUTS = 256, 32
+
+#: Kernels that the process keeps loaded without a layer that uses them; of the others the code's memory is freed.
+_MOST_LOADED = 1024
+
 #: How near to the definition's own rounding a result has to be.
 ACCURACIES = ("default", "strict")
-
-
-_executors: weakref.WeakSet[Executor] = weakref.WeakSet()
 
 
 class Executor:
@@ -63,41 +75,44 @@ class Executor:
     Args:
         target: what to compile for: None for this machine, else see :func:`tvm_conv3d.targets.resolve`.
         accuracy: "default", or "strict" for the products of the definition only: no Winograd.
+        workspace_limit: bytes that intermediates may take for each thread.
 
     Raises:
-        ValueError: `accuracy` is something else.
+        ValueError: `accuracy` or `workspace_limit` is something else.
     """
 
-    def __init__(self, target: Any = None, accuracy: str = "default") -> None:
+    def __init__(
+        self, target: Any = None, accuracy: str = "default", workspace_limit: int = workspace.DEFAULT_LIMIT
+    ) -> None:
         if accuracy not in ACCURACIES:
             raise ValueError(f"`accuracy` must be one of {', '.join(ACCURACIES)}. Received: accuracy={accuracy!r}")
         self._wish = target
         self._accuracy = accuracy
+        self._limit = workspace.check_limit(workspace_limit)
         self._clear()
 
     def _clear(self) -> None:
-        self._lock = threading.Lock()
-        _executors.add(self)
-        threads.after_fork(_renew_locks)
-        self._ready: dict[tuple[Conv3DSpec, int, bool], _Ready] = {}
-        self._packed: dict[tuple[str, str], _Packed] = {}
+        self._lock = ForkSafeLock()
+        threads.after_fork(buffers.renew)
+        threads.after_fork(in_flight.renew)
+        self._ready: Recent[tuple[Conv3DSpec, int, bool], _Ready] = Recent(_MOST_SHAPES)
+        self._packed: Recent[str, _Packed] = Recent(_MOST_LAYOUTS)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_wish": self._wish, "_accuracy": self._accuracy}
+        return {"_wish": self._wish, "_accuracy": self._accuracy, "_limit": self._limit}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._wish = state["_wish"]
-        self._accuracy = state["_accuracy"]
+        self.__dict__.update(state)
         self._clear()
 
     def plan_for(self, spec: Conv3DSpec) -> Plan:
         """How this executor computes `spec`: algorithm, decisions and their origin; compiles nothing.
 
         Raises:
-            ValueError: the target is not known or no algorithm takes the spec.
+            ValueError: the target is not known, or no algorithm takes the spec within the limit of workspace.
         """
         ready = self._ready.get((spec, threads.get_num_threads(), self._exact))
-        return ready.plan if ready else make_plan(spec, self._target(), exact=self._exact)
+        return ready.plan if ready else self._make_plan(spec, self._target(), self._exact)
 
     def __call__(
         self,
@@ -117,9 +132,10 @@ class Executor:
             version: changes whenever the weights do; packed weights are kept under it.
 
         Raises:
-            ValueError: shapes that don't fit the spec, or an unusable target.
+            ValueError: shapes that don't fit the spec, an unusable target, or no plan within the limit of workspace.
             TypeError: the source holds no real numbers.
             RuntimeError: the installed TVM is another version, or can't compile this.
+            MemoryError: there is none for the result, the packed weights or the intermediates.
         """
         _check_shapes(spec, source, kernel, bias)
         x = tensors.prepare(source.numpy(), spec.dtype)
@@ -159,6 +175,7 @@ class Executor:
         """Fills `out`; False where the code says that its result can't be trusted."""
         packed = self._pack(ready, kernel, bias, version)
         shapes = ready.loaded.shapes
+        workspace.reserve(ready.loaded, ready.loaded.workspace, threads.get_num_threads())
         arguments = [_view(x, shapes[0]), packed.kernel, packed.bias, _view(out, shapes[3])]
         if len(shapes) == 4:
             threads.run(ready.loaded.function, *arguments)
@@ -174,45 +191,41 @@ class Executor:
         key = (spec, threads.get_num_threads(), exact)
         ready = self._ready.get(key)
         if ready is None:
-            ready = self._ready[key] = self._prepare(spec, exact)
+            ready = self._prepare(spec, exact)
+            self._ready.put(key, ready)
         return ready
 
     def _prepare(self, spec: Conv3DSpec, exact: bool) -> _Ready:
         target = self._target()
         check_runs_here(target)
-        plan = make_plan(spec, target, exact=exact)
-        return _Ready(plan, str(target.kind.name), get_loaded(plan, target))
+        plan = self._make_plan(spec, target, exact)
+        loaded = get_loaded(plan, target)
+        layout = repr((plan.algorithm, loaded.shapes[1:3], seen_taps(spec)))
+        return _Ready(plan, str(target.kind.name), loaded, layout)
+
+    def _make_plan(self, spec: Conv3DSpec, target: Target, exact: bool) -> Plan:
+        return make_plan(spec, target, exact=exact, workspace_limit=self._limit)
 
     def _pack(self, ready: _Ready, kernel: np.ndarray, bias: np.ndarray | None, version: Hashable) -> _Packed:
         """Packed weights; specs that differ in size only share one copy."""
-        algorithm = algorithm_of(ready.plan, ready.kind)
-        key = (ready.plan.algorithm, repr(ready.loaded.shapes[1:3]))
+        key = ready.layout
         packed = self._packed.get(key)
         if packed is None or packed.version != version:
             with self._lock:
                 packed = self._packed.get(key)
                 if packed is None or packed.version != version:
                     spec, variant = ready.plan.spec, ready.plan.variant
+                    algorithm = algorithm_of(ready.plan, ready.kind)
                     arrays = (algorithm.pack_kernel(spec, variant, kernel), algorithm.pack_bias(spec, variant, bias))
                     views = [_view(a, shape) for a, shape in zip(arrays, ready.loaded.shapes[1:3], strict=True)]
-                    packed = self._packed[key] = _Packed(version, *views)
+                    packed = _Packed(version, *views)
+                    self._packed.put(key, packed)
         return packed
 
 
-_loaded: dict[str, Loaded] = {}
-_loading: dict[str, threading.Lock] = {}
-_loading_lock = threading.Lock()
-
-
-def _renew_locks() -> None:
-    """For a forked child: nobody there releases what its parent's other threads held."""
-    global _loading_lock
-    _loading_lock = threading.Lock()
-    _loading.clear()
-    buffers.renew()
-    in_flight.renew()
-    for executor in list(_executors):
-        executor._lock = threading.Lock()
+_loaded: Recent[str, Loaded] = Recent(_MOST_LOADED)
+_loading: dict[str, ForkSafeLock] = {}
+_loading_lock = ForkSafeLock()
 
 
 def get_loaded(plan: Plan, target: Target) -> Loaded:
@@ -226,13 +239,18 @@ def get_loaded(plan: Plan, target: Target) -> Loaded:
     if found is not None:
         return found
     with _loading_lock:
-        lock = _loading.setdefault(key, threading.Lock())
-    with lock:
-        if key not in _loaded:
-            artifact = cache.load(key)
-            loaded = None if artifact is None else _try_link(artifact)
-            _loaded[key] = loaded or _compile(key, plan, target)
-    return _loaded[key]
+        lock = _loading.setdefault(key, ForkSafeLock())
+    try:
+        with lock:
+            found = _loaded.get(key)
+            if found is None:
+                artifact = cache.load(key)
+                found = (None if artifact is None else _try_link(artifact)) or _compile(key, plan, target)
+                _loaded.put(key, found)
+    finally:
+        # whoever waits has the lock in hand; whoever comes later finds the code
+        _loading.pop(key, None)
+    return found
 
 
 def _compile(key: str, plan: Plan, target: Target) -> Loaded:
@@ -257,7 +275,7 @@ def link(artifact: build.Artifact) -> Loaded:
     import tvm_ffi_orcjit
 
     module = tvm_ffi_orcjit.default_session().load_module(artifact.object_code)
-    return Loaded(module.get_function(build.ENTRY), artifact.shapes)
+    return Loaded(module.get_function(build.ENTRY), artifact.shapes, Workspace(*artifact.workspace))
 
 
 def _try_link(artifact: build.Artifact) -> Loaded | None:

@@ -133,8 +133,7 @@ class Conv3DSpec:
         object.__setattr__(self, "pads", tuple(Pads(int(a), int(b)) for a, b in self.pads))
         if len(self.size) != 3 or min(self.size) < 0 or self.batch < 0:
             raise ValueError(f"`batch` and the three sizes must not be negative. Received: {self.batch}, {self.size}")
-        if len(self.pads) != 3 or min(min(p) for p in self.pads) < 0:
-            raise ValueError(f"`pads` must be three pairs of non-negative integers. Received: {self.pads}")
+        self._check_pads()
         if self.groups < 1 or self.channels < 1 or self.filters < 1:
             raise ValueError(
                 "`channels`, `filters` and `groups` must be at least 1. "
@@ -157,6 +156,10 @@ class Conv3DSpec:
                 f"The input is too small: size {self.size} with pads {tuple(map(tuple, self.pads))} holds no window of "
                 f"{self.window} cells (kernel {self.kernel}, dilation {self.dilation}). Pad or enlarge the input."
             )
+
+    def _check_pads(self) -> None:
+        if len(self.pads) != 3 or min(min(p) for p in self.pads) < 0:
+            raise ValueError(f"`pads` must be three pairs of non-negative integers. Received: {self.pads}")
 
     @property
     def window(self) -> Triple:

@@ -19,6 +19,16 @@ _USUAL_CACHES = {1: 32 << 10, 2: 1 << 20, 3: 16 << 20}
 #: Architectures that code can be made for.
 _ARCHITECTURES = ("x86_64", "aarch64", "arm", "riscv64")
 
+#: Operating systems by how their names begin in LLVM's triples. Object files of one do not load into another.
+_SYSTEMS = {
+    "apple": ("apple", "darwin", "macos", "ios", "tvos", "watchos", "xros", "visionos"),
+    "windows": ("windows", "win32", "mingw", "cygwin", "msvc", "uefi"),
+    "wasm": ("wasi", "emscripten"),
+    "linux": ("linux", "gnu", "musl", "android"),
+    "bare": ("none", "eabi", "elf"),
+    "other": ("freebsd", "netbsd", "openbsd", "fuchsia", "haiku", "solaris", "aix", "zos", "hurd"),
+}
+
 #: LLVM features that decide the register tile, and the flag by which Linux names each.
 _DECISIVE_FEATURES = {"avx512f": "avx512f", "avx2": "avx2", "avx": "avx", "fma": "fma", "f16c": "f16c"}
 
@@ -122,13 +132,15 @@ def check_runs_here(target: Target) -> None:
     """Makes sure that code for `target` can run on this machine; elsewhere it would kill the process.
 
     Raises:
-        ValueError: the target is another architecture or has instructions that this CPU lacks.
+        ValueError: the target is another architecture or operating system, or has instructions that this CPU lacks.
     """
     from tvm.target import codegen
 
-    host = str(codegen.llvm_get_system_triple()).split("-")[0]
-    architecture = str(target.attrs.get("mtriple", host)).split("-")[0]
-    if architecture != host:
+    host = str(codegen.llvm_get_system_triple())
+    triple = str(target.attrs.get("mtriple", "")) or host
+    # where a triple names no system, the object file is of the usual format, ELF
+    system, own = _system(triple) or "linux", _system(host)
+    if triple.split("-")[0] != host.split("-")[0] or system != own or triple.endswith("x32"):
         raise ValueError(f"This machine is {host}: it can't run code for {target}. Compile for it, and run it there.")
     missing = sorted(
         feature
@@ -137,6 +149,15 @@ def check_runs_here(target: Target) -> None:
     )
     if missing:
         raise ValueError(f"This CPU lacks {', '.join(missing)}: it can't run code for {target}.")
+
+
+def _system(triple: str) -> str | None:
+    """The operating system of an LLVM triple, by which its object files' format goes; None where it names none."""
+    for part in triple.lower().split("-")[1:]:
+        for system, beginnings in _SYSTEMS.items():
+            if part.startswith(beginnings):
+                return system
+    return None
 
 
 def _check_config(config: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from tvm_conv3d.dtypes import numpy_dtype
+from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.objects.arrays import to_numpy
 
 
@@ -46,7 +46,7 @@ class Variable(NDArrayOperatorsMixin):
         self.regularizer = regularizer
         self.constraint = constraint
         self._state = (self._frozen(value), 0)
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -120,4 +120,4 @@ class Variable(NDArrayOperatorsMixin):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._state[0].setflags(write=False)
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()

@@ -18,6 +18,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
+from tvm_conv3d.compute.trim import windows_that_see
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -81,13 +82,8 @@ def good_tiles(spec: Conv3DSpec, traits: CpuTraits, filters: int, unrolled_taps:
 
 def seen_share(spec: Conv3DSpec, axis: int) -> float:
     """The share of an axis's taps that see the input, over all output cells; the others see padding."""
-    size, before = spec.size[axis], spec.pads[axis].before
-    cells, taps = spec.out_size[axis], spec.kernel[axis]
-    seen = sum(
-        0 <= cell * spec.strides[axis] + tap * spec.dilation[axis] - before < size
-        for cell, tap in itertools.product(range(cells), range(taps))
-    )
-    return seen / (cells * taps)
+    taps = spec.kernel[axis]
+    return sum(windows_that_see(spec, axis, tap) for tap in range(taps)) / (spec.out_size[axis] * taps)
 
 
 def fitting_lanes(traits: CpuTraits, dtype: str, filters: int) -> int:
@@ -126,9 +122,13 @@ def task_box(
     def cost(box: tuple[int, int, int]) -> tuple[float, int, int]:
         return round(copied(box) / math.prod(box), 6), -box[2], -box[1]
 
-    depth, rows, columns = ([n for n in range(1, size + 1) if size % n == 0] for size in whole)
-    boxes = [box for box in itertools.product(depth, rows, columns) if fits(box)]
+    boxes = [box for box in itertools.product(*map(_divisors, whole)) if fits(box)]
     return min(boxes, key=cost, default=(1, 1, 1))
+
+
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
 
 
 def tiles_of(spec: Conv3DSpec, tile: tuple[int, int]) -> tuple[int, int, int]:

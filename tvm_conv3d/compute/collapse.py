@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tvm_conv3d.compute.trim import trim
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
 
 def collapse(spec: Conv3DSpec) -> Conv3DSpec:
-    """The same convolution on merged axes; buffers keep their bytes, only their shapes change.
+    """The same convolution of the seen taps on merged axes; buffers of input and output keep their bytes.
 
+    Taps that no window lays on the input are left out first (:mod:`tvm_conv3d.compute.trim`).
     An axis is pointwise when kernel and stride are 1 and nothing is padded. A pointwise axis merges with the pointwise
     axis before it: a 1x1x1 convolution becomes one long row, a temporal one (k x 1 x 1) a plane of depth by rows.
     Batch merges into a pointwise depth only in channels_last, where no channel axis lies between them.
     """
+    spec = trim(spec)
     pointwise = [
         kernel == stride == 1 and pads == (0, 0)
         for kernel, stride, pads in zip(spec.kernel, spec.strides, spec.pads, strict=True)

@@ -23,29 +23,34 @@ class Declaration:
 
     tensors: tuple[te.Tensor, ...]
 
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the arguments."""
-        return tuple(tuple(int(extent) for extent in tensor.shape) for tensor in self.tensors)
-
     def module(self) -> IRModule:
         """The function `main`, unscheduled."""
         # TVM's 32-bit indices overflow silently
-        wide = _most_elements(self.tensors) >= 2**29
+        wide = max(math.prod(_shape(tensor)) for tensor in _all(self.tensors)) >= 2**29
         function = te.create_prim_func(list(self.tensors), index_dtype_override="int64" if wide else None)
         return IRModule({"main": _unaligned(function)})
 
+    def intermediate_bytes(self) -> int:
+        """Bytes of all tensors between the arguments, each as a whole: more than any schedule of them allocates."""
+        arguments = {tensor.op for tensor in self.tensors}
+        between = [tensor for tensor in _all(self.tensors) if tensor.op not in arguments]
+        return sum(math.prod(_shape(tensor)) * np.dtype(str(tensor.dtype)).itemsize for tensor in between)
 
-def _most_elements(tensors: Iterable[te.Tensor]) -> int:
-    """Elements of the largest tensor among these and those they are computed from."""
-    largest, seen, left = 0, set(), list(tensors)
+
+def _all(tensors: Iterable[te.Tensor]) -> list[te.Tensor]:
+    """These tensors and those they are computed from, each once."""
+    found, seen, left = [], set(), list(tensors)
     while left:
         tensor = left.pop()
         if tensor.op not in seen:
             seen.add(tensor.op)
-            largest = max(largest, math.prod(int(extent) for extent in tensor.shape))
+            found.append(tensor)
             left.extend(tensor.op.input_tensors)
-    return largest
+    return found
+
+
+def _shape(tensor: te.Tensor) -> tuple[int, ...]:
+    return tuple(int(extent) for extent in tensor.shape)
 
 
 def _unaligned(function: PrimFunc) -> PrimFunc:

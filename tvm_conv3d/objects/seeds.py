@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-import threading
 from typing import Any
 
 import numpy as np
 
+from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.naming import automatic_name
 from tvm_conv3d.objects.arrays import to_numpy
 from tvm_conv3d.objects.registry import Family, by_names
@@ -35,7 +35,7 @@ class SeedGenerator:
         self._config_seed = seed
         self._seed = default_seed() if seed is None else seed
         self._drawn = 0
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def next(self) -> np.ndarray:
         """The seed and how many were drawn before."""
@@ -56,7 +56,7 @@ class SeedGenerator:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
 
 _FAMILY = Family("seed generator", "keras.random", by_names([SeedGenerator]))

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import platformdirs
-
+from tvm_conv3d import folders
 from tvm_conv3d.records.record import Key, Record
 from tvm_conv3d.records.store import FILE_NAME, Book, RecordWarning, load
 from tvm_conv3d.spec import Conv3DSpec
@@ -50,7 +49,7 @@ def user_logs() -> Path:
 
     if os.environ.get(cache.CACHE_VARIABLE):
         return cache.cache_root() / "tuning_logs"
-    return Path(platformdirs.user_data_dir("tvm_conv3d", appauthor=False)) / "tuning_logs"
+    return folders.user_data() / "tuning_logs"
 
 
 def packaged_logs() -> Path:
@@ -88,7 +87,7 @@ def find(spec: Conv3DSpec, target: Target, logs: str | Path | None = None) -> It
 
 def _files(name: str, logs: str | Path | None) -> Iterator[Path]:
     if logs is not None:
-        given = Path(logs).expanduser()
+        given = folders.expand(logs, "`logs`")
         if not given.exists():
             raise ValueError(f"`logs` must be a folder of tuning logs or a file of records. Received: {logs!r}")
         yield given if given.is_file() else given / name / FILE_NAME
@@ -96,7 +95,7 @@ def _files(name: str, logs: str | Path | None) -> Iterator[Path]:
     if chosen == NO_LOGS:
         return
     if chosen:
-        folder = Path(chosen).expanduser()
+        folder = Path(os.path.expanduser(chosen))  # noqa: PTH111  (pathlib's raises for an unknown user)
         if not folder.is_dir():
             _warn_once(f"{LOGS_VARIABLE} names no folder, and no record is taken from there. Received: {chosen!r}")
         yield folder / name / FILE_NAME

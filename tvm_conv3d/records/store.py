@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import filelock
 
+from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.records.record import Key, Record, RecordError
 
 FILE_NAME = "records.jsonl"
@@ -50,7 +50,7 @@ class Book:
 
 _Signature = tuple[int, int, int]
 _books: dict[Path, tuple[_Signature | None, Book]] = {}
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 
 
 def load(path: Path) -> Book:

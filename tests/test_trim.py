@@ -1,0 +1,128 @@
+"""Taps that no output cell sees are left out, whatever the dilation, and nothing else changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from problems import BOUNDS, assert_right
+from tvm_conv3d import Conv3D, reference
+from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.trim import seen_taps, trim, trim_kernel, windows_that_see
+from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads, Triple, same_padding
+
+HUGE = 10**6
+
+
+def same(size: Triple, kernel: Triple, **more: object) -> Conv3DSpec:
+    strides = more.get("strides", (1, 1, 1))
+    dilation = more.get("dilation", (1, 1, 1))
+    pads = same_padding(size, kernel, strides, dilation)  # type: ignore[arg-type]
+    return Conv3DSpec(1, size, 5, 18, kernel, pads=pads, **more)  # type: ignore[arg-type]
+
+
+@st.composite
+def padded(draw: st.DrawFn) -> Conv3DSpec:
+    """Problems with more padding, dilation and stride than input."""
+    triple = st.tuples(*[st.integers(1, 4)] * 3)
+    kernel, strides = draw(triple), draw(triple)
+    dilation = draw(st.tuples(*[st.integers(1, 9)] * 3))
+    size = draw(triple)
+    pads = []
+    for n, k, d in zip(size, kernel, dilation, strict=True):
+        least = max(0, (k - 1) * d + 1 - n)
+        before = draw(st.integers(0, least + 6))
+        pads.append(Pads(before, max(0, least - before) + draw(st.integers(0, 6))))
+    return Conv3DSpec(1, size, 2, 3, kernel, strides, dilation, tuple(pads), dtype="float64")  # type: ignore[arg-type]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(spec=padded())
+def test_the_trimmed_problem_is_the_same(spec: Conv3DSpec) -> None:
+    """By the definition: each output cell sums the same products of cells and taps."""
+    trimmed = trim(spec)
+    assert trimmed.out_size == spec.out_size
+    assert trimmed.size == spec.size
+    for axis in range(3):
+        assert terms(trimmed, axis, seen_taps(spec)[axis].start) == terms(spec, axis, 0)
+        seen = {(tap, o) for o, tap, _ in terms(spec, axis, 0)}
+        for tap in range(spec.kernel[axis]):
+            assert windows_that_see(spec, axis, tap) == sum(1 for other, _ in seen if other == tap)
+    assert trim(trimmed) == trimmed
+
+
+def terms(spec: Conv3DSpec, axis: int, first: int) -> set[tuple[int, int, int]]:
+    """(output cell, tap, input cell) of all products along an axis."""
+    found = set()
+    for o in range(spec.out_size[axis]):
+        for t in range(spec.kernel[axis]):
+            at = o * spec.strides[axis] + t * spec.dilation[axis] - spec.pads[axis].before
+            if 0 <= at < spec.size[axis]:
+                found.add((o, t + first, at))
+    return found
+
+
+def test_what_is_left() -> None:
+    spec = same((1, 2, 8), (3, 3, 3))
+    assert seen_taps(spec) == (range(1, 2), range(0, 3), range(0, 3))
+    assert trim(spec).kernel == (1, 3, 3)
+    assert trim(spec).pads == ((0, 0), (1, 1), (1, 1))
+    assert trim(same((8, 8, 8), (3, 3, 3))) == same((8, 8, 8), (3, 3, 3))
+    kernel = np.arange(27).reshape(3, 3, 3, 1, 1)
+    np.testing.assert_array_equal(trim_kernel(spec, kernel), kernel[1:2])
+    point = collapse(same((1, 1, 1), (3, 3, 3)))
+    assert (point.kernel, point.pads) == ((1, 1, 1), ((0, 0),) * 3)
+
+
+def test_one_window_has_no_stride() -> None:
+    spec = Conv3DSpec(1, (5, 5, 5), 2, 2, (3, 3, 3), strides=(10**30,) * 3)
+    assert trim(spec).strides == (1, 1, 1)
+    x = np.random.default_rng(0).standard_normal((1, 5, 5, 5, 2)).astype(np.float32)
+    for padding in ("same", "valid"):
+        far, near = (Conv3D(2, 3, strides=stride, padding=padding) for stride in (10**30, 5))
+        near.build(x.shape)
+        far.build(x.shape)
+        far.set_weights(near.get_weights())
+        np.testing.assert_array_equal(far(x), near(x))
+
+
+@pytest.mark.parametrize("dilation", [2, 7, 8, 15, 40])
+@pytest.mark.parametrize("kernel", [2, 3, 4])
+def test_numbers(dilation: int, kernel: int) -> None:
+    spec = same((8, 3, 5), (kernel,) * 3, dilation=(dilation,) * 3)
+    for more in ({}, {"data_format": CHANNELS_FIRST}, {"groups": 3, "channels": 6}, {"channels": 48, "filters": 48}):
+        assert_right(replace(spec, **more))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_a_huge_dilation_costs_no_memory(kernel: int) -> None:
+    """A padded copy would take 10**19 bytes; beyond the input's size all dilations are the same."""
+    x = np.random.default_rng(0).standard_normal((2, 8, 8, 8, 4)).astype(np.float32)
+    huge = Conv3D(6, kernel, padding="same", dilation_rate=HUGE)
+    result = huge(x)
+    spec = replace(same((8, 8, 8), (kernel,) * 3, dilation=(20,) * 3), batch=2, channels=4, filters=6)
+    expected = reference.convolve(spec, x, huge.get_weights()[0], huge.get_weights()[1])
+    assert reference.relative_error(result, expected) < BOUNDS["float32"]
+
+
+def test_padding_does_not_meet_non_finite_input() -> None:
+    """No output sees a cell of the input: the bias alone is left, whatever the input holds."""
+    layer = Conv3D(3, 2, padding="same", dilation_rate=HUGE, bias_initializer="ones")
+    np.testing.assert_array_equal(layer(np.full((1, 4, 4, 4, 2), np.nan, np.float32)), 1)
+
+
+def test_sizes_that_see_other_taps_do_not_share_weights() -> None:
+    """An extent of 1 sees no tap and one of 2 sees the second: both leave a kernel of the same shape."""
+    layer = Conv3D(4, (4, 1, 1), dilation_rate=(3, 1, 1), padding="same")
+    found = set()
+    for depth in (1, 2, 3, 1, 2, 3, 4):
+        x = np.random.default_rng(depth).standard_normal((1, depth, 2, 2, 3)).astype(np.float32)
+        spec = layer.plan_for(x.shape).spec
+        found.add((len(seen_taps(spec)[0]), seen_taps(spec)[0].start))
+        expected = reference.convolve(spec, x, *layer.get_weights())
+        assert reference.relative_error(layer(x), expected) < BOUNDS["float32"]
+    assert len({length for length, _ in found}) < len(found)

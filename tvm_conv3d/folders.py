@@ -1,0 +1,43 @@
+"""Folders that a user names, or that are the user's own."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+
+def expand(path: str | Path, name: str) -> Path:
+    """`path` with `~` and `~user` as the home folders they stand for.
+
+    Args:
+        path: as the user wrote it.
+        name: of the variable or argument, for the error.
+
+    Raises:
+        ValueError: there is no such user, or none is known for this process.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"{name} names a home folder that this system does not know. Received: {str(path)!r}. "
+            "Write the whole path, from / on."
+        ) from None
+
+
+def user_cache() -> Path:
+    """Where this package keeps what can be made again."""
+    return _absolute(platformdirs.user_cache_dir("tvm_conv3d", appauthor=False))
+
+
+def user_data() -> Path:
+    """Where this package keeps what took the user's time."""
+    return _absolute(platformdirs.user_data_dir("tvm_conv3d", appauthor=False))
+
+
+def _absolute(folder: str) -> Path:
+    """A user without a home would otherwise get a folder named `~`, wherever the process runs."""
+    path = Path(folder)
+    return path if path.is_absolute() else Path(tempfile.gettempdir()) / "tvm_conv3d"
