@@ -122,7 +122,8 @@ def task_box(
     def cost(box: tuple[int, int, int]) -> tuple[float, int, int]:
         return round(copied(box) / math.prod(box), 6), -box[2], -box[1]
 
-    boxes = [box for box in itertools.product(*map(_divisors, whole)) if fits(box)]
+    depth, rows, columns = map(_divisors, whole)
+    boxes = [box for box in itertools.product(depth, rows, columns) if fits(box)]
     return min(boxes, key=cost, default=(1, 1, 1))
 
 
