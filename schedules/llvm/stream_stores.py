@@ -1,0 +1,96 @@
+"""Stores of results past the caches, for outputs that no cache holds until they are read.
+
+An ordinary store first fetches the line that it overwrites: of what a memory-bound layer moves, a third is for nothing.
+LLVM emits non-temporal stores where the IR says so, which TVM's code generator does not: the stores become calls of a
+function given as LLVM IR, which is inlined. The caches' locks at the end of a parallel loop order them before what
+other threads read later.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm_ffi
+from tvm import IRModule, ir, tirx
+from tvm.s_tir import transform
+from tvm.target import Target
+
+from tvm_conv3d.schedules.llvm.common import OUTPUT
+from tvm_conv3d.spec import Conv3DSpec
+
+#: Bytes of the vectors that are worth it: whole cache lines, or halves that a core joins.
+_VECTOR_BYTES = (32, 64)
+
+#: Least bytes of an output that is stored so; memory of smaller results is not aligned to vectors.
+LEAST_BYTES = 1 << 20
+
+_LLVM_TYPES = {"float32": ("float", 4), "float64": ("double", 8)}
+
+#: An address that is not aligned, as that of a foreign buffer, is stored to in the ordinary way.
+_FUNCTION = """
+define void @{name}(ptr %place, <{lanes} x {type}> %value) alwaysinline nounwind {{
+  %address = ptrtoint ptr %place to i64
+  %rest = and i64 %address, {mask}
+  %aligned = icmp eq i64 %rest, 0
+  br i1 %aligned, label %past, label %through
+past:
+  store <{lanes} x {type}> %value, ptr %place, align {bytes}, !nontemporal !0
+  ret void
+through:
+  store <{lanes} x {type}> %value, ptr %place, align {element}
+  ret void
+}}
+!0 = !{{i32 1}}
+"""
+
+
+def worth_trying(spec: Conv3DSpec, lanes: int) -> bool:
+    """Whether the output of `spec` is stored in whole aligned vectors, and is no small one."""
+    return spec.dtype in _LLVM_TYPES and spec.filters % lanes == 0 and spec.output_bytes >= LEAST_BYTES
+
+
+def rewrite(module: IRModule, target: Target) -> IRModule:
+    """A scheduled function with the vector stores to its output made non-temporal.
+
+    It is lowered as far as to vectors by TVM's own passes, which find nothing more to do when it is compiled.
+    """
+    passes = (
+        transform.CanonicalizeLoop(),
+        transform.LowerInitBlock(),
+        transform.PlanAndUpdateBufferAllocationLocation(),
+        transform.ConvertBlocksToOpaque(),
+        transform.CompactBufferAllocation(),
+        transform.LowerMatchBuffer(),
+        transform.StmtSimplify(),
+        transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.BF16ComputeLegalize(),
+        tirx.transform.NarrowDataType(32),
+        transform.LoopPartition(),
+        tirx.transform.VectorizeLoop(True),
+    )
+    with target:
+        lowered = ir.transform.Sequential((tirx.transform.BindTarget(target), *passes))(module)
+    function = lowered["main"]
+    used: dict[str, str] = {}
+
+    def streamed(store: tirx.BufferStore) -> Any:
+        index = store.indices[0]
+        dtype = str(store.buffer.dtype)
+        if store.buffer.name != OUTPUT or dtype not in _LLVM_TYPES or not isinstance(index, tirx.Ramp):
+            return store
+        lanes, (llvm_type, element) = int(index.lanes), _LLVM_TYPES[dtype]
+        if int(index.stride) != 1 or lanes * element not in _VECTOR_BYTES:
+            return store
+        name = f"tvm_conv3d_stream_{dtype}x{lanes}"
+        size = lanes * element
+        used[name] = _FUNCTION.format(
+            name=name, lanes=lanes, type=llvm_type, mask=size - 1, bytes=size, element=element
+        )
+        place = tirx.address_of(tirx.BufferLoad(store.buffer, [index.base]))
+        return tirx.Evaluate(tirx.call_extern("void", name, place, store.value))
+
+    body = tvm_ffi.structural_map(function.body, (tirx.BufferStore, streamed))
+    for text in used.values():
+        body = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", ir.StringImm(text), body)
+    return IRModule({"main": function.with_body(body)}) if used else module
