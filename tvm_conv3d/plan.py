@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_conv3d import records
-from tvm_conv3d.algorithms import Algorithm, Variant, algorithms
+from tvm_conv3d.algorithms import Algorithm, Variant, algorithms, named
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import cpu_traits
+from tvm_conv3d.targets import traits_of
 
 if TYPE_CHECKING:
     from tvm.target import Target
@@ -43,7 +43,7 @@ class Plan:
     @property
     def error_bound(self) -> float:
         """The relative error (2-norm) to expect of data and weights without structure."""
-        return algorithms("llvm")[self.algorithm].error_bound(self.spec, self.variant)
+        return named(self.algorithm).error_bound(self.spec, self.variant)
 
     def describe(self) -> str:
         """The plan without spec and origin as one line of JSON: a part of the compiled module's identity."""
@@ -81,7 +81,7 @@ def default_plan(spec: Conv3DSpec, target: Target, exact: bool = False) -> Plan:
     Raises:
         ValueError: no algorithm takes this spec.
     """
-    traits = cpu_traits(target)
+    traits = traits_of(target)
     for algorithm in algorithms(str(target.kind.name)).values():
         found = None if exact and not algorithm.exact else algorithm.default(spec, traits)
         if found is not None:
@@ -96,7 +96,7 @@ def _recorded_plan(spec: Conv3DSpec, target: Target, record: records.Record, ori
     if record.algorithm not in known:
         raise ValueError(f"its algorithm is {record.algorithm!r}, and there are {', '.join(known)}")
     algorithm = known[record.algorithm]
-    usual_variants = algorithm.variants(spec, cpu_traits(target))
+    usual_variants = algorithm.variants(spec, traits_of(target))
     if not usual_variants:
         raise ValueError(f"the algorithm {record.algorithm} does not take this layer")
     try:

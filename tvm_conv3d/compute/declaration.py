@@ -11,6 +11,9 @@ import numpy as np
 from tvm import IRModule, ir, te
 from tvm.tirx import PrimFunc
 
+from tvm_conv3d.compute import cut
+from tvm_conv3d.compute.cut import Tiling
+
 
 @dataclass(frozen=True)
 class Declaration:
@@ -19,21 +22,27 @@ class Declaration:
     Attributes:
         tensors: input, packed weights, packed bias, output, in the order of the arguments; then maybe flags, of which
             the code makes some not finite where a sum is not, and its result must not be trusted.
+        tiling: of the output, where it is declared in whole tiles (:mod:`tvm_conv3d.compute.cut`).
     """
 
     tensors: tuple[te.Tensor, ...]
+    tiling: Tiling | None = None
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the arguments."""
-        return tuple(tuple(int(extent) for extent in tensor.shape) for tensor in self.tensors)
+        found = [tuple(int(extent) for extent in tensor.shape) for tensor in self.tensors]
+        if self.tiling is not None:
+            found[3] = self.tiling.shape
+        return tuple(found)
 
     def module(self) -> IRModule:
         """The function `main`, unscheduled."""
         # TVM's 32-bit indices overflow silently
         wide = _most_elements(self.tensors) >= 2**29
         function = te.create_prim_func(list(self.tensors), index_dtype_override="int64" if wide else None)
-        return IRModule({"main": _unaligned(function)})
+        function = _unaligned(function)
+        return IRModule({"main": function if self.tiling is None else cut.mark(function, self.tiling)})
 
 
 def _most_elements(tensors: Iterable[te.Tensor]) -> int:
