@@ -50,3 +50,18 @@ def test_dtypes_formats_groups(data_format: str, dtype: str) -> None:
         for groups in (1, 2, 16)
     ]
     assert_right(default_plans(specs))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+def test_tensor_cores(dtype: str, data_format: str) -> None:
+    plans = default_plans(replace(fixed(spec), dtype=dtype, data_format=data_format) for spec in KINDS[:14])
+    assert {plan.algorithm for plan in plans} >= {"tensor_gemm", "gemm"}
+    assert_right(plans)
+
+
+def test_older_gpus_have_no_tensor_cores_for_these() -> None:
+    specs = [replace(fixed(BASE), dtype=dtype) for dtype in ("float16", "bfloat16")]
+    plans = default_plans(specs, "cuda:sm_75")
+    assert [plan.algorithm for plan in plans] == ["gemm", "gemm"]
+    assert_right(plans, "cuda:sm_75")

@@ -86,10 +86,14 @@ def _for_cpus() -> tuple[Algorithm, ...]:
 
 
 def _for_gpus() -> tuple[Algorithm, ...]:
-    from tvm_conv3d.compute import implicit_gemm
+    from tvm_conv3d.compute import implicit_gemm, tensor_gemm
     from tvm_conv3d.schedules.cuda import gemm as gemm_loops
+    from tvm_conv3d.schedules.cuda import tensor as tensor_loops
 
-    return (_join("gemm", implicit_gemm.GemmVariant, implicit_gemm, gemm_loops),)
+    return (
+        _join("tensor_gemm", tensor_gemm.TensorVariant, tensor_gemm, tensor_loops),
+        _join("gemm", implicit_gemm.GemmVariant, implicit_gemm, gemm_loops),
+    )
 
 
 #: By kind of target; names are unique among all.

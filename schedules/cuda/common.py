@@ -40,3 +40,11 @@ def fetch_together(sch: Schedule, loops: Sequence[LoopRV], threads: int, vector:
     if vector is not None:
         sch.vectorize(vector)
 
+
+
+def fetch_by_warps(sch: Schedule, loops: Sequence[LoopRV], warps: int) -> LoopRV:
+    """Spreads a copy over the threads of all warps, neighbours side by side; returns the loop of one thread."""
+    _, warp, thread = sch.split(sch.fuse(*loops), [None, warps, 32])
+    sch.bind(warp, "threadIdx.y")
+    sch.bind(thread, "threadIdx.x")
+    return thread

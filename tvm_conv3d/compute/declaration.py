@@ -22,7 +22,7 @@ class Declaration:
     Attributes:
         tensors: input, packed weights, packed bias, output, in the order of the arguments; then maybe flags, of which
             the code makes some not finite where a sum is not, and its result must not be trusted.
-        tiling: of the output, where it is declared in whole tiles (:mod:`tvm_conv3d.compute.cut`).
+        tiling: of the output, where it is declared in whole tiles, for GPUs (:mod:`tvm_conv3d.compute.cut`).
     """
 
     tensors: tuple[te.Tensor, ...]
@@ -36,13 +36,19 @@ class Declaration:
             found[3] = self.tiling.shape
         return tuple(found)
 
+    def _largest(self) -> int:
+        """Elements of the largest argument: the stages in between exist in tiles only."""
+        return max(math.prod(shape) for shape in self.shapes)
+
     def module(self) -> IRModule:
         """The function `main`, unscheduled."""
         # TVM's 32-bit indices overflow silently
-        wide = _most_elements(self.tensors) >= 2**29
+        wide = (_most_elements(self.tensors) if self.tiling is None else self._largest()) >= 2**29
         function = te.create_prim_func(list(self.tensors), index_dtype_override="int64" if wide else None)
-        function = _unaligned(function)
-        return IRModule({"main": function if self.tiling is None else cut.mark(function, self.tiling)})
+        if self.tiling is None:
+            return IRModule({"main": _unaligned(function)})
+        # for GPUs, whose buffers lie at multiples of 16 bytes
+        return IRModule({"main": cut.mark(function, self.tiling)})
 
 
 def _most_elements(tensors: Iterable[te.Tensor]) -> int:

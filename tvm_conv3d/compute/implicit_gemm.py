@@ -18,6 +18,7 @@ cell, never stored.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import Tiling
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
-from tvm_conv3d.compute.stages import error_of_sums, finish, zero_padded
+from tvm_conv3d.compute.stages import error_of_sums, finish, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
 Expr = Any  # a TVM expression; its classes are not public names
@@ -96,7 +97,7 @@ def declare(spec: Conv3DSpec, variant: GemmVariant) -> Declaration:
     Raises:
         ValueError: `variant` reads or writes more elements at once than lie side by side.
     """
-    return _Builder(collapse(spec), variant).declaration()
+    return GemmBuilder(collapse(spec), variant).declaration()
 
 
 def pack_kernel(spec: Conv3DSpec, variant: GemmVariant, kernel: np.ndarray) -> np.ndarray:
@@ -124,7 +125,7 @@ def error_bound(spec: Conv3DSpec, variant: GemmVariant) -> float:
     return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel))
 
 
-class _Builder:
+class GemmBuilder:
     """The stages of one declaration; `spec` has its axes collapsed."""
 
     def __init__(self, spec: Conv3DSpec, variant: GemmVariant) -> None:
@@ -134,60 +135,75 @@ class _Builder:
         self.variant = variant
         self.e = extents_of(spec, variant)
         self.last = spec.data_format == CHANNELS_LAST
+        self.stored, self.factor = self._types()
         along = spec.group_filters if self.last else self.e.cells
         if along % variant.store:
             raise ValueError(f"{spec.key()} can't store {variant.store} elements at once. Received: {variant}")
 
+    def _types(self) -> tuple[str, str]:
+        """Element types of the input and of what is multiplied."""
+        return storage_dtype(self.spec.dtype), self.spec.accumulator
+
     def declaration(self) -> Declaration:
         spec, variant, e = self.spec, self.variant, self.e
-        x = te.placeholder(spec.input_shape, storage_dtype(spec.dtype), name="x")
+        x = te.placeholder(spec.input_shape, self.stored, name="x")
         shape = (spec.groups, e.filter_blocks, *e.taps, e.steps, variant.step, variant.filters)
-        kernel = te.placeholder(shape, spec.accumulator, name="kernel")
+        kernel = te.placeholder(shape, self.factor, name="kernel")
         bias = te.placeholder((spec.groups, e.filter_blocks, variant.filters), spec.accumulator, name="bias")
         product = self._product(self._gather(x), kernel)
         return Declaration((x, kernel, bias, self._out(product, bias)), self._tiling())
 
     def _gather(self, x: te.Tensor) -> te.Tensor:
-        spec, variant, e = self.spec, self.variant, self.e
-        extents = [(o - 1) * s + window for o, s, window in zip(spec.out_size, spec.strides, spec.window, strict=True)]
+        """Cells innermost, as a thread reads several of them for one term."""
+        variant, e = self.variant, self.e
 
         def at(n, g, block, td, th, tw, step, q, v, i):  # type: ignore[no-untyped-def]
-            sample, cell = self._cell(n, block * variant.cells + i)
-            # all in units of vectors, so that no condition varies inside one
-            vectors = spec.group_channels // variant.vector
-            term = step * (variant.step // variant.vector) + q
-            inside = [term < e.terms // variant.vector] if e.terms % variant.step else []
-            if variant.flat:
-                tap, term = term // vectors, term % vectors
-                td, th, tw = _unravel(tap, spec.kernel)
-            channel = g * spec.group_channels + term * variant.vector + v
-            taps = (td, th, tw)
-            where = [c * s + t * d for c, s, t, d in zip(cell, spec.strides, taps, spec.dilation, strict=True)]
+            return self._element(x, (n, block * variant.cells + i), g, (td, th, tw), (step, q, v))
 
-            def read(index: list[Expr]) -> Expr:
-                position = (sample, *index, channel) if self.last else (sample, channel, *index)
-                return widen(x[position], spec.dtype, spec.accumulator)
-
-            return zero_padded(spec, extents, where, read, inside)
-
-        shape = (
-            e.planes,
-            spec.groups,
-            e.cell_blocks,
-            *e.taps,
-            e.steps,
-            variant.step // variant.vector,
-            variant.vector,
-            variant.cells,
-        )
+        inner = (variant.step // variant.vector, variant.vector, variant.cells)
+        shape = (e.planes, self.spec.groups, e.cell_blocks, *e.taps, e.steps, *inner)
         names = ["n", "g", "block", "td", "th", "tw", "step", "q", "v", "i"]
         return te.compute(shape, at, name="gather", varargs_names=names)
+
+    def _element(self, x: te.Tensor, cell: Sequence[Expr], g: Expr, taps: Sequence[Expr], term: Sequence[Expr]) -> Expr:
+        """What the left matrix holds.
+
+        Args:
+            x: the input.
+            cell: plane, and position in it.
+            g: the group.
+            taps: along depth, height and width.
+            term: number of the step, of the vector in it, and of the element in that.
+        """
+        spec, variant, e = self.spec, self.variant, self.e
+        extents = window_extents(spec, spec.out_size)
+        sample, corner = self._cell(*cell)
+        # all in units of vectors, so that no condition varies inside one
+        vectors = spec.group_channels // variant.vector
+        step, q, lane = term
+        number = step * (variant.step // variant.vector) + q
+        inside = [number < e.terms // variant.vector] if e.terms % variant.step else []
+        if variant.flat:
+            tap, number = number // vectors, number % vectors
+            taps = _unravel(tap, spec.kernel)
+        channel = g * spec.group_channels + number * variant.vector + lane
+
+        def read(index: list[Expr]) -> Expr:
+            position = (sample, *index, channel) if self.last else (sample, channel, *index)
+            return self._factor(x[position])
+
+        where = [c * s + t * d for c, s, t, d in zip(corner, spec.strides, taps, spec.dilation, strict=True)]
+        return zero_padded(spec, extents, where, read, inside, self.factor)
+
+    def _factor(self, stored: Expr) -> Expr:
+        """An element of the input as it is multiplied."""
+        return widen(stored, self.spec.dtype, self.spec.accumulator)
 
     def _cell(self, plane: Expr, cell: Expr) -> tuple[Expr, list[Expr]]:
         """Sample and output cell of a position in a plane; those beyond the last repeat it."""
         spec, e = self.spec, self.e
         if e.cells % self.variant.cells:
-            cell = tirx.min(cell, tirx.const(e.cells - 1, "int32"))
+            cell = tirx.min(cell, e.cells - 1)
         if self.last and spec.batch > 1:
             per_sample = math.prod(spec.out_size)
             return cell // per_sample, _unravel(cell % per_sample, spec.out_size)
@@ -200,11 +216,20 @@ class _Builder:
         term = te.reduce_axis((0, variant.step), name="term")
 
         def at(n, g, b, f, i, j):  # type: ignore[no-untyped-def]
-            left = gather[(n, g, b, *taps, step, term // variant.vector, term % variant.vector, i)]
-            return te.sum(left * kernel[(g, f, *taps, step, term, j)], axis=[*taps, step, term])
+            left = gather[(n, g, b, *taps, step, *self._place(i, term))]
+            right = kernel[(g, f, *taps, step, term, j)]
+            return te.sum(self._widened(left) * self._widened(right), axis=[*taps, step, term])
 
         shape = (e.planes, spec.groups, e.cell_blocks, e.filter_blocks, variant.cells, variant.filters)
         return te.compute(shape, at, name="product")
+
+    def _place(self, i: Expr, term: Expr) -> tuple[Expr, ...]:
+        """Where the gathered matrix of a step holds the element of cell `i` and `term`."""
+        return term // self.variant.vector, term % self.variant.vector, i
+
+    def _widened(self, factor: te.TensorSlice) -> Expr:
+        """A factor in the accumulator's type."""
+        return factor if self.factor == self.spec.accumulator else factor.astype(self.spec.accumulator)
 
     def _out(self, product: te.Tensor, bias: te.Tensor) -> te.Tensor:
         """The finished tiles, the vectors that are stored at once innermost."""

@@ -37,6 +37,7 @@ def zero_padded(
     index: Sequence[Expr],
     read: Callable[[list[Expr]], Expr],
     inside: Sequence[Expr] = (),
+    dtype: str | None = None,
 ) -> Expr:
     """`read` at `index` of the padded input, or zero outside of the input.
 
@@ -46,6 +47,7 @@ def zero_padded(
         index: depth, height, width in the padded input.
         read: takes depth, height, width in the input.
         inside: further conditions of a read.
+        dtype: of what `read` gives; None is the accumulator's.
     """
     conditions = list(inside)
     shifted = []
@@ -56,7 +58,7 @@ def zero_padded(
         if extent > before + size:
             conditions.append(i < before + size)
     value = read(shifted)
-    return tirx.if_then_else(tirx.all(*conditions), value, tirx.const(0, spec.accumulator)) if conditions else value
+    return tirx.if_then_else(tirx.all(*conditions), value, tirx.const(0, dtype or spec.accumulator)) if conditions else value
 
 
 def finish(spec: Conv3DSpec, total: Expr, bias: Expr) -> Expr:
