@@ -30,7 +30,7 @@ TILES = (
 _STEP = 32
 
 #: Channels, and filters, of a group from which on tensor cores are taken: fewer leave most of a product to padding.
-_LEAST_TERMS, _LEAST_FILTERS = 16, 8
+_LEAST_TERMS, _LEAST_FILTERS = 16, 9
 
 #: Share of a reduction that may be padding before taps and channels are flattened.
 _MOST_WASTE = 0.2

@@ -7,7 +7,9 @@ to the user's layout, under the condition that its element exists there.
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,17 +26,31 @@ _TILING = "tvm_conv3d.tiling"
 STORE = "out"
 
 
+#: A part of a real index: the declared axis, what it is multiplied with, divided by before that, and reduced modulo (0:
+#: not at all).
+Term = tuple[int, int, int, int]
+
+
 @dataclass(frozen=True)
 class Tiling:
     """How the axes of a declared output make those of the real one.
 
     Attributes:
         shape: of the real output.
-        axes: for each of its axes the declared ones that make it, with their factors.
+        axes: for each of its axes the terms whose sum its index is.
+        flat: declared axes with factors whose sum is one more axis for the terms, after all declared ones.
+        count: number of positions on that axis; those from there on do not exist.
     """
 
     shape: tuple[int, ...]
-    axes: tuple[tuple[tuple[int, int], ...], ...]
+    axes: tuple[tuple[Term, ...], ...]
+    flat: tuple[tuple[int, int], ...] = ()
+    count: int = 0
+
+
+def term(axis: int, factor: int = 1, divisor: int = 1, modulus: int = 0) -> Term:
+    """`axis // divisor % modulus * factor`."""
+    return axis, factor, divisor, modulus
 
 
 def mark(function: PrimFunc, tiling: Tiling) -> PrimFunc:
@@ -53,7 +69,8 @@ def cut_output(module: IRModule) -> IRModule:
         if block.name_hint != STORE:
             return realize
         store = block.body
-        real = [_sum(store.indices, axis) for axis in tiling["axes"]]
+        declared = [*store.indices, *(_sum(store.indices, tiling["flat"]),)] if tiling["flat"] else list(store.indices)
+        real = [_total([_term(declared, *entry) for entry in axis]) for axis in tiling["axes"]]
         moved = SBlock(
             block.iter_vars,
             block.reads,
@@ -63,23 +80,39 @@ def cut_output(module: IRModule) -> IRModule:
         )
         values = list(zip(block.iter_vars, realize.iter_values, strict=True))
         extents = [int(axis.dom.extent) for axis in block.iter_vars]
-        exists = [
-            _known(index, values) < extent
+        if tiling["flat"]:
+            extents.append(sum(factor * (extents[number] - 1) for number, factor in tiling["flat"]) + 1)
+        limits = [
+            (index, extent)
             for index, axis, extent in zip(real, tiling["axes"], tiling["shape"], strict=True)
-            if sum(factor * (extents[number] - 1) for number, factor in axis) >= extent
+            if sum(_largest(extents, *entry) for entry in axis) >= extent
         ]
+        if tiling["flat"] and extents[-1] > tiling["count"]:
+            limits.append((declared[-1], tiling["count"]))
+        exists = [_known(index, values) < extent for index, extent in limits]
         return SBlockRealize(realize.iter_values, tirx.all(realize.predicate, *exists), moved)
 
     body = tvm_ffi.structural_map(function.body, (SBlockRealize, rewritten))
     return IRModule({"main": function.with_body(body)})
 
 
-def _sum(indices: Sequence[Any], axis: Sequence[Sequence[int]]) -> Any:
-    total = None
-    for number, factor in axis:
-        term = indices[number] if factor == 1 else indices[number] * factor
-        total = term if total is None else total + term
-    return total
+def _sum(indices: Sequence[Any], axes: Sequence[Sequence[int]]) -> Any:
+    return _total([indices[number] * factor for number, factor in axes])
+
+
+def _total(terms: Sequence[Any]) -> Any:
+    return functools.reduce(operator.add, terms)
+
+
+def _term(indices: Sequence[Any], axis: int, factor: int, divisor: int, modulus: int) -> Any:
+    quotient = indices[axis] // divisor if divisor > 1 else indices[axis]
+    rest = quotient % modulus if modulus else quotient
+    return rest * factor if factor > 1 else rest
+
+
+def _largest(extents: Sequence[int], axis: int, factor: int, divisor: int, modulus: int) -> int:
+    largest = (extents[axis] - 1) // divisor
+    return factor * (min(largest, modulus - 1) if modulus else largest)
 
 
 def _known(index: Any, values: Sequence[tuple[Any, Any]]) -> Any:

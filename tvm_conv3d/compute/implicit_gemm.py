@@ -26,7 +26,7 @@ import numpy as np
 from tvm import te, tirx
 
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.compute.cut import Tiling
+from tvm_conv3d.compute.cut import Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
 from tvm_conv3d.compute.stages import error_of_sums, finish, window_extents, zero_padded
@@ -165,7 +165,7 @@ class GemmBuilder:
         names = ["n", "g", "block", "td", "th", "tw", "step", "q", "v", "i"]
         return te.compute(shape, at, name="gather", varargs_names=names)
 
-    def _element(self, x: te.Tensor, cell: Sequence[Expr], g: Expr, taps: Sequence[Expr], term: Sequence[Expr]) -> Expr:
+    def _element(self, x: te.Tensor, cell: Sequence[Expr], g: Expr, taps: Sequence[Expr], place: Sequence[Expr]) -> Expr:
         """What the left matrix holds.
 
         Args:
@@ -173,14 +173,14 @@ class GemmBuilder:
             cell: plane, and position in it.
             g: the group.
             taps: along depth, height and width.
-            term: number of the step, of the vector in it, and of the element in that.
+            place: number of the step, of the vector in it, and of the element in that.
         """
         spec, variant, e = self.spec, self.variant, self.e
         extents = window_extents(spec, spec.out_size)
         sample, corner = self._cell(*cell)
         # all in units of vectors, so that no condition varies inside one
         vectors = spec.group_channels // variant.vector
-        step, q, lane = term
+        step, q, lane = place
         number = step * (variant.step // variant.vector) + q
         inside = [number < e.terms // variant.vector] if e.terms % variant.step else []
         if variant.flat:
@@ -250,12 +250,13 @@ class GemmBuilder:
     def _tiling(self) -> Tiling:
         spec, variant, e = self.spec, self.variant, self.e
         store = variant.store
-        plane, group, lane = ((0, 1),), ((1, 1),), ((6, 1),)
+        plane, group, lane = (term(0),), (term(1),), (term(6),)
         if self.last:
             shape = (e.cells, spec.groups, spec.group_filters // store, store)
-            return Tiling(shape, (((2, variant.cells), (4, 1)), group, ((3, variant.filters // store), (5, 1)), lane))
+            cells, filters = (term(2, variant.cells), term(4)), (term(3, variant.filters // store), term(5))
+            return Tiling(shape, (cells, group, filters, lane))
         shape = (e.planes, spec.groups, spec.group_filters, e.cells // store, store)
-        filters, cells = ((3, variant.filters), (5, 1)), ((2, variant.cells // store), (4, 1))
+        filters, cells = (term(3, variant.filters), term(5)), (term(2, variant.cells // store), term(4))
         return Tiling(shape, (plane, group, filters, cells, lane))
 
 
