@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvm_conv3d.plan import Plan, algorithm_of
+from tvm_conv3d.targets import is_cuda
 
 if TYPE_CHECKING:
     from tvm import IRModule
@@ -31,7 +32,7 @@ class Artifact:
     """Compiled code of one plan.
 
     Attributes:
-        object_code: a relocatable object file for the target.
+        object_code: a relocatable object file for the target; for a GPU a :class:`tvm_conv3d.cuda.image.Image`.
         shapes: shapes of input, packed weights, packed bias, output and maybe flags, as the code sees them.
         schedule: the scheduled function as TVMScript, for people.
     """
@@ -77,8 +78,12 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
     import tvm
 
     module = scheduled_module(plan, target)
-    library = tvm.compile(module, target=target)
-    code = _object_code(library.mod)
+    if is_cuda(target):
+        from tvm_conv3d.cuda.image import compile_image
+
+        code = compile_image(module, target).to_bytes()
+    else:
+        code = _object_code(tvm.compile(module, target=target).mod)
     if not code:
         raise RuntimeError(f"LLVM wrote no code for {plan.spec.key()} on {target}.")
     shapes = algorithm_of(plan, str(target.kind.name)).declare(plan.spec, plan.variant).shapes
