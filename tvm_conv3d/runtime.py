@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvm_conv3d import buffers, build, cache, in_flight, tensors, threads
+from tvm_conv3d.cuda.executor import GpuExecutor, Kernels, Weights
+from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.plan import Plan, algorithm_of, make_plan
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import check_runs_here, resolve
+from tvm_conv3d.targets import check_runs_here, gpu_target, is_cuda, resolve
 
 if TYPE_CHECKING:
     from tvm.target import Target
@@ -24,7 +26,8 @@ class Loaded:
     """Machine code of one plan in this process.
 
     Attributes:
-        function: takes input, packed weights, packed bias, output and maybe flags.
+        function: takes input, packed weights, packed bias, output and maybe flags; for a GPU see
+            :class:`tvm_conv3d.cuda.executor.Kernels`.
         shapes: of these, as the code sees them.
     """
 
@@ -81,6 +84,8 @@ class Executor:
         threads.after_fork(_renew_locks)
         self._ready: dict[tuple[Conv3DSpec, int, bool], _Ready] = {}
         self._packed: dict[tuple[str, str], _Packed] = {}
+        self._gpu_ready: dict[tuple[Conv3DSpec, int, str], _Ready] = {}
+        self._gpu = GpuExecutor()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_wish": self._wish, "_accuracy": self._accuracy}
@@ -122,6 +127,9 @@ class Executor:
             RuntimeError: the installed TVM is another version, or can't compile this.
         """
         _check_shapes(spec, source, kernel, bias)
+        target = self._target_for(source)
+        if is_cuda(target):
+            return self._on_gpu(spec, source, Weights(kernel, bias, version), target)
         x = tensors.prepare(source.numpy(), spec.dtype)
         out = buffers.empty(spec.output_shape, x.dtype)
         if not spec.empty:
@@ -142,6 +150,35 @@ class Executor:
         if not trusted:
             # a tile of Winograd's spreads NaN, infinity and overflow over its cells
             self._run(self._get_ready(spec, exact=True), x, out, kernel, bias, version)
+
+    def _on_gpu(self, spec: Conv3DSpec, source: tensors.Source, weights: Weights, target: Target) -> Any:
+        number = source.gpu.device if source.gpu else 0
+        key = (spec, number, build.target_text(target))
+        ready = self._gpu_ready.get(key)
+        if ready is None:
+            check_runs_here(target, number)
+            plan = make_plan(spec, target, exact=self._exact)
+            ready = self._gpu_ready[key] = _Ready(plan, "cuda", get_loaded(plan, target))
+        if source.gpu:
+            return self._gpu.on_gpu(ready.plan, ready.loaded.function, target, source.gpu, weights)
+        x = tensors.prepare(source.numpy(), spec.dtype)
+        return source.restore(self._gpu.from_host(ready.plan, ready.loaded.function, target, x, weights))
+
+    def _target_for(self, source: tensors.Source) -> Target:
+        """The target for an input: where it lies, unless the user wished for one.
+
+        Raises:
+            ValueError: the input lies on a GPU and the target is a CPU, or there is no code for the GPU.
+        """
+        if source.gpu is None:
+            return self._target()
+        target = gpu_target(source.gpu.device) if self._wish in (None, "cuda") else self._target()
+        if not is_cuda(target):
+            raise ValueError(
+                f"The target is a CPU, and the input lies on GPU {source.gpu.device}. Received: target={self._wish!r}. "
+                'Leave the target out, take target="cuda", or copy the input to the CPU.'
+            )
+        return target
 
     @property
     def _exact(self) -> bool:
@@ -256,6 +293,8 @@ def link(artifact: build.Artifact) -> Loaded:
     import tvm  # noqa: F401  (its runtime holds the symbols that the code calls)
     import tvm_ffi_orcjit
 
+    if Image.recognizes(artifact.object_code):
+        return Loaded(Kernels(Image.from_bytes(artifact.object_code)), artifact.shapes)
     module = tvm_ffi_orcjit.default_session().load_module(artifact.object_code)
     return Loaded(module.get_function(build.ENTRY), artifact.shapes)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_conv3d.cuda.architectures import GpuTraits, cuda_target, gpu_traits
+from tvm_conv3d.cuda.architectures import GpuTraits, cuda_target, gpu_traits, nearest
 
 if TYPE_CHECKING:
     from tvm.target import Target
@@ -130,14 +130,30 @@ def _names_cuda(target: object) -> bool:
     return isinstance(target, Mapping) and target.get("kind") == "cuda"
 
 
+@functools.cache
+def gpu_target(number: int) -> Target:
+    """The target of a GPU of this machine.
+
+    Raises:
+        ValueError: it can't be used, or there is no code for it.
+    """
+    from tvm_conv3d.cuda import driver
+
+    return cuda_target(f"cuda:{nearest(driver.device(number).capability).name}")
+
+
 def is_cuda(target: Target) -> bool:
     """Whether code for `target` runs on a GPU."""
     return str(target.kind.name) == "cuda"
 
 
 @functools.cache
-def check_runs_here(target: Target) -> None:
+def check_runs_here(target: Target, gpu: int = 0) -> None:
     """Makes sure that code for `target` can run on this machine; elsewhere it would kill the process.
+
+    Args:
+        target: a CPU or a GPU.
+        gpu: number of the GPU, where it is one.
 
     Raises:
         ValueError: the target is another architecture or has instructions that this CPU lacks.
@@ -145,7 +161,7 @@ def check_runs_here(target: Target) -> None:
     if is_cuda(target):
         from tvm_conv3d.cuda import driver
 
-        driver.check_runs_here(gpu_traits(target))
+        driver.check_runs_here(gpu_traits(target), gpu)
         return
     from tvm.target import codegen
 

@@ -28,12 +28,12 @@ MOST_VARIANTS = 8
 
 def default(spec: Conv3DSpec, traits: GpuTraits) -> tuple[GemmVariant, dict[str, int]]:
     """The variant and the decisions taken where nothing was tuned."""
-    return candidates(collapse(spec), traits)[0].variant, {}
+    return candidates(collapse(spec), traits)[0], {}
 
 
 def variants(spec: Conv3DSpec, traits: GpuTraits) -> list[GemmVariant]:
     """The variants that compete while tuning, the default's first."""
-    return [candidate.variant for candidate in candidates(collapse(spec), traits)[:MOST_VARIANTS]]
+    return candidates(collapse(spec), traits)[:MOST_VARIANTS]
 
 
 def apply(sch: Schedule, spec: Conv3DSpec, variant: GemmVariant, decide: Decisions) -> None:

@@ -1,19 +1,15 @@
-"""The default tile of the implicit matrix product on CUDA cores, where nothing was tuned.
-
-A cost in arbitrary units is compared: the busiest multiprocessor computes `ceil(blocks / multiprocessors)` tiles, and a
-sum costs more the smaller the tile of a thread is, as every product reads its factors from shared memory. The model has
-not been fitted to measurements.
-"""
+"""The default tile of the implicit matrix product on CUDA cores, where nothing was tuned."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from tvm_conv3d.compute.implicit_gemm import GemmVariant, extents_of
+from tvm_conv3d.compute.implicit_gemm import GemmVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
+from tvm_conv3d.schedules.cuda.tile_cost import nanoseconds
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
 #: Cells and filters of a tile, and threads along each.
@@ -44,31 +40,19 @@ _STEP = {4: 16, 8: 8}
 _MOST_WASTE = 0.2
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A variant and its cost."""
-
-    variant: GemmVariant
-    cost: float
-
-
-def candidates(spec: Conv3DSpec, traits: GpuTraits) -> list[Candidate]:
+def candidates(spec: Conv3DSpec, traits: GpuTraits) -> list[GemmVariant]:
     """Variants for `spec` (axes collapsed), the cheapest first."""
-    found = []
+    costs = {}
     for cells, filters, threads_cells, threads_filters in TILES:
         item = np.dtype(spec.accumulator).itemsize
         sums = cells * filters // (threads_cells * threads_filters)
         if sums * item > _MOST_SUMS:
             continue
         variant = fitted(spec, GemmVariant(cells, filters, _STEP[item], threads_cells, threads_filters))
-        e = extents_of(spec, variant)
-        blocks = e.planes * spec.groups * e.cell_blocks * e.filter_blocks
-        busiest = math.ceil(blocks / traits.multiprocessors)
-        # one block alone waits for its own loads
-        alone = 1.5 if busiest == 1 else 1.2 if busiest < 4 else 1.0
-        per_sum = 1 + 2 / math.sqrt(sums) + 8 / cells + 8 / filters
-        found.append(Candidate(variant, busiest * alone * cells * filters * per_sum))
-    return sorted(found, key=lambda candidate: candidate.cost)
+        # every product reads its factors from shared memory: the fewer, the larger a thread's tile
+        share = 1 / (1 + 2 / math.sqrt(sums))
+        costs[variant] = nanoseconds(spec, traits, variant, item, tensor=False, share=share)
+    return sorted(costs, key=lambda variant: costs[variant])
 
 
 def fitted(spec: Conv3DSpec, variant: GemmVariant) -> GemmVariant:

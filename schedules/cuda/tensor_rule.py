@@ -1,22 +1,19 @@
-"""The default tile of the implicit matrix product on tensor cores, where nothing was tuned.
-
-The model is that of :mod:`tvm_conv3d.schedules.cuda.gemm_rule`; it has not been fitted to measurements.
-"""
+"""The default tile of the implicit matrix product on tensor cores, where nothing was tuned."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
 
-from tvm_conv3d.compute.implicit_gemm import extents_of
 from tvm_conv3d.compute.tensor_gemm import TensorVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
+from tvm_conv3d.schedules.cuda.tile_cost import nanoseconds
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
 #: Cells and filters of a tile, warps along each. The sums of a tile must fit into shared memory beside two steps.
 TILES = (
-    (128, 64, 4, 1),
-    (64, 128, 1, 4),
+    (128, 64, 4, 2),
+    (64, 128, 2, 4),
     (64, 64, 2, 2),
     (128, 32, 4, 1),
     (32, 64, 1, 4),
@@ -44,12 +41,9 @@ def candidates(spec: Conv3DSpec, traits: GpuTraits) -> list[TensorVariant]:
     costs = {}
     for cells, filters, warps_cells, warps_filters in TILES:
         variant = fitted(spec, TensorVariant(cells, filters, _STEP, warps_cells, warps_filters))
-        e = extents_of(spec, variant)
-        blocks = e.planes * spec.groups * e.cell_blocks * e.filter_blocks
-        busiest = math.ceil(blocks / traits.multiprocessors)
-        # one block alone waits for its own loads
-        alone = 1.5 if busiest == 1 else 1.2 if busiest < 4 else 1.0
-        costs[variant] = busiest * alone * cells * filters * (1 + 24 / cells + 24 / filters)
+        # each warp reads its factors from shared memory: the fewer, the larger its tile
+        share = 0.7 / (1 + 16 * warps_cells / cells / 4 + 16 * warps_filters / filters / 4)
+        costs[variant] = nanoseconds(spec, traits, variant, item=2, tensor=True, share=share)
     return sorted(costs, key=lambda variant: costs[variant])
 
 

@@ -38,6 +38,11 @@ class Image:
         text = json.dumps(head).encode()
         return _MAGIC + len(text).to_bytes(8, "little") + text + self.cubin
 
+    @staticmethod
+    def recognizes(data: bytes) -> bool:
+        """Whether `data` begins as an image does."""
+        return data.startswith(_MAGIC)
+
     @classmethod
     def from_bytes(cls, data: bytes) -> Image:
         """The inverse of :meth:`to_bytes`.
@@ -45,7 +50,7 @@ class Image:
         Raises:
             ValueError: `data` is no image.
         """
-        if not data.startswith(_MAGIC):
+        if not cls.recognizes(data):
             raise ValueError("This is no code for a GPU that tvm_conv3d wrote.")
         start = len(_MAGIC) + 8
         end = start + int.from_bytes(data[len(_MAGIC) : start], "little")
