@@ -12,7 +12,6 @@ import numpy as np
 
 from tvm_conv3d.compute.trim import trim, trim_kernel
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import CpuTraits
 
 if TYPE_CHECKING:
     from tvm import IRModule
@@ -34,7 +33,7 @@ class Algorithm:
         declare: (spec, variant) -> TE declaration.
         pack_kernel: (spec, variant, kernel) -> weights in the declaration's layout, those of the seen taps.
         pack_bias: (spec, variant, bias or None) -> bias in the declaration's layout.
-        default: (spec, traits) -> (variant, decisions), or None where the algorithm does not apply.
+        default: (spec, traits of the target) -> (variant, decisions), or None where the algorithm does not apply.
         apply: (schedule, spec, variant, decisions): the design space.
         finish: (scheduled module, spec) -> module: what no schedule primitive expresses.
         error_bound: (spec, variant) -> relative error (2-norm) to expect of data without structure.
@@ -48,10 +47,10 @@ class Algorithm:
     declare: Callable[[Conv3DSpec, Variant], Declaration]
     pack_kernel: Callable[[Conv3DSpec, Variant, np.ndarray], np.ndarray]
     pack_bias: Callable[[Conv3DSpec, Variant, np.ndarray | None], np.ndarray]
-    default: Callable[[Conv3DSpec, CpuTraits], tuple[Variant, dict[str, int]] | None]
+    default: Callable[[Conv3DSpec, Any], tuple[Variant, dict[str, int]] | None]
     apply: Callable[[Schedule, Conv3DSpec, Variant, Any], None]
     finish: Callable[[IRModule, Conv3DSpec], IRModule]
-    variants: Callable[[Conv3DSpec, CpuTraits], list[Variant]]
+    variants: Callable[[Conv3DSpec, Any], list[Variant]]
     error_bound: Callable[[Conv3DSpec, Variant], float]
     exact: bool
 
@@ -62,22 +61,48 @@ class Algorithm:
 
 @functools.cache
 def algorithms(kind: str) -> Mapping[str, Algorithm]:
-    """Name -> algorithm for a kind of target ("llvm"), the more special first."""
-    if kind != "llvm":
-        raise ValueError(f"There are no schedules for this kind of target. Received: {kind!r}; supported: llvm")
+    """Name -> algorithm for a kind of target ("llvm" or "cuda"), the more special first."""
+    if kind not in _FAMILIES:
+        known = ", ".join(_FAMILIES)
+        raise ValueError(f"There are no schedules for this kind of target. Received: {kind!r}; supported: {known}")
+    return {algorithm.name: algorithm for algorithm in _FAMILIES[kind]()}
+
+
+def named(name: str) -> Algorithm:
+    """The algorithm of this name, whatever its kind of target."""
+    return next(known for kind in _FAMILIES for known in algorithms(kind).values() if known.name == name)
+
+
+def _for_cpus() -> tuple[Algorithm, ...]:
     from tvm_conv3d.compute import depthwise, direct, grouped, winograd
     from tvm_conv3d.schedules.llvm import depthwise as depthwise_loops
     from tvm_conv3d.schedules.llvm import direct as direct_loops
     from tvm_conv3d.schedules.llvm import grouped as grouped_loops
     from tvm_conv3d.schedules.llvm import winograd as winograd_loops
 
-    found = (
+    return (
         _join("winograd", winograd.WinogradVariant, winograd, winograd_loops, exact=False),
         _join("depthwise", depthwise.DepthwiseVariant, depthwise, depthwise_loops),
         _join("grouped", grouped.GroupedVariant, grouped, grouped_loops),
         _join("direct", direct.DirectVariant, direct, direct_loops),
     )
-    return {algorithm.name: algorithm for algorithm in found}
+
+
+def _for_gpus() -> tuple[Algorithm, ...]:
+    from tvm_conv3d.compute import implicit_gemm, tensor_gemm, window
+    from tvm_conv3d.schedules.cuda import gemm as gemm_loops
+    from tvm_conv3d.schedules.cuda import tensor as tensor_loops
+    from tvm_conv3d.schedules.cuda import window as window_loops
+
+    return (
+        _join("window", window.WindowVariant, window, window_loops),
+        _join("tensor_gemm", tensor_gemm.TensorVariant, tensor_gemm, tensor_loops),
+        _join("gemm", implicit_gemm.GemmVariant, implicit_gemm, gemm_loops),
+    )
+
+
+#: By kind of target; names are unique among all.
+_FAMILIES = {"llvm": _for_cpus, "cuda": _for_gpus}
 
 
 def _join(name: str, variant_type: type, compute: ModuleType, loops: ModuleType, exact: bool = True) -> Algorithm:

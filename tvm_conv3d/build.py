@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tvm_conv3d import workspace
 from tvm_conv3d.plan import Plan, algorithm_of
+from tvm_conv3d.targets import is_cuda
 
 if TYPE_CHECKING:
     from tvm import IRModule
@@ -32,7 +33,7 @@ class Artifact:
     """Compiled code of one plan.
 
     Attributes:
-        object_code: a relocatable object file for the target.
+        object_code: a relocatable object file for the target; for a GPU a :class:`tvm_conv3d.cuda.image.Image`.
         shapes: shapes of input, packed weights, packed bias, output and maybe flags, as the code sees them.
         schedule: the scheduled function as TVMScript, for people.
         workspace: bytes of its intermediates: once a call, and once for each thread.
@@ -80,8 +81,14 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
     import tvm
 
     module = scheduled_module(plan, target)
-    library = tvm.compile(module, target=target)
-    code = _object_code(library.mod)
+    if is_cuda(target):
+        from tvm_conv3d.cuda.image import compile_image
+
+        return Artifact(compile_image(module, target).to_bytes(), _shapes(module), module.script(), (0, 0))
+    from tvm_conv3d.schedules.llvm import stream_stores
+
+    lowered = stream_stores.rewrite(module, target) if plan.variant.stream else module
+    code = _object_code(tvm.compile(lowered, target=target).mod)
     if not code:
         raise RuntimeError(f"LLVM wrote no code for {plan.spec.key()} on {target}.")
     return Artifact(code, _shapes(module), module.script(), astuple(workspace.of_module(module)))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_conv3d import records, workspace
-from tvm_conv3d.algorithms import Algorithm, Variant, algorithms
+from tvm_conv3d.algorithms import Algorithm, Variant, algorithms, named
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import cpu_traits
+from tvm_conv3d.targets import traits_of
 
 if TYPE_CHECKING:
     from tvm.target import Target
@@ -43,7 +43,7 @@ class Plan:
     @property
     def error_bound(self) -> float:
         """The relative error (2-norm) to expect of data and weights without structure."""
-        return algorithms("llvm")[self.algorithm].error_bound(self.spec, self.variant)
+        return named(self.algorithm).error_bound(self.spec, self.variant)
 
     def describe(self) -> str:
         """The plan without spec and origin as one line of JSON: a part of the compiled module's identity."""
@@ -107,7 +107,7 @@ def default_plan(
 
 def _default_plans(spec: Conv3DSpec, target: Target, exact: bool) -> Iterator[Plan]:
     """What default plans there are, the first choice first; after the real ones those that take little memory."""
-    traits = cpu_traits(target)
+    traits = traits_of(target)
     known = [a for a in algorithms(str(target.kind.name)).values() if a.exact or not exact]
     defaults = []
     for algorithm in known:
@@ -128,7 +128,7 @@ def _recorded_plan(spec: Conv3DSpec, target: Target, record: records.Record, ori
     if record.algorithm not in known:
         raise ValueError(f"its algorithm is {record.algorithm!r}, and there are {', '.join(known)}")
     algorithm = known[record.algorithm]
-    usual_variants = algorithm.variants(spec, cpu_traits(target))
+    usual_variants = algorithm.variants(spec, traits_of(target))
     if not usual_variants:
         raise ValueError(f"the algorithm {record.algorithm} does not take this layer")
     try:

@@ -10,11 +10,13 @@ import numpy as np
 
 from tvm_conv3d import buffers, build, cache, in_flight, tensors, threads, workspace
 from tvm_conv3d.compute.trim import seen_taps
+from tvm_conv3d.cuda.executor import GpuExecutor, Kernels, Weights
+from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.plan import Plan, algorithm_of, make_plan
 from tvm_conv3d.recent import Recent
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import check_runs_here, resolve
+from tvm_conv3d.targets import check_runs_here, gpu_target, is_cuda, resolve
 from tvm_conv3d.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -26,7 +28,8 @@ class Loaded:
     """Machine code of one plan in this process.
 
     Attributes:
-        function: takes input, packed weights, packed bias, output and maybe flags.
+        function: takes input, packed weights, packed bias, output and maybe flags; for a GPU see
+            :class:`tvm_conv3d.cuda.executor.Kernels`.
         shapes: of these, as the code sees them.
         workspace: memory that it takes for intermediates.
     """
@@ -97,6 +100,8 @@ class Executor:
         threads.after_fork(in_flight.renew)
         self._ready: Recent[tuple[Conv3DSpec, int, bool], _Ready] = Recent(_MOST_SHAPES)
         self._packed: Recent[str, _Packed] = Recent(_MOST_LAYOUTS)
+        self._gpu_ready: Recent[tuple[Conv3DSpec, int, str], _Ready] = Recent(_MOST_SHAPES)
+        self._gpu = GpuExecutor()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_wish": self._wish, "_accuracy": self._accuracy, "_limit": self._limit}
@@ -138,6 +143,9 @@ class Executor:
             MemoryError: there is none for the result, the packed weights or the intermediates.
         """
         _check_shapes(spec, source, kernel, bias)
+        target = self._target_for(source)
+        if is_cuda(target):
+            return self._on_gpu(spec, source, Weights(kernel, bias, version), target)
         x = tensors.prepare(source.numpy(), spec.dtype)
         out = buffers.empty(spec.output_shape, x.dtype)
         if not spec.empty:
@@ -158,6 +166,36 @@ class Executor:
         if not trusted:
             # a tile of Winograd's spreads NaN, infinity and overflow over its cells
             self._run(self._get_ready(spec, exact=True), x, out, kernel, bias, version)
+
+    def _on_gpu(self, spec: Conv3DSpec, source: tensors.Source, weights: Weights, target: Target) -> Any:
+        number = source.gpu.device if source.gpu else 0
+        key = (spec, number, build.target_text(target))
+        ready = self._gpu_ready.get(key)
+        if ready is None:
+            check_runs_here(target, number)
+            plan = self._make_plan(spec, target, self._exact)
+            ready = _ready_of(plan, target)
+            self._gpu_ready.put(key, ready)
+        if source.gpu:
+            return self._gpu.on_gpu(ready.plan, ready.loaded.function, target, source.gpu, weights)
+        x = tensors.prepare(source.numpy(), spec.dtype)
+        return source.restore(self._gpu.from_host(ready.plan, ready.loaded.function, target, x, weights))
+
+    def _target_for(self, source: tensors.Source) -> Target:
+        """The target for an input: where it lies, unless the user wished for one.
+
+        Raises:
+            ValueError: the input lies on a GPU and the target is a CPU, or there is no code for the GPU.
+        """
+        if source.gpu is None:
+            return self._target()
+        target = gpu_target(source.gpu.device) if self._wish in (None, "cuda") else self._target()
+        if not is_cuda(target):
+            raise ValueError(
+                f"The target is a CPU, and the input lies on GPU {source.gpu.device}. Received: target={self._wish!r}. "
+                'Leave the target out, take target="cuda", or copy the input to the CPU.'
+            )
+        return target
 
     @property
     def _exact(self) -> bool:
@@ -198,10 +236,7 @@ class Executor:
     def _prepare(self, spec: Conv3DSpec, exact: bool) -> _Ready:
         target = self._target()
         check_runs_here(target)
-        plan = self._make_plan(spec, target, exact)
-        loaded = get_loaded(plan, target)
-        layout = repr((plan.algorithm, loaded.shapes[1:3], seen_taps(spec)))
-        return _Ready(plan, str(target.kind.name), loaded, layout)
+        return _ready_of(self._make_plan(spec, target, exact), target)
 
     def _make_plan(self, spec: Conv3DSpec, target: Target, exact: bool) -> Plan:
         return make_plan(spec, target, exact=exact, workspace_limit=self._limit)
@@ -221,6 +256,12 @@ class Executor:
                     packed = _Packed(version, *views)
                     self._packed.put(key, packed)
         return packed
+
+
+def _ready_of(plan: Plan, target: Target) -> _Ready:
+    loaded = get_loaded(plan, target)
+    layout = repr((plan.algorithm, loaded.shapes[1:3], seen_taps(plan.spec)))
+    return _Ready(plan, str(target.kind.name), loaded, layout)
 
 
 _loaded: Recent[str, Loaded] = Recent(_MOST_LOADED)
@@ -274,6 +315,8 @@ def link(artifact: build.Artifact) -> Loaded:
     import tvm  # noqa: F401  (its runtime holds the symbols that the code calls)
     import tvm_ffi_orcjit
 
+    if Image.recognizes(artifact.object_code):
+        return Loaded(Kernels(Image.from_bytes(artifact.object_code)), artifact.shapes, Workspace(*artifact.workspace))
     module = tvm_ffi_orcjit.default_session().load_module(artifact.object_code)
     return Loaded(module.get_function(build.ENTRY), artifact.shapes, Workspace(*artifact.workspace))
 

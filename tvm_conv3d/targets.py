@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvm_conv3d.cuda.architectures import GpuTraits, cuda_target, gpu_traits, nearest
+
 if TYPE_CHECKING:
     from tvm.target import Target
 
@@ -96,7 +98,8 @@ def resolve(target: str | Mapping[str, Any] | Target | None, cores: int) -> Targ
     """The target that a user means.
 
     Args:
-        target: None or "llvm" for this machine, a dict such as `{"kind": "llvm", "mcpu": "haswell"}`, or a TVM target.
+        target: None or "llvm" for this machine, a dict such as `{"kind": "llvm", "mcpu": "haswell"}`, "cuda" for this
+            machine's GPU, "cuda:sm_90" for another, or a TVM target.
         cores: threads to plan for where the target does not say.
 
     Raises:
@@ -106,6 +109,8 @@ def resolve(target: str | Mapping[str, Any] | Target | None, cores: int) -> Targ
 
     if target is None or target == "llvm":
         return host_target(cores)
+    if _names_cuda(target):
+        return cuda_target(target)  # type: ignore[arg-type]
     if isinstance(target, Mapping):
         config = {"num-cores": cores, **target} if target.get("kind") == "llvm" else dict(target)
         _check_config(config)
@@ -119,21 +124,55 @@ def resolve(target: str | Mapping[str, Any] | Target | None, cores: int) -> Targ
             target = Target(config)
     if not isinstance(target, Target):
         raise ValueError(
-            '`target` must be None or "llvm" (this machine), a dict such as {"kind": "llvm", "mcpu": "haswell"} or a '
-            f"tvm.target.Target. Received: target={target!r}"
+            '`target` must be None or "llvm" (this machine), "cuda" (its GPU) or "cuda:sm_90", a dict such as '
+            f'{{"kind": "llvm", "mcpu": "haswell"}} or a tvm.target.Target. Received: target={target!r}'
         )
+    if str(target.kind.name) == "cuda":
+        return cuda_target({"arch": str(target.attrs.get("arch", ""))})
     if str(target.kind.name) != "llvm":
-        raise ValueError(f"Only LLVM CPU targets are supported so far. Received: target={target}")
+        raise ValueError(f"Only targets of the kinds llvm and cuda are supported. Received: target={target}")
     return target
 
 
+def _names_cuda(target: object) -> bool:
+    if isinstance(target, str):
+        return target.partition(":")[0] == "cuda"
+    return isinstance(target, Mapping) and target.get("kind") == "cuda"
+
+
 @functools.cache
-def check_runs_here(target: Target) -> None:
+def gpu_target(number: int) -> Target:
+    """The target of a GPU of this machine.
+
+    Raises:
+        ValueError: it can't be used, or there is no code for it.
+    """
+    from tvm_conv3d.cuda import driver
+
+    return cuda_target(f"cuda:{nearest(driver.device(number).capability).name}")
+
+
+def is_cuda(target: Target) -> bool:
+    """Whether code for `target` runs on a GPU."""
+    return str(target.kind.name) == "cuda"
+
+
+@functools.cache
+def check_runs_here(target: Target, gpu: int = 0) -> None:
     """Makes sure that code for `target` can run on this machine; elsewhere it would kill the process.
+
+    Args:
+        target: a CPU or a GPU.
+        gpu: number of the GPU, where it is one.
 
     Raises:
         ValueError: the target is another architecture or operating system, or has instructions that this CPU lacks.
     """
+    if is_cuda(target):
+        from tvm_conv3d.cuda import driver
+
+        driver.check_runs_here(gpu_traits(target), gpu)
+        return
     from tvm.target import codegen
 
     host = str(codegen.llvm_get_system_triple())
@@ -185,6 +224,11 @@ def _check_config(config: Mapping[str, Any]) -> None:
         raise ValueError("RISC-V vectors are not supported: leave +v out of `mattr`.")
 
 
+def traits_of(target: Target) -> CpuTraits | GpuTraits:
+    """Facts of `target` that its schedules need."""
+    return gpu_traits(target) if is_cuda(target) else cpu_traits(target)
+
+
 def cpu_traits(target: Target) -> CpuTraits:
     """Facts of `target`; cache sizes are this machine's when the system tells them."""
     features = _features(target)
@@ -202,6 +246,8 @@ def cpu_traits(target: Target) -> CpuTraits:
 
 def target_key(target: Target) -> str:
     """A short name of the target's processor and instruction set, for folders and records."""
+    if is_cuda(target):
+        return f"cuda-{gpu_traits(target).name}"
     cpu = str(target.attrs.get("mcpu", "generic"))
     triple = str(target.attrs.get("mtriple", ""))
     name = "-".join(part for part in (str(target.kind.name), triple.split("-")[0], cpu) if part)
@@ -211,7 +257,9 @@ def target_key(target: Target) -> str:
 
 @functools.cache
 def instruction_set(target: Target) -> str:
-    """Architecture, vector width in bits and number of vector registers: a plan fits all targets that share these."""
+    """Architecture, vector width in bits and number of vector registers, or the GPU's: a plan fits all targets that share these."""
+    if is_cuda(target):
+        return f"cuda-{gpu_traits(target).name}"
     from tvm.target import codegen
 
     triple = str(target.attrs.get("mtriple", "")) or str(codegen.llvm_get_system_triple())
@@ -220,7 +268,9 @@ def instruction_set(target: Target) -> str:
 
 
 def thread_count(target: Target) -> int:
-    """Threads that a plan for `target` is made for."""
+    """CPU threads that a plan for `target` is made for; one for a GPU."""
+    if is_cuda(target):
+        return 1
     return int(target.attrs.get("num-cores", available_cpus()))
 
 

@@ -13,6 +13,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from tvm_conv3d.cuda import arrays
+from tvm_conv3d.cuda.arrays import GpuTensor
+
 #: DLPack's device type of memory that the CPU addresses.
 _DLPACK_CPU = 1
 
@@ -26,12 +29,14 @@ class Source:
         dtype: NumPy's name of its element type ("float32", "bfloat16", "bool", ...).
         numpy: gives it as a NumPy array, without a copy where possible; possibly read-only.
         restore: turns a NumPy array into the caller's kind, without a copy where possible.
+        gpu: the tensor where it lies in a GPU's memory; then `numpy` refuses.
     """
 
     shape: tuple[int, ...]
     dtype: str
     numpy: Callable[[], np.ndarray]
     restore: Callable[[np.ndarray], Any]
+    gpu: GpuTensor | None = None
 
 
 def wrap(value: Any) -> Source:
@@ -39,13 +44,17 @@ def wrap(value: Any) -> Source:
 
     Raises:
         TypeError: `value` is no array or tensor, or holds something other than numbers.
-        ValueError: its memory is not the CPU's.
+        ValueError: its memory is neither the CPU's nor a GPU's of NVIDIA.
         RuntimeError: it is a torch tensor that would need a gradient.
     """
     if isinstance(value, np.ndarray):
         return _numpy_source(value)
     module = type(value).__module__.partition(".")[0]
     torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        _check_torch(value, torch)
+    if arrays.on_gpu(value):
+        return _gpu_source(value)
     if torch is not None and isinstance(value, torch.Tensor):
         return _torch_source(value, torch)
     if module in ("jax", "jaxlib"):
@@ -98,17 +107,34 @@ def _numpy_source(array: np.ndarray) -> Source:
     return Source(array.shape, array.dtype.name, lambda: array, _identity)
 
 
-def _torch_source(tensor: Any, torch: Any) -> Source:
+def _gpu_source(value: Any) -> Source:
+    tensor = arrays.look(value)
+
+    def numpy() -> np.ndarray:
+        raise ValueError(
+            f"This is done in CPU memory only. Received: {type(value)} on GPU {tensor.device}. Copy it first."
+        )
+
+    return Source(tensor.shape, tensor.dtype, numpy, _identity, tensor)
+
+
+def _check_torch(tensor: Any, torch: Any) -> None:
+    """Refuses torch tensors that no kernel can read."""
     if tensor.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
             "tvm_conv3d computes no gradients, and the input requires one. Call the layer under torch.no_grad() or "
             "pass `x.detach()`."
         )
-    if tensor.device.type != "cpu":
-        raise ValueError(f"The input must be in CPU memory. Received: a torch tensor on {tensor.device}. Use x.cpu().")
+    if tensor.device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"The input must be in the memory of the CPU or a CUDA GPU. Received: a torch tensor on {tensor.device}. "
+            "Use x.cpu()."
+        )
     if tensor.layout != torch.strided:
         raise TypeError(f"The input must be dense. Received: a torch tensor of layout {tensor.layout}.")
 
+
+def _torch_source(tensor: Any, torch: Any) -> Source:
     def numpy() -> np.ndarray:
         plain = tensor.detach().resolve_conj().resolve_neg()
         if plain.dtype == torch.bfloat16:

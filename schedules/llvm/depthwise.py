@@ -18,7 +18,7 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.depthwise import DepthwiseVariant, applies, period
 from tvm_conv3d.schedules.decisions import Decisions
-from tvm_conv3d.schedules.llvm import skip_padding
+from tvm_conv3d.schedules.llvm import skip_padding, stream_stores
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, vectorize_copy
 from tvm_conv3d.schedules.llvm.tile_rule import TASKS_PER_THREAD
 from tvm_conv3d.spec import Conv3DSpec
@@ -46,8 +46,9 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[DepthwiseVariant]:
     """The variants that compete while tuning, the cheapest first; none where the layer is not depthwise."""
     if not applies(spec):
         return []
-    found = (candidate.variant for candidate in _candidates(collapse(spec), traits))
-    return list(itertools.islice(dict.fromkeys(found), _MOST_VARIANTS))
+    candidates = (candidate.variant for candidate in _candidates(collapse(spec), traits))
+    found = list(itertools.islice(dict.fromkeys(candidates), _MOST_VARIANTS))
+    return [*found, *stream_stores.streaming(spec, found[:2], 1)]
 
 
 def apply(sch: Schedule, spec: Conv3DSpec, variant: DepthwiseVariant, decide: Decisions) -> None:

@@ -16,7 +16,7 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.direct import DirectVariant, needs_gather
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
-from tvm_conv3d.schedules.llvm import skip_padding
+from tvm_conv3d.schedules.llvm import skip_padding, stream_stores
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, read_whole_rows, unroll, vectorize_copy
 from tvm_conv3d.schedules.llvm.tile_rule import best_tile, good_tiles, task_box, tasks, tiles_of
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
@@ -59,7 +59,7 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[DirectVariant]:
     few = good_tiles(s, traits, s.group_filters, s.kernel[2] if first.unroll_taps else 1, count=MOST_TILES)
     tiles = [replace(first, vectors=t.vectors, rows=t.rows, columns=t.columns) for t in few]
     orders = [replace(first, order=order) for order in ORDERS]
-    found = [first, *orders, *tiles[:4]]
+    found = [first, *stream_stores.streaming(spec, [first], first.lanes), *orders, *tiles[:4]]
     if needs_gather(spec, first):
         found += [replace(variant, gather="root" if variant.gather == "task" else "task") for variant in orders]
     if s.kernel[2] > 1:

@@ -16,7 +16,7 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.grouped import GroupedVariant
 from tvm_conv3d.schedules.decisions import Decisions
-from tvm_conv3d.schedules.llvm import skip_padding
+from tvm_conv3d.schedules.llvm import skip_padding, stream_stores
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll
 from tvm_conv3d.schedules.llvm.tile_rule import TASKS_PER_THREAD, fitting_lanes, task_box, tasks
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
@@ -60,7 +60,8 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[GroupedVariant]:
     if height > 1:
         tiles += [replace(first, rows=2, columns=columns) for columns in by_waste if columns <= most // 2][:2]
     both = [replace(tile, parallel_blocks=parallel) for parallel in (first.parallel_blocks, True) for tile in tiles]
-    return list(dict.fromkeys(both if collapse(spec).filters > first.lanes else tiles))
+    different = dict.fromkeys(both if collapse(spec).filters > first.lanes else tiles)
+    return [*different, *stream_stores.streaming(spec, [first], first.lanes)]
 
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:

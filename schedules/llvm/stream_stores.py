@@ -8,6 +8,9 @@ other threads read later.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import tvm_ffi
@@ -15,14 +18,18 @@ from tvm import IRModule, ir, tirx
 from tvm.s_tir import transform
 from tvm.target import Target
 
-from tvm_conv3d.schedules.llvm.common import OUTPUT
-from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+
+Variant = Any  # of one of the algorithms
 
 #: Bytes of the vectors that are worth it: whole cache lines, or halves that a core joins.
 _VECTOR_BYTES = (32, 64)
 
 #: Least bytes of an output that is stored so; memory of smaller results is not aligned to vectors.
 LEAST_BYTES = 1 << 20
+
+#: Name of the buffer that holds the result.
+OUTPUT = "out"
 
 _LLVM_TYPES = {"float32": ("float", 4), "float64": ("double", 8)}
 
@@ -44,9 +51,12 @@ through:
 """
 
 
-def worth_trying(spec: Conv3DSpec, lanes: int) -> bool:
-    """Whether the output of `spec` is stored in whole aligned vectors, and is no small one."""
-    return spec.dtype in _LLVM_TYPES and spec.filters % lanes == 0 and spec.output_bytes >= LEAST_BYTES
+def streaming(spec: Conv3DSpec, variants: Sequence[Variant], lanes: int) -> list[Variant]:
+    """The variants with such stores; none where the output is small or not made of whole vectors of `lanes`."""
+    if spec.dtype not in _LLVM_TYPES or spec.data_format != CHANNELS_LAST or spec.filters % lanes:
+        return []
+    large = math.prod(spec.output_shape) * _LLVM_TYPES[spec.dtype][1] >= LEAST_BYTES
+    return [replace(variant, stream=True) for variant in variants] if large else []
 
 
 def rewrite(module: IRModule, target: Target) -> IRModule:

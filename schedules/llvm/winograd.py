@@ -15,7 +15,7 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.winograd import WinogradVariant, axes_of
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
-from tvm_conv3d.schedules.llvm import winograd_rule
+from tvm_conv3d.schedules.llvm import stream_stores, winograd_rule
 from tvm_conv3d.schedules.llvm.common import BlockRV, keep_in_registers, read_whole_rows, unroll, vectorize_copy
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
@@ -32,7 +32,8 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[
 
 def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[WinogradVariant]:
     """The variants that compete while tuning, the cheapest first; none where Winograd does not apply."""
-    return [candidate.variant for candidate in winograd_rule.priced(spec, traits)[:MOST_VARIANTS]]
+    found = [candidate.variant for candidate in winograd_rule.priced(spec, traits)[:MOST_VARIANTS]]
+    return [*found[:1], *stream_stores.streaming(spec, found[:2], traits.lanes(spec.accumulator)), *found[1:]]
 
 
 def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradVariant, decide: Decisions) -> None:

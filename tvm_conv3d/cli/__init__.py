@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from tvm_conv3d.cli import demo, doctor
+from tvm_conv3d.cli import compile, demo, doctor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -14,6 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="command", required=True)
     demo.add_parser(commands)
     doctor.add_parser(commands)
+    compile.add_parser(commands)
     options = parser.parse_args(arguments)
     status: int = options.run(options)
     return status

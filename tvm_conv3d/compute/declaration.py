@@ -11,6 +11,9 @@ import numpy as np
 from tvm import IRModule, ir, te
 from tvm.tirx import PrimFunc
 
+from tvm_conv3d.compute import cut
+from tvm_conv3d.compute.cut import Tiling
+
 
 @dataclass(frozen=True)
 class Declaration:
@@ -19,16 +22,23 @@ class Declaration:
     Attributes:
         tensors: input, packed weights, packed bias, output, in the order of the arguments; then maybe flags, of which
             the code makes some not finite where a sum is not, and its result must not be trusted.
+        tiling: of the output, where it is declared in whole tiles, for GPUs (:mod:`tvm_conv3d.compute.cut`).
     """
 
     tensors: tuple[te.Tensor, ...]
+    tiling: Tiling | None = None
 
     def module(self) -> IRModule:
         """The function `main`, unscheduled."""
+        # a GPU's stages exist in tiles only
+        counted = _all(self.tensors) if self.tiling is None else self.tensors
         # TVM's 32-bit indices overflow silently
-        wide = max(math.prod(_shape(tensor)) for tensor in _all(self.tensors)) >= 2**29
+        wide = max(math.prod(_shape(tensor)) for tensor in counted) >= 2**29
         function = te.create_prim_func(list(self.tensors), index_dtype_override="int64" if wide else None)
-        return IRModule({"main": _unaligned(function)})
+        if self.tiling is None:
+            return IRModule({"main": _unaligned(function)})
+        # for GPUs, whose buffers lie at multiples of 16 bytes
+        return IRModule({"main": cut.mark(function, self.tiling)})
 
     def intermediate_bytes(self) -> int:
         """Bytes of all tensors between the arguments, each as a whole: more than any schedule of them allocates."""

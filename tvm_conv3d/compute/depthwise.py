@@ -32,11 +32,13 @@ class DepthwiseVariant:
         lanes: numbers of a row in one vector register.
         rows: rows of a register tile, one vector wide.
         vectors: of a row, in one task; where columns are strided, whole cells or a whole row.
+        stream: the result is stored past the caches.
     """
 
     lanes: int
     rows: int
     vectors: int
+    stream: bool = False
 
 
 def applies(spec: Conv3DSpec) -> bool:

@@ -39,6 +39,7 @@ class DirectVariant:
         order: which loop encloses which: "filters_spatial", "spatial_filters", or "filters_parallel", where blocks
             of filters are tasks of their own.
         unroll_taps: the taps of a row are unrolled beside the tile (pays when channels are few).
+        stream: the result is stored past the caches.
     """
 
     lanes: int
@@ -48,6 +49,7 @@ class DirectVariant:
     gather: str = "task"
     order: str = "filters_spatial"
     unroll_taps: bool = False
+    stream: bool = False
 
 
 def declare(spec: Conv3DSpec, variant: DirectVariant) -> Declaration:

@@ -30,12 +30,14 @@ class GroupedVariant:
         lanes: filters in one vector register, of any number of groups.
         rows, columns: output cells of a register tile.
         parallel_blocks: blocks of filters are tasks of their own.
+        stream: the result is stored past the caches.
     """
 
     lanes: int
     rows: int
     columns: int
     parallel_blocks: bool = False
+    stream: bool = False
 
 
 def declare(spec: Conv3DSpec, variant: GroupedVariant) -> Declaration:

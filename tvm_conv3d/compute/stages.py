@@ -37,6 +37,7 @@ def zero_padded(
     index: Sequence[Expr],
     read: Callable[[list[Expr]], Expr],
     inside: Sequence[Expr] = (),
+    dtype: str | None = None,
 ) -> Expr:
     """`read` at `index` of the padded input, or zero outside of the input.
 
@@ -46,9 +47,10 @@ def zero_padded(
         index: depth, height, width in the padded input.
         read: takes depth, height, width in the input.
         inside: further conditions of a read.
+        dtype: of what `read` gives; None is the accumulator's.
     """
     befores = [before for before, _ in spec.pads]
-    return zero_outside(spec.accumulator, befores, spec.size, extents, index, read, inside)
+    return zero_outside(dtype or spec.accumulator, befores, spec.size, extents, index, read, inside)
 
 
 def zero_outside(

@@ -55,6 +55,7 @@ class WinogradVariant:
         lanes: channels, and filters, in one vector register.
         vectors: vectors of filters in the product's register tile.
         columns: tiles in the product's register tile; divides the tiles of a task.
+        stream: the result is stored past the caches.
     """
 
     modes: str
@@ -63,6 +64,7 @@ class WinogradVariant:
     lanes: int
     vectors: int
     columns: int
+    stream: bool = False
 
 
 @dataclass(frozen=True)

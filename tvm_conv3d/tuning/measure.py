@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tvm_ffi
 
-from tvm_conv3d import reference, runtime, tensors, threads
+from tvm_conv3d import buffers, reference, runtime, tensors, threads
 from tvm_conv3d.algorithms import Algorithm, algorithms
 from tvm_conv3d.bench.problem import choose_positions, values_at
 from tvm_conv3d.build import Artifact
@@ -96,7 +96,7 @@ class Bench:
         scale = 1 / math.sqrt(math.prod(spec.kernel_shape[:4]))
         kernel = (scale * rng.standard_normal(spec.kernel_shape)).astype(x.dtype)
         bias = rng.standard_normal(spec.filters).astype(x.dtype) if spec.bias else None
-        return cls(spec, x, kernel, bias, np.empty(spec.output_shape, x.dtype))
+        return cls(spec, x, kernel, bias, buffers.empty(spec.output_shape, x.dtype))
 
     def kernel_of(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> Kernel:
         """The plan's kernel on this data, into :attr:`out`; weights are packed before."""

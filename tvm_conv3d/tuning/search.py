@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tvm_conv3d.algorithms import Algorithm, Variant, algorithms
 from tvm_conv3d.plan import Plan, default_plan
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import cpu_traits
+from tvm_conv3d.targets import traits_of
 from tvm_conv3d.tuning.journal import Journal
 from tvm_conv3d.tuning.lab import Lab, Trial
 from tvm_conv3d.tuning.space import CostModel, Space
@@ -214,7 +214,7 @@ def contenders(spec: Conv3DSpec, target: Target) -> list[Arm]:
     Raises:
         ValueError: no algorithm takes the spec.
     """
-    traits = cpu_traits(target)
+    traits = traits_of(target)
     first = default_plan(spec, target)
     by_algorithm = []
     for algorithm in algorithms(str(target.kind.name)).values():

@@ -1,0 +1,72 @@
+"""The default tile of the implicit matrix product on CUDA cores, where nothing was tuned."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from tvm_conv3d.compute.implicit_gemm import GemmVariant
+from tvm_conv3d.cuda.architectures import GpuTraits
+from tvm_conv3d.schedules.cuda.tile_cost import nanoseconds
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+
+#: Cells and filters of a tile, and threads along each.
+TILES = (
+    (128, 128, 16, 16),
+    (128, 64, 16, 16),
+    (64, 128, 16, 16),
+    (64, 64, 16, 16),
+    (64, 64, 16, 8),
+    (256, 32, 32, 8),
+    (128, 32, 32, 8),
+    (64, 32, 16, 8),
+    (32, 64, 8, 16),
+    (32, 32, 8, 8),
+    (256, 16, 64, 4),
+    (128, 16, 32, 4),
+    (32, 16, 16, 4),
+    (16, 32, 4, 16),
+)
+
+#: Bytes of sums in one thread's registers, at most.
+_MOST_SUMS = 256
+
+#: Terms of the reduction that are gathered at a time.
+_STEP = {4: 16, 8: 8}
+
+#: Share of a reduction that may be padding before taps and channels are flattened.
+_MOST_WASTE = 0.2
+
+
+def candidates(spec: Conv3DSpec, traits: GpuTraits) -> list[GemmVariant]:
+    """Variants for `spec` (axes collapsed), the cheapest first."""
+    costs = {}
+    for cells, filters, threads_cells, threads_filters in TILES:
+        item = np.dtype(spec.accumulator).itemsize
+        sums = cells * filters // (threads_cells * threads_filters)
+        if sums * item > _MOST_SUMS:
+            continue
+        variant = fitted(spec, GemmVariant(cells, filters, _STEP[item], threads_cells, threads_filters))
+        # every product reads its factors from shared memory: the fewer, the larger a thread's tile
+        share = 1 / (1 + 2 / math.sqrt(sums))
+        costs[variant] = nanoseconds(spec, traits, variant, item, tensor=False, share=share)
+    return sorted(costs, key=lambda variant: costs[variant])
+
+
+def fitted(spec: Conv3DSpec, variant: GemmVariant) -> GemmVariant:
+    """`variant` with the reduction, the vectors of channels and of output elements that suit `spec`."""
+    item = np.dtype(spec.accumulator).itemsize
+    widest = 16 // item if spec.dtype == spec.accumulator else 1
+    last = spec.data_format == CHANNELS_LAST
+    step = variant.step
+    waste = 1 - spec.group_channels / (-(-spec.group_channels // step) * step)
+    flat = waste > _MOST_WASTE and math.prod(spec.kernel) > 1
+    vector = widest if last and spec.group_channels % widest == 0 and step % widest == 0 else 1
+    if last:
+        along, of_thread = spec.group_filters, variant.filters // variant.threads_filters
+    else:
+        along, of_thread = math.prod(spec.out_size), variant.cells // variant.threads_cells
+    store = max(v for v in (1, 2, 4) if v <= widest and along % v == 0 and of_thread % v == 0)
+    return replace(variant, flat=flat, vector=vector, store=store)

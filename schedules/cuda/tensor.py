@@ -1,0 +1,148 @@
+"""Design space of the implicit matrix product on tensor cores.
+
+A block of threads owns a tile of output cells by filters, each of its warps a smaller one, whose sums stay in
+fragments over the whole reduction. They leave through shared memory, from where all threads finish and store them.
+"""
+
+from __future__ import annotations
+
+from tvm import IRModule
+from tvm.s_tir import Schedule
+
+from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.cut import cut_output
+from tvm_conv3d.compute.tensor_gemm import TensorVariant
+from tvm_conv3d.cuda.architectures import GpuTraits
+from tvm_conv3d.schedules.cuda.common import BlockRV, LoopRV, fetch_by_warps, unroll_by_pragma
+from tvm_conv3d.schedules.cuda.tensor_rule import candidates
+from tvm_conv3d.schedules.cuda.wmma import EDGE, register
+from tvm_conv3d.schedules.decisions import Decisions
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+
+#: Variants that compete while tuning.
+MOST_VARIANTS = 8
+
+#: Elements by which rows in shared memory are lengthened, so that their beginnings lie in different banks.
+_SKEW = 8
+
+#: Weights that one thread brings into shared memory at once: 16 bytes.
+_WEIGHTS_AT_ONCE = 8
+
+
+def default(spec: Conv3DSpec, traits: GpuTraits) -> tuple[TensorVariant, dict[str, int]] | None:
+    """The variant and the decisions taken where nothing was tuned; None where tensor cores are no help."""
+    found = candidates(collapse(spec), traits)
+    return (found[0], {}) if found else None
+
+
+def variants(spec: Conv3DSpec, traits: GpuTraits) -> list[TensorVariant]:
+    """The variants that compete while tuning, the default's first."""
+    return candidates(collapse(spec), traits)[:MOST_VARIANTS]
+
+
+def apply(sch: Schedule, spec: Conv3DSpec, variant: TensorVariant, decide: Decisions) -> None:
+    """Schedules `compute.tensor_gemm.declare(spec, variant)`.
+
+    Decisions: `unroll`: depths of 16 terms that are unrolled.
+    """
+    s = collapse(spec)
+    names = register(s.dtype)
+    warps = variant.warps_cells * variant.warps_filters
+    block = _finish_together(sch, s, warps)
+    sums = sch.get_sblock("product")
+    # TVM would let them share memory with the factors, as what it can't lower: two types in one buffer
+    sch.set_scope(sums, 0, "shared.dyn")
+    leave = sch.cache_write(sums, 0, "wmma.accumulator")
+    warp, rows16 = _leave(sch, leave, block, variant)
+    sch.compute_at(sums, warp, preserve_unit_loops=True)
+    i, j, *taps, step, term = sch.get_loops(sums)[-7:]
+    (i, i16), (j, j16), (term, term16) = (sch.split(loop, [None, EDGE]) for loop in (i, j, term))
+    outer, few = decide.tile("unroll", term, default=variant.step // EDGE)
+    sch.unroll(few)
+    sch.reorder(*taps, step, outer, few, i, j, i16, j16, term16)
+    for loop in (i, j):
+        sch.unroll(loop)
+    rows_a, rows_b = _fetch(sch, s, variant, sums, step, few)
+    start = sch.decompose_reduction(sums, taps[0])
+    # last, as nothing can be placed beside a block that has become an instruction
+    instructions = {
+        "fill": sch.get_loops(start)[-2],
+        "load_a": rows_a,
+        "load_b": rows_b,
+        "multiply": i16,
+        "store": rows16,
+    }
+    for purpose, loop in instructions.items():
+        sch.tensorize(loop, names[purpose])
+
+
+def _finish_together(sch: Schedule, s: Conv3DSpec, warps: int) -> LoopRV:
+    """Spreads the finishing of a tile over the threads of its block; returns the loop over tiles."""
+    out = sch.get_sblock("out")
+    *tiles, i, j, lane = sch.get_loops(out)
+    block = sch.fuse(*tiles)
+    sch.bind(block, "blockIdx.x")
+    unroll_by_pragma(sch, block)
+    # neighbouring threads store neighbouring elements
+    order = (i, j) if s.data_format == CHANNELS_LAST else (j, i)
+    sch.reorder(*order, lane)
+    thread = fetch_by_warps(sch, order, warps)
+    tile = sch.get_sblock("tile")
+    sch.set_scope(tile, 0, "local")
+    sch.compute_at(tile, thread, preserve_unit_loops=True)
+    if int(sch.get(lane).extent) > 1:
+        sch.vectorize(lane)
+    return block
+
+
+def _leave(sch: Schedule, leave: BlockRV, block: LoopRV, variant: TensorVariant) -> tuple[LoopRV, LoopRV]:
+    """Copies the sums from fragments to shared memory; returns the loops over warps and over a fragment's rows."""
+    sch.compute_at(leave, block, preserve_unit_loops=True)
+    i, j = sch.get_loops(leave)[-2:]
+    warp_i, i, i16 = sch.split(i, [variant.warps_cells, None, EDGE])
+    warp_j, j, j16 = sch.split(j, [variant.warps_filters, None, EDGE])
+    sch.reorder(warp_i, warp_j, i, j, i16, j16)
+    warp = sch.fuse(warp_i, warp_j)
+    sch.bind(warp, "threadIdx.y")
+    sch.unroll(i)
+    sch.unroll(j)
+    return warp, i16
+
+
+def _fetch(
+    sch: Schedule, s: Conv3DSpec, variant: TensorVariant, sums: BlockRV, step: LoopRV, depth: LoopRV
+) -> list[LoopRV]:
+    """Brings a step of both matrices into shared memory, each depth of 16 into fragments; returns the latter's rows."""
+    warps = variant.warps_cells * variant.warps_filters
+    kernel = sch.cache_read(sums, 1, "shared")
+    gather = sch.get_sblock("gather")
+    sch.set_scope(gather, 0, "shared")
+    rows_of_fragments = []
+    for number, (source, scope) in enumerate(((gather, "wmma.matrix_a"), (kernel, "wmma.matrix_b"))):
+        fragments = sch.cache_read(sums, number, scope)
+        sch.compute_at(fragments, depth, preserve_unit_loops=True)
+        rows, columns = sch.get_loops(fragments)[-2:]
+        (rows, rows16), (columns, columns16) = sch.split(rows, [None, EDGE]), sch.split(columns, [None, EDGE])
+        sch.reorder(rows, columns, rows16, columns16)
+        sch.unroll(rows)
+        sch.unroll(columns)
+        rows_of_fragments.append(rows16)
+        sch.compute_at(source, step, preserve_unit_loops=True)
+        sch.storage_align(source, 0, -2, 16, _SKEW)
+    i, term = sch.get_loops(gather)[-2:]
+    term, lanes = sch.split(term, [None, variant.vector])
+    order = (i, term) if s.data_format == CHANNELS_LAST else (term, i)
+    sch.reorder(*order, lanes)
+    fetch_by_warps(sch, order, warps)
+    if variant.vector > 1:
+        sch.vectorize(lanes)
+    term, j = sch.get_loops(kernel)[-2:]
+    j, lanes = sch.split(j, [None, _WEIGHTS_AT_ONCE])
+    fetch_by_warps(sch, (term, j), warps)
+    sch.vectorize(lanes)
+    return rows_of_fragments
+
+
+def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+    """What is changed after scheduling: the output gets the user's layout."""
+    return cut_output(module)

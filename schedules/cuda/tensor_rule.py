@@ -1,0 +1,56 @@
+"""The default tile of the implicit matrix product on tensor cores, where nothing was tuned."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from tvm_conv3d.compute.tensor_gemm import TensorVariant
+from tvm_conv3d.cuda.architectures import GpuTraits
+from tvm_conv3d.schedules.cuda.tile_cost import nanoseconds
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+
+#: Cells and filters of a tile, warps along each. The sums of a tile must fit into shared memory beside two steps.
+TILES = (
+    (128, 64, 4, 2),
+    (64, 128, 2, 4),
+    (64, 64, 2, 2),
+    (128, 32, 4, 1),
+    (32, 64, 1, 4),
+    (64, 32, 4, 1),
+    (32, 32, 2, 1),
+    (64, 16, 4, 1),
+    (16, 32, 1, 2),
+)
+
+#: Terms of the reduction that are gathered at a time.
+_STEP = 32
+
+#: Channels, and filters, of a group from which on tensor cores are taken: fewer leave most of a product to padding.
+_LEAST_TERMS, _LEAST_FILTERS = 16, 9
+
+#: Share of a reduction that may be padding before taps and channels are flattened.
+_MOST_WASTE = 0.2
+
+
+def candidates(spec: Conv3DSpec, traits: GpuTraits) -> list[TensorVariant]:
+    """Variants for `spec` (axes collapsed), the cheapest first; none where tensor cores are no help."""
+    terms = math.prod(spec.kernel) * spec.group_channels
+    if not traits.has_tensor_cores(spec.dtype) or terms < _LEAST_TERMS or spec.group_filters < _LEAST_FILTERS:
+        return []
+    costs = {}
+    for cells, filters, warps_cells, warps_filters in TILES:
+        variant = fitted(spec, TensorVariant(cells, filters, _STEP, warps_cells, warps_filters))
+        # each warp reads its factors from shared memory: the fewer, the larger its tile
+        share = 0.7 / (1 + 16 * warps_cells / cells / 4 + 16 * warps_filters / filters / 4)
+        costs[variant] = nanoseconds(spec, traits, variant, item=2, tensor=True, share=share)
+    return sorted(costs, key=lambda variant: costs[variant])
+
+
+def fitted(spec: Conv3DSpec, variant: TensorVariant) -> TensorVariant:
+    """`variant` with the reduction and the vector of channels that suit `spec`."""
+    waste = 1 - spec.group_channels / (-(-spec.group_channels // variant.step) * variant.step)
+    flat = waste > _MOST_WASTE and math.prod(spec.kernel) > 1
+    last = spec.data_format == CHANNELS_LAST
+    vector = max(v for v in (1, 2, 4, 8) if spec.group_channels % v == 0 and v <= (8 if last else 1))
+    return replace(variant, flat=flat, vector=vector)

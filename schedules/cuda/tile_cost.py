@@ -1,0 +1,54 @@
+"""A cost model of matrix products in tiles, by which default tiles are chosen where nothing was tuned.
+
+The busiest multiprocessor computes ceil(blocks / multiprocessors) tiles. Each takes the time of its arithmetic at the
+published peak, of the index arithmetic of its gather, and of its traffic with the second-level cache. The constants are
+published or usual figures; the model has not been fitted to measurements.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tvm_conv3d.compute.implicit_gemm import GemmVariant, extents_of
+from tvm_conv3d.compute.tensor_gemm import TensorVariant
+from tvm_conv3d.cuda.architectures import GpuTraits
+from tvm_conv3d.spec import Conv3DSpec
+
+#: Bytes a nanosecond between one multiprocessor and the second-level cache.
+_CACHE_BANDWIDTH = 40.0
+
+#: Cost of finding one gathered vector's place and conditions, in floating-point operations.
+_GATHER = 40.0
+
+#: What a multiprocessor loses while one block alone, or few, wait for their own loads.
+_ALONE, _FEW = 1.5, 1.2
+
+
+def nanoseconds(
+    spec: Conv3DSpec, traits: GpuTraits, variant: GemmVariant | TensorVariant, item: int, tensor: bool, share: float
+) -> float:
+    """The modelled time of a whole convolution.
+
+    Args:
+        spec: the problem, axes collapsed.
+        traits: the GPU.
+        variant: what it is cut into.
+        item: bytes of a factor.
+        tensor: whether tensor cores multiply.
+        share: of the peak that a tile of this kind can reach.
+    """
+    e = extents_of(spec, variant)
+    cells, filters = variant.cells, variant.filters
+    terms = math.prod(e.taps) * e.steps * variant.step
+    # operations a nanosecond of one multiprocessor
+    plain = 1e3 * traits.teraflops / traits.multiprocessors
+    if item == 8:
+        plain /= 2
+    peak = 1e3 * traits.tensor_teraflops / traits.multiprocessors if tensor else plain
+    arithmetic = 2 * cells * filters * terms / (peak * share)
+    gather = _GATHER * cells * terms / variant.vector / plain
+    traffic = item * (terms * (cells + filters) + cells * filters) / _CACHE_BANDWIDTH
+    blocks = e.planes * spec.groups * e.cell_blocks * e.filter_blocks
+    busiest = math.ceil(blocks / traits.multiprocessors)
+    waiting = _ALONE if busiest == 1 else _FEW if busiest < 4 else 1.0
+    return busiest * waiting * (arithmetic + gather + traffic)

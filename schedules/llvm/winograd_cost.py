@@ -1,0 +1,130 @@
+"""What a Winograd variant costs: a model that is linear in what the variant does.
+
+Cycles on one core are the sum of the amounts below times :data:`COSTS`, which `scripts/fit_costs.py` fits to the trials
+that tuning keeps. The direct convolution is priced by the same measure.
+
+    product          multiply-adds of vectors in the frequencies' matrix products, by the register tile's cost
+    transform        multiply-adds of vectors in the transforms, forth and back
+    copy             vectors of the gathered input and of the stored output
+    own_l2, own_l3   bytes of a task's own data, written and read once, where L2 holds them and where it does not
+    weights_l3, weights_memory   bytes of all transformed weights, once a task, where L3 holds them and where not
+    memory           bytes of input and output
+    task             tasks
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tvm_conv3d.compute.cook_toom import transforms
+from tvm_conv3d.compute.winograd import WinogradVariant, axes_of, groups_of_part
+from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, best_tile, seen_share
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
+from tvm_conv3d.targets import CpuTraits
+
+#: Cycles for one of each.
+COSTS = {
+    "product": 1.03,
+    "transform": 0.43,
+    "copy": 3.3,
+    "own_l2": 0.19,
+    "own_l3": 0.75,
+    "weights_l3": 0.018,
+    "weights_memory": 0.06,
+    "memory": 0.083,
+    "task": 1000.0,
+}
+
+#: Cells that a cache line and the start of its copy cost as much as, where a row of a channel is copied by itself.
+_LINE = 24.0
+
+
+def cycles(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> float:
+    """Estimated cycles on each core; `s` has its axes collapsed."""
+    return sum(COSTS[name] * amount for name, amount in amounts(s, traits, variant).items())
+
+
+def amounts(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> dict[str, float]:
+    """How much of each a core does."""
+    axes = axes_of(s, variant.modes)
+    lanes, tiles = variant.lanes, math.prod(variant.block)
+    frequencies = math.prod(m + t - 1 for m, t in zip(variant.tile, axes.taps, strict=True))
+    width = variant.vectors * lanes
+    filters = -(-s.filters // width) * width
+    channels = -(-axes.channels // lanes) * lanes
+    tasks = s.batch * math.prod(groups_of_part(s, variant)) * math.prod(axes.parts)
+    rounds = -(-tasks // traits.cores)
+
+    cells = variant.columns * variant.vectors
+    step = max(cells, 8, (variant.columns + variant.vectors) / 2) * WIDTH_PENALTY[variant.vectors] / variant.columns
+    own = 4.0 * frequencies * tiles * (channels + filters)
+    weights = 4.0 * frequencies * axes.channels * filters
+    of_task = {
+        "product": frequencies * tiles * axes.channels * (filters // width) * step,
+        # loops over a row of tiles cost as much to start as half a tile
+        "transform": _transform_steps(variant, axes.taps, channels // lanes, filters // lanes)
+        * (1 + 0.5 / variant.block[2]),
+        "copy": _copied_vectors(s, variant, axes.taps, channels, filters),
+        "own_l2" if own <= traits.l2 else "own_l3": own,
+        "task": 1.0,
+    }
+    if weights > traits.l2 / 2:
+        of_task["weights_l3" if weights <= traits.l3 else "weights_memory"] = weights
+    return {**{name: rounds * amount for name, amount in of_task.items()}, "memory": _memory_bytes(s) / traits.cores}
+
+
+def direct_cycles(s: Conv3DSpec, traits: CpuTraits) -> float:
+    """Cycles of the direct convolution on each core, by the same measure; `s` has its axes collapsed."""
+    tile = best_tile(s, traits, s.group_filters)
+    depth, height, width = s.out_size
+    cells = depth * -(-height // tile.rows) * tile.rows * -(-width // tile.columns) * tile.columns
+    filters = -(-s.group_filters // (tile.vectors * tile.lanes)) * tile.vectors
+    seen = seen_share(s, 0) * (seen_share(s, 1) if tile.rows == 1 else 1)
+    steps = s.batch * cells * filters * math.prod(s.kernel) * s.group_channels * s.groups
+    copied = math.prod(s.output_shape) / tile.lanes
+    if s.window != (1, 1, 1):
+        copied += 2 * math.prod(s.input_shape) / tile.lanes
+    done = {
+        "product": steps * seen * WIDTH_PENALTY[tile.vectors],
+        "copy": copied,
+        "memory": _memory_bytes(s),
+    }
+    return sum(COSTS[name] * amount for name, amount in done.items()) / traits.cores
+
+
+def _memory_bytes(s: Conv3DSpec) -> float:
+    return float((math.prod(s.input_shape) + math.prod(s.output_shape)) * np.dtype(s.accumulator).itemsize)
+
+
+def _copied_vectors(s: Conv3DSpec, variant: WinogradVariant, taps: Triple, channels: int, filters: int) -> float:
+    """Vectors of a task that are read, written, or both, without being multiplied."""
+    gathered = math.prod(b * m + t - 1 for b, m, t in zip(variant.block, variant.tile, taps, strict=True)) * channels
+    stored = math.prod(variant.block) * math.prod(variant.tile) * filters
+    vectors = (2 * gathered + stored) / variant.lanes
+    if s.data_format != CHANNELS_LAST:
+        # each row of a channel is read and written by itself, in whole cache lines
+        row = variant.block[2] * variant.tile[2]
+        vectors += (gathered + stored) * (1 + _LINE / row) / variant.lanes
+    return vectors
+
+
+def _transform_steps(variant: WinogradVariant, taps: Triple, channel_vectors: int, filter_vectors: int) -> float:
+    """Vector multiply-adds of a task's transforms."""
+    sides = list(zip(variant.block, variant.tile, taps, strict=True))
+    steps = 0.0
+    # a row of tiles is transformed by itself: rows that two of them share are transformed twice
+    cells = [b * (m + t - 1) for b, m, t in sides]
+    for axis, (b, m, t) in enumerate(sides):
+        if m + t > 2:
+            entries = sum(number != 0 for row in transforms(m, t).input for number in row)
+            steps += math.prod(cells[:axis] + cells[axis + 1 :]) * b * entries * channel_vectors
+    for axis in (0, 1, 2):
+        m, t, b = variant.tile[axis], taps[axis], variant.block[axis]
+        if m + t > 2:
+            entries = sum(number != 0 for row in transforms(m, t).output for number in row)
+            rest = math.prod(cells[:axis] + cells[axis + 1 :])
+            steps += rest * b * entries * filter_vectors
+            cells[axis] = b * m
+    return steps

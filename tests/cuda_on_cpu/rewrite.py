@@ -1,0 +1,148 @@
+"""Generated CUDA source -> C++ against device/cuda_on_cpu.h: pointers and arrays become their checked stand-ins."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+# The last lines of the preamble that TVM puts before every module; what it declares, the header declares too.
+_PREAMBLE_END = "#define ushort unsigned short\n#endif\n"
+_ASSEMBLY = re.compile(r"\b(asm|__asm__)\b")
+_KERNEL = re.compile(
+    r'(?:extern\s+"C"\s+)?__global__\s+(?:__launch_bounds__\([^)]*\)\s+)?void\s+'
+    r"(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(([^)]*)\)\s*([;{])"
+)
+_PARAMETER = re.compile(r"^(?:const\s+)?([\w ]+?)\s*(\*?)\s*(?:__restrict__\s+)?(\w+)$")
+_ALIGN = r"(?:(?:__align__|alignas)\s*\(\s*\d+\s*\)\s*)?"
+_DYNAMIC_SHARED = re.compile(rf"extern\s+__shared__\s+{_ALIGN}([\w ]+?)\s+(\w+)\[\];")
+_SHARED = re.compile(rf"__shared__\s+{_ALIGN}([\w ]+?)\s+(\w+)\[(\d+)\];")
+_LOCAL = re.compile(rf"^(\s*){_ALIGN}([A-Za-z_][\w:]*(?:<[^<>]*>)?)\s+(\w+)\[(\d+)\];", re.MULTILINE)
+_CAST = re.compile(r"\(\s*(?:volatile\s+|const\s+)?([A-Za-z_]\w*(?: \w+)*)\s*\*\s*\)\s*(?:(\()|(\w+))")
+_POINTER_VARIABLE = re.compile(r"^(\s*)(?:const\s+)?\w+\s*\*\s*(?:__restrict__\s+)?(\w+) = ", re.MULTILINE)
+_SYNCHRONISES = re.compile(
+    r"(?P<block>__syncthreads\(\))|(?P<warp>__syncwarp\([^()]*\))"
+    r"|(?P<wmma>nvcuda::wmma::\w+_sync\()|__(?P<shuffle>shfl\w*_sync)\("
+)
+# Vector types have the size of their elements here: a granule is what two threads may write side by side.
+_ELEMENT_BYTES = (
+    (re.compile(r"\b(?:u?char\d?|signed char|unsigned char|u?int8_t|bool)\b"), 1),
+    (re.compile(r"\b(?:half\d?|__half|(?:__)?nv_bfloat16\d?|u?short\d?|u?int16_t)\b"), 2),
+)
+
+
+class UnsupportedKernel(Exception):
+    """The source has something that cannot run on the CPU; the message says what, and where."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One ``__global__`` function: what a launch must know about it."""
+
+    name: str
+    parameters: tuple[str, ...]
+    synchronises: bool  # has barriers or warp-level calls: its threads need stacks of their own
+    granule_bytes: int  # of the smallest element in shared memory
+
+
+@dataclass(frozen=True)
+class RewrittenSource:
+    kernels: tuple[Kernel, ...]
+    code: str  # C++; kernel `k` is entered by the C function `<prefix>_<k>`
+
+
+def rewrite(source: str, prefix: str) -> RewrittenSource:
+    """Rewrite generated CUDA source. All its names go into the namespace `prefix`.
+
+    Raises:
+        UnsupportedKernel: inline assembly, a parameter of an unknown form, or no kernel at all.
+    """
+    body = source.partition(_PREAMBLE_END)[2] if _PREAMBLE_END in source else source
+    body = re.sub(r"^\s*#\s*(include|if|ifdef|ifndef|else|elif|endif|define|undef)\b.*$", "", body, flags=re.MULTILINE)
+    assembly = _ASSEMBLY.search(body)
+    if assembly:
+        line = body[body.rfind("\n", 0, assembly.start()) + 1 :].lstrip().partition("\n")[0]
+        raise UnsupportedKernel(f"inline assembly cannot run on the CPU. Received: {line}")
+    matches = list(_KERNEL.finditer(body))
+    definitions = [match for match in matches if match[3] == "{"]
+    if not definitions:
+        raise UnsupportedKernel("the source has no __global__ function")
+    parts, kernels, entries = [], [], []
+    position = 0
+    for match in matches:
+        parts.append(_rewrite_code(body[position : match.start()])[0])
+        position = match.end()
+        if match[3] == ";":
+            continue
+        following = [other.start() for other in matches if other.start() > match.start()]
+        position = following[0] if following else len(body)
+        code, synchronises = _rewrite_code(body[match.end() : position])
+        parameters = [_parameter(text) for text in match[2].split(",")]
+        kernels.append(
+            Kernel(match[1], tuple(name for _, _, name in parameters), synchronises, _granule_bytes(body, match.end()))
+        )
+        parts.append(f"static void {match[1]}({', '.join(_declaration(*p) for p in parameters)}) {{{code}")
+        entries.append(_entry(prefix, match[1], parameters))
+    code = f"namespace {prefix} {{\n" + "".join(parts) + "\n}\n" + "".join(entries)
+    return RewrittenSource(tuple(kernels), code)
+
+
+def _parameter(text: str) -> tuple[str, bool, str]:
+    match = _PARAMETER.match(text.strip())
+    if not match:
+        raise UnsupportedKernel(f"a kernel's parameter of an unknown form. Received: {text.strip()}")
+    return match[1], bool(match[2]), match[3]
+
+
+def _declaration(ctype: str, pointer: bool, name: str) -> str:
+    return f"cuda_on_cpu::Global<{ctype}> {name}" if pointer else f"{ctype} {name}"
+
+
+def _entry(prefix: str, kernel: str, parameters: list[tuple[str, bool, str]]) -> str:
+    arguments = ", ".join(
+        f"{{a[{i}], 0}}" if pointer else f"*reinterpret_cast<const {ctype}*>(a[{i}]->data)"
+        for i, (ctype, pointer, _) in enumerate(parameters)
+    )
+    return f'extern "C" void {prefix}_{kernel}(cuda_on_cpu::Buffer* const* a) {{ {prefix}::{kernel}({arguments}); }}\n'
+
+
+def _granule_bytes(body: str, start: int) -> int:
+    # A whole module is looked at: too fine a granule is slower, never wrong. Dynamic shared memory is declared as
+    # bytes and used through casts.
+    text = _DYNAMIC_SHARED.sub("", body)
+    shared = " ".join([match[1] for match in _SHARED.finditer(text)] + [match[1] for match in _CAST.finditer(text)])
+    return next((size for pattern, size in _ELEMENT_BYTES if pattern.search(shared)), 4)
+
+
+def _rewrite_code(code: str) -> tuple[str, bool]:
+    """The code, and whether threads wait for one another in it."""
+    slots = iter(range(1 << 30))
+    code = _DYNAMIC_SHARED.sub(
+        lambda m: f'auto {m[2]} = cuda_on_cpu::declare_dynamic_shared<{m[1]}>("{_shown(m[2])}");', code
+    )
+    code = _SHARED.sub(
+        lambda m: f'auto {m[2]} = cuda_on_cpu::declare_shared<{m[1]}>({next(slots)}, {m[3]}, "{_shown(m[2])}");',
+        code,
+    )
+    code = _LOCAL.sub(lambda m: f'{m[1]}cuda_on_cpu::LocalArray<{m[2]}, {m[4]}> {m[3]}("{_shown(m[3])}");', code)
+    code = _POINTER_VARIABLE.sub(r"\1auto \2 = ", code)
+    code = _CAST.sub(
+        lambda m: f"cuda_on_cpu::cast_to<{m[1]}>(" + ("" if m[2] else f"{m[3]})"),
+        code,
+    )
+    sites = iter(range(1, 1 << 30))
+    code, count = _SYNCHRONISES.subn(lambda m: _synchronise(m, next(sites)), code)
+    return code, count > 0
+
+
+def _synchronise(match: re.Match[str], site: int) -> str:
+    if match["block"]:
+        return f"cuda_on_cpu::block_barrier({site})"
+    if match["warp"]:
+        return f"cuda_on_cpu::warp_barrier({site})"
+    if match["wmma"]:
+        return f"{match['wmma']}{site}, "
+    return f"cuda_on_cpu_{match['shuffle']}({site}, "
+
+
+def _shown(name: str) -> str:
+    return name.removesuffix("_ptr")

@@ -1,0 +1,71 @@
+"""The script that fits the cost model to the trials of tuning."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.schedules.llvm import winograd_cost
+from tvm_conv3d.spec import Conv3DSpec, Pads
+from tvm_conv3d.targets import cpu_traits, host_target
+
+GHZ = 2.0
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    pytest.importorskip("scipy")
+    pytest.importorskip("xgboost")
+    path = Path(__file__).resolve().parents[1] / "scripts" / "fit_costs.py"
+    spec = importlib.util.spec_from_file_location("fit_costs", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules["fit_costs"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_known_costs_are_found_again(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trials that take what a model with other costs says, one of them disturbed."""
+    from tvm_conv3d.tuning.journal import Journal
+    from tvm_conv3d.tuning.lab import Trial
+
+    monkeypatch.setenv("TVM_CONV3D_CACHE", str(tmp_path))
+    target = host_target(2)
+    traits = cpu_traits(target)
+    costs = {**winograd_cost.COSTS, "product": 1.5, "transform": 0.7, "task": 5000.0}
+    for size, channels in (((16, 28, 28), 64), ((8, 28, 28), 128), ((8, 14, 14), 256), ((2, 7, 7), 512)):
+        spec = Conv3DSpec(1, size, channels, channels, (3, 3, 3), pads=(Pads(1, 1),) * 3)
+        trials = []
+        for variant in algorithms("llvm")["winograd"].variants(spec, traits):
+            amounts = winograd_cost.amounts(spec, traits, variant)
+            seconds = sum(costs[name] * amount for name, amount in amounts.items()) / (GHZ * 1e9)
+            trials.append(Trial(Plan(spec, "winograd", variant, {"unroll": 1}), seconds))
+        trials[1] = Trial(trials[1].plan, 3 * trials[1].seconds)
+        trials.append(Trial(Plan(spec, "winograd", variant, {"unroll": 2}), None, "run: it failed"))
+        Journal(spec, target).add(trials)
+    samples = script.read(traits, GHZ)
+    found = script.fit(samples)
+    for sample in samples:
+        expected = sum(costs[name] * amount for name, amount in sample.amounts.items())
+        assert sample.estimate(found) == pytest.approx(expected, rel=0.03)
+    monkeypatch.setattr("sys.argv", ["fit_costs.py", "--ghz", str(GHZ), "--threads", "2"])
+    script.main()
+    assert "fitted" in capsys.readouterr().out
+
+
+def test_without_trials_it_says_what_to_do(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TVM_CONV3D_CACHE", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["fit_costs.py", "--threads", "2"])
+    with pytest.raises(SystemExit, match="There are no trials"):
+        script.main()

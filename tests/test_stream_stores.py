@@ -1,0 +1,78 @@
+"""Results that are stored past the caches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from problems import data
+from tvm_conv3d import buffers, build, reference, runtime
+from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.plan import Plan, algorithm_of
+from tvm_conv3d.schedules.llvm import stream_stores
+from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, Pads
+from tvm_conv3d.targets import cpu_traits, host_target, resolve
+
+LARGE = Conv3DSpec(1, (6, 40, 40), 8, 32, (1, 1, 1), pads=NO_PADS, activation="relu")
+SPECS = {
+    "direct": LARGE,
+    "winograd": replace(LARGE, kernel=(3, 3, 3), pads=(Pads(1, 1),) * 3),  # type: ignore[arg-type]
+    "grouped": replace(LARGE, channels=32, groups=32, kernel=(3, 3, 3), pads=(Pads(1, 1),) * 3),  # type: ignore[arg-type]
+    "depthwise": replace(
+        LARGE, channels=36, filters=36, groups=36, kernel=(1, 3, 3), pads=(Pads(0, 0), *[Pads(1, 1)] * 2)
+    ),  # type: ignore[arg-type]
+}
+
+
+def streaming_plan(name: str, spec: Conv3DSpec) -> Plan:
+    algorithm = algorithms("llvm")[name]
+    variants = algorithm.variants(spec, cpu_traits(host_target(2)))
+    return Plan(spec, name, next(variant for variant in variants if variant.stream), {})
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("offset", [0, 4])
+def test_the_numbers_are_right_at_any_address(name: str, offset: int) -> None:
+    """Aligned results are stored past the caches, others in the ordinary way."""
+    plan = streaming_plan(name, SPECS[name])
+    algorithm = algorithm_of(plan, "llvm")
+    loaded = runtime.link(build.compile_plan(plan, host_target(2)))
+    x, kernel, bias = data(plan.spec)
+    room = buffers.empty((int(np.prod(plan.spec.output_shape)) + 16,), x.dtype)
+    assert room.ctypes.data % 64 == 0
+    out = room[offset : offset + int(np.prod(plan.spec.output_shape))].reshape(plan.spec.output_shape)
+    out.fill(np.nan)
+    arrays = [x, algorithm.pack_kernel(plan.spec, plan.variant, kernel)]
+    arrays += [algorithm.pack_bias(plan.spec, plan.variant, bias), out]
+    arrays += [np.zeros(shape, np.float32) for shape in loaded.shapes[4:]]
+    loaded.function(*(runtime._view(array, shape) for array, shape in zip(arrays, loaded.shapes, strict=True)))
+    expected = np.maximum(reference.convolve(plan.spec, x, kernel, bias), 0)
+    assert reference.relative_error(out, expected) < 1e-5
+
+
+@pytest.mark.parametrize(("cpu", "instruction"), [("znver4", r"vmovntps\t%zmm"), ("haswell", r"vmovntps\t%ymm")])
+def test_the_instruction_is_emitted(cpu: str, instruction: str) -> None:
+    import re
+
+    import tvm
+
+    target = resolve({"kind": "llvm", "mcpu": cpu, "mtriple": "x86_64-linux-gnu"}, 2)
+    algorithm = algorithms("llvm")["direct"]
+    variant = next(v for v in algorithm.variants(LARGE, cpu_traits(target)) if v.stream)
+    module = build.scheduled_module(Plan(LARGE, "direct", variant, {}), target)
+    text = str(tvm.compile(stream_stores.rewrite(module, target), target=target).mod.inspect_source("asm"))
+    assert re.search(instruction, text)
+    assert not re.search("vmovnt", str(tvm.compile(module, target=target).mod.inspect_source("asm")))
+
+
+def test_only_large_outputs_of_whole_vectors() -> None:
+    for spec in (
+        replace(LARGE, filters=30),
+        replace(LARGE, size=(2, 4, 4)),
+        replace(LARGE, data_format=CHANNELS_FIRST),
+        replace(LARGE, dtype="float16"),
+    ):
+        variants = algorithms("llvm")["direct"].variants(spec, cpu_traits(host_target(2)))
+        assert not any(variant.stream for variant in variants)

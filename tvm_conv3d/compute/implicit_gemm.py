@@ -1,0 +1,268 @@
+"""Convolution as a matrix product whose left matrix is never stored: cells x (taps * channels) by filters.
+
+For GPUs. A block of threads owns a tile of output cells by filters. Step by step along the reduction it gathers the
+input elements that its cells see, zeros outside of the input included, and its share of the weights.
+
+Stages, each a block that a schedule places:
+
+gather    the left matrix: for each output cell the input under a step of the reduction
+product   the sums of a tile
+tile      bias and activation
+out       the store in the user's layout
+
+The reduction goes over taps and channels; where channels are few, over both as one index. All extents but those of the
+output are rounded up to whole tiles: weights are zero beyond, and what the gather reads there is zero or a repeated
+cell, never stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.cut import Tiling, term
+from tvm_conv3d.compute.declaration import Declaration
+from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.stages import error_of_sums, finish, window_extents, zero_padded
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+
+Expr = Any  # a TVM expression; its classes are not public names
+
+
+@dataclass(frozen=True)
+class GemmVariant:
+    """What the product is cut into; one TE declaration each.
+
+    Attributes:
+        cells, filters: output cells and filters of a tile, which one block of threads computes.
+        step: terms of the reduction that are gathered at a time.
+        threads_cells, threads_filters: threads of a block along each side of the tile.
+        vector: neighbouring channels that are read at once; divides the channels of a group and `step`.
+        store: neighbouring output elements that are written at once.
+        flat: taps and channels are one axis of the reduction.
+    """
+
+    cells: int
+    filters: int
+    step: int
+    threads_cells: int
+    threads_filters: int
+    vector: int = 1
+    store: int = 1
+    flat: bool = False
+
+
+@dataclass(frozen=True)
+class Extents:
+    """Sizes of one product.
+
+    Attributes:
+        planes: samples whose cells are counted apart: all of them in channels_first, where filters lie between.
+        cells: output cells of a plane.
+        taps: axes of the reduction over taps, 1 each where they are flattened.
+        terms: of the innermost axis of the reduction: channels of a group, or taps times channels.
+        cell_blocks, filter_blocks, steps: number of tiles along each axis.
+    """
+
+    planes: int
+    cells: int
+    taps: tuple[int, int, int]
+    terms: int
+    cell_blocks: int
+    filter_blocks: int
+    steps: int
+
+
+def extents_of(spec: Conv3DSpec, variant: GemmVariant) -> Extents:
+    """How `variant` cuts `spec`, whose axes are collapsed."""
+    planes, cells = spec.batch, math.prod(spec.out_size)
+    if spec.data_format == CHANNELS_LAST:
+        planes, cells = 1, planes * cells
+    taps, terms = spec.kernel, spec.group_channels
+    if variant.flat:
+        taps, terms = (1, 1, 1), math.prod(taps) * terms
+    blocks = [-(-n // size) for n, size in ((cells, variant.cells), (spec.group_filters, variant.filters))]
+    return Extents(planes, cells, taps, terms, blocks[0], blocks[1], -(-terms // variant.step))
+
+
+def declare(spec: Conv3DSpec, variant: GemmVariant) -> Declaration:
+    """The TE declaration; arguments: input, packed weights, packed bias, output.
+
+    Raises:
+        ValueError: `variant` reads or writes more elements at once than lie side by side.
+    """
+    return GemmBuilder(collapse(spec), variant).declaration()
+
+
+def pack_kernel(spec: Conv3DSpec, variant: GemmVariant, kernel: np.ndarray) -> np.ndarray:
+    """Weights (kd, kh, kw, channels / groups, filters) as (groups, filter blocks, kd, kh, kw, steps, step, filters)."""
+    s = collapse(spec)
+    e = extents_of(s, variant)
+    per_group = kernel.reshape(*e.taps, e.terms, s.groups, s.group_filters)
+    padded = np.zeros((*e.taps, e.steps * variant.step, s.groups, e.filter_blocks * variant.filters), s.accumulator)
+    padded[:, :, :, : e.terms, :, : s.group_filters] = per_group
+    blocked = padded.reshape(*e.taps, e.steps, variant.step, s.groups, e.filter_blocks, variant.filters)
+    return np.ascontiguousarray(blocked.transpose(5, 6, 0, 1, 2, 3, 4, 7))
+
+
+def pack_bias(spec: Conv3DSpec, variant: GemmVariant, bias: np.ndarray | None) -> np.ndarray:
+    """Bias (filters,) as (groups, filter blocks, filters of a tile); zeros where there is none."""
+    blocks = extents_of(collapse(spec), variant).filter_blocks
+    padded = np.zeros((spec.groups, blocks * variant.filters), spec.accumulator)
+    if bias is not None:
+        padded[:, : spec.group_filters] = bias.reshape(spec.groups, spec.group_filters)
+    return padded.reshape(spec.groups, blocks, variant.filters)
+
+
+def error_bound(spec: Conv3DSpec, variant: GemmVariant) -> float:
+    """The relative error (2-norm) to expect of data and weights without structure."""
+    return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel))
+
+
+class GemmBuilder:
+    """The stages of one declaration; `spec` has its axes collapsed."""
+
+    def __init__(self, spec: Conv3DSpec, variant: GemmVariant) -> None:
+        if spec.group_channels % variant.vector or variant.step % variant.vector:
+            raise ValueError(f"{spec.key()} has no vectors of {variant.vector} channels. Received: {variant}")
+        self.spec = spec
+        self.variant = variant
+        self.e = extents_of(spec, variant)
+        self.last = spec.data_format == CHANNELS_LAST
+        self.stored, self.factor = self._types()
+        along = spec.group_filters if self.last else self.e.cells
+        if along % variant.store:
+            raise ValueError(f"{spec.key()} can't store {variant.store} elements at once. Received: {variant}")
+
+    def _types(self) -> tuple[str, str]:
+        """Element types of the input and of what is multiplied."""
+        return storage_dtype(self.spec.dtype), self.spec.accumulator
+
+    def declaration(self) -> Declaration:
+        spec, variant, e = self.spec, self.variant, self.e
+        x = te.placeholder(spec.input_shape, self.stored, name="x")
+        shape = (spec.groups, e.filter_blocks, *e.taps, e.steps, variant.step, variant.filters)
+        kernel = te.placeholder(shape, self.factor, name="kernel")
+        bias = te.placeholder((spec.groups, e.filter_blocks, variant.filters), spec.accumulator, name="bias")
+        product = self._product(self._gather(x), kernel)
+        return Declaration((x, kernel, bias, self._out(product, bias)), self._tiling())
+
+    def _gather(self, x: te.Tensor) -> te.Tensor:
+        """Cells innermost, as a thread reads several of them for one term."""
+        variant, e = self.variant, self.e
+
+        def at(n, g, block, td, th, tw, step, q, v, i):  # type: ignore[no-untyped-def]
+            return self._element(x, (n, block * variant.cells + i), g, (td, th, tw), (step, q, v))
+
+        inner = (variant.step // variant.vector, variant.vector, variant.cells)
+        shape = (e.planes, self.spec.groups, e.cell_blocks, *e.taps, e.steps, *inner)
+        names = ["n", "g", "block", "td", "th", "tw", "step", "q", "v", "i"]
+        return te.compute(shape, at, name="gather", varargs_names=names)
+
+    def _element(
+        self, x: te.Tensor, cell: Sequence[Expr], g: Expr, taps: Sequence[Expr], place: Sequence[Expr]
+    ) -> Expr:
+        """What the left matrix holds.
+
+        Args:
+            x: the input.
+            cell: plane, and position in it.
+            g: the group.
+            taps: along depth, height and width.
+            place: number of the step, of the vector in it, and of the element in that.
+        """
+        spec, variant, e = self.spec, self.variant, self.e
+        extents = window_extents(spec, spec.out_size)
+        sample, corner = self._cell(*cell)
+        # all in units of vectors, so that no condition varies inside one
+        vectors = spec.group_channels // variant.vector
+        step, q, lane = place
+        number = step * (variant.step // variant.vector) + q
+        inside = [number < e.terms // variant.vector] if e.terms % variant.step else []
+        if variant.flat:
+            tap, number = number // vectors, number % vectors
+            taps = _unravel(tap, spec.kernel)
+        channel = g * spec.group_channels + number * variant.vector + lane
+
+        def read(index: list[Expr]) -> Expr:
+            position = (sample, *index, channel) if self.last else (sample, channel, *index)
+            return self._factor(x[position])
+
+        where = [c * s + t * d for c, s, t, d in zip(corner, spec.strides, taps, spec.dilation, strict=True)]
+        return zero_padded(spec, extents, where, read, inside, self.factor)
+
+    def _factor(self, stored: Expr) -> Expr:
+        """An element of the input as it is multiplied."""
+        return widen(stored, self.spec.dtype, self.spec.accumulator)
+
+    def _cell(self, plane: Expr, cell: Expr) -> tuple[Expr, list[Expr]]:
+        """Sample and output cell of a position in a plane; those beyond the last repeat it."""
+        spec, e = self.spec, self.e
+        if e.cells % self.variant.cells:
+            cell = tirx.min(cell, e.cells - 1)
+        if self.last and spec.batch > 1:
+            per_sample = math.prod(spec.out_size)
+            return cell // per_sample, _unravel(cell % per_sample, spec.out_size)
+        return plane, _unravel(cell, spec.out_size)
+
+    def _product(self, gather: te.Tensor, kernel: te.Tensor) -> te.Tensor:
+        spec, variant, e = self.spec, self.variant, self.e
+        taps = [te.reduce_axis((0, k), name=f"tap_{axis}") for k, axis in zip(e.taps, "dhw", strict=True)]
+        step = te.reduce_axis((0, e.steps), name="step")
+        term = te.reduce_axis((0, variant.step), name="term")
+
+        def at(n, g, b, f, i, j):  # type: ignore[no-untyped-def]
+            left = gather[(n, g, b, *taps, step, *self._place(i, term))]
+            right = kernel[(g, f, *taps, step, term, j)]
+            return te.sum(self._widened(left) * self._widened(right), axis=[*taps, step, term])
+
+        shape = (e.planes, spec.groups, e.cell_blocks, e.filter_blocks, variant.cells, variant.filters)
+        return te.compute(shape, at, name="product")
+
+    def _place(self, i: Expr, term: Expr) -> tuple[Expr, ...]:
+        """Where the gathered matrix of a step holds the element of cell `i` and `term`."""
+        return term // self.variant.vector, term % self.variant.vector, i
+
+    def _widened(self, factor: te.TensorSlice) -> Expr:
+        """A factor in the accumulator's type."""
+        return factor if self.factor == self.spec.accumulator else factor.astype(self.spec.accumulator)
+
+    def _out(self, product: te.Tensor, bias: te.Tensor) -> te.Tensor:
+        """The finished tiles, the vectors that are stored at once innermost."""
+        spec, store = self.spec, self.variant.store
+        # not in the store, whose loop is a vector: activations are branches
+        tile = te.compute(
+            product.shape,
+            lambda n, g, b, f, i, j: finish(spec, product(n, g, b, f, i, j), bias(g, f, j)),
+            name="tile",
+        )
+        *outer, cells, filters = (int(extent) for extent in product.shape)
+        if self.last:
+            shape = (*outer, cells, filters // store, store)
+            return te.compute(shape, lambda *at: tile[(*at[:5], at[5] * store + at[6])], name="out")
+        shape = (*outer, cells // store, filters, store)
+        return te.compute(shape, lambda *at: tile[(*at[:4], at[4] * store + at[6], at[5])], name="out")
+
+    def _tiling(self) -> Tiling:
+        spec, variant, e = self.spec, self.variant, self.e
+        store = variant.store
+        plane, group, lane = (term(0),), (term(1),), (term(6),)
+        if self.last:
+            shape = (e.cells, spec.groups, spec.group_filters // store, store)
+            cells, filters = (term(2, variant.cells), term(4)), (term(3, variant.filters // store), term(5))
+            return Tiling(shape, (cells, group, filters, lane))
+        shape = (e.planes, spec.groups, spec.group_filters, e.cells // store, store)
+        filters, cells = (term(3, variant.filters), term(5)), (term(2, variant.cells // store), term(4))
+        return Tiling(shape, (plane, group, filters, cells, lane))
+
+
+def _unravel(position: Expr, shape: tuple[int, int, int]) -> list[Expr]:
+    """The index in a C-ordered array of `shape`."""
+    _, height, width = shape
+    return [position // (height * width), position // width % height, position % width]

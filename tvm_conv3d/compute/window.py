@@ -1,0 +1,138 @@
+"""Convolution with few filters a group on a GPU: each thread computes a few output cells of one filter.
+
+There are no neighbours to share weights or sums with, so nothing goes through shared memory: a thread holds the input
+under its cells' windows in registers, one depth tap and channel after the other, and caches serve its neighbours.
+
+Stages, each a block that a schedule places:
+
+window    the input under the windows of a thread's cells, zeros outside of the input included
+conv      the sums of a thread's cells
+out       bias, activation and the store in the user's layout
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.cut import Term, Tiling, term
+from tvm_conv3d.compute.declaration import Declaration
+from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, window_extents, zero_padded
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+
+Expr = Any  # a TVM expression; its classes are not public names
+
+
+@dataclass(frozen=True)
+class WindowVariant:
+    """What the output is cut into; one TE declaration each.
+
+    Attributes:
+        rows, columns: output cells of one thread.
+        threads: of a block.
+    """
+
+    rows: int
+    columns: int
+    threads: int = 128
+
+
+def declare(spec: Conv3DSpec, variant: WindowVariant) -> Declaration:
+    """The TE declaration; arguments: input, packed weights, bias, output."""
+    s = collapse(spec)
+    last = s.data_format == CHANNELS_LAST
+    depth, height, width = s.out_size
+    rows, columns = variant.rows, variant.columns
+    row_tiles, column_tiles = -(-height // rows), -(-width // columns)
+    x = te.placeholder(s.input_shape, storage_dtype(s.dtype), name="x")
+    kd, kh, kw = s.kernel
+    kernel = te.placeholder((kd, s.group_channels, kh, kw, s.filters), s.accumulator, name="kernel")
+    bias = te.placeholder((s.filters,), s.accumulator, name="bias")
+    (tap_d, tap_h, tap_w), channel = reduction(s)
+
+    # from the fastest to the slowest: what neighbouring threads compute lies side by side
+    sizes = {"f": s.filters, "w": column_tiles, "h": row_tiles, "d": depth, "n": s.batch}
+    order = "fwhdn" if last else "whdfn"
+    count = math.prod(sizes.values())
+    blocks = -(-count // variant.threads)
+    strides = {name: math.prod(sizes[faster] for faster in order[:i]) for i, name in enumerate(order)}
+
+    def tile_of(block: Expr, thread: Expr) -> dict[str, Expr]:
+        """Sample, depth, tile of rows, tile of columns and filter of a thread; the last ones' where it has none."""
+        p = block * variant.threads + thread
+        p = tirx.min(p, count - 1) if blocks * variant.threads > count else p
+        return {name: p // strides[name] % sizes[name] for name in order}
+
+    window = _window(s, variant, x, blocks, tile_of)
+
+    def conv_at(block, thread, i, j):  # type: ignore[no-untyped-def]
+        y = tap_h if rows == 1 else i * s.strides[1] + tap_h * s.dilation[1]
+        z = tap_w if columns == 1 else j * s.strides[2] + tap_w * s.dilation[2]
+        weight = kernel[tap_d, channel, tap_h, tap_w, tile_of(block, thread)["f"]]
+        return te.sum(window[block, thread, tap_d, channel, y, z] * weight, axis=[tap_d, channel, tap_h, tap_w])
+
+    conv = te.compute((blocks, variant.threads, rows, columns), conv_at, name="conv")
+    out = te.compute(conv.shape, lambda b, t, i, j: finish(s, conv(b, t, i, j), bias(tile_of(b, t)["f"])), name="out")
+
+    def part(name: str, factor: int = 1) -> Term:
+        return term(4, factor, strides[name], sizes[name])
+
+    n, d, f = (part("n"),), (part("d"),), (part("f"),)
+    h, w = (part("h", rows), term(2)), (part("w", columns), term(3))
+    axes = (n, d, h, w, f) if last else (n, f, d, h, w)
+    return Declaration((x, kernel, bias, out), Tiling(s.output_shape, axes, ((0, variant.threads), (1, 1)), count))
+
+
+def _window(
+    s: Conv3DSpec, variant: WindowVariant, x: te.Tensor, blocks: int, tile_of: Callable[[Expr, Expr], dict[str, Expr]]
+) -> te.Tensor:
+    """What a thread reads under one depth tap in one channel: the cells of all its rows and columns."""
+    tiles = (variant.rows, variant.columns)
+    # of a single cell only the taps, else all cells from the first to the last window's end
+    extents = [
+        k if tile == 1 else (tile - 1) * stride + reach
+        for k, tile, stride, reach in zip(s.kernel[1:], tiles, s.strides[1:], s.window[1:], strict=True)
+    ]
+    steps = [dilation if tile == 1 else 1 for dilation, tile in zip(s.dilation[1:], tiles, strict=True)]
+    covered = [s.out_size[0], *(-(-o // tile) * tile for o, tile in zip(s.out_size[1:], tiles, strict=True))]
+
+    def at(block, thread, tap, c, y, z):  # type: ignore[no-untyped-def]
+        tile = tile_of(block, thread)
+        channel = tile["f"] // s.group_filters * s.group_channels + c
+        where = [
+            tile["d"] * s.strides[0] + tap * s.dilation[0],
+            tile["h"] * (variant.rows * s.strides[1]) + y * steps[0],
+            tile["w"] * (variant.columns * s.strides[2]) + z * steps[1],
+        ]
+
+        def read(cell: list[Expr]) -> Expr:
+            n = tile["n"]
+            position = (n, *cell, channel) if s.data_format == CHANNELS_LAST else (n, channel, *cell)
+            return widen(x[position], s.dtype, s.accumulator)
+
+        return zero_padded(s, window_extents(s, covered), where, read)
+
+    shape = (blocks, variant.threads, s.kernel[0], s.group_channels, *extents)
+    return te.compute(shape, at, name="window")
+
+
+def pack_kernel(spec: Conv3DSpec, variant: WindowVariant, kernel: np.ndarray) -> np.ndarray:
+    """Weights (kd, kh, kw, channels / groups, filters) as (kd, channels / groups, kh, kw, filters)."""
+    return np.ascontiguousarray(kernel.transpose(0, 3, 1, 2, 4).astype(spec.accumulator))
+
+
+def pack_bias(spec: Conv3DSpec, variant: WindowVariant, bias: np.ndarray | None) -> np.ndarray:
+    """Bias (filters,), zeros where there is none."""
+    return np.zeros(spec.filters, spec.accumulator) if bias is None else bias.astype(spec.accumulator)
+
+
+def error_bound(spec: Conv3DSpec, variant: WindowVariant) -> float:
+    """The relative error (2-norm) to expect of data and weights without structure."""
+    return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel))

@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: architectures, from schedule to device code, the driver, and the call."""

@@ -1,0 +1,146 @@
+"""Tensors in a GPU's memory, of any library that speaks DLPack: looked at without a copy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+#: DLPack's device types of memory that a GPU addresses: its own, and managed.
+_CUDA = (2, 13)
+
+
+@dataclass(frozen=True)
+class GpuTensor:
+    """A tensor in a GPU's memory.
+
+    Attributes:
+        value: the user's object.
+        device: the GPU's number.
+        shape: its shape.
+        dtype: NumPy's name of its element type.
+        address: of its first element.
+        dense: whether its elements lie side by side in C order.
+    """
+
+    value: Any
+    device: int
+    shape: tuple[int, ...]
+    dtype: str
+    address: int
+    dense: bool
+
+
+@dataclass(frozen=True)
+class Library:
+    """How a library of tensors is spoken to.
+
+    Attributes:
+        prepare: (tensor, dtype) -> the same in C order, of this type, at a multiple of 16 bytes.
+        empty: (shape, dtype, tensor) -> an uninitialised tensor beside it.
+        stream: (device) -> handle of the stream on which the library works now.
+        waits: whether results must be complete before the library may see them, as it works on streams of its own.
+    """
+
+    prepare: Callable[[Any, str], Any]
+    empty: Callable[[tuple[int, ...], str, Any], Any]
+    stream: Callable[[int], int]
+    waits: bool = False
+
+
+def on_gpu(value: Any) -> bool:
+    """Whether `value` is a tensor in a GPU's memory."""
+    ask = getattr(value, "__dlpack_device__", None)
+    if ask is None:
+        return False
+    try:
+        return int(ask()[0]) in _CUDA
+    except (RuntimeError, TypeError, ValueError, BufferError):
+        return False
+
+
+def look(value: Any) -> GpuTensor:
+    """`value`, which is :func:`on_gpu`, as a :class:`GpuTensor`.
+
+    Raises:
+        TypeError: it can't be looked at by DLPack.
+    """
+    import tvm_ffi
+
+    try:
+        plain = value.detach() if hasattr(value, "detach") else value
+        tensor = tvm_ffi.from_dlpack(plain)
+        shape, strides = tuple(map(int, tensor.shape)), tuple(map(int, tensor.strides))
+        device, address = int(tensor.device.index), int(tensor.data_ptr())
+    except (BufferError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise TypeError(f"This tensor can't be read by DLPack: {error}. Received: {type(value)}") from error
+    return GpuTensor(value, device, shape, str(tensor.dtype), address, _is_dense(shape, strides))
+
+
+def library_of(value: Any) -> Library:
+    """How to speak to the library that `value` comes from.
+
+    Raises:
+        TypeError: it is none of torch, CuPy and JAX.
+    """
+    name = type(value).__module__.partition(".")[0]
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return _torch(torch)
+    if name == "cupy":
+        return _cupy(sys.modules["cupy"])
+    if name in ("jax", "jaxlib"):
+        return _jax(sys.modules["jax"])
+    raise TypeError(f"GPU tensors may come from torch, CuPy or JAX. Received: {type(value)}")
+
+
+def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    step = 1
+    for extent, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if extent != 1 and stride != step:
+            return False
+        step *= extent
+    return True
+
+
+def _torch(torch: Any) -> Library:
+    def prepare(tensor: Any, dtype: str) -> Any:
+        dense = tensor.detach().to(getattr(torch, dtype)).contiguous()
+        return dense if dense.data_ptr() % 16 == 0 else dense.clone()
+
+    return Library(
+        prepare,
+        lambda shape, dtype, like: torch.empty(shape, dtype=getattr(torch, dtype), device=like.device),
+        lambda device: int(torch.cuda.current_stream(device).cuda_stream),
+    )
+
+
+def _cupy(cupy: Any) -> Library:
+    def prepare(array: Any, dtype: str) -> Any:
+        dense = cupy.ascontiguousarray(array, dtype=_named(dtype))
+        return dense if dense.data.ptr % 16 == 0 else dense.copy()
+
+    def empty(shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        with like.device:
+            return cupy.empty(shape, _named(dtype))
+
+    return Library(prepare, empty, lambda device: int(cupy.cuda.get_current_stream().ptr))
+
+
+def _jax(jax: Any) -> Library:
+    def prepare(array: Any, dtype: str) -> Any:
+        return array.astype(dtype).block_until_ready()
+
+    def empty(shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        (device,) = like.devices()
+        # a fresh array that nobody else has seen: filling it breaks no promise
+        return jax.device_put(jax.numpy.zeros(shape, dtype), device).block_until_ready()
+
+    return Library(prepare, empty, lambda device: 0, waits=True)
+
+
+def _named(dtype: str) -> Any:
+    from tvm_conv3d.dtypes import numpy_dtype
+
+    return numpy_dtype(dtype)

@@ -1,0 +1,141 @@
+"""The call on a GPU: input as it lies there, weights brought there once, the result beside the input."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvm_conv3d.compute.trim import seen_taps
+from tvm_conv3d.cuda import arrays, driver
+from tvm_conv3d.cuda.architectures import gpu_traits
+from tvm_conv3d.cuda.arrays import GpuTensor
+from tvm_conv3d.cuda.image import Image
+from tvm_conv3d.plan import Plan, algorithm_of
+from tvm_conv3d.spec import Conv3DSpec
+
+if TYPE_CHECKING:
+    from tvm.target import Target
+
+
+class Memory:
+    """A block of a GPU's memory, freed with this object."""
+
+    def __init__(self, device: int, size: int) -> None:
+        runtime = driver.get()
+        self.address = runtime.allocate(device, size)
+        weakref.finalize(self, runtime.free, device, self.address)
+
+    @classmethod
+    def holding(cls, device: int, array: np.ndarray) -> Memory:
+        """A copy of `array`."""
+        memory = cls(device, array.nbytes)
+        driver.get().upload(device, memory.address, np.ascontiguousarray(array))
+        return memory
+
+
+class Kernels:
+    """The kernels of one image, loaded on each GPU when they are first called there."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._lock = threading.Lock()
+        self._by_device: dict[int, Any] = {}
+
+    def __call__(self, device: int, stream: int, addresses: Sequence[int]) -> None:
+        """Queues the launches on a stream; addresses are those of input, weights, bias and output.
+
+        Raises:
+            tvm_conv3d.cuda.driver.CudaError: the GPU refuses it.
+        """
+        runtime = driver.get()
+        with self._lock:
+            if device not in self._by_device:
+                self._by_device[device] = runtime.load(device, self._image)
+        for launch in self._image.launches:
+            kernel = self._by_device[device][launch.kernel]
+            arguments = [addresses[number] for number in launch.arguments]
+            runtime.launch(device, kernel, launch.grid, launch.block, launch.shared, stream, arguments)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    version: Hashable
+    kernel: Memory
+    bias: Memory
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A layer's weights: kernel, bias or None, and what changes whenever they do."""
+
+    kernel: np.ndarray
+    bias: np.ndarray | None
+    version: Hashable
+
+
+class GpuExecutor:
+    """Runs the convolutions of one layer on GPUs; safe to call from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._packed: dict[tuple[int, str, str], _Packed] = {}
+
+    def on_gpu(self, plan: Plan, kernels: Kernels, target: Target, tensor: GpuTensor, weights: Weights) -> Any:
+        """The result beside a tensor in a GPU's memory, of the same library, queued on its current stream.
+
+        Raises:
+            ValueError: the code is for another architecture than the tensor's GPU.
+            TypeError: the tensor is of an unknown library.
+            tvm_conv3d.cuda.driver.CudaError: the GPU refuses the launch.
+        """
+        driver.check_runs_here(gpu_traits(target), tensor.device)
+        library = arrays.library_of(tensor.value)
+        prepared = library.prepare(tensor.value, plan.spec.dtype)
+        x = arrays.look(prepared)
+        result = library.empty(plan.spec.output_shape, plan.spec.dtype, tensor.value)
+        if plan.spec.empty:
+            return result
+        packed = self._pack(plan, tensor.device, weights)
+        stream = library.stream(tensor.device)
+        addresses = [x.address, packed.kernel.address, packed.bias.address, arrays.look(result).address]
+        kernels(tensor.device, stream, addresses)
+        if library.waits:
+            driver.get().synchronize(tensor.device, stream)
+        return result
+
+    def from_host(self, plan: Plan, kernels: Kernels, target: Target, x: np.ndarray, weights: Weights) -> np.ndarray:
+        """The result for an array in the CPU's memory: it is copied to the first GPU, and the result back.
+
+        Raises:
+            ValueError: the code is for another architecture than the GPU's.
+            tvm_conv3d.cuda.driver.CudaError: the GPU refuses it.
+        """
+        driver.check_runs_here(gpu_traits(target), 0)
+        out = np.empty(plan.spec.output_shape, x.dtype)
+        if plan.spec.empty:
+            return out
+        packed = self._pack(plan, 0, weights)
+        source, result = Memory.holding(0, x), Memory(0, out.nbytes)
+        kernels(0, 0, [source.address, packed.kernel.address, packed.bias.address, result.address])
+        # on the default stream, as the copy: it waits for the kernels
+        driver.get().download(0, out, result.address)
+        return out
+
+    def _pack(self, plan: Plan, device: int, weights: Weights) -> _Packed:
+        """Packed weights on a GPU; specs that differ in size only may share one copy."""
+        algorithm = algorithm_of(plan, "cuda")
+        taps = seen_taps(plan.spec)
+        key = (device, plan.algorithm, repr((plan.variant, plan.spec.kernel_shape, plan.spec.groups, taps)))
+        with self._lock:
+            packed = self._packed.get(key)
+            if packed is None or packed.version != weights.version:
+                parts: list[tuple[Callable[..., np.ndarray], np.ndarray | None]]
+                parts = [(algorithm.pack_kernel, weights.kernel), (algorithm.pack_bias, weights.bias)]
+                kernel, bias = (Memory.holding(device, pack(plan.spec, plan.variant, a)) for pack, a in parts)
+                packed = self._packed[key] = _Packed(weights.version, kernel, bias)
+        return packed

@@ -1,0 +1,122 @@
+"""From a scheduled function to CUDA source and the launches of its kernels; needs no GPU and no CUDA compiler."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tvm import IRModule
+    from tvm.target import Target
+
+#: TVM's names of a launch's extents.
+_GRID = ("blockIdx.x", "blockIdx.y", "blockIdx.z")
+_BLOCK = ("threadIdx.x", "threadIdx.y", "threadIdx.z")
+_SHARED = "tirx.use_dyn_shared_memory"
+
+#: The function's parameters, by which kernels name their arguments.
+PARAMETERS = ("x", "kernel", "bias", "out")
+
+#: TVM's hook that compiles source as soon as it is generated, where its CUDA runtime is loaded.
+_HOOK = "tvm_callback_cuda_compile"
+
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel's launch.
+
+    Attributes:
+        kernel: its name.
+        grid, block: extents.
+        shared: bytes of shared memory sized at launch.
+        arguments: numbers of the function's parameters, in the kernel's order.
+    """
+
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared: int
+    arguments: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DeviceSource:
+    """CUDA source and how to run it."""
+
+    source: str
+    launches: tuple[Launch, ...]
+
+
+def lower(module: IRModule, target: Target) -> DeviceSource:
+    """The CUDA source of the scheduled `main`.
+
+    Raises:
+        RuntimeError: TVM can't lower it, or the host would have to do more than launch kernels.
+    """
+    import tvm
+    from tvm.tirx.build import split_host_device_mods
+
+    pipeline, _, finalize = tvm.tirx.get_default_tir_pipeline(target)
+    host, devices = split_host_device_mods(pipeline(tvm.tirx.transform.BindTarget(target)(module)))
+    if len(devices) != 1:
+        raise RuntimeError(f"A convolution must have kernels for one device. Received: {len(devices)}")
+    (device,) = devices.values()
+    with _not_compiling(tvm):
+        code = tvm.get_global_func("target.build.cuda")(finalize()(device), target)
+    return DeviceSource(str(code.inspect_source("cuda")), tuple(_launches(host)))
+
+
+def _launches(host: IRModule) -> Iterator[Launch]:
+    import tvm_ffi
+    from tvm.ir import Call
+
+    (main,) = (function for _, function in host.functions.items())
+    calls: list[Any] = []
+
+    def note(call: Call) -> None:
+        if getattr(call.op, "name", "") == "tirx.call_ffi_kernel":
+            calls.append(call)
+
+    tvm_ffi.structural_walk(main.body, ((Call, note),))
+    for call in calls:
+        tags = [str(tag) for tag in call.attrs.launch_params]
+        name, *operands = call.args
+        extents = dict(zip(tags, map(int, operands[len(operands) - len(tags) :]), strict=True))
+        if not extents.keys() <= {*_GRID, *_BLOCK, _SHARED}:
+            raise RuntimeError(f"Unexpected launch parameters {tags}: is this another TVM version?")
+        grid, block = (tuple(extents.get(tag, 1) for tag in axes) for axes in (_GRID, _BLOCK))
+        arguments = tuple(map(_parameter, operands[: len(operands) - len(tags)]))
+        yield Launch(str(name.value), grid, block, extents.get(_SHARED, 0), arguments)  # type: ignore[arg-type]
+
+
+def _parameter(operand: Any) -> int:
+    """The number of the parameter whose memory `operand` points to."""
+    match = re.match(rf"({'|'.join(PARAMETERS)})(_\d+)?\b", str(operand))
+    if match is None:
+        raise RuntimeError(f"A kernel's argument must be a parameter. Received: {operand}")
+    return PARAMETERS.index(match[1])
+
+
+@contextmanager
+def _not_compiling(tvm: Any) -> Iterator[None]:
+    """Keeps TVM from compiling the source: it would do so with --use_fast_math, which changes numbers."""
+    if tvm.get_global_func("ffi.Module.create.cuda", allow_missing=True) is None:
+        yield
+        return
+    with _lock:
+        before = tvm.get_global_func(_HOOK, allow_missing=True)
+        tvm.register_global_func(_HOOK, lambda source, *rest: b"", override=True)
+        try:
+            yield
+        finally:
+            tvm.register_global_func(_HOOK, before or _absent, override=True)
+
+
+def _absent(*_: Any) -> bytes:
+    raise RuntimeError("There is no CUDA compiler.")

@@ -1,0 +1,79 @@
+"""Compiled convolutions as files: for another machine, or to be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tvm_conv3d import build, threads
+from tvm_conv3d.build import Artifact
+from tvm_conv3d.plan import Plan, make_plan
+from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.targets import is_cuda, resolve
+
+#: Of the description beside the code.
+_META = "meta.json"
+
+
+def export(spec: Conv3DSpec, target: str | Mapping[str, Any], folder: Path, cores: int | None = None) -> list[Path]:
+    """Compiles `spec` for `target` into `folder`.
+
+    Files: `module.o` and `module.s`, or `module.cubin` (where a CUDA compiler is found) and `module.cu`; `schedule.py`,
+    the scheduled function as TVMScript; `module.bin`, what the package itself loads; `meta.json`, shapes, launches, plan,
+    target and versions.
+
+    Args:
+        spec: the problem.
+        target: see :func:`tvm_conv3d.targets.resolve`.
+        folder: made where it does not exist.
+        cores: threads that a CPU's plan is made for; None takes this process's.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: the target is unknown, or the spec has no output.
+        RuntimeError: TVM or a compiler refuses it.
+        OSError: a file can't be written.
+    """
+    if spec.empty:
+        raise ValueError(f"There is nothing to compile: the output is empty. Received: {spec.key()}")
+    build.check_versions()
+    resolved = resolve(target, cores or threads.get_num_threads())
+    plan = make_plan(spec, resolved)
+    artifact = build.compile_plan(plan, resolved)
+    files: dict[str, bytes] = {"schedule.py": artifact.schedule.encode()}
+    about: dict[str, Any] = {
+        "spec": spec.key(),
+        "plan": json.loads(plan.describe()),
+        "origin": plan.origin,
+        "target": build.target_text(resolved),
+        "shapes": artifact.shapes,
+    }
+    if is_cuda(resolved):
+        files |= _gpu_files(artifact, about)
+    else:
+        files |= {"module.o": artifact.object_code, "module.s": _assembly(plan, resolved)}
+    files[_META] = json.dumps(about, indent=1).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in sorted(files)]
+
+
+def _gpu_files(artifact: Artifact, about: dict[str, Any]) -> dict[str, bytes]:
+    from tvm_conv3d.cuda.image import Image
+
+    image = Image.from_bytes(artifact.object_code)
+    about["launches"] = [asdict(launch) for launch in image.launches]
+    files = {"module.bin": artifact.object_code, "module.cu": image.source.encode()}
+    return {**files, "module.cubin": image.cubin} if image.cubin else files
+
+
+def _assembly(plan: Plan, target: Any) -> bytes:
+    import tvm
+
+    return str(tvm.compile(build.scheduled_module(plan, target), target=target).mod.inspect_source("asm")).encode()
