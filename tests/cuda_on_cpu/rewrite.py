@@ -9,8 +9,8 @@ from dataclasses import dataclass
 _PREAMBLE_END = "#define ushort unsigned short\n#endif\n"
 _ASSEMBLY = re.compile(r"\b(asm|__asm__)\b")
 _KERNEL = re.compile(
-    r'(?:extern\s+"C"\s+)?__global__\s+(?:__launch_bounds__\([^)]*\)\s+)?void\s+'
-    r"(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(([^)]*)\)\s*([;{])"
+    r'(?:extern\s+"C"\s+)?__global__\s+(?:__\w+__\([^)]*\)\s+)?void\s+'
+    r"(?:__\w+__\([^)]*\)\s+)?(\w+)\s*\(([^)]*)\)\s*([;{])"
 )
 _PARAMETER = re.compile(r"^(?:const\s+)?([\w ]+?)\s*(\*?)\s*(?:__restrict__\s+)?(\w+)$")
 _ALIGN = r"(?:(?:__align__|alignas)\s*\(\s*\d+\s*\)\s*)?"
@@ -19,6 +19,17 @@ _SHARED = re.compile(rf"__shared__\s+{_ALIGN}([\w ]+?)\s+(\w+)\[(\d+)\];")
 _LOCAL = re.compile(rf"^(\s*){_ALIGN}([A-Za-z_][\w:]*(?:<[^<>]*>)?)\s+(\w+)\[(\d+)\];", re.MULTILINE)
 _CAST = re.compile(r"\(\s*(?:volatile\s+|const\s+)?([A-Za-z_]\w*(?: \w+)*)\s*\*\s*\)\s*(?:(\()|(\w+))")
 _POINTER_VARIABLE = re.compile(r"^(\s*)(?:const\s+)?\w+\s*\*\s*(?:__restrict__\s+)?(\w+) = ", re.MULTILINE)
+# What TVM writes for cp.async: helpers around inline assembly. The header has the same by other names.
+_COPY_HELPER = re.compile(
+    r"__forceinline__ __device__ void (?:ptx_cp_async_legacy_\w+|tvm_builtin_ptx_cp_async_(?:commit|wait)_group_\w+)"
+    r"\([^)]*\) \{\n.*?\n\}\n",
+    re.DOTALL,
+)
+_COPY_CALLS = (
+    (re.compile(r"\bptx_cp_async_legacy_(?:pred_)?c[ag]_(\d+)_(\d+)_(\d+)\("), r"cuda_on_cpu::copy_async<\1, \2, \3>("),
+    (re.compile(r"\btvm_builtin_ptx_cp_async_commit_group_\w+\(\)"), "cuda_on_cpu::commit_copies()"),
+    (re.compile(r"\btvm_builtin_ptx_cp_async_wait_group_\w*?(\d+)\(\)"), r"cuda_on_cpu::wait_copies(\1)"),
+)
 _SYNCHRONISES = re.compile(
     r"(?P<block>__syncthreads\(\))|(?P<warp>__syncwarp\([^()]*\))"
     r"|(?P<wmma>nvcuda::wmma::\w+_sync\()|__(?P<shuffle>shfl\w*_sync)\("
@@ -58,6 +69,7 @@ def rewrite(source: str, prefix: str) -> RewrittenSource:
     """
     body = source.partition(_PREAMBLE_END)[2] if _PREAMBLE_END in source else source
     body = re.sub(r"^\s*#\s*(include|if|ifdef|ifndef|else|elif|endif|define|undef)\b.*$", "", body, flags=re.MULTILINE)
+    body = _COPY_HELPER.sub("", body)
     assembly = _ASSEMBLY.search(body)
     if assembly:
         line = body[body.rfind("\n", 0, assembly.start()) + 1 :].lstrip().partition("\n")[0]
@@ -132,6 +144,8 @@ def _rewrite_code(code: str) -> tuple[str, bool]:
         lambda m: f"cuda_on_cpu::cast_to<{m[1]}>(" + ("" if m[2] else f"{m[3]})"),
         code,
     )
+    for pattern, replacement in _COPY_CALLS:
+        code = pattern.sub(replacement, code)
     sites = iter(range(1, 1 << 30))
     code, count = _SYNCHRONISES.subn(lambda m: _synchronise(m, next(sites)), code)
     return code, count > 0

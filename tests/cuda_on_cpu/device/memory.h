@@ -105,6 +105,11 @@ struct LocalPointer {
       report_local_out_of_bounds(name, at / int64_t(sizeof(T)), bytes / sizeof(T));
       return nowhere;
     }
+    if (__builtin_expect(at % alignof(T) != 0, false)) {
+      static T nowhere;
+      report_local_misaligned(name, at, sizeof(T));
+      return nowhere;
+    }
     return *reinterpret_cast<T*>(data + at);
   }
   ALWAYS_INLINE T& operator*() const { return (*this)[0]; }

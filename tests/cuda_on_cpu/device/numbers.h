@@ -68,8 +68,8 @@ inline float bfloat16_to_float(uint16_t b) { return bits_float(uint32_t(b) << 16
     NAME(long long v) : NAME(float(v)) {}                                                        \
     NAME(unsigned long long v) : NAME(float(v)) {}                                               \
     operator float() const { return cuda_on_cpu::TO_FLOAT(bits); }                               \
-    NAME operator-() const { return NAME(-float(*this)); }                                       \
   };                                                                                             \
+  inline NAME operator-(NAME a) { return NAME(-float(a)); }                                      \
   inline NAME operator+(NAME a, NAME b) { return NAME(float(a) + float(b)); }                    \
   inline NAME operator-(NAME a, NAME b) { return NAME(float(a) - float(b)); }                    \
   inline NAME operator*(NAME a, NAME b) { return NAME(float(a) * float(b)); }                    \
