@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cuda_on_cpu.rewrite import Kernel, UnsupportedKernel, rewrite
+from cuda_on_cpu.rewrite import Kernel, UnsupportedKernelError, rewrite
 
 _DEVICE = Path(__file__).parent / "device"
 _FLAGS = ("-std=c++17", "-march=native", "-fPIC")
@@ -40,7 +40,7 @@ def compile_kernels(source: str) -> Program:
     """Compile CUDA source for the CPU. The same source is compiled once a process.
 
     Raises:
-        UnsupportedKernel: the source has something that this tool does not know.
+        UnsupportedKernelError: the source has something that this tool does not know.
     """
     return compile_sources([source])[0]
 
@@ -49,7 +49,7 @@ def compile_sources(sources: Sequence[str]) -> list[Program]:
     """Compile several sources in one call of g++, which saves its start for each.
 
     Raises:
-        UnsupportedKernel: one of the sources has something that this tool does not know.
+        UnsupportedKernelError: one of the sources has something that this tool does not know.
     """
     prefixes = ["k" + hashlib.sha256(source.encode()).hexdigest()[:16] for source in sources]
     missing = {p: s for p, s in zip(prefixes, sources, strict=True) if p not in _programs}
@@ -63,12 +63,12 @@ def _compile_new(sources: dict[str, str]) -> None:
     code = "\n".join(result.code for result in rewritten.values())
     try:
         library = _build(code, "-".join(sources))
-    except UnsupportedKernel as error:
+    except UnsupportedKernelError as error:
         if len(sources) > 1:  # one by one, so that the message names the source that is wrong
             for prefix, source in sources.items():
                 _compile_new({prefix: source})
         names = ", ".join(kernel.name for result in rewritten.values() for kernel in result.kernels)
-        raise UnsupportedKernel(f"{names}: {error}") from None
+        raise UnsupportedKernelError(f"{names}: {error}") from None
     for prefix, result in rewritten.items():
         _programs[prefix] = Program(library, prefix, {kernel.name: kernel for kernel in result.kernels})
 
@@ -111,7 +111,7 @@ def _build(code: str, name: str) -> Path:
     try:
         _gxx(*_KERNEL_FLAGS, "-I", str(_headers()), "-shared", str(source), "-o", str(library))
     except RuntimeError as error:
-        raise UnsupportedKernel(str(error)) from None
+        raise UnsupportedKernelError(str(error)) from None
     return library
 
 

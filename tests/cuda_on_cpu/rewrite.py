@@ -41,7 +41,7 @@ _ELEMENT_BYTES = (
 )
 
 
-class UnsupportedKernel(Exception):
+class UnsupportedKernelError(Exception):
     """The source has something that cannot run on the CPU; the message says what, and where."""
 
 
@@ -65,7 +65,7 @@ def rewrite(source: str, prefix: str) -> RewrittenSource:
     """Rewrite generated CUDA source. All its names go into the namespace `prefix`.
 
     Raises:
-        UnsupportedKernel: inline assembly, a parameter of an unknown form, or no kernel at all.
+        UnsupportedKernelError: inline assembly, a parameter of an unknown form, or no kernel at all.
     """
     body = source.partition(_PREAMBLE_END)[2] if _PREAMBLE_END in source else source
     body = re.sub(r"^\s*#\s*(include|if|ifdef|ifndef|else|elif|endif|define|undef)\b.*$", "", body, flags=re.MULTILINE)
@@ -73,11 +73,11 @@ def rewrite(source: str, prefix: str) -> RewrittenSource:
     assembly = _ASSEMBLY.search(body)
     if assembly:
         line = body[body.rfind("\n", 0, assembly.start()) + 1 :].lstrip().partition("\n")[0]
-        raise UnsupportedKernel(f"inline assembly cannot run on the CPU. Received: {line}")
+        raise UnsupportedKernelError(f"inline assembly cannot run on the CPU. Received: {line}")
     matches = list(_KERNEL.finditer(body))
     definitions = [match for match in matches if match[3] == "{"]
     if not definitions:
-        raise UnsupportedKernel("the source has no __global__ function")
+        raise UnsupportedKernelError("the source has no __global__ function")
     parts, kernels, entries = [], [], []
     position = 0
     for match in matches:
@@ -101,7 +101,7 @@ def rewrite(source: str, prefix: str) -> RewrittenSource:
 def _parameter(text: str) -> tuple[str, bool, str]:
     match = _PARAMETER.match(text.strip())
     if not match:
-        raise UnsupportedKernel(f"a kernel's parameter of an unknown form. Received: {text.strip()}")
+        raise UnsupportedKernelError(f"a kernel's parameter of an unknown form. Received: {text.strip()}")
     return match[1], bool(match[2]), match[3]
 
 
@@ -132,10 +132,7 @@ def _rewrite_code(code: str) -> tuple[str, bool]:
         lambda m: f'auto {m[2]} = cuda_on_cpu::declare_dynamic_shared<{m[1]}>("{_shown(m[2])}");', code
     )
     code = _SHARED.sub(
-        lambda m: (
-            f"auto {m[2]} = cuda_on_cpu::declare_shared<{m[1]}>({next(slots)}, {m[3]}, "
-            f'"{_shown(m[2])}");'
-        ),
+        lambda m: f'auto {m[2]} = cuda_on_cpu::declare_shared<{m[1]}>({next(slots)}, {m[3]}, "{_shown(m[2])}");',
         code,
     )
     code = _LOCAL.sub(lambda m: f'{m[1]}cuda_on_cpu::LocalArray<{m[2]}, {m[4]}> {m[3]}("{_shown(m[3])}");', code)

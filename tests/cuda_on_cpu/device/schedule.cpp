@@ -147,7 +147,27 @@ static void run_block(std::vector<uint32_t>& order) {
   } while (release_block());
 }
 
+// What the driver of a GPU refuses. Dynamic shared memory is bounded by the largest GPU's; a target's own is smaller.
+static bool launchable(const Launch& launch) {
+  const Dim3 &grid = launch.grid, &block = launch.block;
+  const char* refused = nullptr;
+  if (threads_of(block) == 0 || threads_of(grid) == 0) refused = "a block or a grid is empty";
+  if (threads_of(block) > 1024 || block.z > 64) refused = "a block has more than 1024 threads, or more than 64 along z";
+  if (grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) refused = "a grid is too large: y and z end at 65535";
+  if (launch.dynamic_shared > (227 << 10)) refused = "more than 227 KiB of dynamic shared memory";
+  if (refused) report({"launch", {launch.kernel.c_str(), {}, 0}, "", -1, -1, refused});
+  return !refused;
+}
+
+static void check_static_shared() {
+  uint64_t bytes = 0;
+  for (const Buffer& buffer : machine.shared) bytes += buffer.name ? buffer.bytes : 0;
+  if (bytes <= (48 << 10)) return;
+  report({"launch", here(), "", -1, -1, "more than 48 KiB of static shared memory: " + std::to_string(bytes) + " bytes"});
+}
+
 void run(const Launch& launch) {
+  if (!launchable(launch)) return;
   machine.launch = &launch;
   blockDim = launch.block;
   gridDim = launch.grid;
@@ -172,7 +192,7 @@ void run(const Launch& launch) {
     blockIdx = {block % launch.grid.x, block / launch.grid.x % launch.grid.y, block / launch.grid.x / launch.grid.y};
     run_block(order);
   }
+  check_static_shared();
 }
 
 }  // namespace cuda_on_cpu
-
