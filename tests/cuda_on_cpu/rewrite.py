@@ -16,7 +16,9 @@ _PARAMETER = re.compile(r"^(?:const\s+)?([\w ]+?)\s*(\*?)\s*(?:__restrict__\s+)?
 _ALIGN = r"(?:(?:__align__|alignas)\s*\(\s*\d+\s*\)\s*)?"
 _DYNAMIC_SHARED = re.compile(rf"extern\s+__shared__\s+{_ALIGN}([\w ]+?)\s+(\w+)\[\];")
 _SHARED = re.compile(rf"__shared__\s+{_ALIGN}([\w ]+?)\s+(\w+)\[(\d+)\];")
-_LOCAL = re.compile(rf"^(\s*){_ALIGN}([A-Za-z_][\w:]*(?:<[^<>]*>)?)\s+(\w+)\[(\d+)\];", re.MULTILINE)
+_LOCAL = re.compile(
+    rf"^(\s*){_ALIGN}(?!return\b)((?:signed |unsigned )?[A-Za-z_][\w:]*(?:<[^<>]*>)?)\s+(\w+)\[(\d+)\];", re.MULTILINE
+)
 _CAST = re.compile(r"\(\s*(?:volatile\s+|const\s+)?([A-Za-z_]\w*(?: \w+)*)\s*\*\s*\)\s*(?:(\()|(\w+))")
 _POINTER_VARIABLE = re.compile(r"^(\s*)(?:const\s+)?\w+\s*\*\s*(?:__restrict__\s+)?(\w+) = ", re.MULTILINE)
 # What TVM writes for cp.async: helpers around inline assembly. The header has the same by other names.
