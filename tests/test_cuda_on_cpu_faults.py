@@ -9,7 +9,7 @@ import pytest
 
 import cuda_kernels
 from cuda_kernels import TARGET
-from cuda_on_cpu import Fault, Launch, Report, compile_kernels, gxx, lower_module, run_program
+from cuda_on_cpu import Fault, Launch, Report, compile_kernels, gxx, lower_module, run_program, without_barrier
 
 pytestmark = pytest.mark.skipif(gxx() is None, reason="g++ is not on the PATH: it compiles CUDA kernels for the CPU")
 
@@ -55,17 +55,14 @@ def test_cuda_fault_race_between_a_write_and_a_read(order: Any) -> None:
 
 @pytest.mark.parametrize("order", ORDERS, ids=str)
 @pytest.mark.parametrize("scope", ["shared", "shared.dyn"])
-@pytest.mark.parametrize("barrier", [0, 1])
+@pytest.mark.parametrize("barrier", [1, 2])
 def test_cuda_fault_race_where_a_barrier_of_a_real_kernel_is_missing(barrier: int, scope: str, order: Any) -> None:
     lowered = lower_module(cuda_kernels.matmul("float16", scope=scope), TARGET)
-    pieces = lowered.source.split("__syncthreads();")
-    assert len(pieces) == 3
-    first, second, third = pieces
-    source = "__syncthreads();".join([first + second, third] if barrier == 0 else [first, second + third])
+    assert lowered.source.count("__syncthreads();") == 2
     x, out = np.ones((32, 64), np.float16), np.zeros((32, 32), np.float16)
     buffers = {"a": x, "b": x.reshape(64, 32), "out": out}
     run_program(compile_kernels(lowered.source), lowered.launches, buffers, order).check()
-    report = run_program(compile_kernels(source), lowered.launches, buffers, order)
+    report = run_program(compile_kernels(without_barrier(lowered.source, barrier)), lowered.launches, buffers, order)
     assert "race" in report.kinds
     names = {"shared": {"a_shared", "b_shared"}, "shared.dyn": {"buf_dyn_shmem"}}[scope]
     assert {fault.buffer for fault in report.faults} <= names
@@ -104,6 +101,20 @@ def test_cuda_warp_barriers_order_the_lanes_of_a_warp_only(order: Any) -> None:
     assert report.buffers["b"][:3].tolist() == [31, 30, 29]
     fault = _run(body.replace("MASK", "32"), order=order).faults[-1]
     assert (fault.kind, abs(fault.thread - fault.other_thread)) == ("race", 32)
+
+
+@pytest.mark.parametrize("ctype", ["half", "uchar", "short"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_cuda_threads_may_write_side_by_side_whatever_the_size(ctype: str, dynamic: bool) -> None:
+    declare = f"__shared__ alignas(64) {ctype} tile_ptr[64];"
+    if dynamic:
+        declare = f"extern __shared__ __align__(64) {ctype} tile_ptr[];"
+    body = f"""  {declare}
+  tile_ptr[((int)threadIdx.x)] = (({ctype})a_ptr[((int)threadIdx.x)]);
+  b_ptr[((int)threadIdx.x)] = ((float)tile_ptr[((int)threadIdx.x)]);"""
+    report = _run(body, shared=128)
+    report.check()
+    assert report.buffers["b"].tolist() == list(range(64))
 
 
 def test_cuda_fault_unwritten_shared_memory() -> None:
@@ -229,7 +240,7 @@ def test_cuda_fault_tensor_cores_without_a_barrier(order: Any) -> None:
     lowered = lower_module(cuda_kernels.tensor_core_matmul("float16"), TARGET)
     x = np.ones((32, 32), np.float16)
     buffers = {"a": x, "b": x, "out": np.zeros((32, 32), np.float32)}
-    program = compile_kernels(lowered.source.replace("__syncthreads();", ""))
+    program = compile_kernels(without_barrier(lowered.source, 1))
     report = run_program(program, lowered.launches, buffers, order)
     assert "race" in report.kinds
     assert {fault.buffer for fault in report.faults} == {"a_shared"}
@@ -245,7 +256,7 @@ def test_cuda_fault_asynchronous_copies_without_a_wait(missing: str, order: Any)
     if missing == "wait_group":
         source = lowered.source.replace("  tvm_builtin_ptx_cp_async_wait_group_async_wait_group_1();\n", "")
     else:
-        source = lowered.source.replace("  __syncthreads();\n", "", 1)
+        source = without_barrier(lowered.source, 1)
     assert source != lowered.source
     x = np.ones((32, 64), np.float32)
     buffers = {"a": x, "b": x.reshape(64, 32), "out": np.zeros((32, 32), np.float32)}

@@ -91,13 +91,25 @@ def rewrite(source: str, prefix: str) -> RewrittenSource:
         position = following[0] if following else len(body)
         code, synchronises = _rewrite_code(body[match.end() : position])
         parameters = [_parameter(text) for text in match[2].split(",")]
-        kernels.append(
-            Kernel(match[1], tuple(name for _, _, name in parameters), synchronises, _granule_bytes(body, match.end()))
-        )
+        kernels.append(Kernel(match[1], tuple(name for _, _, name in parameters), synchronises, _granule_bytes(body)))
         parts.append(f"static void {match[1]}({', '.join(_declaration(*p) for p in parameters)}) {{{code}")
         entries.append(_entry(prefix, match[1], parameters))
     code = f"namespace {prefix} {{\n" + "".join(parts) + "\n}\n" + "".join(entries)
     return RewrittenSource(tuple(kernels), code)
+
+
+def without_barrier(source: str, ordinal: int) -> str:
+    """The source without its n-th ``__syncthreads()``, counted from 1: a race, unless the barrier was needless.
+
+    Raises:
+        ValueError: there is no such barrier.
+    """
+    pieces = source.split("__syncthreads();")
+    if not 1 <= ordinal < len(pieces):
+        raise ValueError(f"the source has {len(pieces) - 1} barriers. Received: {ordinal}")
+    return "__syncthreads();".join(
+        [*pieces[: ordinal - 1], pieces[ordinal - 1] + pieces[ordinal], *pieces[ordinal + 1 :]]
+    )
 
 
 def _parameter(text: str) -> tuple[str, bool, str]:
@@ -119,12 +131,12 @@ def _entry(prefix: str, kernel: str, parameters: list[tuple[str, bool, str]]) ->
     return f'extern "C" void {prefix}_{kernel}(cuda_on_cpu::Buffer* const* a) {{ {prefix}::{kernel}({arguments}); }}\n'
 
 
-def _granule_bytes(body: str, start: int) -> int:
-    # A whole module is looked at: too fine a granule is slower, never wrong. Dynamic shared memory is declared as
-    # bytes and used through casts.
-    text = _DYNAMIC_SHARED.sub("", body)
-    shared = " ".join([match[1] for match in _SHARED.finditer(text)] + [match[1] for match in _CAST.finditer(text)])
-    return next((size for pattern, size in _ELEMENT_BYTES if pattern.search(shared)), 4)
+def _granule_bytes(body: str) -> int:
+    """Bytes of the smallest element that the module may put into shared memory: too few are slower, never wrong."""
+    types = [match[1] for pattern in (_SHARED, _CAST) for match in pattern.finditer(body)]
+    # Dynamic shared memory is declared as bytes, and used as such only where no cast comes first.
+    types += [m[1] for m in _DYNAMIC_SHARED.finditer(body) if re.search(rf"\b{m[2]}\[(?!\])", body)]
+    return next((size for pattern, size in _ELEMENT_BYTES if pattern.search(" ".join(types))), 4)
 
 
 def _rewrite_code(code: str) -> tuple[str, bool]:
