@@ -213,7 +213,7 @@ class Executor:
         """Fills `out`; False where the code says that its result can't be trusted."""
         packed = self._pack(ready, kernel, bias, version)
         shapes = ready.loaded.shapes
-        workspace.reserve(ready.loaded, ready.loaded.workspace, threads.get_num_threads())
+        workspace.reserve(ready.loaded, ready.loaded.workspace)
         arguments = [_view(x, shapes[0]), packed.kernel, packed.bias, _view(out, shapes[3])]
         if len(shapes) == 4:
             threads.run(ready.loaded.function, *arguments)

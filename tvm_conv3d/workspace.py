@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvm_conv3d import buffers
+from tvm_conv3d.threads import get_num_threads
 
 if TYPE_CHECKING:
     from tvm import IRModule
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 #: Bytes a thread that a plan may take unless the layer says otherwise.
 DEFAULT_LIMIT = 256 << 20
 
-#: Bytes up to which a kernel's memory is taken for granted.
+#: Bytes a thread up to which a kernel's memory is taken for granted.
 _LITTLE = 1 << 20
 
 
@@ -127,7 +128,7 @@ class _OfThread(threading.local):
 _mine = _OfThread()
 
 
-def reserve(kernel: Any, workspace: Workspace, threads: int) -> None:
+def reserve(kernel: Any, workspace: Workspace) -> None:
     """Makes sure, before this thread's first call of `kernel`, that there is memory for its intermediates.
 
     In the midst of compiled code a failing allocation would end the process.
@@ -135,14 +136,14 @@ def reserve(kernel: Any, workspace: Workspace, threads: int) -> None:
     Args:
         kernel: any object that lives as long as the kernel.
         workspace: what it takes.
-        threads: of the call.
 
     Raises:
         MemoryError: there is not so much memory.
     """
-    needed = workspace.shared + workspace.own * threads
-    if needed <= _LITTLE or kernel in _mine.kernels:
+    if workspace.shared + workspace.own <= _LITTLE or kernel in _mine.kernels:
         return
+    threads = get_num_threads()
+    needed = workspace.shared + workspace.own * threads
     try:
         np.empty(needed, np.uint8)
     except MemoryError:
