@@ -6,6 +6,7 @@ that tuning keeps. The direct convolution is priced by the same measure.
     product          multiply-adds of vectors in the frequencies' matrix products, by the register tile's cost
     transform        multiply-adds of vectors in the transforms, forth and back
     copy             vectors of the gathered input and of the stored output
+    element          numbers of the gathered input that are copied one by one, as channels fill no vectors
     own_l2, own_l3   bytes of a task's own data, written and read once, where L2 holds them and where it does not
     weights_l3, weights_memory   bytes of all transformed weights, once a task, where L3 holds them and where not
     memory           bytes of input and output
@@ -26,15 +27,16 @@ from tvm_conv3d.targets import CpuTraits
 
 #: Cycles for one of each.
 COSTS = {
-    "product": 1.03,
-    "transform": 0.43,
-    "copy": 3.3,
-    "own_l2": 0.19,
-    "own_l3": 0.75,
-    "weights_l3": 0.018,
-    "weights_memory": 0.06,
-    "memory": 0.083,
-    "task": 1000.0,
+    "product": 1.0,
+    "transform": 0.25,
+    "copy": 4.5,
+    "element": 0.6,
+    "own_l2": 0.14,
+    "own_l3": 0.85,
+    "weights_l3": 0.028,
+    "weights_memory": 0.062,
+    "memory": 0.2,
+    "task": 400.0,
 }
 
 #: Cells that a cache line and the start of its copy cost as much as, where a row of a channel is copied by itself.
@@ -66,7 +68,7 @@ def amounts(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> dict[
         # loops over a row of tiles cost as much to start as half a tile
         "transform": _transform_steps(variant, axes.taps, channels // lanes, filters // lanes)
         * (1 + 0.5 / variant.block[2]),
-        "copy": _copied_vectors(s, variant, axes.taps, channels, filters),
+        **_copied(s, variant, axes.taps, channels, filters),
         "own_l2" if own <= traits.l2 else "own_l3": own,
         "task": 1.0,
     }
@@ -98,16 +100,17 @@ def _memory_bytes(s: Conv3DSpec) -> float:
     return float((math.prod(s.input_shape) + math.prod(s.output_shape)) * np.dtype(s.accumulator).itemsize)
 
 
-def _copied_vectors(s: Conv3DSpec, variant: WinogradVariant, taps: Triple, channels: int, filters: int) -> float:
-    """Vectors of a task that are read, written, or both, without being multiplied."""
+def _copied(s: Conv3DSpec, variant: WinogradVariant, taps: Triple, channels: int, filters: int) -> dict[str, float]:
+    """What a task reads, writes, or both, without multiplying it."""
     gathered = math.prod(b * m + t - 1 for b, m, t in zip(variant.block, variant.tile, taps, strict=True)) * channels
     stored = math.prod(variant.block) * math.prod(variant.tile) * filters
-    vectors = (2 * gathered + stored) / variant.lanes
     if s.data_format != CHANNELS_LAST:
         # each row of a channel is read and written by itself, in whole cache lines
         row = variant.block[2] * variant.tile[2]
-        vectors += (gathered + stored) * (1 + _LINE / row) / variant.lanes
-    return vectors
+        return {"copy": (3 * gathered + 2 * stored + (gathered + stored) * _LINE / row) / variant.lanes}
+    if s.channels % variant.lanes:
+        return {"copy": stored / variant.lanes, "element": gathered}
+    return {"copy": (2 * gathered + stored) / variant.lanes}
 
 
 def _transform_steps(variant: WinogradVariant, taps: Triple, channel_vectors: int, filter_vectors: int) -> float:
