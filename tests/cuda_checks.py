@@ -33,7 +33,9 @@ def assert_right(plans: Sequence[Plan], target: str = "cuda:sm_80", order: objec
                 assert_launchable(plan, launch.grid, launch.block)
             x, kernel, bias = data(plan.spec)
             arrays = arguments(plan, x, kernel, bias)
-            fitting = [None if a is None else bits(a, p) for a, p in zip(arrays, compiled.lowered.parameters, strict=True)]
+            fitting = [
+                None if a is None else bits(a, p) for a, p in zip(arrays, compiled.lowered.parameters, strict=True)
+            ]
             report = compiled.run(fitting, order)
             report.check()
             error = relative_error(plan.spec, report.arrays[3], x, kernel, bias)

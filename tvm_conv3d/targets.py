@@ -236,7 +236,7 @@ def target_key(target: Target) -> str:
 
 @functools.cache
 def instruction_set(target: Target) -> str:
-    """Architecture, vector width in bits and number of vector registers, or the GPU's: a plan fits all targets that share these."""
+    """Architecture, vector width in bits and number of registers, or the GPU's: plans fit targets that share it."""
     if is_cuda(target):
         return f"cuda-{gpu_traits(target).name}"
     from tvm.target import codegen

@@ -111,7 +111,9 @@ def _gpu_source(value: Any) -> Source:
     tensor = arrays.look(value)
 
     def numpy() -> np.ndarray:
-        raise ValueError(f"This is done in CPU memory only. Received: {type(value)} on GPU {tensor.device}. Copy it first.")
+        raise ValueError(
+            f"This is done in CPU memory only. Received: {type(value)} on GPU {tensor.device}. Copy it first."
+        )
 
     return Source(tensor.shape, tensor.dtype, numpy, _identity, tensor)
 

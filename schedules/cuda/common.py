@@ -41,7 +41,6 @@ def fetch_together(sch: Schedule, loops: Sequence[LoopRV], threads: int, vector:
         sch.vectorize(vector)
 
 
-
 def fetch_by_warps(sch: Schedule, loops: Sequence[LoopRV], warps: int) -> LoopRV:
     """Spreads a copy over the threads of all warps, neighbours side by side; returns the loop of one thread."""
     _, warp, thread = sch.split(sch.fuse(*loops), [None, warps, 32])

@@ -165,7 +165,9 @@ class GemmBuilder:
         names = ["n", "g", "block", "td", "th", "tw", "step", "q", "v", "i"]
         return te.compute(shape, at, name="gather", varargs_names=names)
 
-    def _element(self, x: te.Tensor, cell: Sequence[Expr], g: Expr, taps: Sequence[Expr], place: Sequence[Expr]) -> Expr:
+    def _element(
+        self, x: te.Tensor, cell: Sequence[Expr], g: Expr, taps: Sequence[Expr], place: Sequence[Expr]
+    ) -> Expr:
         """What the left matrix holds.
 
         Args:

@@ -58,7 +58,11 @@ def zero_padded(
         if extent > before + size:
             conditions.append(i < before + size)
     value = read(shifted)
-    return tirx.if_then_else(tirx.all(*conditions), value, tirx.const(0, dtype or spec.accumulator)) if conditions else value
+    return (
+        tirx.if_then_else(tirx.all(*conditions), value, tirx.const(0, dtype or spec.accumulator))
+        if conditions
+        else value
+    )
 
 
 def finish(spec: Conv3DSpec, total: Expr, bias: Expr) -> Expr:

@@ -120,7 +120,8 @@ def nearest(capability: int) -> GpuTraits:
     same = [traits for traits in fitting if traits.arch // 10 == capability // 10]
     if not same:
         raise ValueError(
-            f"There is no code for GPUs of compute capability {capability / 10:.1f}. Supported: {', '.join(ARCHITECTURES)}"
+            f"There is no code for GPUs of compute capability {capability / 10:.1f}. "
+            f"Supported: {', '.join(ARCHITECTURES)}"
         )
     return max(same, key=lambda traits: traits.arch)
 

@@ -1,4 +1,4 @@
-"""What can be told of GPU kernels without a GPU: registers, spills, shared memory, occupancy, and bounds of the time."""
+"""What can be told of GPU kernels without a GPU: registers, spills, shared memory, occupancy, bounds of the time."""
 
 from __future__ import annotations
 
@@ -123,7 +123,9 @@ HEADER = (
 def line(row: Row) -> str:
     """The row in a table of Markdown."""
     variant = row.plan.variant
-    tile = f"{variant.rows}x{variant.columns}" if row.plan.algorithm == "window" else f"{variant.cells}x{variant.filters}"
+    tile = (
+        f"{variant.rows}x{variant.columns}" if row.plan.algorithm == "window" else f"{variant.cells}x{variant.filters}"
+    )
     why = "" if row.occupancy >= ENOUGH else f" ({row.limit})"
     shared = row.resources.shared + row.launch.shared
     cells = (
@@ -177,7 +179,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description="Static quality of the default GPU kernels; needs nvcc, but no GPU.")
-    found.add_argument("--layers", type=Path, required=True, metavar="FILE.csv", help="layers in the benchmark's columns")
+    found.add_argument(
+        "--layers", type=Path, required=True, metavar="FILE.csv", help="layers in the benchmark's columns"
+    )
     found.add_argument("--arch", action="append", choices=tuple(ARCHITECTURES), help="may be repeated; default: 80, 90")
     found.add_argument("--dtype", action="append", choices=DTYPES, help="may be repeated; default: float32, float16")
     found.add_argument("--filter", default="", metavar="TEXT", help="only layers with this in their name")
