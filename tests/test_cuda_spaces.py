@@ -160,3 +160,22 @@ def test_large_problems_stay_within_the_limits_of_a_launch(spec: Conv3DSpec) -> 
         assert launch.grid[0] < 2**31 and max(launch.grid[1:]) < 2**16
     elements = max(np.prod(spec.input_shape), np.prod(spec.output_shape))
     assert ("int64_t)" in code.source or "long)" in code.source) == (elements >= 2**29)
+
+
+def test_the_search_takes_these_spaces() -> None:
+    """MetaSchedule's evolutionary search replays their traces, learns from costs, and proposes further points."""
+    pytest.importorskip("xgboost", reason="tuning needs xgboost")
+    from tvm_conv3d.tuning.lab import Trial
+    from tvm_conv3d.tuning.space import CostModel, Space
+
+    target = resolve(TARGET, 1)
+    for spec in (ODD[0], ODD[5]):
+        (plan,) = default_plans([spec])
+        space = Space(spec, target, algorithms("cuda")[plan.algorithm], plan.variant, CostModel(1), 1)
+        default = space.point(plan.decisions)
+        space.teach([Trial(default, 1e-3)])
+        proposed = space.propose(4)
+        assert proposed
+        space.learn([Trial(point, 2e-3) for point in proposed])
+        assert all(point.decisions.keys() == default.decisions.keys() for point in proposed)
+        assert_right(proposed)

@@ -13,7 +13,7 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.implicit_gemm import GemmVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
-from tvm_conv3d.schedules.cuda.common import LoopRV, divisors, fetch_together, unroll, unroll_by_pragma
+from tvm_conv3d.schedules.cuda.common import LoopRV, divisors, spread_over_threads, unroll, unroll_by_pragma
 from tvm_conv3d.schedules.cuda.gemm_rule import candidates
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
@@ -97,12 +97,12 @@ def _fetch(sch: Schedule, s: Conv3DSpec, variant: GemmVariant, step: LoopRV) -> 
     # neighbouring threads read neighbouring elements
     order = (i, q) if s.data_format == CHANNELS_LAST else (q, i)
     sch.reorder(*order, v)
-    fetch_together(sch, order, threads, v)
+    spread_over_threads(sch, order, threads, v)
     kernel = sch.cache_read(sch.get_sblock("product"), 1, "shared")
     sch.compute_at(kernel, step, preserve_unit_loops=True)
     term, j = sch.get_loops(kernel)[-2:]
     j, lanes = sch.split(j, [None, _WEIGHTS_AT_ONCE[s.accumulator]])
-    fetch_together(sch, (term, j), threads, lanes)
+    spread_over_threads(sch, (term, j), threads, lanes)
 
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
