@@ -15,7 +15,7 @@ from tvm_conv3d.cuda.executor import GpuExecutor, Kernels, Weights
 from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.plan import Plan, algorithm_of, make_plan
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import check_runs_here, gpu_target, is_cuda, resolve
+from tvm_conv3d.targets import check_runs_here, gpu_target, is_cuda, resolve, target_key
 
 if TYPE_CHECKING:
     from tvm.target import Target
@@ -153,7 +153,7 @@ class Executor:
 
     def _on_gpu(self, spec: Conv3DSpec, source: tensors.Source, weights: Weights, target: Target) -> Any:
         number = source.gpu.device if source.gpu else 0
-        key = (spec, number, build.target_text(target))
+        key = (spec, number, target_key(target))
         ready = self._gpu_ready.get(key)
         if ready is None:
             check_runs_here(target, number)
