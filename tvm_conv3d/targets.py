@@ -100,7 +100,7 @@ def resolve(target: str | Mapping[str, Any] | Target | None, cores: int) -> Targ
     if target is None or target == "llvm":
         return host_target(cores)
     if _names_cuda(target):
-        return cuda_target(target)  # type: ignore[arg-type]
+        return cuda_target(target)
     if isinstance(target, Mapping):
         config = {"num-cores": cores, **target} if target.get("kind") == "llvm" else dict(target)
         _check_config(config)

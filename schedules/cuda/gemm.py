@@ -71,9 +71,9 @@ def _tile_loops(sch: Schedule, s: Conv3DSpec, variant: GemmVariant, decide: Deci
         inner.append(sch.split(loop, [None, threads, decide.choice(name, near, default)]))
     (far_i, thread_i, near_i), (far_j, thread_j, near_j) = inner
     # neighbouring threads store neighbouring elements
-    threads = (thread_i, thread_j) if last else (thread_j, thread_i)
-    sch.reorder(far_i, far_j, *threads, near_i, near_j, lane)
-    far, thread = sch.fuse(far_i, far_j), sch.fuse(*threads)
+    order = (thread_i, thread_j) if last else (thread_j, thread_i)
+    sch.reorder(far_i, far_j, *order, near_i, near_j, lane)
+    far, thread = sch.fuse(far_i, far_j), sch.fuse(*order)
     for loop, axis in ((block, "blockIdx.x"), (far, "vthread.x"), (thread, "threadIdx.x")):
         sch.bind(loop, axis)
     unroll_by_pragma(sch, block)

@@ -19,8 +19,8 @@ _HOMES = ("CUDA_HOME", "CUDA_PATH")
 
 _NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
 
-#: At ptxas's usual level some kernels spill a few bytes although registers are free.
-_REGISTERS = "--register-usage-level=10"
+#: Registers of a thread, at most. Without this bound ptxas aims at fuller multiprocessors, and some kernels spill.
+_REGISTERS = "--maxrregcount=128"
 
 #: Seconds that a kernel may take to compile.
 _PATIENCE = 300.0
