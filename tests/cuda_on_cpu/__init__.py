@@ -5,7 +5,7 @@ from cuda_on_cpu.execute import Launch, run_program
 from cuda_on_cpu.lower import LoweredModule, lower_module
 from cuda_on_cpu.module import CompiledModule, compile_modules, run_module
 from cuda_on_cpu.report import Fault, Report
-from cuda_on_cpu.rewrite import UnsupportedKernel
+from cuda_on_cpu.rewrite import UnsupportedKernelError, without_barrier
 
 __all__ = [
     "CompiledModule",
@@ -14,7 +14,7 @@ __all__ = [
     "LoweredModule",
     "Program",
     "Report",
-    "UnsupportedKernel",
+    "UnsupportedKernelError",
     "compile_kernels",
     "compile_modules",
     "compile_sources",
@@ -22,4 +22,5 @@ __all__ = [
     "lower_module",
     "run_module",
     "run_program",
+    "without_barrier",
 ]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cuda_on_cpu.rewrite import Kernel, UnsupportedKernel, rewrite
+from cuda_on_cpu.rewrite import Kernel, UnsupportedKernelError, rewrite
 
 _DEVICE = Path(__file__).parent / "device"
 _FLAGS = ("-std=c++17", "-march=native", "-fPIC")
@@ -40,7 +40,7 @@ def compile_kernels(source: str) -> Program:
     """Compile CUDA source for the CPU. The same source is compiled once a process.
 
     Raises:
-        UnsupportedKernel: the source has something that this tool does not know.
+        UnsupportedKernelError: the source has something that this tool does not know.
     """
     return compile_sources([source])[0]
 
@@ -49,16 +49,28 @@ def compile_sources(sources: Sequence[str]) -> list[Program]:
     """Compile several sources in one call of g++, which saves its start for each.
 
     Raises:
-        UnsupportedKernel: one of the sources has something that this tool does not know.
+        UnsupportedKernelError: one of the sources has something that this tool does not know.
     """
     prefixes = ["k" + hashlib.sha256(source.encode()).hexdigest()[:16] for source in sources]
     missing = {p: s for p, s in zip(prefixes, sources, strict=True) if p not in _programs}
     if missing:
-        rewritten = {prefix: rewrite(source, prefix) for prefix, source in missing.items()}
-        library = _build("\n".join(r.code for r in rewritten.values()), "-".join(missing))
-        for prefix, result in rewritten.items():
-            _programs[prefix] = Program(library, prefix, {kernel.name: kernel for kernel in result.kernels})
+        _compile_new(missing)
     return [_programs[prefix] for prefix in prefixes]
+
+
+def _compile_new(sources: dict[str, str]) -> None:
+    rewritten = {prefix: rewrite(source, prefix) for prefix, source in sources.items()}
+    code = "\n".join(result.code for result in rewritten.values())
+    try:
+        library = _build(code, "-".join(sources))
+    except UnsupportedKernelError as error:
+        if len(sources) > 1:  # one by one, so that the message names the source that is wrong
+            for prefix, source in sources.items():
+                _compile_new({prefix: source})
+        names = ", ".join(kernel.name for result in rewritten.values() for kernel in result.kernels)
+        raise UnsupportedKernelError(f"{names}: {error}") from None
+    for prefix, result in rewritten.items():
+        _programs[prefix] = Program(library, prefix, {kernel.name: kernel for kernel in result.kernels})
 
 
 @functools.cache
@@ -76,7 +88,7 @@ def machine() -> Path:
     matrix = folder / "matrix.o"
     _gxx("-c", "-O3", *_FLAGS, str(_DEVICE / "matrix.cpp"), "-o", str(matrix))
     program = folder / "machine"
-    sources = [str(_DEVICE / name) for name in ("machine.cpp", "faults.cpp")]
+    sources = [str(path) for path in sorted(_DEVICE.glob("*.cpp")) if path.stem != "matrix"]
     _gxx("-O2", *_FLAGS, "-rdynamic", *sources, str(matrix), "-ldl", "-o", str(program))
     return program
 
@@ -96,7 +108,10 @@ def _build(code: str, name: str) -> Path:
     stem = workspace() / hashlib.sha256(name.encode()).hexdigest()[:16]
     source, library = stem.with_suffix(".cpp"), stem.with_suffix(".so")
     source.write_text('#include "cuda_on_cpu.h"\n' + code)
-    _gxx(*_KERNEL_FLAGS, "-I", str(_headers()), "-shared", str(source), "-o", str(library))
+    try:
+        _gxx(*_KERNEL_FLAGS, "-I", str(_headers()), "-shared", str(source), "-o", str(library))
+    except RuntimeError as error:
+        raise UnsupportedKernelError(str(error)) from None
     return library
 
 
@@ -107,4 +122,4 @@ def _gxx(*arguments: str) -> None:
     result = subprocess.run([compiler, *arguments], capture_output=True, text=True, check=False)
     if result.returncode != 0:
         errors = [line for line in result.stderr.splitlines() if "error" in line][:5]
-        raise UnsupportedKernel("g++ refuses the kernel:\n" + ("\n".join(errors) or result.stderr[-2000:]))
+        raise RuntimeError("g++ refuses it:\n" + ("\n".join(errors) or result.stderr[-2000:]))

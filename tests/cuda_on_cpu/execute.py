@@ -60,7 +60,8 @@ def run_program(
             result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
             output, code, errors = result.stdout, result.returncode, result.stderr
         except subprocess.TimeoutExpired as expired:
-            output, code, errors = (expired.stdout or b"").decode(), None, ""
+            printed = expired.stdout or b""  # bytes, although text was asked for
+            output, code, errors = printed.decode() if isinstance(printed, bytes) else printed, None, ""
         results = {
             key: np.fromfile(folder / "data", array.dtype, array.size, offset=offset).reshape(array.shape)
             for (key, array), offset in zip(buffers.items(), offsets, strict=True)

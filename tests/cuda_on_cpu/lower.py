@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cuda_on_cpu.execute import Launch
-from cuda_on_cpu.rewrite import UnsupportedKernel
+from cuda_on_cpu.rewrite import UnsupportedKernelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ def lower_module(module: Any, target: Any) -> LoweredModule:
     """Compile a PrimFunc, or an IRModule with one function, for a CUDA target, and read its launches.
 
     Raises:
-        UnsupportedKernel: the host part does more than allocate and launch, or a shape is not constant.
+        UnsupportedKernelError: the host part does more than allocate and launch, or a shape is not constant.
     """
     import tvm
     from tvm.ir.instrument import pass_instrument
@@ -52,7 +52,7 @@ def lower_module(module: Any, target: Any) -> LoweredModule:
         executable = tvm.compile(module, target=tvm.target.Target(target))
     runtime_module = getattr(executable, "mod", executable)
     if not split or not runtime_module.imports:
-        raise UnsupportedKernel("the function has no kernel: are its loops bound to threads?")
+        raise UnsupportedKernelError("the function has no kernel: are its loops bound to threads?")
     source = runtime_module.imports[0].inspect_source()
     return _read_host(split[-1], source)
 
@@ -67,7 +67,7 @@ def _config() -> dict[str, Any]:
 def _read_host(module: Any, source: str) -> LoweredModule:
     hosts = [f for f in module.functions.values() if f.attrs.get("tirx.is_entry_func")]
     if len(hosts) != 1:
-        raise UnsupportedKernel(f"a module must have one entry function. Received: {len(hosts)}")
+        raise UnsupportedKernelError(f"a module must have one entry function. Received: {len(hosts)}")
     (host,) = hosts
     names = _Names()
     parameters = tuple(_buffer(names.add(var), var) for var in host.params)
@@ -101,7 +101,7 @@ class _Names:
         for var, name in self._known:
             if var.same_as(expression):
                 return name
-        raise UnsupportedKernel(f"a kernel's argument must be a buffer. Received: {expression}")
+        raise UnsupportedKernelError(f"a kernel's argument must be a buffer. Received: {expression}")
 
 
 class _HostReader:
@@ -122,7 +122,7 @@ class _HostReader:
             "AttrStmt": lambda s: self.visit(s.body),
         }
         if kind not in visitors:
-            raise UnsupportedKernel(f"the host part may allocate and launch only. Received: {kind}: {statement}")
+            raise UnsupportedKernelError(f"the host part may allocate and launch only. Received: {kind}: {statement}")
         visitors[kind](statement)
 
     def _sequence(self, statement: Any) -> None:
@@ -130,6 +130,10 @@ class _HostReader:
             self.visit(part)
 
     def _allocate(self, statement: Any) -> None:
+        if statement.buffer.scope() != "global":
+            raise UnsupportedKernelError(
+                f"the host part cannot allocate {statement.buffer.scope()} memory: {statement}"
+            )
         self.workspaces.append(_buffer(self._names.add(statement.buffer), statement.buffer))
 
     def _declare(self, statement: Any) -> None:
@@ -139,7 +143,7 @@ class _HostReader:
         call = statement.value
         if getattr(getattr(call, "op", None), "name", "") != "tirx.call_ffi_kernel":
             if hasattr(call, "args"):
-                raise UnsupportedKernel(f"the host part may allocate and launch only. Received: {call}")
+                raise UnsupportedKernelError(f"the host part may allocate and launch only. Received: {call}")
             return
         tags = [str(tag) for tag in call.attrs.launch_params]
         operands = list(call.args)[1:]
@@ -147,7 +151,7 @@ class _HostReader:
         launch = {tag: _integer(extent) for tag, extent in zip(tags, extents, strict=True)}
         unknown = [tag for tag in tags if tag not in _LAUNCH_TAGS]
         if unknown:
-            raise UnsupportedKernel(f"launch parameters must be among {_LAUNCH_TAGS}. Received: {unknown}")
+            raise UnsupportedKernelError(f"launch parameters must be among {_LAUNCH_TAGS}. Received: {unknown}")
         self.launches.append(
             Launch(
                 kernel=str(call.args[0].value),
@@ -159,7 +163,10 @@ class _HostReader:
         )
 
 
-_LAUNCH_TAGS = (*(f"{index}Idx.{axis}" for index in ("block", "thread") for axis in "xyz"), "tirx.use_dyn_shared_memory")
+_LAUNCH_TAGS = (
+    *(f"{index}Idx.{axis}" for index in ("block", "thread") for axis in "xyz"),
+    "tirx.use_dyn_shared_memory",
+)
 
 
 def _buffer(name: str, var: Any) -> GlobalBuffer:
@@ -169,5 +176,5 @@ def _buffer(name: str, var: Any) -> GlobalBuffer:
 def _integer(expression: Any) -> int:
     value = getattr(expression, "value", expression)
     if not isinstance(value, int):
-        raise UnsupportedKernel(f"shapes and launches must be constant. Received: {expression}")
+        raise UnsupportedKernelError(f"shapes and launches must be constant. Received: {expression}")
     return value

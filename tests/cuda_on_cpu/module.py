@@ -41,7 +41,7 @@ def compile_modules(modules: Sequence[LoweredModule]) -> list[CompiledModule]:
     """Compile many lowered functions in one call of g++.
 
     Raises:
-        UnsupportedKernel: a source has something that this tool does not know.
+        UnsupportedKernelError: a source has something that this tool does not know.
     """
     programs = compile_sources([module.source for module in modules])
     return [CompiledModule(module, program) for module, program in zip(modules, programs, strict=True)]
@@ -53,7 +53,7 @@ def run_module(
     """Lower, compile and run one scheduled function: a PrimFunc, or an IRModule with one function.
 
     Raises:
-        UnsupportedKernel: the source has something that this tool does not know.
+        UnsupportedKernelError: the source has something that this tool does not know.
         ValueError: arrays that do not fit the parameters, or an unknown order.
     """
     (compiled,) = compile_modules([lower_module(module, target)])

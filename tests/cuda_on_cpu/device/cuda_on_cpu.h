@@ -1,5 +1,6 @@
 // What rewritten kernels are compiled against (see rewrite.py). Precompiled: keep the includes few.
 #pragma once
+#include "copies.h"
 #include "device_math.h"
 #include "machine.h"
 #include "memory.h"

@@ -27,10 +27,13 @@ struct Dim3 {
 void report_out_of_bounds(const Buffer& buffer, Space space, int64_t offset, uint32_t bytes, Access access);
 void report_misaligned(const Buffer& buffer, int64_t offset, uint32_t bytes);
 void report_local_out_of_bounds(const char* name, int64_t index, uint64_t elements);
+void report_local_misaligned(const char* name, int64_t offset, uint32_t bytes);
 void report_warp_fault(const char* detail);
 
 void shared_read(const Buffer& buffer, uint64_t offset, uint32_t bytes);
 void shared_write(const Buffer& buffer, uint64_t offset, uint32_t bytes, const void* value);
+// An asynchronous copy begins: nobody else may touch its destination, and who reads it too early finds NaN.
+void shared_invalidate(const Buffer& buffer, uint64_t offset, uint32_t bytes);
 void global_read(const Buffer& buffer, uint64_t offset, uint32_t bytes);
 void global_write(const Buffer& buffer, uint64_t offset, uint32_t bytes, const void* value);
 

@@ -7,6 +7,8 @@
 namespace cuda_on_cpu {
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
+// Unrolled kernels have thousands of accesses: inlined, g++ would take minutes for them.
+#define NEVER_INLINE __attribute__((noinline))
 
 template <class T, Space S>
 struct Pointer;
@@ -25,52 +27,47 @@ ALWAYS_INLINE bool accessible(const Buffer& buffer, Space space, int64_t offset,
 }
 
 template <class T, Space S>
+NEVER_INLINE T load_from(const Buffer* buffer, int64_t offset) {
+  T value;
+  if (!accessible<T>(*buffer, S, offset, Access::read)) {
+    memset(static_cast<void*>(&value), 0, sizeof(T));
+    return value;
+  }
+  if (S == Space::shared) shared_read(*buffer, offset, sizeof(T));
+  if (S == Space::global && __builtin_expect(buffer->writers != nullptr, false)) {
+    global_read(*buffer, offset, sizeof(T));
+  }
+  memcpy(static_cast<void*>(&value), buffer->data + offset, sizeof(T));
+  return value;
+}
+
+template <class T, Space S>
+NEVER_INLINE void store_to(const Buffer* buffer, int64_t offset, T value) {
+  if (!accessible<T>(*buffer, S, offset, Access::write)) return;
+  if (S == Space::shared) {
+    shared_write(*buffer, offset, sizeof(T), &value);
+  } else {
+    global_write(*buffer, offset, sizeof(T), &value);
+  }
+}
+
+template <class T, Space S>
 struct Reference {
   const Buffer* buffer;
   int64_t offset;
 
-  ALWAYS_INLINE T load() const {
-    T value;
-    if (!accessible<T>(*buffer, S, offset, Access::read)) {
-      memset(static_cast<void*>(&value), 0, sizeof(T));
-      return value;
-    }
-    if (S == Space::shared) shared_read(*buffer, offset, sizeof(T));
-    if (S == Space::global && __builtin_expect(buffer->writers != nullptr, false)) {
-      global_read(*buffer, offset, sizeof(T));
-    }
-    memcpy(static_cast<void*>(&value), buffer->data + offset, sizeof(T));
-    return value;
-  }
-  ALWAYS_INLINE void store(const T& value) const {
-    if (!accessible<T>(*buffer, S, offset, Access::write)) return;
-    if (S == Space::shared) {
-      shared_write(*buffer, offset, sizeof(T), &value);
-    } else {
-      global_write(*buffer, offset, sizeof(T), &value);
-    }
-  }
-  ALWAYS_INLINE operator T() const { return load(); }
+  ALWAYS_INLINE T load() const { return load_from<T, S>(buffer, offset); }
+  ALWAYS_INLINE void store(const T& value) const { store_to<T, S>(buffer, offset, value); }
+  ALWAYS_INLINE operator T() const { return load_from<T, S>(buffer, offset); }
   template <class U, class = std::enable_if_t<std::is_arithmetic<U>::value && !std::is_same<U, T>::value>>
   ALWAYS_INLINE explicit operator U() const {
     return U(load());
   }
-  ALWAYS_INLINE const Reference& operator=(const T& value) const {
-    store(value);
-    return *this;
-  }
-  ALWAYS_INLINE const Reference& operator=(const Reference& other) const {
-    store(other.load());
-    return *this;
-  }
+  ALWAYS_INLINE void operator=(const T& value) const { store_to<T, S>(buffer, offset, value); }
+  ALWAYS_INLINE void operator=(const Reference& other) const { store(other.load()); }
   template <Space R>
-  ALWAYS_INLINE const Reference& operator=(const Reference<T, R>& other) const {
+  ALWAYS_INLINE void operator=(const Reference<T, R>& other) const {
     store(other.load());
-    return *this;
-  }
-  ALWAYS_INLINE const Reference& operator+=(const T& value) const {
-    store(load() + value);
-    return *this;
   }
   ALWAYS_INLINE Pointer<T, S> operator&() const { return {buffer, offset}; }
   Reference(const Buffer* b, int64_t o) : buffer(b), offset(o) {}
@@ -103,6 +100,11 @@ struct LocalPointer {
     if (__builtin_expect(uint64_t(at) > uint64_t(bytes - int64_t(sizeof(T))) || bytes < int64_t(sizeof(T)), false)) {
       static T nowhere;
       report_local_out_of_bounds(name, at / int64_t(sizeof(T)), bytes / sizeof(T));
+      return nowhere;
+    }
+    if (__builtin_expect(at % alignof(T) != 0, false)) {
+      static T nowhere;
+      report_local_misaligned(name, at, sizeof(T));
       return nowhere;
     }
     return *reinterpret_cast<T*>(data + at);

@@ -16,16 +16,7 @@ inline float bits_float(uint32_t bits) {
   return value;
 }
 
-#ifdef __F16C__
-// <immintrin.h> would make the precompiled header five times as large.
-typedef float FourFloats __attribute__((vector_size(16)));
-typedef short EightShorts __attribute__((vector_size(16)));
-#endif
-
 inline uint16_t half_from_float(float value) {
-#ifdef __F16C__
-  return uint16_t(__builtin_ia32_vcvtps2ph(FourFloats{value, 0, 0, 0}, 0)[0]);
-#else
   const uint32_t bits = float_bits(value), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return uint16_t(sign | 0x7e00u);
   if (magnitude >= 0x477ff000u) return uint16_t(sign | 0x7c00u);  // rounds to infinity from 65520 on
@@ -33,18 +24,13 @@ inline uint16_t half_from_float(float value) {
     return uint16_t(sign | (float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000u));
   }
   return uint16_t(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13));
-#endif
 }
 inline float half_to_float(uint16_t h) {
-#ifdef __F16C__
-  return __builtin_ia32_vcvtph2ps(EightShorts{short(h), 0, 0, 0, 0, 0, 0, 0})[0];
-#else
   const uint32_t sign = uint32_t(h & 0x8000u) << 16, magnitude = h & 0x7fffu;
   if (magnitude >= 0x7c00u) return bits_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
   if (magnitude >= 0x400u) return bits_float(sign | ((magnitude << 13) + 0x38000000u));
   const float value = float(magnitude) * 0x1p-24f;
   return sign ? -value : value;
-#endif
 }
 inline uint16_t bfloat16_from_float(float value) {
   const uint32_t bits = float_bits(value);
@@ -68,8 +54,8 @@ inline float bfloat16_to_float(uint16_t b) { return bits_float(uint32_t(b) << 16
     NAME(long long v) : NAME(float(v)) {}                                                        \
     NAME(unsigned long long v) : NAME(float(v)) {}                                               \
     operator float() const { return cuda_on_cpu::TO_FLOAT(bits); }                               \
-    NAME operator-() const { return NAME(-float(*this)); }                                       \
   };                                                                                             \
+  inline NAME operator-(NAME a) { return NAME(-float(a)); }                                      \
   inline NAME operator+(NAME a, NAME b) { return NAME(float(a) + float(b)); }                    \
   inline NAME operator-(NAME a, NAME b) { return NAME(float(a) - float(b)); }                    \
   inline NAME operator*(NAME a, NAME b) { return NAME(float(a) * float(b)); }                    \
