@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from tvm_conv3d import build, cache, reference, runtime, tensors, threads
+from tvm_conv3d.cuda.findings import findings
 from tvm_conv3d.layer import Conv3D
 from tvm_conv3d.plan import make_plan
 from tvm_conv3d.spec import Conv3DSpec, same_padding
@@ -45,6 +46,8 @@ def examine() -> int:
     modules = cache.cache_root() / "modules"
     count = sum(1 for path in modules.glob("*/meta.json")) if modules.is_dir() else 0
     _line("cache", f"{modules}, {count} compiled convolutions")
+    for name, text in findings():
+        _line(name, text)
     error = _measure()
     return 0 if error < _WORST_ERROR else 1
 

@@ -21,9 +21,9 @@ _META = "meta.json"
 def export(spec: Conv3DSpec, target: str | Mapping[str, Any], folder: Path, cores: int | None = None) -> list[Path]:
     """Compiles `spec` for `target` into `folder`.
 
-    Files: `module.o` and `module.s`, or `module.cubin` (where a CUDA compiler is found) and `module.cu`; `schedule.py`,
-    the scheduled function as TVMScript; `module.bin`, what the package itself loads; `meta.json`, shapes, launches, plan,
-    target and versions.
+    Files: for a CPU `module.o` and `module.s`; for a GPU `module.cu`, `module.cubin` (where a CUDA compiler is found)
+    and `module.bin`, which the package itself loads; `schedule.py`, the scheduled function as TVMScript; `meta.json`:
+    shapes, launches, plan and target.
 
     Args:
         spec: the problem.

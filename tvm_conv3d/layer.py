@@ -80,7 +80,8 @@ class Conv3D(KernelLayer):
         kernel_regularizer, bias_regularizer, activity_regularizer: penalties that appear in `losses`.
         kernel_constraint, bias_constraint: projections that `apply_constraints` applies.
         **kwargs: Keras's `name`, `trainable`, `dtype`, `autocast`, `lora_rank` and `lora_alpha`; and `target`, the
-            machine to compile for, None for this one; `accuracy`, "default" or "strict": the latter never takes
+            machine to compile for: None for this one (its GPU, where the input lies there), "cuda" for its GPU, which
+            NumPy arrays are copied to and back from; `accuracy`, "default" or "strict": the latter never takes
             Winograd's algorithm, whose rounding is larger; and `workspace_limit`, the bytes that intermediates
             (padded copies, transformed tiles) may take for each thread, 256 MiB if not given.
 

@@ -16,7 +16,7 @@ from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.plan import Plan, algorithm_of, make_plan
 from tvm_conv3d.recent import Recent
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import check_runs_here, gpu_target, is_cuda, resolve
+from tvm_conv3d.targets import check_runs_here, gpu_target, is_cuda, resolve, target_key
 from tvm_conv3d.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Loaded:
         workspace: memory that it takes for intermediates.
     """
 
-    function: Callable[..., None]
+    function: Any
     shapes: tuple[tuple[int, ...], ...]
     workspace: Workspace
 
@@ -169,7 +169,7 @@ class Executor:
 
     def _on_gpu(self, spec: Conv3DSpec, source: tensors.Source, weights: Weights, target: Target) -> Any:
         number = source.gpu.device if source.gpu else 0
-        key = (spec, number, build.target_text(target))
+        key = (spec, number, target_key(target))
         ready = self._gpu_ready.get(key)
         if ready is None:
             check_runs_here(target, number)

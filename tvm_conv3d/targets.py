@@ -110,7 +110,7 @@ def resolve(target: str | Mapping[str, Any] | Target | None, cores: int) -> Targ
     if target is None or target == "llvm":
         return host_target(cores)
     if _names_cuda(target):
-        return cuda_target(target)  # type: ignore[arg-type]
+        return cuda_target(target)
     if isinstance(target, Mapping):
         config = {"num-cores": cores, **target} if target.get("kind") == "llvm" else dict(target)
         _check_config(config)
@@ -257,7 +257,7 @@ def target_key(target: Target) -> str:
 
 @functools.cache
 def instruction_set(target: Target) -> str:
-    """Architecture, vector width in bits and number of vector registers, or the GPU's: a plan fits all targets that share these."""
+    """Architecture, vector width in bits and number of registers, or the GPU's: plans fit targets that share it."""
     if is_cuda(target):
         return f"cuda-{gpu_traits(target).name}"
     from tvm.target import codegen

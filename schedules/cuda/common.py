@@ -25,7 +25,7 @@ def unroll_by_pragma(sch: Schedule, outermost: LoopRV) -> None:
     sch.annotate(outermost, "pragma_unroll_explicit", 0)
 
 
-def fetch_together(sch: Schedule, loops: Sequence[LoopRV], threads: int, vector: LoopRV | None = None) -> None:
+def spread_over_threads(sch: Schedule, loops: Sequence[LoopRV], threads: int, vector: LoopRV | None = None) -> None:
     """Spreads a copy into shared memory over the threads of a block, neighbours side by side.
 
     Args:
@@ -41,7 +41,7 @@ def fetch_together(sch: Schedule, loops: Sequence[LoopRV], threads: int, vector:
         sch.vectorize(vector)
 
 
-def fetch_by_warps(sch: Schedule, loops: Sequence[LoopRV], warps: int) -> LoopRV:
+def spread_over_warps(sch: Schedule, loops: Sequence[LoopRV], warps: int) -> LoopRV:
     """Spreads a copy over the threads of all warps, neighbours side by side; returns the loop of one thread."""
     _, warp, thread = sch.split(sch.fuse(*loops), [None, warps, 32])
     sch.bind(warp, "threadIdx.y")

@@ -13,7 +13,7 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.implicit_gemm import GemmVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
-from tvm_conv3d.schedules.cuda.common import LoopRV, divisors, fetch_together, unroll, unroll_by_pragma
+from tvm_conv3d.schedules.cuda.common import LoopRV, divisors, spread_over_threads, unroll, unroll_by_pragma
 from tvm_conv3d.schedules.cuda.gemm_rule import candidates
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
@@ -71,9 +71,9 @@ def _tile_loops(sch: Schedule, s: Conv3DSpec, variant: GemmVariant, decide: Deci
         inner.append(sch.split(loop, [None, threads, decide.choice(name, near, default)]))
     (far_i, thread_i, near_i), (far_j, thread_j, near_j) = inner
     # neighbouring threads store neighbouring elements
-    threads = (thread_i, thread_j) if last else (thread_j, thread_i)
-    sch.reorder(far_i, far_j, *threads, near_i, near_j, lane)
-    far, thread = sch.fuse(far_i, far_j), sch.fuse(*threads)
+    order = (thread_i, thread_j) if last else (thread_j, thread_i)
+    sch.reorder(far_i, far_j, *order, near_i, near_j, lane)
+    far, thread = sch.fuse(far_i, far_j), sch.fuse(*order)
     for loop, axis in ((block, "blockIdx.x"), (far, "vthread.x"), (thread, "threadIdx.x")):
         sch.bind(loop, axis)
     unroll_by_pragma(sch, block)
@@ -97,12 +97,12 @@ def _fetch(sch: Schedule, s: Conv3DSpec, variant: GemmVariant, step: LoopRV) -> 
     # neighbouring threads read neighbouring elements
     order = (i, q) if s.data_format == CHANNELS_LAST else (q, i)
     sch.reorder(*order, v)
-    fetch_together(sch, order, threads, v)
+    spread_over_threads(sch, order, threads, v)
     kernel = sch.cache_read(sch.get_sblock("product"), 1, "shared")
     sch.compute_at(kernel, step, preserve_unit_loops=True)
     term, j = sch.get_loops(kernel)[-2:]
     j, lanes = sch.split(j, [None, _WEIGHTS_AT_ONCE[s.accumulator]])
-    fetch_together(sch, (term, j), threads, lanes)
+    spread_over_threads(sch, (term, j), threads, lanes)
 
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:

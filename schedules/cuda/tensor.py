@@ -13,7 +13,7 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.tensor_gemm import TensorVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
-from tvm_conv3d.schedules.cuda.common import BlockRV, LoopRV, fetch_by_warps, unroll_by_pragma
+from tvm_conv3d.schedules.cuda.common import BlockRV, LoopRV, spread_over_warps, unroll_by_pragma
 from tvm_conv3d.schedules.cuda.tensor_rule import candidates
 from tvm_conv3d.schedules.cuda.wmma import EDGE, register
 from tvm_conv3d.schedules.decisions import Decisions
@@ -86,7 +86,7 @@ def _finish_together(sch: Schedule, s: Conv3DSpec, warps: int) -> LoopRV:
     # neighbouring threads store neighbouring elements
     order = (i, j) if s.data_format == CHANNELS_LAST else (j, i)
     sch.reorder(*order, lane)
-    thread = fetch_by_warps(sch, order, warps)
+    thread = spread_over_warps(sch, order, warps)
     tile = sch.get_sblock("tile")
     sch.set_scope(tile, 0, "local")
     sch.compute_at(tile, thread, preserve_unit_loops=True)
@@ -133,12 +133,12 @@ def _fetch(
     term, lanes = sch.split(term, [None, variant.vector])
     order = (i, term) if s.data_format == CHANNELS_LAST else (term, i)
     sch.reorder(*order, lanes)
-    fetch_by_warps(sch, order, warps)
+    spread_over_warps(sch, order, warps)
     if variant.vector > 1:
         sch.vectorize(lanes)
     term, j = sch.get_loops(kernel)[-2:]
     j, lanes = sch.split(j, [None, _WEIGHTS_AT_ONCE])
-    fetch_by_warps(sch, (term, j), warps)
+    spread_over_warps(sch, (term, j), warps)
     sch.vectorize(lanes)
     return rows_of_fragments
 

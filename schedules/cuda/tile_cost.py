@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 
-from tvm_conv3d.compute.implicit_gemm import GemmVariant, extents_of
-from tvm_conv3d.compute.tensor_gemm import TensorVariant
+from tvm_conv3d.compute.implicit_gemm import Cut, extents_of
 from tvm_conv3d.cuda.architectures import GpuTraits
 from tvm_conv3d.spec import Conv3DSpec
 
@@ -24,9 +23,7 @@ _GATHER = 40.0
 _ALONE, _FEW = 1.5, 1.2
 
 
-def nanoseconds(
-    spec: Conv3DSpec, traits: GpuTraits, variant: GemmVariant | TensorVariant, item: int, tensor: bool, share: float
-) -> float:
+def nanoseconds(spec: Conv3DSpec, traits: GpuTraits, variant: Cut, item: int, tensor: bool, share: float) -> float:
     """The modelled time of a whole convolution.
 
     Args:

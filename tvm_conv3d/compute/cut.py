@@ -1,8 +1,8 @@
 """Outputs declared as whole tiles, brought into the user's layout after scheduling.
 
 A schedule places stages well only where every tile is whole, and where what a tile reads is indexed by the loops over
-that tile. So a declaration may have its output cut into tiles, the last of which overhang. Once scheduled, the store goes
-to the user's layout, under the condition that its element exists there.
+that tile. So a declaration may have its output cut into tiles, the last of which overhang. Once scheduled, the store
+goes to the user's layout, under the condition that its element exists there.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from tvm import te, tirx
@@ -33,6 +33,23 @@ from tvm_conv3d.compute.stages import error_of_sums, finish, window_extents, zer
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
 Expr = Any  # a TVM expression; its classes are not public names
+
+
+class Cut(Protocol):
+    """What all variants of the product have; :class:`GemmVariant` says what it means."""
+
+    @property
+    def cells(self) -> int: ...
+    @property
+    def filters(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def vector(self) -> int: ...
+    @property
+    def store(self) -> int: ...
+    @property
+    def flat(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +96,7 @@ class Extents:
     steps: int
 
 
-def extents_of(spec: Conv3DSpec, variant: GemmVariant) -> Extents:
+def extents_of(spec: Conv3DSpec, variant: Cut) -> Extents:
     """How `variant` cuts `spec`, whose axes are collapsed."""
     planes, cells = spec.batch, math.prod(spec.out_size)
     if spec.data_format == CHANNELS_LAST:
@@ -100,7 +117,7 @@ def declare(spec: Conv3DSpec, variant: GemmVariant) -> Declaration:
     return GemmBuilder(collapse(spec), variant).declaration()
 
 
-def pack_kernel(spec: Conv3DSpec, variant: GemmVariant, kernel: np.ndarray) -> np.ndarray:
+def pack_kernel(spec: Conv3DSpec, variant: Cut, kernel: np.ndarray) -> np.ndarray:
     """Weights (kd, kh, kw, channels / groups, filters) as (groups, filter blocks, kd, kh, kw, steps, step, filters)."""
     s = collapse(spec)
     e = extents_of(s, variant)
@@ -111,7 +128,7 @@ def pack_kernel(spec: Conv3DSpec, variant: GemmVariant, kernel: np.ndarray) -> n
     return np.ascontiguousarray(blocked.transpose(5, 6, 0, 1, 2, 3, 4, 7))
 
 
-def pack_bias(spec: Conv3DSpec, variant: GemmVariant, bias: np.ndarray | None) -> np.ndarray:
+def pack_bias(spec: Conv3DSpec, variant: Cut, bias: np.ndarray | None) -> np.ndarray:
     """Bias (filters,) as (groups, filter blocks, filters of a tile); zeros where there is none."""
     blocks = extents_of(collapse(spec), variant).filter_blocks
     padded = np.zeros((spec.groups, blocks * variant.filters), spec.accumulator)
@@ -120,7 +137,7 @@ def pack_bias(spec: Conv3DSpec, variant: GemmVariant, bias: np.ndarray | None) -
     return padded.reshape(spec.groups, blocks, variant.filters)
 
 
-def error_bound(spec: Conv3DSpec, variant: GemmVariant) -> float:
+def error_bound(spec: Conv3DSpec, variant: Cut) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
     return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel))
 
@@ -128,7 +145,7 @@ def error_bound(spec: Conv3DSpec, variant: GemmVariant) -> float:
 class GemmBuilder:
     """The stages of one declaration; `spec` has its axes collapsed."""
 
-    def __init__(self, spec: Conv3DSpec, variant: GemmVariant) -> None:
+    def __init__(self, spec: Conv3DSpec, variant: Cut) -> None:
         if spec.group_channels % variant.vector or variant.step % variant.vector:
             raise ValueError(f"{spec.key()} has no vectors of {variant.vector} channels. Received: {variant}")
         self.spec = spec
@@ -254,12 +271,13 @@ class GemmBuilder:
         store = variant.store
         plane, group, lane = (term(0),), (term(1),), (term(6),)
         if self.last:
-            shape = (e.cells, spec.groups, spec.group_filters // store, store)
             cells, filters = (term(2, variant.cells), term(4)), (term(3, variant.filters // store), term(5))
+            shape = (e.cells, spec.groups, spec.group_filters // store, store)
             return Tiling(shape, (cells, group, filters, lane))
-        shape = (e.planes, spec.groups, spec.group_filters, e.cells // store, store)
         filters, cells = (term(3, variant.filters), term(5)), (term(2, variant.cells // store), term(4))
-        return Tiling(shape, (plane, group, filters, cells, lane))
+        return Tiling(
+            (e.planes, spec.groups, spec.group_filters, e.cells // store, store), (plane, group, filters, cells, lane)
+        )
 
 
 def _unravel(position: Expr, shape: tuple[int, int, int]) -> list[Expr]:

@@ -6,6 +6,7 @@ that of the architecture's usual card, and only decides how small the default ti
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,9 +74,13 @@ def cuda_target(wish: str | Mapping[str, Any]) -> Target:
     Raises:
         ValueError: the architecture is unknown, or not named while there is no GPU to take it from.
     """
+    return _target_of(_wished(wish))
+
+
+@functools.cache
+def _target_of(traits: GpuTraits) -> Target:
     from tvm.target import Target
 
-    traits = _wished(wish)
     config = {
         "kind": "cuda",
         "arch": traits.name,
@@ -120,7 +125,8 @@ def nearest(capability: int) -> GpuTraits:
     same = [traits for traits in fitting if traits.arch // 10 == capability // 10]
     if not same:
         raise ValueError(
-            f"There is no code for GPUs of compute capability {capability / 10:.1f}. Supported: {', '.join(ARCHITECTURES)}"
+            f"There is no code for GPUs of compute capability {capability / 10:.1f}. "
+            f"Supported: {', '.join(ARCHITECTURES)}"
         )
     return max(same, key=lambda traits: traits.arch)
 

@@ -68,8 +68,8 @@ class Driver:
             self._library = ctypes.CDLL(_LIBRARY)
         except OSError as error:
             raise CudaError(
-                f"There is no NVIDIA driver here: {_LIBRARY} does not load ({error}). Install the GPU's driver, or give "
-                "a container access to it (docker run --gpus all)."
+                f"There is no NVIDIA driver here: {_LIBRARY} does not load ({error}). Install the GPU's driver, or "
+                "give a container access to it (docker run --gpus all)."
             ) from error
         self._call("cuInit", 0)
         self._contexts: dict[int, ctypes.c_void_p] = {}

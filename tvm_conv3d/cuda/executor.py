@@ -16,7 +16,6 @@ from tvm_conv3d.cuda.architectures import gpu_traits
 from tvm_conv3d.cuda.arrays import GpuTensor
 from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.plan import Plan, algorithm_of
-from tvm_conv3d.spec import Conv3DSpec
 
 if TYPE_CHECKING:
     from tvm.target import Target

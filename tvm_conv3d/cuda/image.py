@@ -57,8 +57,8 @@ class Image:
         try:
             head = json.loads(data[start:end])
             launches = tuple(
-                Launch(**{name: tuple(v) if isinstance(v, list) else v for name, v in launch.items()})
-                for launch in head["launches"]
+                Launch(e["kernel"], tuple(e["grid"]), tuple(e["block"]), int(e["shared"]), tuple(e["arguments"]))
+                for e in head["launches"]
             )
             return cls(head["arch"], head["source"], launches, data[end:])
         except (ValueError, TypeError, KeyError) as error:

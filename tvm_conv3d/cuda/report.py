@@ -1,4 +1,4 @@
-"""What can be told of GPU kernels without a GPU: registers, spills, shared memory, occupancy, and bounds of the time."""
+"""What can be told of GPU kernels without a GPU: registers, spills, shared memory, occupancy, bounds of the time."""
 
 from __future__ import annotations
 

@@ -19,6 +19,9 @@ _HOMES = ("CUDA_HOME", "CUDA_PATH")
 
 _NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
 
+#: Registers of a thread, at most. Without this bound ptxas aims at fuller multiprocessors, and some kernels spill.
+_REGISTERS = "--maxrregcount=128"
+
 #: Seconds that a kernel may take to compile.
 _PATIENCE = 300.0
 
@@ -126,7 +129,19 @@ def _by_nvcc(nvcc: str, source: str, arch: str, *options: str) -> tuple[bytes, s
     with tempfile.TemporaryDirectory(prefix="tvm_conv3d-") as folder:
         before, after = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
         before.write_text(source)
-        command = [nvcc, "-cubin", f"-arch={arch}", "-O3", "-w", *options, str(before), "-o", str(after)]
+        command = [
+            nvcc,
+            "-cubin",
+            f"-arch={arch}",
+            "-O3",
+            "-w",
+            "-Xptxas",
+            _REGISTERS,
+            *options,
+            str(before),
+            "-o",
+            str(after),
+        ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -152,7 +167,12 @@ def _by_nvrtc(library: str, source: str, arch: str) -> bytes:
     try:
         headers = [home / "include" for home in _homes()]
         headers += [path.parent for folder in _wheels() for path in folder.glob("*/include/cuda_fp16.h")]
-        options = [f"--gpu-architecture={arch}", "--std=c++17", *(f"-I{path}" for path in headers if path.is_dir())]
+        options = [
+            f"--gpu-architecture={arch}",
+            "--std=c++17",
+            f"--ptxas-options={_REGISTERS}",
+            *(f"-I{path}" for path in headers if path.is_dir()),
+        ]
         array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
         if nvrtc.nvrtcCompileProgram(program, len(options), array):
             log = text_of("nvrtcGetProgramLogSize", "nvrtcGetProgramLog").rstrip(b"\0").decode(errors="replace")

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_conv3d import records, threads
-from tvm_conv3d.targets import available_cpus, check_runs_here, resolve, target_key, thread_count
+from tvm_conv3d.cuda.architectures import gpu_traits
+from tvm_conv3d.targets import available_cpus, check_runs_here, is_cuda, resolve, target_key, thread_count
 from tvm_conv3d.tuning import tasks
 from tvm_conv3d.tuning.tasks import Task
 
@@ -109,7 +110,7 @@ def _run(options: argparse.Namespace, kind: str) -> int:
         return 0
     # the measuring process reads it from the environment
     threads.set_num_threads(thread_count(target))
-    if options.rpc is None:
+    if options.rpc is None and not is_cuda(target):
         from tvm_conv3d.bench import machine
 
         run.peak = machine.measure(thread_count(target)).gflops
@@ -214,8 +215,12 @@ def _target(options: argparse.Namespace, kind: str) -> Target:
             wish = json.loads(wish)
         except ValueError as error:
             raise UsageError(f"`--target` is no JSON: {error}. Received: {options.target}") from error
+    if wish == "cuda" and options.dry_run:
+        wish = _some_gpu()
     try:
         target = resolve(wish, threads.get_num_threads())
+        if is_cuda(target) and options.rpc:
+            raise UsageError("GPUs are measured on this machine only: leave `--rpc` out.")
         if options.rpc is None and not options.dry_run:
             check_runs_here(target)
     except ValueError as error:
@@ -227,9 +232,25 @@ def _target(options: argparse.Namespace, kind: str) -> Target:
     return target
 
 
+def _some_gpu() -> str:
+    """This machine's GPU, else the newest that code is made for: what the records hold can be told without one."""
+    from tvm_conv3d.cuda.architectures import ARCHITECTURES
+
+    try:
+        return f"cuda:{gpu_traits(resolve('cuda', 1)).name}"
+    except ValueError as error:
+        arch = max(ARCHITECTURES.values(), key=lambda traits: traits.arch).name
+        print(f"The records for {arch} are listed. {error}", file=sys.stderr)
+        return f"cuda:{arch}"
+
+
 def _lab(run: Run) -> Lab:
     from tvm_conv3d.tuning.lab import Lab
 
+    if is_cuda(run.target):
+        from tvm_conv3d.cuda import driver
+
+        return Lab(run.target, device=driver.device(0).name)
     if run.options.rpc is None:
         return Lab(run.target)
     from tvm_conv3d.tuning.rpc import RpcMeasurer

@@ -17,9 +17,11 @@ from tvm_conv3d import buffers, reference, runtime, tensors, threads
 from tvm_conv3d.algorithms import Algorithm, algorithms
 from tvm_conv3d.bench.problem import choose_positions, values_at
 from tvm_conv3d.build import Artifact
+from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.objects import activations
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.tuning.gpu_kernel import GpuKernel
 from tvm_conv3d.tuning.workers import answer_requests
 
 #: Seconds of one timed repeat, and repeats, of a kernel that is not slower than that.
@@ -75,6 +77,9 @@ class Kernel:
         """Whether the last call's result can be."""
         return all(np.isfinite(flags).all() for flags in self.flags)
 
+    def fetch(self, out: np.ndarray) -> None:
+        """Brings the last call's result into `out`, which it fills itself on a CPU."""
+
 
 @dataclass
 class Bench:
@@ -98,9 +103,11 @@ class Bench:
         bias = rng.standard_normal(spec.filters).astype(x.dtype) if spec.bias else None
         return cls(spec, x, kernel, bias, buffers.empty(spec.output_shape, x.dtype))
 
-    def kernel_of(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> Kernel:
+    def kernel_of(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> Kernel | GpuKernel:
         """The plan's kernel on this data, into :attr:`out`; weights are packed before."""
         arrays = self.arguments(algorithm, plan, artifact)
+        if Image.recognizes(artifact.object_code):
+            return GpuKernel.of(runtime.link(artifact).function, arrays)
         views = [
             tvm_ffi.from_dlpack(tensors.exportable(array, shape))
             for array, shape in zip(arrays, artifact.shapes, strict=True)
@@ -112,10 +119,11 @@ class Bench:
         flags = [np.zeros(shape, self.spec.accumulator) for shape in artifact.shapes[4:]]
         return [self.x, *self.weights(algorithm, plan, artifact), self.out, *flags]
 
-    def error(self, kernel: Kernel) -> float:
+    def error(self, kernel: Kernel | GpuKernel) -> float:
         """The relative error (2-norm) of a kernel's output; infinite where a value is not finite."""
         self.out.fill(np.nan)
         threads.run(kernel)
+        kernel.fetch(self.out)
         return self.error_of(self.out) if kernel.trusted else math.inf
 
     def error_of(self, result: np.ndarray) -> float:

@@ -1,0 +1,195 @@
+"""The call on a GPU: with a driver whose GPU is the CPU, and on a real one where there is one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from cuda_fakes import FakeCupy, FakeDriver, GpuArray
+from problems import data
+from tvm_conv3d import Conv3D, reference, targets, tensors
+from tvm_conv3d.cuda import driver as drivers
+from tvm_conv3d.cuda import toolkit
+from tvm_conv3d.cuda.architectures import ARCHITECTURES, nearest
+from tvm_conv3d.cuda.driver import CudaError, Driver
+from tvm_conv3d.cuda.image import Image
+from tvm_conv3d.cuda.lower import Launch
+from tvm_conv3d.runtime import Executor
+from tvm_conv3d.spec import Conv3DSpec
+
+SPEC = Conv3DSpec(1, (4, 5, 6), 8, 12, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
+
+
+def has_gpu() -> bool:
+    try:
+        return drivers.Driver().count() > 0
+    except CudaError:
+        return False
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
+    fake = FakeDriver()
+    monkeypatch.setattr(drivers, "get", lambda: fake)
+    monkeypatch.setitem(sys.modules, "cupy", FakeCupy(fake))
+    targets.gpu_target.cache_clear()
+    targets.check_runs_here.cache_clear()
+    yield fake
+    targets.gpu_target.cache_clear()
+    targets.check_runs_here.cache_clear()
+
+
+def expected(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    return reference.convolve(SPEC, x, kernel, bias)
+
+
+def test_numpy_goes_there_and_back(gpu: FakeDriver) -> None:
+    x, kernel, bias = data(SPEC)
+    executor = Executor("cuda:sm_80")
+    for _ in range(2):
+        result = executor(SPEC, tensors.wrap(x), kernel, bias, version=0)
+        assert isinstance(result, np.ndarray)
+        assert reference.relative_error(result, expected(x, kernel, bias)) < 2e-6
+    # kernel and bias once, the input at each call
+    assert gpu.uploads == 4
+    executor(SPEC, tensors.wrap(x), 2 * kernel, bias, version=1)
+    assert gpu.uploads == 7
+
+
+def test_what_was_brought_there_is_freed(gpu: FakeDriver) -> None:
+    x, kernel, bias = data(SPEC)
+    executor = Executor("cuda")
+    executor(SPEC, tensors.wrap(x), kernel, bias, version=0)
+    assert len(gpu.memory) == 2
+    del executor
+    assert not gpu.memory
+
+
+@pytest.mark.parametrize("target", [None, "cuda", "cuda:sm_80"])
+def test_tensors_on_the_gpu_stay_there(gpu: FakeDriver, target: str | None) -> None:
+    x, kernel, bias = data(SPEC)
+    there = GpuArray(gpu, x)
+    result = Executor(target)(SPEC, tensors.wrap(there), kernel, bias, version=0)
+    assert isinstance(result, GpuArray)
+    assert gpu.launched == [(0, FakeCupy.STREAM)]
+    assert gpu.uploads == 2
+    assert reference.relative_error(result.array, expected(x, kernel, bias)) < 2e-6
+
+
+def test_a_layer_takes_them_too(gpu: FakeDriver) -> None:
+    layer = Conv3D(12, 3, padding="same", activation="relu")
+    x = np.random.default_rng(0).standard_normal((1, 4, 5, 6, 8)).astype("float32")
+    on_cpu = layer(x)
+    on_gpu = layer(GpuArray(gpu, x))
+    assert isinstance(on_gpu, GpuArray)
+    np.testing.assert_allclose(on_gpu.array, on_cpu, rtol=1e-4, atol=1e-5)
+
+
+def test_the_second_gpu(gpu: FakeDriver) -> None:
+    gpu.devices = 2
+    x, kernel, bias = data(SPEC)
+    Executor()(SPEC, tensors.wrap(GpuArray(gpu, x, device=1)), kernel, bias, version=0)
+    assert gpu.launched == [(1, FakeCupy.STREAM)]
+
+
+def test_a_gpu_of_another_architecture(gpu: FakeDriver) -> None:
+    x, kernel, bias = data(SPEC)
+    with pytest.raises(ValueError, match=r"compute capability 8.0: it can't run code for sm_90"):
+        Executor("cuda:sm_90")(SPEC, tensors.wrap(GpuArray(gpu, x)), kernel, bias, version=0)
+    with pytest.raises(ValueError, match="target is a CPU, and the input lies on GPU 0"):
+        Executor("llvm")(SPEC, tensors.wrap(GpuArray(gpu, x)), kernel, bias, version=0)
+    gpu.capability = 61
+    with pytest.raises(ValueError, match=r"no code for GPUs of compute capability 6.1"):
+        Executor()(SPEC, tensors.wrap(GpuArray(gpu, x)), kernel, bias, version=0)
+
+
+def test_a_tensor_that_is_gone_says_so(gpu: FakeDriver) -> None:
+    source = tensors.wrap(GpuArray(gpu, data(SPEC)[0]))
+    with pytest.raises(ValueError, match="CPU memory only"):
+        source.numpy()
+
+
+def test_code_of_older_gpus_runs_on_newer_ones_of_their_kind() -> None:
+    assert nearest(86).name == "sm_86"
+    assert nearest(87).name == "sm_86"
+    assert nearest(90).name == "sm_90"
+    with pytest.raises(ValueError, match="Supported: sm_75"):
+        nearest(120)
+
+
+def test_images_survive_files() -> None:
+    image = Image("sm_80", "source", (Launch("k", (1, 2, 3), (4, 5, 6), 7, (0, 3)),), b"\x00\xff")
+    assert Image.from_bytes(image.to_bytes()) == image
+    with pytest.raises(ValueError, match="no code for a GPU"):
+        Image.from_bytes(b"ELF")
+    with pytest.raises(ValueError, match="damaged"):
+        Image.from_bytes(image.to_bytes()[:40])
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("cuda:sm_12", "must be one of sm_75"),
+        ("cuda:90", "Do you mean cuda:sm_90"),
+        ({"kind": "cuda", "arch": "gfx90a"}, "must be one of sm_75"),
+    ],
+)
+def test_unknown_architectures(target: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        targets.resolve(target, 1)  # type: ignore[arg-type]
+
+
+def test_targets_of_gpus() -> None:
+    target = targets.resolve("cuda:sm_90", 4)
+    assert targets.traits_of(target) is ARCHITECTURES["sm_90"]
+    assert targets.target_key(target) == targets.instruction_set(target) == "cuda-sm_90"
+    assert targets.thread_count(target) == 1
+    assert targets.resolve({"kind": "cuda", "arch": "sm_90"}, 1) is targets.resolve(target, 1)
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
+def test_no_gpu_is_said_in_words() -> None:
+    with pytest.raises(ValueError, match=r"name its architecture: \"cuda:sm_90\""):
+        targets.resolve("cuda", 1)
+    x, kernel, bias = data(SPEC)
+    with pytest.raises(ValueError, match=r"can't be used|no NVIDIA driver"):
+        Executor("cuda:sm_80")(SPEC, tensors.wrap(x), kernel, bias, version=0)
+
+
+def test_a_driver_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        def __getattr__(self, name: str) -> object:
+            return lambda *_: 100
+
+    broken = Driver.__new__(Driver)
+    broken._library = Refusing()  # type: ignore[assignment]
+    with pytest.raises(CudaError, match="cuDeviceGetCount fails with error 100: no GPU is visible"):
+        broken.count()
+
+
+def test_no_compiler_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolkit, "find_nvcc", lambda: None)
+    monkeypatch.setattr(toolkit, "find_nvrtc", lambda: None)
+    with pytest.raises(toolkit.NoCompilerError, match="pip install"):
+        toolkit.compile_cubin("", "sm_90")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_on_a_real_gpu(dtype: str, data_format: str) -> None:
+    torch = pytest.importorskip("torch")
+    layer = Conv3D(24, 3, padding="same", activation="relu", dtype=dtype, data_format=data_format)
+    shape = (2, 6, 7, 9, 16) if data_format == "channels_last" else (2, 16, 6, 7, 9)
+    x = torch.randn(shape, dtype=getattr(torch, dtype))
+    on_cpu = layer(x)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        on_gpu = layer(x.cuda())
+    stream.synchronize()
+    assert on_gpu.device.type == "cuda"
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=2e-2, atol=2e-2)

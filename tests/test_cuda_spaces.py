@@ -1,0 +1,186 @@
+"""The GPU design spaces: random points, all variants, all activations, random problems; run on the CPU."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cuda_checks import arguments, assert_right, bits, default_plans
+from cuda_on_cpu import compile_modules, lower_module
+from problems import data, specs
+from tvm_conv3d import build, reference
+from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.cuda.lower import lower
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.schedules.decisions import Decisions
+from tvm_conv3d.spec import CHANNELS_FIRST, FUSED_ACTIVATIONS, Conv3DSpec, Pads, same_padding
+from tvm_conv3d.targets import resolve, traits_of
+
+#: Points drawn from the spaces of each problem.
+POINTS = 20
+
+TARGET = "cuda:sm_80"
+
+
+def same(size: tuple[int, int, int], channels: int, filters: int, kernel: int, **more: object) -> Conv3DSpec:
+    k = (kernel,) * 3
+    pads = same_padding(size, k, more.get("strides", (1, 1, 1)), (1, 1, 1))  # type: ignore[arg-type]
+    return Conv3DSpec(more.pop("batch", 1), size, channels, filters, k, pads=pads, **more)  # type: ignore[arg-type]
+
+
+ODD = [
+    same((3, 5, 7), 13, 19, 3),
+    same((1, 17, 3), 3, 70, 3, data_format=CHANNELS_FIRST, batch=2),
+    same((4, 7, 9), 32, 48, 1),
+    same((3, 5, 6), 20, 20, 3, groups=20),
+    same((4, 9, 9), 24, 12, 3, groups=6, strides=(1, 2, 2)),
+    same((3, 5, 7), 16, 24, 3, dtype="float16", activation="relu"),
+    same((3, 4, 5), 24, 40, 2, dtype="bfloat16", data_format=CHANNELS_FIRST),
+    same((3, 4, 5), 7, 18, 3, dtype="float16", batch=2),
+    same((3, 4, 5), 12, 20, 2, dtype="float64"),
+    same((2, 6, 14), 8, 8, 3, data_format=CHANNELS_FIRST, groups=8),
+]
+
+
+def random_points(spec: Conv3DSpec, count: int) -> list[Plan]:
+    """Plans with variants and decisions drawn at random, as MetaSchedule draws them."""
+    from tvm.s_tir import Schedule
+
+    traits = traits_of(resolve(TARGET, 1))
+    generator = random.Random(spec.key())
+    choices = [(known, v) for known in algorithms("cuda").values() for v in known.variants(spec, traits)]
+    found: dict[str, Plan] = {}
+    for seed in range(1, 4 * count):
+        algorithm, variant = generator.choice(choices)
+        schedule = Schedule(algorithm.declare(spec, variant).module(), seed=seed)
+        decisions = Decisions(schedule, None)
+        algorithm.apply(schedule, spec, variant, decisions)
+        plan = Plan(spec, algorithm.name, variant, decisions.taken())
+        found.setdefault(plan.describe(), plan)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+@pytest.mark.parametrize("spec", ODD, ids=lambda spec: spec.key())
+def test_random_points_are_right(spec: Conv3DSpec) -> None:
+    points = random_points(spec, POINTS)
+    assert len(points) >= 8
+    assert_right(points)
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(some=st.lists(specs(), min_size=8, max_size=8))
+def test_any_problem(some: list[Conv3DSpec]) -> None:
+    assert_right(default_plans(some))
+
+
+def test_all_activations() -> None:
+    spec = same((2, 3, 5), 8, 12, 2)
+    assert_right(default_plans(replace(spec, activation=name) for name in FUSED_ACTIVATIONS))
+
+
+def test_order_of_threads_does_not_matter() -> None:
+    for order in ("reverse", ("shuffled", 1)):
+        assert_right(default_plans([ODD[0], ODD[5], ODD[3]]), order=order)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_non_finite_values_reach_exactly_their_windows(value: float, dtype: str) -> None:
+    spec = replace(same((4, 5, 6), 12, 20, 3, dtype=dtype, bias=False), strides=(1, 2, 1))
+    (plan,) = default_plans([spec])
+    x, kernel, _ = data(spec)
+    kernel = np.abs(kernel) + kernel.dtype.type(0.1)
+    x[0, 2, 3, 4, 5] = value
+    target = resolve(TARGET, 1)
+    (compiled,) = compile_modules([lower_module(build.scheduled_module(plan, target), target)])
+    parameters = compiled.lowered.parameters
+    arrays = [
+        None if a is None else bits(a, p) for a, p in zip(arguments(plan, x, kernel, None), parameters, strict=True)
+    ]
+    report = compiled.run(arrays)
+    report.check()
+    touched = np.zeros(spec.input_shape)
+    touched[0, 2, 3, 4, 5] = 1
+    reached = reference.convolve(spec, touched, kernel) != 0
+    np.testing.assert_array_equal(~np.isfinite(report.arrays[3].reshape(spec.output_shape)), reached)
+
+
+def test_decisions_repeat() -> None:
+    """What a schedule took gives the same schedule again."""
+    from tvm import ir
+    from tvm.s_tir import Schedule
+
+    target = resolve(TARGET, 1)
+    for spec in (ODD[0], ODD[5], ODD[3]):
+        (plan,) = default_plans([spec])
+        algorithm = algorithms("cuda")[plan.algorithm]
+        schedule = Schedule(algorithm.declare(spec, plan.variant).module(), seed=7)
+        decisions = Decisions(schedule, None)
+        algorithm.apply(schedule, spec, plan.variant, decisions)
+        again = build.scheduled_module(replace(plan, decisions=decisions.taken()), target)
+        ir.assert_structural_equal(algorithm.finish(schedule.mod, spec), again)
+
+
+def test_launches_are_those_of_the_host_code() -> None:
+    """The package's reader of launches against the test tool's own."""
+    target = resolve(TARGET, 1)
+    for plan in default_plans([ODD[0], ODD[5], replace(ODD[3], bias=False)]):
+        module = build.scheduled_module(plan, target)
+        ours, theirs = lower(module, target), lower_module(module, target)
+        assert ours.source == theirs.source
+        names = [parameter.name for parameter in theirs.parameters]
+        for a, b in zip(ours.launches, theirs.launches, strict=True):
+            assert (a.kernel, a.grid, a.block, a.shared) == (b.kernel, b.grid, b.block, b.dynamic_shared_bytes)
+            assert tuple(names[number] for number in a.arguments) == b.arguments
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        same((1, 1, 1), 1, 1, 1, batch=70000, data_format=CHANNELS_FIRST),
+        same((4, 4, 4), 70000, 70000, 1, groups=70000),
+        Conv3DSpec(1, (300, 600, 600), 4, 4, (3, 3, 3), pads=(Pads(1, 1),) * 3),
+        Conv3DSpec(1, (300, 600, 600), 16, 16, (3, 3, 3), pads=(Pads(1, 1),) * 3, dtype="float16"),
+        Conv3DSpec(1, (600, 600, 600), 16, 16, (3, 3, 3), pads=(Pads(1, 1),) * 3, dtype="float16"),
+        Conv3DSpec(1, (600, 600, 600), 20, 20, (3, 3, 3), pads=(Pads(1, 1),) * 3, groups=20),
+        Conv3DSpec(3, (600, 600, 600), 20, 20, (3, 3, 3), pads=(Pads(1, 1),) * 3, data_format=CHANNELS_FIRST),
+    ],
+    ids=lambda spec: spec.key(),
+)
+def test_large_problems_stay_within_the_limits_of_a_launch(spec: Conv3DSpec) -> None:
+    target = resolve(TARGET, 1)
+    (plan,) = default_plans([spec])
+    code = lower(build.scheduled_module(plan, target), target)
+    for launch in code.launches:
+        assert np.prod(launch.block) <= 1024
+        assert launch.grid[0] < 2**31 and max(launch.grid[1:]) < 2**16
+    elements = max(np.prod(spec.input_shape), np.prod(spec.output_shape))
+    # 32 bits count the elements of the smaller ones, and are faster
+    kernel = code.source[code.source.rindex("__global__") :]
+    assert ("int64_t" in kernel) == (elements >= 2**31), kernel
+
+
+def test_the_search_takes_these_spaces() -> None:
+    """MetaSchedule's evolutionary search replays their traces, learns from costs, and proposes further points."""
+    pytest.importorskip("xgboost", reason="tuning needs xgboost")
+    from tvm_conv3d.tuning.lab import Trial
+    from tvm_conv3d.tuning.space import CostModel, Space
+
+    target = resolve(TARGET, 1)
+    for spec in (ODD[0], ODD[5]):
+        (plan,) = default_plans([spec])
+        space = Space(spec, target, algorithms("cuda")[plan.algorithm], plan.variant, CostModel(1), 1)
+        default = space.point(plan.decisions)
+        space.teach([Trial(default, 1e-3)])
+        proposed = space.propose(4)
+        assert proposed
+        space.learn([Trial(point, 2e-3) for point in proposed])
+        assert all(point.decisions.keys() == default.decisions.keys() for point in proposed)
+        assert_right(proposed)

@@ -1,0 +1,170 @@
+"""What needs no GPU: cross-compilation, the static report, the doctor's words, the tuner's refusal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cuda_checks import default_plans
+from cuda_fakes import FakeDriver
+from problems import data
+from tvm_conv3d import build, reference, runtime
+from tvm_conv3d.build import Artifact
+from tvm_conv3d.cli import main
+from tvm_conv3d.cuda import driver as drivers
+from tvm_conv3d.cuda import report, toolkit
+from tvm_conv3d.cuda.architectures import ARCHITECTURES
+from tvm_conv3d.cuda.executor import Kernels, Memory
+from tvm_conv3d.cuda.findings import findings
+from tvm_conv3d.cuda.image import Image
+from tvm_conv3d.cuda.lower import Launch
+from tvm_conv3d.cuda.toolkit import Resources
+from tvm_conv3d.plan import algorithm_of
+from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.targets import resolve
+
+LAYERS = Path(__file__).parents[1] / "scripts" / "layers.csv"
+
+SPEC = Conv3DSpec(1, (3, 4, 5), 8, 12, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
+
+needs_nvcc = pytest.mark.skipif(toolkit.find_nvcc() is None, reason="needs nvcc")
+
+
+def compiled(folder: Path, target: str, spec: Conv3DSpec = SPEC) -> dict[str, bytes]:
+    assert main(["compile", "--spec", spec.key(), "--target", target, "-o", str(folder / "out")]) == 0
+    return {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+
+
+def test_compiling_for_a_gpu_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command writes computes the right numbers, with its own launches and nothing else."""
+    files = compiled(tmp_path, "cuda:sm_90")
+    assert {"module.bin", "module.cu", "schedule.py", "meta.json"} <= files.keys()
+    about = json.loads(files["meta.json"])
+    assert Conv3DSpec.parse(about["spec"]) == SPEC
+    assert b"__global__" in files["module.cu"] and b"T.prim_func" in files["schedule.py"]
+    gpu = FakeDriver(90)
+    monkeypatch.setattr(drivers, "get", lambda: gpu)
+    (plan,) = default_plans([SPEC], "cuda:sm_90")
+    algorithm = algorithm_of(plan, "cuda")
+    x, kernel, bias = data(SPEC)
+    packed = algorithm.pack_kernel(SPEC, plan.variant, kernel), algorithm.pack_bias(SPEC, plan.variant, bias)
+    out = np.empty(SPEC.output_shape, np.float32)
+    memory = [Memory.holding(0, array) for array in (x, *packed, out)]
+    Kernels(Image.from_bytes(files["module.bin"]))(0, 0, [block.address for block in memory])
+    gpu.download(0, out, memory[3].address)
+    assert reference.relative_error(out, reference.convolve(SPEC, x, kernel, bias)) < 2e-6
+
+
+@needs_nvcc
+def test_machine_code_of_gpus(tmp_path: Path) -> None:
+    files = compiled(tmp_path, "cuda:sm_80", replace(SPEC, dtype="bfloat16", channels=16))
+    assert files["module.cubin"].startswith(b"\x7fELF")
+    assert Image.from_bytes(files["module.bin"]).cubin == files["module.cubin"]
+    with pytest.raises(RuntimeError, match="nvcc refuses the source"):
+        toolkit.compile_cubin("no C++", "sm_80")
+
+
+def test_source_serves_where_there_is_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolkit, "find_nvcc", lambda: None)
+    monkeypatch.setattr(toolkit, "find_nvrtc", lambda: None)
+    files = compiled(tmp_path, "cuda:sm_90")
+    assert "module.cubin" not in files
+    assert Image.from_bytes(files["module.bin"]).source.encode() == files["module.cu"]
+
+
+def test_compiling_for_cpus(tmp_path: Path) -> None:
+    files = compiled(tmp_path, "llvm")
+    about = json.loads(files["meta.json"])
+    loaded = runtime.link(Artifact(files["module.o"], tuple(map(tuple, about["shapes"])), ""))
+    assert callable(loaded.function)
+    assert b"main" in files["module.s"]
+    other = compiled(tmp_path / "arm", '{"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-n1"}')
+    assert b"fmla" in other["module.s"]
+
+
+@pytest.mark.parametrize("wrong", [("n1", "cuda:sm_90"), (SPEC.key(), "cuda:sm_1"), (SPEC.key(), "{")])
+def test_compile_refuses_in_words(wrong: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key, target = wrong
+    assert main(["compile", "--spec", key, "--target", target, "-o", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.startswith("compile: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_occupancy_is_cudas() -> None:
+    """Against NVIDIA's occupancy calculator."""
+    launch = Launch("k", (1, 1, 1), (256, 1, 1), 0, ())
+    hopper, ampere = ARCHITECTURES["sm_90"], ARCHITECTURES["sm_86"]
+    assert report.resident_blocks(hopper, Resources(64, 0, 0, 0), launch) == (4, "registers")
+    assert report.resident_blocks(hopper, Resources(32, 0, 0, 0), launch) == (8, "threads")
+    assert report.resident_blocks(hopper, Resources(32, 0, 0, 47 << 10), launch) == (4, "shared memory")
+    assert report.resident_blocks(ampere, Resources(40, 0, 0, 0), launch) == (6, "threads")
+
+
+@needs_nvcc
+def test_default_kernels_do_not_spill(capsys: pytest.CaptureFixture[str]) -> None:
+    """A few of the layers whose table is in docs/cuda.md."""
+    arguments = ["--layers", str(LAYERS), "--arch", "sm_90"]
+    assert report.main([*arguments, "--filter", "voxnet"]) == 0
+    table = capsys.readouterr().out
+    assert "4 kernels, 0 with spills" in table
+    assert "| voxnet_2 | float16 | tensor_gemm |" in table
+
+
+def test_doctor_says_why() -> None:
+    found = dict(findings())
+    assert found.keys() == {"CUDA, driver and GPUs", "CUDA, compiler", "CUDA, TVM's runtime"}
+    assert all(found.values())
+
+
+def test_doctor_without_driver_and_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise drivers.CudaError("There is no NVIDIA driver here.")
+
+    monkeypatch.setattr(drivers, "get", refuse)
+    monkeypatch.setattr(toolkit, "find_nvcc", lambda: None)
+    monkeypatch.setattr(toolkit, "find_nvrtc", lambda: None)
+    found = dict(findings())
+    assert "no NVIDIA driver" in found["CUDA, driver and GPUs"]
+    assert "neither nvcc" in found["CUDA, compiler"]
+
+
+def test_doctor_lists_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capability, words in ((86, "0: fake, compute capability 8.6, code for sm_86"), (61, "no code for GPUs")):
+        monkeypatch.setattr(drivers, "get", lambda capability=capability: FakeDriver(capability))
+        assert words in dict(findings())["CUDA, driver and GPUs"]
+    monkeypatch.setattr(drivers, "get", lambda: FakeDriver(count=0))
+    assert "CUDA_VISIBLE_DEVICES" in dict(findings())["CUDA, driver and GPUs"]
+
+
+def test_tuning_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("xgboost", "rich"):
+        pytest.importorskip(package)
+    from tvm_conv3d.tuning import command
+
+    def refuse() -> None:
+        raise drivers.CudaError("There is no NVIDIA driver here.")
+
+    monkeypatch.setattr(drivers, "get", refuse)
+    assert command.main(["--spec", SPEC.key(), "--dry-run"], kind="cuda") == 0
+    assert "1 layers for cuda-sm_90" in capsys.readouterr().out
+    assert command.main(["--spec", SPEC.key()], kind="cuda") == 2
+    assert "no NVIDIA driver" in capsys.readouterr().err
+
+
+def test_the_tuner_measures_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tvm_ffi")
+    from tvm_conv3d.tuning import measure
+
+    gpu = FakeDriver()
+    monkeypatch.setattr(drivers, "get", lambda: gpu)
+    target = resolve("cuda:sm_80", 1)
+    (plan,) = default_plans([SPEC])
+    pair = (plan, build.compile_plan(plan, target))
+    (error,) = measure.perform(measure.Request("error", "cuda", (pair,)), measure.Bench.of(SPEC))
+    assert error < 2e-6
+    (seconds,) = measure.perform(measure.Request("time", "cuda", (pair,), hopeless=0.0), measure.Bench.of(SPEC))
+    assert seconds > 0

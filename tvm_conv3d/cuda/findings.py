@@ -1,0 +1,68 @@
+"""Why CUDA works here, or does not: for `doctor`."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+from tvm_conv3d.cuda import driver, toolkit
+from tvm_conv3d.cuda.architectures import nearest
+from tvm_conv3d.cuda.driver import CudaError
+
+#: What TVM's own CUDA runtime loads, which only its tools need.
+_RUNTIME = "libcudart.so.13"
+
+
+def findings() -> list[tuple[str, str]]:
+    """What is checked, and what was found."""
+    return [("CUDA, driver and GPUs", _gpus()), ("CUDA, compiler", _compiler()), ("CUDA, TVM's runtime", _runtime())]
+
+
+def _gpus() -> str:
+    try:
+        runtime = driver.get()
+        count = runtime.count()
+        found = [runtime.device(number) for number in range(count)]
+    except CudaError as error:
+        return f'{error} Compiling for a GPU elsewhere works: target="cuda:sm_90".'
+    if not found:
+        return "the driver works, but this process sees no GPU; look at CUDA_VISIBLE_DEVICES"
+    texts = []
+    for device in found:
+        try:
+            code = f"code for {nearest(device.capability).name}"
+        except ValueError as error:
+            code = str(error)
+        texts.append(f"{device.number}: {device.name}, compute capability {device.capability / 10:.1f}, {code}")
+    return "; ".join(texts)
+
+
+def _compiler() -> str:
+    nvcc = toolkit.find_nvcc()
+    if nvcc:
+        return nvcc
+    nvrtc = toolkit.find_nvrtc()
+    if nvrtc:
+        return f"NVRTC ({nvrtc})"
+    return (
+        "none: neither nvcc (on PATH, or under CUDA_HOME) nor NVRTC. New shapes can't be compiled for a GPU. Run: "
+        "pip install nvidia-cuda-nvrtc nvidia-cuda-runtime"
+    )
+
+
+def _runtime() -> str:
+    places = (_RUNTIME, *(str(home / part / _RUNTIME) for home in _toolkits() for part in ("lib64", "lib")))
+    for place in places:
+        try:
+            ctypes.CDLL(place)
+        except OSError:
+            continue
+        if place == _RUNTIME:
+            return f"{_RUNTIME} loads"
+        return f"{_RUNTIME} is at {place}, but not on the loader's path (LD_LIBRARY_PATH); only TVM's own tools need it"
+    return f"{_RUNTIME} is missing; only TVM's own tools need it, not this package"
+
+
+def _toolkits() -> list[Path]:
+    nvcc = toolkit.find_nvcc()
+    return [Path(nvcc).resolve().parents[1]] if nvcc else []
