@@ -319,6 +319,19 @@ def test_a_wrong_result_of_ours_fails_the_run(client, capsys):
     assert "WRONG, relative error" in captured.err
 
 
+def test_our_own_peers_are_no_measure() -> None:
+    one = row("a", 1e-3, torch=4e-3, jax=3e-3, default=2e-3)
+    assert one.fastest == "jax"
+    assert one.ratio() == pytest.approx(3)
+    assert one.ratio("default") == pytest.approx(2)
+    assert one.ratio(of="default") == pytest.approx(1.5)
+    assert one.ratio(of="missing") is None
+    (untuned,) = [s for s in stats.closing([one], ["torch", "jax", "default"]) if "default against" in s.title]
+    assert untuned.mean == pytest.approx(1.5)
+    alone = row("a", 1e-3, default=2e-3)
+    assert (alone.fastest, alone.ratio()) == ("default", pytest.approx(2))
+
+
 def test_tuned_is_compared_with_default(monkeypatch, tmp_path, capsys):
     """The two differ by records alone: here by one that takes another tile."""
     monkeypatch.setenv("TVM_CONV3D_CACHE", str(tmp_path / "cache"))

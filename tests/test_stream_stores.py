@@ -10,7 +10,7 @@ import pytest
 from problems import data
 from tvm_conv3d import buffers, build, reference, runtime
 from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.plan import Plan, algorithm_of
+from tvm_conv3d.plan import Plan, algorithm_of, default_plan
 from tvm_conv3d.schedules.llvm import stream_stores
 from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, Pads
 from tvm_conv3d.targets import cpu_traits, host_target, resolve
@@ -65,6 +65,15 @@ def test_the_instruction_is_emitted(cpu: str, instruction: str) -> None:
     text = str(tvm.compile(stream_stores.rewrite(module, target), target=target).mod.inspect_source("asm"))
     assert re.search(instruction, text)
     assert not re.search("vmovnt", str(tvm.compile(module, target=target).mod.inspect_source("asm")))
+
+
+def test_by_default_only_what_outgrows_the_caches() -> None:
+    target = resolve({"kind": "llvm", "mcpu": "znver4", "mtriple": "x86_64-linux-gnu"}, 2)
+    half = cpu_traits(target).l3 // 2
+    for cells, expected in ((half // (64 * 4 * 32**2) - 1, False), (half // (64 * 4 * 32**2) + 1, True)):
+        spec = replace(SPECS["winograd"], size=(cells, 32, 32), channels=64, filters=64)
+        plan = default_plan(spec, target)
+        assert (plan.algorithm, plan.variant.stream) == ("winograd", expected)
 
 
 def test_only_large_outputs_of_whole_vectors() -> None:

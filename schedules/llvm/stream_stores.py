@@ -19,6 +19,7 @@ from tvm.s_tir import transform
 from tvm.target import Target
 
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.targets import CpuTraits
 
 Variant = Any  # of one of the algorithms
 
@@ -53,10 +54,19 @@ through:
 
 def streaming(spec: Conv3DSpec, variants: Sequence[Variant], lanes: int) -> list[Variant]:
     """The variants with such stores; none where the output is small or not made of whole vectors of `lanes`."""
+    return [replace(variant, stream=True) for variant in variants] if _stored_bytes(spec, lanes) >= LEAST_BYTES else []
+
+
+def outgrows_caches(spec: Conv3DSpec, traits: CpuTraits, lanes: int) -> bool:
+    """Whether so much is stored in whole vectors that little of it is left in the caches for the next layer."""
+    return _stored_bytes(spec, lanes) >= max(LEAST_BYTES, traits.l3 // 2)
+
+
+def _stored_bytes(spec: Conv3DSpec, lanes: int) -> int:
+    """Bytes of the output, none where it is not made of whole vectors."""
     if spec.dtype not in _LLVM_TYPES or spec.data_format != CHANNELS_LAST or spec.filters % lanes:
-        return []
-    large = math.prod(spec.output_shape) * _LLVM_TYPES[spec.dtype][1] >= LEAST_BYTES
-    return [replace(variant, stream=True) for variant in variants] if large else []
+        return 0
+    return math.prod(spec.output_shape) * _LLVM_TYPES[spec.dtype][1]
 
 
 def rewrite(module: IRModule, target: Target) -> IRModule:

@@ -8,6 +8,7 @@ stream through, once for each task.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tvm import IRModule
 from tvm.s_tir import Schedule
@@ -27,7 +28,10 @@ MOST_VARIANTS = 16
 def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[str, int]] | None:
     """The variant and the decisions taken where nothing was tuned; None where the direct convolution is as good."""
     variant = winograd_rule.worthwhile(spec, traits)
-    return None if variant is None else (variant, {"unroll": 1})
+    if variant is None:
+        return None
+    stream = stream_stores.outgrows_caches(spec, traits, variant.lanes)
+    return replace(variant, stream=stream), {"unroll": 1}
 
 
 def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[WinogradVariant]:

@@ -12,6 +12,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from tvm_conv3d.bench.rows import OURS
+
 #: Idle pools give the CPUs back within milliseconds. GNU OpenMP and TVM do so by themselves: told to sleep at once,
 #: they take several times as long for a small layer, and the comparison would be unfair.
 QUIET = {"KMP_BLOCKTIME": "5", "TF_CPP_MIN_LOG_LEVEL": "2", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -23,8 +25,6 @@ package.__path__ = [sys.argv.pop(1)]
 sys.modules["tvm_conv3d"] = package
 runpy.run_module("tvm_conv3d.bench.worker", run_name="__main__")
 """
-#: The peers that are this package, and run it as it is installed.
-OURS = ("tvm_conv3d", "tuned", "default")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 

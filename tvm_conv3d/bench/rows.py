@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from tvm_conv3d.bench.layers import Layer
 
+#: Peers that are this package: they are compared, but not what it is measured by where there are others.
+OURS = ("tvm_conv3d", "tuned", "default")
+
 
 @dataclass
 class Timing:
@@ -45,19 +48,24 @@ class Row:
     ours: Timing
     peers: dict[str, Timing]
 
-    def ratio(self, peer: str | None = None) -> float | None:
-        """How many times faster than `peer`, or than the fastest one; None where either was not timed."""
-        timings = [timing for name, timing in self.peers.items() if peer in (None, name)]
-        times = [timing.seconds for timing in timings if timing.seconds is not None]
-        if self.ours.seconds is None or not times:
-            return None
-        return min(times) / self.ours.seconds
+    def ratio(self, peer: str | None = None, of: str | None = None) -> float | None:
+        """How many times faster than `peer`, or than the fastest one; None where either was not timed.
+
+        Args:
+            peer: whose time is divided; None takes the fastest.
+            of: by whose time; None takes ours.
+        """
+        name = peer or self.fastest
+        time = None if name is None or name not in self.peers else self.peers[name].seconds
+        own = self.ours.seconds if of is None else self.peers.get(of, Timing()).seconds
+        return None if time is None or own is None else time / own
 
     @property
     def fastest(self) -> str | None:
-        """The name of the fastest peer."""
+        """The name of the fastest peer; another library's, where there is one."""
         timed = {name: timing.seconds for name, timing in self.peers.items() if timing.seconds is not None}
-        return min(timed, key=lambda name: timed[name]) if timed else None
+        others = {name: seconds for name, seconds in timed.items() if name not in OURS} or timed
+        return min(others, key=lambda name: others[name]) if others else None
 
     @property
     def gflops(self) -> float | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tvm_conv3d.bench.rows import Row
+from tvm_conv3d.bench.rows import OURS, Row
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(math.fsum(map(math.log, numbers)) / len(numbers))
 
 
-def summarise(title: str, rows: Iterable[Row], peer: str | None = None) -> Summary | None:
-    """The ratios of `rows` to one peer, or to the fastest one of each row; None where there is nothing to compare."""
-    ratios = [(ratio, row.layer.name) for row in rows if (ratio := row.ratio(peer)) is not None]
+def summarise(title: str, rows: Iterable[Row], peer: str | None = None, of: str | None = None) -> Summary | None:
+    """The ratios of `rows`, see :meth:`Row.ratio`; None where there is nothing to compare."""
+    ratios = [(ratio, row.layer.name) for row in rows if (ratio := row.ratio(peer, of)) is not None]
     if not ratios:
         return None
     least, name = min(ratios)
@@ -51,5 +51,7 @@ def closing(rows: Sequence[Row], peers: Sequence[str]) -> list[Summary]:
         (f"  {family}", [row for row in rows if row.layer.family == family], None)
         for family in sorted({row.layer.family for row in rows})
     ]
-    found = (summarise(*group) for group in [*fastest, *(against if len(peers) > 1 else []), *families])
+    found = [summarise(*group) for group in [*fastest, *(against if len(peers) > 1 else []), *families]]
+    if set(peers) - set(OURS):
+        found += [summarise(f"all, {own} against the fastest", rows, None, own) for own in peers if own in OURS]
     return [summary for summary in found if summary is not None]
