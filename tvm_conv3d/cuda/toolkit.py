@@ -135,7 +135,6 @@ def _by_nvcc(nvcc: str, source: str, arch: str, *options: str) -> tuple[bytes, s
             f"-arch={arch}",
             "-O3",
             "-w",
-            "-Xptxas",
             _REGISTERS,
             *options,
             str(before),
@@ -170,7 +169,7 @@ def _by_nvrtc(library: str, source: str, arch: str) -> bytes:
         options = [
             f"--gpu-architecture={arch}",
             "--std=c++17",
-            f"--ptxas-options={_REGISTERS}",
+            _REGISTERS,
             *(f"-I{path}" for path in headers if path.is_dir()),
         ]
         array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
