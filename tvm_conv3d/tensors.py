@@ -164,7 +164,8 @@ def _dlpack_source(value: Any) -> Source:
     device, number = value.__dlpack_device__()
     if int(device) != _DLPACK_CPU:
         raise ValueError(
-            f"The input must be in CPU memory. Received: {type(value)} on DLPack device {(int(device), number)}."
+            "The input must be in the memory of the CPU or a CUDA GPU. "
+            f"Received: {type(value)} on DLPack device {(int(device), number)}."
         )
     try:
         array = np.from_dlpack(value)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from tvm.target import Target
 
 
+#: Queues a convolution: (GPU, stream, addresses of input, weights, bias and output); see :class:`Kernels`.
+Call = Callable[[int, int, Sequence[int]], None]
+
+
 class Memory:
     """A block of a GPU's memory, freed with this object."""
 
@@ -84,7 +88,7 @@ class GpuExecutor:
         self._lock = threading.Lock()
         self._packed: dict[tuple[int, str, str], _Packed] = {}
 
-    def on_gpu(self, plan: Plan, kernels: Kernels, target: Target, tensor: GpuTensor, weights: Weights) -> Any:
+    def on_gpu(self, plan: Plan, kernels: Call, target: Target, tensor: GpuTensor, weights: Weights) -> Any:
         """The result beside a tensor in a GPU's memory, of the same library, queued on its current stream.
 
         Raises:
@@ -107,7 +111,7 @@ class GpuExecutor:
             driver.get().synchronize(tensor.device, stream)
         return result
 
-    def from_host(self, plan: Plan, kernels: Kernels, target: Target, x: np.ndarray, weights: Weights) -> np.ndarray:
+    def from_host(self, plan: Plan, kernels: Call, target: Target, x: np.ndarray, weights: Weights) -> np.ndarray:
         """The result for an array in the CPU's memory: it is copied to the first GPU, and the result back.
 
         Raises:

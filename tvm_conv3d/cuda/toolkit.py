@@ -22,6 +22,11 @@ _NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
 #: Registers of a thread, at most. Without this bound ptxas aims at fuller multiprocessors, and some kernels spill.
 _REGISTERS = "--maxrregcount=128"
 
+#: What is tried in turn while a kernel spills, although registers are free: ptxas's choices hang on details.
+_OTHER_REGISTERS = ("--maxrregcount=96", "--maxrregcount=168", "-Xptxas=--register-usage-level=0")
+
+_SPILLS = r"(\d+) bytes spill (?:stores|loads)"
+
 #: Seconds that a kernel may take to compile.
 _PATIENCE = 300.0
 
@@ -56,7 +61,7 @@ def compile_cubin(source: str, arch: str) -> bytes:
     """
     nvcc = find_nvcc()
     if nvcc is not None:
-        return _by_nvcc(nvcc, source, arch)[0]
+        return _without_spills(nvcc, source, arch)[0]
     library = find_nvrtc()
     if library is not None:
         return _by_nvrtc(library, source, arch)
@@ -76,12 +81,12 @@ def measure(source: str, arch: str) -> Resources:
     nvcc = find_nvcc()
     if nvcc is None:
         raise NoCompilerError("ptxas comes with the CUDA toolkit: put nvcc on PATH or set CUDA_HOME.")
-    text = _by_nvcc(nvcc, source, arch, "-Xptxas", "-v")[1]
+    text = _without_spills(nvcc, source, arch)[1]
 
     def number(pattern: str) -> int:
         return sum(map(int, re.findall(pattern, text)))
 
-    spills = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
+    spills = number(_SPILLS)
     stack = number(r"(\d+) bytes stack frame")
     return Resources(number(r"Used (\d+) registers"), spills, stack, number(r"(\d+) bytes smem"))
 
@@ -124,6 +129,17 @@ def _wheels() -> list[Path]:
     return [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
 
 
+def _without_spills(nvcc: str, source: str, arch: str) -> tuple[bytes, str]:
+    """Machine code and ptxas's report, of the first options with which no kernel spills, else of the usual ones."""
+    usual = _by_nvcc(nvcc, source, arch, _REGISTERS)
+    found = usual
+    for options in _OTHER_REGISTERS:
+        if not any(map(int, re.findall(_SPILLS, found[1]))):
+            return found
+        found = _by_nvcc(nvcc, source, arch, options)
+    return usual if any(map(int, re.findall(_SPILLS, found[1]))) else found
+
+
 def _by_nvcc(nvcc: str, source: str, arch: str, *options: str) -> tuple[bytes, str]:
     """Machine code and what the compiler said."""
     with tempfile.TemporaryDirectory(prefix="tvm_conv3d-") as folder:
@@ -136,7 +152,7 @@ def _by_nvcc(nvcc: str, source: str, arch: str, *options: str) -> tuple[bytes, s
             "-O3",
             "-w",
             "-Xptxas",
-            _REGISTERS,
+            "-v",
             *options,
             str(before),
             "-o",
@@ -170,7 +186,7 @@ def _by_nvrtc(library: str, source: str, arch: str) -> bytes:
         options = [
             f"--gpu-architecture={arch}",
             "--std=c++17",
-            f"--ptxas-options={_REGISTERS}",
+            _REGISTERS,
             *(f"-I{path}" for path in headers if path.is_dir()),
         ]
         array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
