@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from tvm_conv3d import build, reference, runtime, tensors
 from tvm_conv3d.plan import Plan, algorithm_of
 from tvm_conv3d.runtime import Executor
-from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, NO_PADS, Conv3DSpec, Pads, same_padding
 from tvm_conv3d.targets import host_target
 
 #: Largest relative error (2-norm) of a result: some roundings of the output's type,.
@@ -52,6 +54,31 @@ def specs(draw: st.DrawFn, activation: str = "linear") -> Conv3DSpec:
         bias=draw(st.booleans()),
         activation=activation,
     )
+
+
+def kinds_of_layers(base: Conv3DSpec) -> list[Conv3DSpec]:
+    """Cousins of `base`: pointwise, temporal, spatial, strided, dilated, tiny, wide, grouped, depthwise and so on."""
+    found = [
+        replace(base, kernel=(1, 1, 1), pads=NO_PADS, size=(3, 5, 7)),
+        replace(base, kernel=(3, 1, 1), pads=((1, 1), (0, 0), (0, 0)), batch=2),
+        replace(base, kernel=(1, 3, 3), pads=((0, 0), (1, 1), (1, 1)), batch=2),
+        replace(base, kernel=(1, 1, 4), pads=((0, 0), (0, 0), (1, 2))),
+        replace(base, kernel=(2, 4, 2), pads=same_padding(base.size, (2, 4, 2), (1, 1, 1), (1, 1, 1))),
+        replace(base, kernel=(1, 1, 1), strides=(2, 2, 2), pads=NO_PADS),
+        replace(base, kernel=(4, 4, 4), strides=(4, 4, 4), pads=NO_PADS, size=(9, 9, 9), channels=1, filters=33),
+        replace(base, kernel=(5, 1, 1), strides=(4, 1, 1), pads=((2, 2), (0, 0), (0, 0))),
+        replace(base, size=(2, 1, 1), channels=300, filters=130),
+        replace(base, size=(1, 1, 1), kernel=(1, 1, 1), pads=NO_PADS, filters=1),
+        replace(base, channels=1, filters=1, batch=3),
+        replace(base, filters=100, channels=3),
+        replace(base, pads=((5, 0), (0, 4), (3, 3))),
+        replace(base, strides=(3, 2, 1), dilation=(1, 2, 3), pads=((2, 3), (4, 1), (3, 3))),
+        replace(base, channels=54, filters=54, groups=54, kernel=(3, 3, 3)),
+        replace(base, channels=54, filters=108, groups=54),
+        replace(base, channels=12, filters=9, groups=3),
+        replace(base, channels=64, filters=68, groups=2, batch=2),
+    ]
+    return [replace(spec, pads=tuple(Pads(*pair) for pair in spec.pads)) for spec in found]  # type: ignore[arg-type]
 
 
 def data(spec: Conv3DSpec, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from problems import assert_right, data, run, specs
+from problems import assert_right, data, kinds_of_layers, run, specs
 from tvm_conv3d import reference
-from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, NO_PADS, Conv3DSpec, Pads, same_padding
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec
 
 BASE = Conv3DSpec(1, (6, 7, 8), 16, 24, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
 
@@ -58,30 +58,10 @@ def test_dtypes_formats_groups(data_format: str, dtype: str, groups: int) -> Non
 
 @pytest.mark.parametrize(
     "spec",
-    [
-        replace(BASE, kernel=(1, 1, 1), pads=NO_PADS, size=(3, 5, 7)),
-        replace(BASE, kernel=(3, 1, 1), pads=((1, 1), (0, 0), (0, 0)), batch=2),
-        replace(BASE, kernel=(1, 3, 3), pads=((0, 0), (1, 1), (1, 1)), batch=2),
-        replace(BASE, kernel=(1, 1, 4), pads=((0, 0), (0, 0), (1, 2))),
-        replace(BASE, kernel=(2, 4, 2), pads=same_padding(BASE.size, (2, 4, 2), (1, 1, 1), (1, 1, 1))),
-        replace(BASE, kernel=(1, 1, 1), strides=(2, 2, 2), pads=NO_PADS),
-        replace(BASE, kernel=(4, 4, 4), strides=(4, 4, 4), pads=NO_PADS, size=(9, 9, 9), channels=1, filters=33),
-        replace(BASE, kernel=(5, 1, 1), strides=(4, 1, 1), pads=((2, 2), (0, 0), (0, 0))),
-        replace(BASE, size=(2, 1, 1), channels=300, filters=130),
-        replace(BASE, size=(1, 1, 1), kernel=(1, 1, 1), pads=NO_PADS, filters=1),
-        replace(BASE, channels=1, filters=1, batch=3),
-        replace(BASE, filters=100, channels=3),
-        replace(BASE, pads=((5, 0), (0, 4), (3, 3))),
-        replace(BASE, strides=(3, 2, 1), dilation=(1, 2, 3), pads=((2, 3), (4, 1), (3, 3))),
-        replace(BASE, channels=54, filters=54, groups=54, kernel=(3, 3, 3)),
-        replace(BASE, channels=54, filters=108, groups=54),
-        replace(BASE, channels=12, filters=9, groups=3),
-        replace(BASE, channels=64, filters=68, groups=2, batch=2),
-    ],
+    kinds_of_layers(BASE),
     ids=lambda spec: spec.key(),
 )
 def test_kinds_of_layers(spec: Conv3DSpec) -> None:
-    spec = replace(spec, pads=tuple(Pads(*pair) for pair in spec.pads))  # type: ignore[arg-type]
     for data_format in (CHANNELS_LAST, CHANNELS_FIRST):
         assert_right(replace(spec, data_format=data_format))
 
