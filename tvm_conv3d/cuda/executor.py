@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from tvm_conv3d.cuda import arrays, driver
 from tvm_conv3d.cuda.architectures import gpu_traits
 from tvm_conv3d.cuda.arrays import GpuTensor
 from tvm_conv3d.cuda.image import Image
+from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.plan import Plan, algorithm_of
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Kernels:
 
     def __init__(self, image: Image) -> None:
         self._image = image
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._by_device: dict[int, Any] = {}
 
     def __call__(self, device: int, stream: int, addresses: Sequence[int]) -> None:
@@ -85,7 +85,7 @@ class GpuExecutor:
     """Runs the convolutions of one layer on GPUs; safe to call from several threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._packed: dict[tuple[int, str, str], _Packed] = {}
 
     def on_gpu(self, plan: Plan, kernels: Call, target: Target, tensor: GpuTensor, weights: Weights) -> Any:

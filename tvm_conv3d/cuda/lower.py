@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ PARAMETERS = ("x", "kernel", "bias", "out")
 #: TVM's hook that compiles source as soon as it is generated, where its CUDA runtime is loaded.
 _HOOK = "tvm_callback_cuda_compile"
 
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 
 
 @dataclass(frozen=True)
