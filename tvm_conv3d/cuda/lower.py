@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tvm_conv3d.locks import ForkSafeLock
+
 if TYPE_CHECKING:
     from tvm import IRModule
     from tvm.target import Target
