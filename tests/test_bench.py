@@ -348,7 +348,7 @@ def test_tuned_is_compared_with_default(monkeypatch, tmp_path, capsys):
     options = ["--spec", SMALL.spec.key(), "--compare", "default,tuned", "--threads", "1", "--rounds", "1"]
     assert cli.main([*options, "--min-time", "0.001", "--json", str(written), "--repro"]) == 0
     (found,) = json.loads(written.read_text())["rows"]
-    assert found["ours"]["origin"] == "/".join(path.parts[-3:])
+    assert found["ours"]["origin"] == f"record of {target_key(target)}"
     assert found["peers"]["default"]["origin"] == "default"
     assert "--compare default,tuned" in capsys.readouterr().out
 

@@ -41,6 +41,11 @@ class Plan:
     origin: str = DEFAULT_ORIGIN
 
     @property
+    def origin_name(self) -> str:
+        """The origin in few words, the same on every machine."""
+        return self.origin if self.origin == DEFAULT_ORIGIN else f"record of {Path(self.origin).parent.name}"
+
+    @property
     def error_bound(self) -> float:
         """The relative error (2-norm) to expect of data and weights without structure."""
         return named(self.algorithm).error_bound(self.spec, self.variant)

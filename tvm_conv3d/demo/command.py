@@ -172,7 +172,7 @@ def _rows(network: Network, program: Program) -> dict[str, Row]:
     for step in program.steps:
         plan = network.plan(step)
         if plan is not None:
-            rows[step.name] = Row(step.name.split("/")[0], plan.spec.key(), plan.origin, plan.spec.gflop)
+            rows[step.name] = Row(step.name.split("/")[0], plan.spec.key(), plan.origin_name, plan.spec.gflop)
         if plan is None or network.is_transposed(step):
             what = "max-pools" if plan is None and not isinstance(step, Concat) else "interleaving and concatenation"
             rows[f"{step.name} (rest)"] = Row(step.name, what)
