@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,6 +79,12 @@ def read_trace(trace: Any, names: Sequence[str]) -> dict[str, int]:
     return dict(zip(names, values, strict=True))
 
 
+def divisors(number: int) -> list[int]:
+    """All divisors of `number`, the least first."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
+
+
 def largest_divisor(extent: int, limit: int) -> int:
     """The largest divisor of `extent` that is not above `limit`."""
-    return max(d for d in range(1, max(1, min(extent, limit)) + 1) if extent % d == 0)
+    return max(d for d in divisors(extent) if d <= max(1, limit))

@@ -107,18 +107,29 @@ def assert_right(spec: Conv3DSpec, seed: int = 0) -> None:
     assert reference.relative_error(result, expected) < bound, spec.key()
 
 
+def execute(
+    plan: Plan, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None = None
+) -> tuple[np.ndarray, bool]:
+    """Compiles and runs `plan`: the result, in `out` where it is given, and whether all flags are finite."""
+    algorithm = algorithm_of(plan, "llvm")
+    loaded = runtime.link(build.compile_plan(plan, host_target(2)))
+    if out is None:
+        out = np.empty(plan.spec.output_shape, x.dtype)
+    out.fill(np.nan)
+    packed = [
+        algorithm.pack_kernel(plan.spec, plan.variant, kernel),
+        algorithm.pack_bias(plan.spec, plan.variant, bias),
+    ]
+    flags = [np.full(shape, np.nan, plan.spec.accumulator) for shape in loaded.shapes[4:]]
+    arrays = [x, *packed, out, *flags]
+    loaded.function(*(runtime._view(array, shape) for array, shape in zip(arrays, loaded.shapes, strict=True)))
+    return out, all(np.isfinite(array).all() for array in flags)
+
+
 def run_plan(plan: Plan) -> float:
     """Compiles and runs `plan` on random data; returns the relative error."""
-    target = host_target(2)
-    algorithm = algorithm_of(plan, "llvm")
-    loaded = runtime.link(build.compile_plan(plan, target))
     x, kernel, bias = data(plan.spec)
-    out = np.full(plan.spec.output_shape, np.nan, x.dtype)
-    arrays = [x, algorithm.pack_kernel(plan.spec, plan.variant, kernel)]
-    arrays += [algorithm.pack_bias(plan.spec, plan.variant, bias), out]
-    flags = [np.full(shape, np.nan, plan.spec.accumulator) for shape in loaded.shapes[4:]]
-    arrays += flags
-    loaded.function(*(runtime._view(array, shape) for array, shape in zip(arrays, loaded.shapes, strict=True)))
-    assert all(np.isfinite(array).all() for array in flags)
+    out, trusted = execute(plan, x, kernel, bias)
+    assert trusted
     expected = reference.convolve(plan.spec, x, kernel, bias)
     return reference.relative_error(out, expected if plan.spec.activation == "linear" else np.maximum(expected, 0))

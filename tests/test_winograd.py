@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from problems import data, numpy_dtype
-from tvm_conv3d import Conv3D, build, reference, runtime, tensors
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.compute.winograd import WinogradVariant, axes_of, error_bound
+from problems import data, run_plan
+from tvm_conv3d import Conv3D, reference, runtime, tensors
+from tvm_conv3d.compute.winograd import WinogradVariant, error_bound
+from tvm_conv3d.compute.winograd_axes import axes_of
 from tvm_conv3d.plan import Plan, make_plan
 from tvm_conv3d.schedules.llvm import winograd_rule
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, NO_PADS, Conv3DSpec, Triple, same_padding
@@ -24,23 +24,8 @@ def dense(size: Triple, channels: int, filters: int, kernel: Triple, **more: obj
     return Conv3DSpec(1, size, channels, filters, kernel, pads=pads, **more)  # type: ignore[arg-type]
 
 
-def run_variant(spec: Conv3DSpec, variant: WinogradVariant, x: np.ndarray, kernel: np.ndarray, bias: object) -> tuple:
-    """(result, flags) of one variant."""
-    plan = Plan(spec, "winograd", variant, {"unroll": 1})
-    loaded = runtime.link(build.compile_plan(plan, host_target(2)))
-    algorithm = algorithms("llvm")["winograd"]
-    out = np.full(spec.output_shape, np.nan, numpy_dtype(spec.dtype))
-    flags = np.zeros(loaded.shapes[4], np.float32)
-    arrays = (x, algorithm.pack_kernel(spec, variant, kernel), algorithm.pack_bias(spec, variant, bias), out, flags)
-    loaded.function(*(runtime._view(array, shape) for array, shape in zip(arrays, loaded.shapes, strict=True)))
-    return out, flags
-
-
 def relative_error(spec: Conv3DSpec, variant: WinogradVariant) -> float:
-    x, kernel, bias = data(spec)
-    result, flags = run_variant(spec, variant, x, kernel, bias)
-    assert np.isfinite(flags).all()
-    return reference.relative_error(result, reference.convolve(spec, x, kernel, bias))
+    return run_plan(Plan(spec, "winograd", variant, {"unroll": 1}))
 
 
 VARIANTS = [

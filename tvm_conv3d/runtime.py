@@ -101,7 +101,8 @@ class Executor:
         self._ready: Recent[tuple[Conv3DSpec, int, bool], _Ready] = Recent(_MOST_SHAPES)
         self._packed: Recent[str, _Packed] = Recent(_MOST_LAYOUTS)
         self._gpu_ready: Recent[tuple[Conv3DSpec, int, str], _Ready] = Recent(_MOST_SHAPES)
-        self._gpu = GpuExecutor()
+        self._gpu = GpuExecutor(_MOST_LAYOUTS)
+        self._targets: Recent[int, Target] = Recent(_MOST_SHAPES)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_wish": self._wish, "_accuracy": self._accuracy, "_limit": self._limit}
@@ -223,7 +224,12 @@ class Executor:
         return bool(np.isfinite(flags).all())
 
     def _target(self) -> Target:
-        return resolve(self._wish, threads.get_num_threads())
+        count = threads.get_num_threads()
+        target = self._targets.get(count)
+        if target is None:
+            target = resolve(self._wish, count)
+            self._targets.put(count, target)
+        return target
 
     def _get_ready(self, spec: Conv3DSpec, exact: bool) -> _Ready:
         key = (spec, threads.get_num_threads(), exact)

@@ -11,10 +11,6 @@ LoopRV = Any
 BlockRV = Any
 
 
-def divisors(number: int) -> list[int]:
-    return [d for d in range(1, number + 1) if number % d == 0]
-
-
 def unroll(sch: Schedule, loops: Sequence[LoopRV]) -> None:
     for loop in loops:
         sch.unroll(loop)

@@ -13,9 +13,9 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.implicit_gemm import GemmVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
-from tvm_conv3d.schedules.cuda.common import LoopRV, divisors, spread_over_threads, unroll, unroll_by_pragma
+from tvm_conv3d.schedules.cuda.common import LoopRV, spread_over_threads, unroll, unroll_by_pragma
 from tvm_conv3d.schedules.cuda.gemm_rule import candidates
-from tvm_conv3d.schedules.decisions import Decisions
+from tvm_conv3d.schedules.decisions import Decisions, divisors
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
 #: Filters that are brought into shared memory at once, where they are float32.

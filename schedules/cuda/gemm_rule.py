@@ -9,7 +9,7 @@ import numpy as np
 
 from tvm_conv3d.compute.implicit_gemm import GemmVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
-from tvm_conv3d.schedules.cuda.tile_cost import nanoseconds
+from tvm_conv3d.schedules.cuda.tile_cost import is_flat, nanoseconds
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
 #: Cells and filters of a tile, and threads along each.
@@ -36,9 +36,6 @@ _MOST_SUMS = 256
 #: Terms of the reduction that are gathered at a time.
 _STEP = {4: 16, 8: 8}
 
-#: Share of a reduction that may be padding before taps and channels are flattened.
-_MOST_WASTE = 0.2
-
 
 def candidates(spec: Conv3DSpec, traits: GpuTraits) -> list[GemmVariant]:
     """Variants for `spec` (axes collapsed), the cheapest first."""
@@ -61,12 +58,10 @@ def fitted(spec: Conv3DSpec, variant: GemmVariant) -> GemmVariant:
     widest = 16 // item if spec.dtype == spec.accumulator else 1
     last = spec.data_format == CHANNELS_LAST
     step = variant.step
-    waste = 1 - spec.group_channels / (-(-spec.group_channels // step) * step)
-    flat = waste > _MOST_WASTE and math.prod(spec.kernel) > 1
     vector = widest if last and spec.group_channels % widest == 0 and step % widest == 0 else 1
     if last:
         along, of_thread = spec.group_filters, variant.filters // variant.threads_filters
     else:
         along, of_thread = math.prod(spec.out_size), variant.cells // variant.threads_cells
     store = max(v for v in (1, 2, 4) if v <= widest and along % v == 0 and of_thread % v == 0)
-    return replace(variant, flat=flat, vector=vector, store=store)
+    return replace(variant, flat=is_flat(spec, step), vector=vector, store=store)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tvm_conv3d.compute.tensor_gemm import TensorVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
-from tvm_conv3d.schedules.cuda.tile_cost import nanoseconds
+from tvm_conv3d.schedules.cuda.tile_cost import is_flat, nanoseconds
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
 #: Cells and filters of a tile, warps along each. The sums of a tile must fit into shared memory beside two steps.
@@ -29,9 +29,6 @@ _STEP = 32
 #: Channels, and filters, of a group from which on tensor cores are taken: fewer leave most of a product to padding.
 _LEAST_TERMS, _LEAST_FILTERS = 16, 9
 
-#: Share of a reduction that may be padding before taps and channels are flattened.
-_MOST_WASTE = 0.2
-
 
 def candidates(spec: Conv3DSpec, traits: GpuTraits) -> list[TensorVariant]:
     """Variants for `spec` (axes collapsed), the cheapest first; none where tensor cores are no help."""
@@ -49,8 +46,6 @@ def candidates(spec: Conv3DSpec, traits: GpuTraits) -> list[TensorVariant]:
 
 def fitted(spec: Conv3DSpec, variant: TensorVariant) -> TensorVariant:
     """`variant` with the reduction and the vector of channels that suit `spec`."""
-    waste = 1 - spec.group_channels / (-(-spec.group_channels // variant.step) * variant.step)
-    flat = waste > _MOST_WASTE and math.prod(spec.kernel) > 1
     last = spec.data_format == CHANNELS_LAST
     vector = max(v for v in (1, 2, 4, 8) if spec.group_channels % v == 0 and v <= (8 if last else 1))
-    return replace(variant, flat=flat, vector=vector)
+    return replace(variant, flat=is_flat(spec, variant.step), vector=vector)

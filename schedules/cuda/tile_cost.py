@@ -22,6 +22,15 @@ _GATHER = 40.0
 #: What a multiprocessor loses while one block alone, or few, wait for their own loads.
 _ALONE, _FEW = 1.5, 1.2
 
+#: Share of a reduction that may be padding before taps and channels are flattened.
+_MOST_WASTE = 0.2
+
+
+def is_flat(spec: Conv3DSpec, step: int) -> bool:
+    """Whether taps and channels are one index of the reduction, as steps of channels alone would be much padding."""
+    waste = 1 - spec.group_channels / (-(-spec.group_channels // step) * step)
+    return waste > _MOST_WASTE and math.prod(spec.kernel) > 1
+
 
 def nanoseconds(spec: Conv3DSpec, traits: GpuTraits, variant: Cut, item: int, tensor: bool, share: float) -> float:
     """The modelled time of a whole convolution.

@@ -17,7 +17,7 @@ from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.depthwise import DepthwiseVariant, applies, period
-from tvm_conv3d.schedules.decisions import Decisions
+from tvm_conv3d.schedules.decisions import Decisions, divisors
 from tvm_conv3d.schedules.llvm import skip_padding, stream_stores
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, vectorize_copy
 from tvm_conv3d.schedules.llvm.tile_rule import TASKS_PER_THREAD
@@ -122,7 +122,7 @@ def _candidates(s: Conv3DSpec, traits: CpuTraits) -> list[_Candidate]:
     found = [
         _Candidate(DepthwiseVariant(lanes, rows, vectors), d, h)
         for rows in range(1, max(1, min(height, _most_rows(traits))) + 1)
-        for d, h in itertools.product(_divisors(depth), _divisors(-(-height // rows)))
+        for d, h in itertools.product(divisors(depth), divisors(-(-height // rows)))
         for vectors in row_parts
     ]
     return sorted(found, key=cost)
@@ -148,10 +148,6 @@ def _copied_vectors(s: Conv3DSpec, candidate: _Candidate) -> float:
     along_h = (candidate.row_tiles * variant.rows - 1) * s.strides[1] + s.window[1]
     along_w = variant.vectors + (s.window[2] - 1) // s.strides[2] * s.channels / variant.lanes
     return along_d * along_h * along_w * s.strides[2]
-
-
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def _row_parts(s: Conv3DSpec, lanes: int, whole: int) -> Iterator[int]:

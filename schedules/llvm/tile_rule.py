@@ -19,6 +19,7 @@ import math
 from dataclasses import dataclass
 
 from tvm_conv3d.compute.trim import windows_that_see
+from tvm_conv3d.schedules.decisions import divisors
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -122,14 +123,9 @@ def task_box(
     def cost(box: tuple[int, int, int]) -> tuple[float, int, int]:
         return round(copied(box) / math.prod(box), 6), -box[2], -box[1]
 
-    depth, rows, columns = map(_divisors, whole)
+    depth, rows, columns = map(divisors, whole)
     boxes = [box for box in itertools.product(depth, rows, columns) if fits(box)]
     return min(boxes, key=cost, default=(1, 1, 1))
-
-
-def _divisors(number: int) -> list[int]:
-    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
-    return sorted({*small, *(number // n for n in small)})
 
 
 def tiles_of(spec: Conv3DSpec, tile: tuple[int, int]) -> tuple[int, int, int]:

@@ -14,7 +14,8 @@ from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.compute.winograd import WinogradVariant, axes_of
+from tvm_conv3d.compute.winograd import WinogradVariant
+from tvm_conv3d.compute.winograd_axes import axes_of
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm import stream_stores, winograd_rule
 from tvm_conv3d.schedules.llvm.common import BlockRV, keep_in_registers, read_whole_rows, unroll, vectorize_copy

@@ -20,7 +20,8 @@ import math
 import numpy as np
 
 from tvm_conv3d.compute.cook_toom import transforms
-from tvm_conv3d.compute.winograd import WinogradVariant, axes_of, groups_of_part
+from tvm_conv3d.compute.winograd import WinogradVariant, groups_of_part
+from tvm_conv3d.compute.winograd_axes import axes_of
 from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, best_tile, seen_share
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
 from tvm_conv3d.targets import CpuTraits

@@ -13,16 +13,8 @@ from dataclasses import dataclass, replace
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS
-from tvm_conv3d.compute.winograd import (
-    DILATED,
-    FOLDED,
-    PLAIN,
-    STRIDED,
-    Axes,
-    WinogradVariant,
-    axes_of,
-    error_bound,
-)
+from tvm_conv3d.compute.winograd import WinogradVariant, error_bound
+from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, STRIDED, Axes, axes_of
 from tvm_conv3d.schedules.llvm import winograd_cost
 from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY
 from tvm_conv3d.spec import Conv3DSpec, Triple

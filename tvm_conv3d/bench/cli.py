@@ -18,6 +18,7 @@ from tvm_conv3d.bench.rows import Row
 from tvm_conv3d.bench.stats import closing
 from tvm_conv3d.bench.timing import Contest, Effort
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DTYPES
+from tvm_conv3d.targets import available_cpus
 
 Say = Callable[[str], None]
 
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--peers", default="torch", help=f"comma-separated: {', '.join(PEERS)}; or none")
     options.add_argument("--dtype", choices=DTYPES, help="float32 unless the layer says otherwise")
     options.add_argument("--format", choices=(CHANNELS_LAST, CHANNELS_FIRST), help="of our input and output")
-    options.add_argument("--threads", type=int, default=report.available_cpus(), help="all CPUs by default")
+    options.add_argument("--threads", type=int, default=available_cpus(), help="all CPUs by default")
     options.add_argument("--rounds", type=int, default=5, help="turns of every library on each layer")
     options.add_argument("--min-time", type=float, default=0.2, metavar="SECONDS", help="least time of a turn")
     options.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="longest wait for an answer")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from tvm_conv3d.bench.rows import Row, Timing
 from tvm_conv3d.bench.stats import Summary, closing
+from tvm_conv3d.targets import available_cpus, cpu_name
 
 NOTHING = "-"
 #: Turns of one library on one layer that differ by more than this factor were disturbed by something else.
@@ -56,22 +56,6 @@ def setting(threads: int, rounds: int, min_time: float, versions: dict[str, str]
         min_time=min_time,
         versions=versions,
     )
-
-
-def available_cpus() -> int:
-    """The CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def cpu_name() -> str:
-    """The processor's name, as well as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def header(peers: Sequence[str]) -> list[str]:

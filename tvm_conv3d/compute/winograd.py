@@ -2,12 +2,7 @@
 
 Along each axis the output is cut into tiles of m cells, computed by F(m, k) of Cook and Toom
 (:mod:`tvm_conv3d.compute.cook_toom`); axes nest, as the transforms are linear. A group of neighbouring tiles makes one
-task. Axes have a mode:
-
-plain     F(m, k); stride 1. With k = 1 the axis needs no transform.
-strided   space to depth: the stride's phases become channels, leaving F(m, ceil(k / stride)) at stride 1.
-folded    the taps become channels (im2col along this axis): any stride and dilation, no transform.
-dilated   every dilation-th cell makes a convolution of its own without dilation: F(m, k) on each of these parts.
+task. What an axis becomes before that is told by its mode: :mod:`tvm_conv3d.compute.winograd_axes`.
 
 Stages, each a block that a schedule places:
 
@@ -34,9 +29,8 @@ from tvm_conv3d.compute.cook_toom import Matrix, amplification, transforms
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
 from tvm_conv3d.compute.stages import error_of_sums, finish, zero_padded
+from tvm_conv3d.compute.winograd_axes import axes_of, triple
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
-
-PLAIN, STRIDED, FOLDED, DILATED = "p", "s", "f", "d"
 
 #: Measured errors of random layers exceed the estimate from the matrices by up to this (kernels of 5 to 7).
 _MARGIN = 1.25
@@ -49,7 +43,7 @@ class WinogradVariant:
     """What a Winograd convolution is cut into; one TE declaration each.
 
     Attributes:
-        modes: of depth, height, width, a letter each: "p", "s", "f" or "d".
+        modes: of depth, height, width, a letter each; see :mod:`tvm_conv3d.compute.winograd_axes`.
         tile: output cells of a tile along each axis; 1 along axes without a transform.
         block: tiles of a task along each axis.
         lanes: channels, and filters, in one vector register.
@@ -67,55 +61,11 @@ class WinogradVariant:
     stream: bool = False
 
 
-@dataclass(frozen=True)
-class Axes:
-    """A convolution after strides and folded taps have become channels.
-
-    Attributes:
-        taps: of the remaining kernel, per axis.
-        phases: channels that one input cell's channels became, per axis.
-        step: input cells between gathered cells, per axis.
-        spread: input cells between phases, per axis.
-        parts: interleaved convolutions that are computed apart, per axis.
-        channels: of a gathered cell, before padding to whole vectors.
-    """
-
-    taps: Triple
-    phases: Triple
-    step: Triple
-    spread: Triple
-    parts: Triple
-    channels: int
-
-
-def axes_of(spec: Conv3DSpec, modes: str) -> Axes:
-    """How `modes` change the axes of `spec`.
-
-    Raises:
-        ValueError: a mode does not suit its axis: plain needs stride and dilation 1, strided dilation 1, dilated
-            stride 1 and an output of whole parts.
-    """
-    taps, phases, step, spread, parts = [], [], [], [], []
-    sides = zip(modes, spec.kernel, spec.strides, spec.dilation, spec.out_size, strict=True)
-    for mode, kernel, stride, dilation, out in sides:
-        if mode == DILATED and out % dilation:
-            raise ValueError(f"Mode {mode!r} needs an output of whole parts. Received: {modes} for {spec.key()}")
-        if (mode in (PLAIN, DILATED) and stride > 1) or (mode in (PLAIN, STRIDED) and dilation > 1):
-            raise ValueError(f"Mode {mode!r} needs another stride or dilation. Received: {modes} for {spec.key()}")
-        taps.append({PLAIN: kernel, DILATED: kernel, STRIDED: -(-kernel // stride), FOLDED: 1}[mode])
-        phases.append({PLAIN: 1, DILATED: 1, STRIDED: stride, FOLDED: kernel}[mode])
-        step.append(dilation if mode == DILATED else stride)
-        spread.append(dilation if mode == FOLDED else 1)
-        parts.append(dilation if mode == DILATED else 1)
-    channels = spec.channels * math.prod(phases)
-    return Axes(_triple(taps), _triple(phases), _triple(step), _triple(spread), _triple(parts), channels)
-
-
 def groups_of_part(spec: Conv3DSpec, variant: WinogradVariant) -> Triple:
     """Groups of tiles of one part along each axis of `spec`, whose axes are collapsed."""
     axes = axes_of(spec, variant.modes)
     sides = zip(spec.out_size, axes.parts, variant.tile, variant.block, strict=True)
-    return _triple([-(-(o // parts) // (m * b)) for o, parts, m, b in sides])
+    return triple([-(-(o // parts) // (m * b)) for o, parts, m, b in sides])
 
 
 def declare(spec: Conv3DSpec, variant: WinogradVariant) -> Declaration:
@@ -401,8 +351,3 @@ class _Stage:
 
 def _names(shape: Sequence[int]) -> list[str]:
     return [f"i{number}" for number in range(len(shape))]
-
-
-def _triple(values: Any) -> Triple:
-    first, second, third = values
-    return int(first), int(second), int(third)

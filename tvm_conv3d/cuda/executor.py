@@ -16,6 +16,7 @@ from tvm_conv3d.cuda.arrays import GpuTensor
 from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.plan import Plan, algorithm_of
+from tvm_conv3d.recent import Recent
 
 if TYPE_CHECKING:
     from tvm.target import Target
@@ -82,11 +83,15 @@ class Weights:
 
 
 class GpuExecutor:
-    """Runs the convolutions of one layer on GPUs; safe to call from several threads."""
+    """Runs the convolutions of one layer on GPUs; safe to call from several threads.
 
-    def __init__(self) -> None:
+    Args:
+        most_layouts: of the weights that are kept, each a copy of them on a GPU.
+    """
+
+    def __init__(self, most_layouts: int) -> None:
         self._lock = ForkSafeLock()
-        self._packed: dict[tuple[int, str, str], _Packed] = {}
+        self._packed: Recent[tuple[int, str, str], _Packed] = Recent(most_layouts)
 
     def on_gpu(self, plan: Plan, kernels: Call, target: Target, tensor: GpuTensor, weights: Weights) -> Any:
         """The result beside a tensor in a GPU's memory, of the same library, queued on its current stream.
@@ -140,5 +145,6 @@ class GpuExecutor:
                 parts: list[tuple[Callable[..., np.ndarray], np.ndarray | None]]
                 parts = [(algorithm.pack_kernel, weights.kernel), (algorithm.pack_bias, weights.bias)]
                 kernel, bias = (Memory.holding(device, pack(plan.spec, plan.variant, a)) for pack, a in parts)
-                packed = self._packed[key] = _Packed(weights.version, kernel, bias)
+                packed = _Packed(weights.version, kernel, bias)
+                self._packed.put(key, packed)
         return packed

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import platform
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tvm_conv3d import build
 from tvm_conv3d.build import Artifact, compile_plan
 from tvm_conv3d.plan import Plan
-from tvm_conv3d.targets import available_cpus
+from tvm_conv3d.targets import available_cpus, cpu_name
 from tvm_conv3d.tuning import measure
 from tvm_conv3d.tuning.measure import Request
 from tvm_conv3d.tuning.workers import Serve, Worker, WorkerError, answer_requests, ask_all
@@ -164,13 +161,3 @@ def target_of(text: str) -> Target:
     from tvm.target import Target
 
     return Target(json.loads(text))
-
-
-def cpu_name() -> str:
-    """The processor's name as the system tells it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return match.group(1).strip() if match else platform.processor() or platform.machine()

@@ -1,0 +1,67 @@
+"""What the axes of a convolution become before Winograd's algorithm takes them, by a mode of each:
+
+plain     F(m, k); stride 1. With k = 1 the axis needs no transform.
+strided   space to depth: the stride's phases become channels, leaving F(m, ceil(k / stride)) at stride 1.
+folded    the taps become channels (im2col along this axis): any stride and dilation, no transform.
+dilated   every dilation-th cell makes a convolution of its own without dilation: F(m, k) on each of these parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tvm_conv3d.spec import Conv3DSpec, Triple
+
+PLAIN, STRIDED, FOLDED, DILATED = "p", "s", "f", "d"
+
+
+@dataclass(frozen=True)
+class Axes:
+    """A convolution after strides and folded taps have become channels.
+
+    Attributes:
+        taps: of the remaining kernel, per axis.
+        phases: channels that one input cell's channels became, per axis.
+        step: input cells between gathered cells, per axis.
+        spread: input cells between phases, per axis.
+        parts: interleaved convolutions that are computed apart, per axis.
+        channels: of a gathered cell, before padding to whole vectors.
+    """
+
+    taps: Triple
+    phases: Triple
+    step: Triple
+    spread: Triple
+    parts: Triple
+    channels: int
+
+
+def axes_of(spec: Conv3DSpec, modes: str) -> Axes:
+    """How `modes` change the axes of `spec`.
+
+    Raises:
+        ValueError: a mode does not suit its axis: plain needs stride and dilation 1, strided dilation 1, dilated
+            stride 1 and an output of whole parts.
+    """
+    taps, phases, step, spread, parts = [], [], [], [], []
+    sides = zip(modes, spec.kernel, spec.strides, spec.dilation, spec.out_size, strict=True)
+    for mode, kernel, stride, dilation, out in sides:
+        if mode == DILATED and out % dilation:
+            raise ValueError(f"Mode {mode!r} needs an output of whole parts. Received: {modes} for {spec.key()}")
+        if (mode in (PLAIN, DILATED) and stride > 1) or (mode in (PLAIN, STRIDED) and dilation > 1):
+            raise ValueError(f"Mode {mode!r} needs another stride or dilation. Received: {modes} for {spec.key()}")
+        taps.append({PLAIN: kernel, DILATED: kernel, STRIDED: -(-kernel // stride), FOLDED: 1}[mode])
+        phases.append({PLAIN: 1, DILATED: 1, STRIDED: stride, FOLDED: kernel}[mode])
+        step.append(dilation if mode == DILATED else stride)
+        spread.append(dilation if mode == FOLDED else 1)
+        parts.append(dilation if mode == DILATED else 1)
+    channels = spec.channels * math.prod(phases)
+    return Axes(triple(taps), triple(phases), triple(step), triple(spread), triple(parts), channels)
+
+
+def triple(values: Sequence[int]) -> Triple:
+    """Three integers, a value for each axis."""
+    first, second, third = values
+    return int(first), int(second), int(third)
