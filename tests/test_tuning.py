@@ -321,7 +321,7 @@ def usage(*arguments: str) -> int:
 BAD_USAGE = {
     "key": (["--spec", "nonsense"], "Not a spec key"),
     "file": (["--layers", "nowhere.csv"], "nowhere.csv"),
-    "kind": (["--spec", SPEC.key(), "--target", '{"kind": "cuda"}'], "Received"),
+    "kind": (["--spec", SPEC.key(), "--target", '{"kind": "vulkan"}'], "Received"),
     "json": (["--spec", SPEC.key(), "--target", "{"], "no JSON"),
     "word": (["--spec", SPEC.key(), "--target", "toaster"], "Received"),
     "elsewhere": (["--spec", SPEC.key(), "--target", '{"kind": "llvm", "mtriple": "riscv64-linux-gnu"}'], "can't run"),

@@ -29,6 +29,16 @@ def relative_error(spec: Conv3DSpec, variant: WinogradVariant) -> float:
 
 
 VARIANTS = [
+    (
+        "staged",
+        dense((6, 9, 10), 20, 24, (3, 3, 3)),
+        WinogradVariant("ppp", (4, 2, 4), (1, 2, 3), 16, 1, 3, staged=True),
+    ),
+    (
+        "staged, dilated",
+        dense((7, 8, 6), 16, 16, (3, 3, 1), dilation=(1, 2, 1)),
+        WinogradVariant("pdp", (1, 2, 1), (2, 1, 3), 16, 1, 3, staged=True),
+    ),
     ("dense", dense((6, 9, 10), 16, 32, (3, 3, 3)), WinogradVariant("ppp", (4, 4, 4), (1, 1, 3), 16, 2, 3)),
     ("odd channels", dense((5, 7, 9), 13, 21, (3, 3, 3)), WinogradVariant("ppp", (2, 3, 4), (2, 2, 3), 16, 1, 4)),
     ("spatial", dense((3, 9, 11), 16, 16, (1, 3, 3)), WinogradVariant("ppp", (1, 4, 6), (1, 2, 2), 16, 1, 2)),

@@ -3,6 +3,9 @@
 A task is one group of neighbouring tiles. All its intermediates are its own and stay in its core's cache: the gathered
 cells, the transformed input, the products of all frequencies, the inverse transforms. Only the transformed weights
 stream through, once for each task.
+
+Staged, there are tasks of three kinds, one after the other: the input's transforms of a group of tiles, the products of
+one frequency, whose weights stay in the core's cache, and the inverse transforms of a group.
 """
 
 from __future__ import annotations
@@ -25,6 +28,9 @@ from tvm_conv3d.targets import CpuTraits
 #: Variants that compete while tuning.
 MOST_VARIANTS = 16
 
+#: Groups of tiles in one task of a staged product, at most.
+MOST_GROUPS = 64
+
 
 def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[str, int]] | None:
     """The variant and the decisions taken where nothing was tuned; None where the direct convolution is as good."""
@@ -38,13 +44,16 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[
 def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[WinogradVariant]:
     """The variants that compete while tuning, the cheapest first; none where Winograd does not apply."""
     found = [candidate.variant for candidate in winograd_rule.priced(spec, traits)[:MOST_VARIANTS]]
-    return [*found[:1], *stream_stores.streaming(spec, found[:2], traits.lanes(spec.accumulator)), *found[1:]]
+    streamed = stream_stores.streaming(spec, found[:2], traits.lanes(spec.accumulator))
+    # which is faster depends on how fast the caches beyond a core's own are
+    staged = [replace(variant, staged=True) for variant in found[:2]]
+    return [*found[:1], *streamed, *staged, *found[1:]]
 
 
 def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradVariant, decide: Decisions) -> None:
     """Schedules `compute.winograd.declare(spec, variant)`.
 
-    Decisions: `unroll`: channels per step of the product.
+    Decisions: `unroll`: channels per step of the product; `groups`, where staged: groups of tiles of one product task.
     """
     s = collapse(spec)
     taps = axes_of(s, variant.modes).taps
@@ -53,8 +62,12 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradVariant, decide: Dec
     outputs = [(axis, name) for axis, name in enumerate(("output_d", "output_h", "output_w")) if transformed[axis]]
     for _, name in reversed(outputs):
         sch.compute_at(sch.get_sblock(name), task, preserve_unit_loops=True)
-    sch.compute_at(sch.get_sblock("product"), task, preserve_unit_loops=True)
-    _transform_input(sch, variant, task, transformed)
+    if variant.staged:
+        task = _tasks_of_input(sch, transformed)
+    else:
+        sch.compute_at(sch.get_sblock("product"), task, preserve_unit_loops=True)
+        sch.compute_at(sch.get_sblock("input_d"), task, preserve_unit_loops=True)
+    _transform_input(sch, variant, transformed)
     for axis, name in outputs:
         block = sch.get_sblock(name)
         *cells, t, f, lane, step = sch.get_loops(block)[-7:]
@@ -96,10 +109,17 @@ def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:
     return task
 
 
-def _transform_input(sch: Schedule, variant: WinogradVariant, task: LoopRV, transformed: Sequence[bool]) -> None:
+def _tasks_of_input(sch: Schedule, transformed: Sequence[bool]) -> LoopRV:
+    """Makes the input's transforms of a group of tiles a task; returns the parallel loop."""
+    loops = sch.get_loops(sch.get_sblock("input_d"))
+    task = sch.fuse(*loops[: -7 if transformed[0] else -6])
+    sch.parallel(task)
+    return task
+
+
+def _transform_input(sch: Schedule, variant: WinogradVariant, transformed: Sequence[bool]) -> None:
     """Transforms a row of tiles, one vector of channels after the other: the steps in between stay in L1."""
     block = sch.get_sblock("input_d")
-    sch.compute_at(block, task, preserve_unit_loops=True)
     loops = sch.get_loops(block)
     e, y, x, c, t, lane = loops[-7:-1] if transformed[0] else loops[-6:]
     t_d, t_h, t_w = sch.split(t, list(variant.block), preserve_unit_iters=True)
@@ -141,11 +161,17 @@ def _gather(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant, task: LoopRV
 def _product(sch: Schedule, variant: WinogradVariant, decide: Decisions) -> None:
     """For each frequency a matrix product on register tiles of `columns` tiles by `vectors` vectors of filters."""
     block = sch.get_sblock("product")
-    e, y, x, f, t, lane, channel = sch.get_loops(block)[-7:]
+    *groups, e, y, x, f, t, lane, channel = sch.get_loops(block)
+    if variant.staged:
+        outer, inner = decide.tile("groups", sch.fuse(*groups), default=MOST_GROUPS, limit=MOST_GROUPS)
+        sch.reorder(e, y, x, outer, inner)
+        sch.parallel(sch.fuse(e, y, x, outer))
     f_out, f_in = sch.split(f, [None, variant.vectors])
     t_out, t_in = sch.split(t, [None, variant.columns])
     outer, few = decide.tile("unroll", channel, default=1, limit=8)
-    sch.reorder(e, y, x, f_out, t_out, outer, few, t_in, f_in, lane)
+    if not variant.staged:
+        sch.reorder(e, y, x, f_out)
+    sch.reorder(f_out, t_out, outer, few, t_in, f_in, lane)
     sch.unroll(few)
     store = sch.cache_write(block, 0, "local")
     sch.reverse_compute_at(store, t_out, preserve_unit_loops=True)

@@ -50,6 +50,8 @@ class WinogradVariant:
         vectors: vectors of filters in the product's register tile.
         columns: tiles in the product's register tile; divides the tiles of a task.
         stream: the result is stored past the caches.
+        staged: each stage is done for the whole input before the next begins: the weights of a frequency are read once,
+            and the transformed input and the products go through memory.
     """
 
     modes: str
@@ -59,6 +61,7 @@ class WinogradVariant:
     vectors: int
     columns: int
     stream: bool = False
+    staged: bool = False
 
 
 def groups_of_part(spec: Conv3DSpec, variant: WinogradVariant) -> Triple:
