@@ -85,13 +85,13 @@ def examine(layer: str, spec: Conv3DSpec, arch: str) -> Row:
     """The row of a layer's default plan.
 
     Raises:
-        RuntimeError: there is no nvcc, or it refuses the source.
+        RuntimeError: there is no CUDA compiler, or it refuses the source.
     """
     target = resolve(f"cuda:{arch}", 1)
     plan = default_plan(spec, target)
     code = lower(build.scheduled_module(plan, target), target)
     (launch,) = code.launches
-    resources = toolkit.measure(code.source, arch)
+    resources = toolkit.measure(code.source, arch)[launch.kernel]
     traits = ARCHITECTURES[arch]
     resident, limit = resident_blocks(traits, resources, launch)
     return Row(layer, plan, traits, resources, launch, work_of(plan), resident, limit)
@@ -178,7 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description="Static quality of the default GPU kernels; needs nvcc, but no GPU.")
+    found = argparse.ArgumentParser(
+        description="Static quality of default GPU kernels; needs nvcc or NVRTC, but no GPU."
+    )
     found.add_argument(
         "--layers", type=Path, required=True, metavar="FILE.csv", help="layers in the benchmark's columns"
     )
