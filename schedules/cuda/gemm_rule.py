@@ -9,7 +9,7 @@ import numpy as np
 
 from tvm_conv3d.compute.implicit_gemm import GemmVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
-from tvm_conv3d.schedules.cuda.tile_cost import is_flat, nanoseconds
+from tvm_conv3d.schedules.cuda.tile_cost import is_flat, nanoseconds, share_of_registers
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
 #: Cells and filters of a tile, and threads along each.
@@ -31,7 +31,7 @@ TILES = (
 )
 
 #: Bytes of sums in one thread's registers, at most.
-_MOST_SUMS = 256
+MOST_SUMS = 256
 
 #: Terms of the reduction that are gathered at a time.
 _STEP = {4: 16, 8: 8}
@@ -39,17 +39,20 @@ _STEP = {4: 16, 8: 8}
 
 def candidates(spec: Conv3DSpec, traits: GpuTraits) -> list[GemmVariant]:
     """Variants for `spec` (axes collapsed), the cheapest first."""
+    return [variant for variant, _ in priced(spec, traits)]
+
+
+def priced(spec: Conv3DSpec, traits: GpuTraits) -> list[tuple[GemmVariant, float]]:
+    """The same with their modelled nanoseconds."""
     costs = {}
     for cells, filters, threads_cells, threads_filters in TILES:
         item = np.dtype(spec.accumulator).itemsize
         sums = cells * filters // (threads_cells * threads_filters)
-        if sums * item > _MOST_SUMS:
+        if sums * item > MOST_SUMS:
             continue
         variant = fitted(spec, GemmVariant(cells, filters, _STEP[item], threads_cells, threads_filters))
-        # every product reads its factors from shared memory: the fewer, the larger a thread's tile
-        share = 1 / (1 + 2 / math.sqrt(sums))
-        costs[variant] = nanoseconds(spec, traits, variant, item, tensor=False, share=share)
-    return sorted(costs, key=lambda variant: costs[variant])
+        costs[variant] = nanoseconds(spec, traits, variant, item, tensor=False, share=share_of_registers(sums))
+    return sorted(costs.items(), key=lambda pair: pair[1])
 
 
 def fitted(spec: Conv3DSpec, variant: GemmVariant) -> GemmVariant:

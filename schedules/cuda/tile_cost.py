@@ -44,17 +44,39 @@ def nanoseconds(spec: Conv3DSpec, traits: GpuTraits, variant: Cut, item: int, te
         share: of the peak that a tile of this kind can reach.
     """
     e = extents_of(spec, variant)
-    cells, filters = variant.cells, variant.filters
     terms = math.prod(e.taps) * e.steps * variant.step
+    blocks = e.planes * spec.groups * e.cell_blocks * e.filter_blocks
+    return of_tiles(traits, blocks, variant.cells, variant.filters, terms, item, variant.vector, tensor, share)
+
+
+def of_tiles(
+    traits: GpuTraits,
+    blocks: int,
+    cells: int,
+    filters: int,
+    terms: int,
+    item: int,
+    vector: int,
+    tensor: bool,
+    share: float,
+) -> float:
+    """The modelled time of `blocks` tiles of cells by filters with sums of `terms`, gathered `vector` at a time."""
     # operations a nanosecond of one multiprocessor
     plain = 1e3 * traits.teraflops / traits.multiprocessors
     if item == 8:
         plain /= 2
     peak = 1e3 * traits.tensor_teraflops / traits.multiprocessors if tensor else plain
     arithmetic = 2 * cells * filters * terms / (peak * share)
-    gather = _GATHER * cells * terms / variant.vector / plain
+    gather = _GATHER * cells * terms / vector / plain
     traffic = item * (terms * (cells + filters) + cells * filters) / _CACHE_BANDWIDTH
-    blocks = e.planes * spec.groups * e.cell_blocks * e.filter_blocks
     busiest = math.ceil(blocks / traits.multiprocessors)
     waiting = _ALONE if busiest == 1 else _FEW if busiest < 4 else 1.0
     return busiest * waiting * (arithmetic + gather + traffic)
+
+
+def share_of_registers(sums: int) -> float:
+    """The share of the peak that threads with so many sums in registers can reach.
+
+    Every product reads its factors from shared memory: the fewer, the larger a thread's tile.
+    """
+    return 1 / (1 + 2 / math.sqrt(sums))

@@ -23,6 +23,12 @@ _OTHER_REGISTERS = (
     "--ptxas-options=--register-usage-level=0",
 )
 
+#: What is tried at last: so many registers for a thread of the kernels that spill, by the blocks that must fit.
+_LAST_REGISTERS = (64, 80, 96, 128)
+
+#: Registers of a multiprocessor, of all architectures that code is made for.
+_ALL_REGISTERS = 64 << 10
+
 #: ptxas tells what each kernel needs.
 _TALK = "--ptxas-options=-v"
 
@@ -33,8 +39,8 @@ _KERNEL = re.compile(r"Compiling entry function '(\w+)'")
 #: Seconds that a kernel may take to compile.
 _PATIENCE = 300.0
 
-#: (options) -> machine code, and what the compiler said.
-_Compiler = Callable[[Sequence[str]], tuple[bytes, str]]
+#: (source, options) -> machine code, and what the compiler said.
+_Compiler = Callable[[str, Sequence[str]], tuple[bytes, str]]
 
 
 class NoCompilerError(RuntimeError):
@@ -65,7 +71,7 @@ def compile_cubin(source: str, arch: str) -> bytes:
         NoCompilerError: there is no compiler here.
         RuntimeError: the compiler refuses the source; says why.
     """
-    return _without_spills(_compiler(source, arch))[0]
+    return _without_spills(_compiler(arch), source)[0]
 
 
 def measure(source: str, arch: str) -> Mapping[str, Resources]:
@@ -75,8 +81,13 @@ def measure(source: str, arch: str) -> Mapping[str, Resources]:
         NoCompilerError: there is no compiler here.
         RuntimeError: it refuses the source.
     """
-    _, *parts = _KERNEL.split(_without_spills(_compiler(source, arch))[1])
-    return {name: _resources(text) for name, text in zip(parts[::2], parts[1::2], strict=True)}
+    return _measured(_without_spills(_compiler(arch), source)[1])
+
+
+def _measured(text: str) -> Mapping[str, Resources]:
+    """What ptxas tells of each kernel."""
+    _, *parts = _KERNEL.split(text)
+    return {name: _resources(part) for name, part in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def _resources(text: str) -> Resources:
@@ -99,27 +110,47 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc")
 
 
-def _compiler(source: str, arch: str) -> _Compiler:
+def _compiler(arch: str) -> _Compiler:
     nvcc = find_nvcc()
     if nvcc is not None:
-        return lambda options: _by_nvcc(nvcc, source, arch, options)
+        return lambda source, options: _by_nvcc(nvcc, source, arch, options)
     library = find_nvrtc()
     if library is not None:
-        return lambda options: nvrtc.compile_cubin(library, source, arch, options)
+        return lambda source, options: nvrtc.compile_cubin(library, source, arch, options)
     raise NoCompilerError(
         "There is no CUDA compiler here. Put nvcc on PATH, set CUDA_HOME to a CUDA toolkit, or run: "
         f"pip install {nvrtc.PACKAGES[13]}"
     )
 
 
-def _without_spills(compiler: _Compiler) -> tuple[bytes, str]:
-    """Machine code and ptxas's report, of the first options with which no kernel spills, else of the usual ones."""
-    usual = found = compiler((_REGISTERS, _TALK))
-    for option in _OTHER_REGISTERS:
-        if not any(map(int, re.findall(_SPILLS, found[1]))):
+def _without_spills(compiler: _Compiler, source: str) -> tuple[bytes, str]:
+    """Machine code and ptxas's report, of the first attempt in which no kernel spills, else of the usual one."""
+    usual = compiler(source, (_REGISTERS, _TALK))
+    spilling = _spilling(usual[1])
+    if not spilling:
+        return usual
+    attempts = [(source, option) for option in _OTHER_REGISTERS]
+    attempts += [(_with_registers(source, spilling, most), _REGISTERS) for most in _LAST_REGISTERS]
+    for attempted, option in attempts:
+        found = compiler(attempted, (option, _TALK))
+        if not _spilling(found[1]):
             return found
-        found = compiler((option, _TALK))
-    return usual if any(map(int, re.findall(_SPILLS, found[1]))) else found
+    return usual
+
+
+def _spilling(text: str) -> list[str]:
+    """The kernels that spill, by ptxas's report."""
+    return [name for name, resources in _measured(text).items() if resources.spills]
+
+
+def _with_registers(source: str, kernels: Sequence[str], most: int) -> str:
+    """`source` with launch bounds by which these kernels have up to `most` registers for a thread."""
+
+    def bounds(match: re.Match[str]) -> str:
+        threads = int(match[1])
+        return f"__launch_bounds__({threads}, {max(1, _ALL_REGISTERS // (threads * most))}) {match[2]}("
+
+    return re.sub(rf"__launch_bounds__\((\d+)\) ({'|'.join(kernels)})\(", bounds, source)
 
 
 def _by_nvcc(nvcc: str, source: str, arch: str, options: Sequence[str]) -> tuple[bytes, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm_conv3d.plan import Plan
@@ -13,21 +14,27 @@ _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Work:
-    """Of one block.
+    """Of one block of a kernel.
 
     Attributes:
         flops: floating-point operations, those on padding included.
         bytes: read from and written to caches and memory.
-        least_bytes: of the whole convolution: input, weights and output once.
+        least_bytes: of the whole kernel: what it reads and writes, once.
+        part: of the plan that the kernel computes; empty for all of it.
     """
 
     flops: int
     bytes: int
     least_bytes: int
+    part: str = ""
 
 
-def work_of(plan: Plan) -> Work:
-    """The work of a GPU plan."""
+def works_of(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
+    """The work of each kernel of a GPU plan, in order, by the blocks that each has."""
+    return _of_winograd(plan, blocks) if plan.algorithm == "winograd_gemm" else (_of_one_kernel(plan),)
+
+
+def _of_one_kernel(plan: Plan) -> Work:
     item, sums = _BYTES[plan.spec.dtype], _BYTES[plan.spec.accumulator]
     weight = item if plan.algorithm == "tensor_gemm" else sums
     whole = math.prod(plan.spec.input_shape) + math.prod(plan.spec.output_shape)
@@ -62,3 +69,25 @@ def _of_window(plan: Plan) -> tuple[int, int, int, int]:
     cells = variant.threads * variant.rows * variant.columns
     taps = slices * kh * kw
     return 2 * cells * taps, variant.threads * slices * math.prod(held), variant.threads * taps, cells
+
+
+def _of_winograd(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
+    """Of the input's transform, the matrix products, and the inverse transform; of transforms, what they move."""
+    from tvm_conv3d.compute.collapse import collapse
+    from tvm_conv3d.compute.winograd_gemm import extents_of
+
+    spec, variant = collapse(plan.spec), plan.variant
+    e = extents_of(spec, variant)
+    item, frequencies = _BYTES[spec.dtype], math.prod(e.frequencies)
+    cells, filters, terms = variant.cells, variant.filters, e.taps * e.steps * variant.step
+    data = frequencies * e.steps * variant.step * math.prod(e.data_shape)
+    sums = frequencies * e.cell_blocks * e.filter_blocks * cells * filters
+    weights = frequencies * terms * e.filter_blocks * filters
+    first = item * (math.prod(spec.input_shape) + data)
+    last = item * (math.prod(spec.output_shape) + sums)
+    block = item * (terms * (cells + filters) + cells * filters)
+    return (
+        Work(0, first // blocks[0], first, "data"),
+        Work(2 * cells * filters * terms, block, item * (data + weights + sums), "product"),
+        Work(0, last // blocks[2], last, "result"),
+    )
