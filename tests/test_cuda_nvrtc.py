@@ -29,6 +29,9 @@ needs_headers = pytest.mark.skipif(
 
 SPEC = Conv3DSpec(1, (3, 4, 5), 16, 24, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
 
+#: In one kernel.
+POINTWISE = Conv3DSpec(1, (3, 4, 5), 64, 64, (1, 1, 1))
+
 #: Machine of an ELF file.
 _CUDA = 190
 
@@ -45,9 +48,17 @@ def no_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def layers(dtype: str) -> list[Conv3DSpec]:
-    """One for each algorithm."""
+    """One for each algorithm, and for sums in parts."""
     spec = replace(SPEC, dtype=dtype)
-    return [spec, replace(spec, activation="gelu", groups=16, filters=16)]
+    found = [spec, replace(spec, activation="gelu", groups=16, filters=16), replace(spec, channels=512)]
+    return [*found, replace(spec, size=(8, 28, 28), channels=64, filters=64)]
+
+
+def test_layers_are_of_all_algorithms() -> None:
+    specs = [spec for dtype in ("float32", "float16") for spec in layers(dtype)]
+    plans = default_plans(specs, "cuda:sm_90")
+    assert {plan.algorithm for plan in plans} == {"window", "gemm", "tensor_gemm", "winograd_gemm"}
+    assert any(getattr(plan.variant, "parts", 1) > 1 for plan in plans)
 
 
 def source_of(spec: Conv3DSpec, arch: str) -> str:
@@ -89,15 +100,16 @@ def test_images_have_its_machine_code() -> None:
 
 
 def test_it_tells_what_kernels_need() -> None:
-    (resources,) = toolkit.measure(source_of(SPEC, "sm_80"), "sm_80").values()
-    assert 16 <= resources.registers <= 128
-    assert resources.spills == 0
-    assert resources.shared > 0
+    """Of each kernel: Winograd's product has shared memory, its transforms do without."""
+    found = toolkit.measure(source_of(layers("float32")[-1], "sm_80"), "sm_80")
+    assert len(found) == 3
+    assert all(16 <= resources.registers <= 128 and resources.spills == 0 for resources in found.values())
+    assert sorted(resources.shared > 0 for resources in found.values()) == [False, False, True]
 
 
 def test_spilling_kernels_are_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
     # launch bounds would overrule the number of registers
-    source = re.sub(r"__launch_bounds__\(\d+\)", "", source_of(SPEC, "sm_80"))
+    source = re.sub(r"__launch_bounds__\(\d+\)", "", source_of(POINTWISE, "sm_80"))
     monkeypatch.setattr(toolkit, "_REGISTERS", "--maxrregcount=24")
     monkeypatch.setattr(toolkit, "_OTHER_REGISTERS", ())
     (spilling,) = toolkit.measure(source, "sm_80").values()
@@ -105,6 +117,18 @@ def test_spilling_kernels_are_compiled_again(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(toolkit, "_OTHER_REGISTERS", ("--maxrregcount=128",))
     (mended,) = toolkit.measure(source, "sm_80").values()
     assert mended.spills == 0
+
+
+def test_kernels_that_spill_always_get_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By launch bounds, which overrule the options; here those that leave too few are planted."""
+    source = source_of(replace(POINTWISE, size=(16, 56, 56)), "sm_80")
+    threads = int(re.findall(r"__launch_bounds__\((\d+)\)", source)[0])
+    source = source.replace(f"__launch_bounds__({threads})", f"__launch_bounds__({threads}, {2048 // threads})")
+    (mended,) = toolkit.measure(source, "sm_80").values()
+    assert mended.spills == 0
+    monkeypatch.setattr(toolkit, "_LAST_REGISTERS", ())
+    (spilling,) = toolkit.measure(source, "sm_80").values()
+    assert spilling.spills > 0
 
 
 @pytest.mark.usefixtures("no_headers")

@@ -9,7 +9,7 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.implicit_gemm import GemmVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
-from tvm_conv3d.schedules.cuda.common import LoopRV, spread_over_threads, unroll
+from tvm_conv3d.schedules.cuda.common import LoopRV, add_parts, spread_over_threads, unroll
 from tvm_conv3d.schedules.cuda.gemm_rule import candidates
 from tvm_conv3d.schedules.cuda.register_tile import bind_tile, clear, fetch_kernel, sum_in_registers
 from tvm_conv3d.schedules.decisions import Decisions
@@ -39,12 +39,17 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: GemmVariant, decide: Decisio
     Decisions: those of :mod:`tvm_conv3d.schedules.cuda.register_tile`.
     """
     s = collapse(spec)
-    thread = bind_tile(sch, "out", variant, variant.store, s.data_format == CHANNELS_LAST, decide)
-    tile = sch.get_sblock("tile")
-    sch.set_scope(tile, 0, "local")
-    sch.compute_at(tile, thread, preserve_unit_loops=True)
-    unroll(sch, sch.get_loops(tile)[-2:])
-    sums = sum_in_registers(sch, thread, len(s.kernel), variant.step, decide)
+    whole = variant.parts == 1
+    store = "out" if whole else "partial"
+    thread = bind_tile(sch, store, variant, variant.store, s.data_format == CHANNELS_LAST, decide)
+    if whole:
+        tile = sch.get_sblock("tile")
+        sch.set_scope(tile, 0, "local")
+        sch.compute_at(tile, thread, preserve_unit_loops=True)
+        unroll(sch, sch.get_loops(tile)[-2:])
+    else:
+        add_parts(sch)
+    sums = sum_in_registers(sch, thread, len(s.kernel) if whole else 0, variant.step, decide)
     _gather(sch, s, variant, sums.step)
     fetch_kernel(sch, sums, variant, WEIGHTS_AT_ONCE[s.accumulator])
     clear(sch, sums)

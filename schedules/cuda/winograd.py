@@ -76,7 +76,7 @@ def _transform_data(sch: Schedule, s: Conv3DSpec, variant: WinogradGemmVariant, 
     far, near = sch.split(sch.fuse(row, t), [None, _near("near_data", math.prod(e.data_shape), channels, s, decide)])
     c, channel = sch.split(c, [None, channels])
     sch.reorder(far, c, channel, near, frequency)
-    thread = _bind(sch, (far, c), (channel, near))
+    thread = _bind(sch, far, c, (channel, near))
     sch.unroll(frequency)
     _hold(sch, ("input_d", "input_h", "input_w", "window"), variant, thread)
 
@@ -93,7 +93,7 @@ def _transform_back(sch: Schedule, s: Conv3DSpec, variant: WinogradGemmVariant, 
     # neighbouring threads store neighbouring elements
     threads = (near, filter_) if s.data_format == CHANNELS_LAST else (filter_, near)
     sch.reorder(far, g, *threads, *cells)
-    thread = _bind(sch, (far, g), threads)
+    thread = _bind(sch, far, g, threads)
     unroll(sch, cells)
     direct = sch.get_sblock("direct")
     sch.set_scope(direct, 0, "local")
@@ -109,8 +109,10 @@ def _near(name: str, count: int, others: int, s: Conv3DSpec, decide: Decisions) 
     return decide.choice(name, choices, max(near for near in choices if near <= wished))
 
 
-def _bind(sch: Schedule, blocks: Iterable[LoopRV], threads: Iterable[LoopRV]) -> LoopRV:
-    sch.bind(sch.fuse(*blocks), "blockIdx.x")
+def _bind(sch: Schedule, tiles: LoopRV, others: LoopRV, threads: Iterable[LoopRV]) -> LoopRV:
+    # apart, as TVM would not see through their quotients which tile a thread has
+    sch.bind(tiles, "blockIdx.x")
+    sch.bind(others, "blockIdx.y")
     thread = sch.fuse(*threads)
     sch.bind(thread, "threadIdx.x")
     return thread
@@ -126,9 +128,8 @@ def _hold(sch: Schedule, names: Iterable[str], variant: WinogradGemmVariant, thr
         stage = sch.get_sblock(name)
         sch.set_scope(stage, 0, "local")
         sch.compute_at(stage, thread, preserve_unit_loops=True)
-        loops = sch.get_loops(stage)
-        # a block, a thread, and what that thread does
-        unroll(sch, loops[2:])
+        # two loops of blocks, one of threads, and what a thread does
+        unroll(sch, sch.get_loops(stage)[3:])
 
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:

@@ -16,14 +16,11 @@ from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, STRIDED, ax
 from tvm_conv3d.compute.winograd_gemm import LANES, WinogradGemmVariant, error_bound, extents_of
 from tvm_conv3d.cuda.architectures import GpuTraits
 from tvm_conv3d.schedules.cuda import gemm_rule
-from tvm_conv3d.schedules.cuda.tile_cost import of_tiles, share_of_registers
+from tvm_conv3d.schedules.cuda.tile_cost import ADVANTAGE, LAUNCH, of_tiles, share_of_registers
 from tvm_conv3d.spec import Conv3DSpec
 
 #: Largest relative error (2-norm) that a default plan may be expected to have.
 ERROR_LIMIT = 1e-5
-
-#: Winograd must be cheaper than the implicit matrix product by this factor, as both are estimates.
-ADVANTAGE = 0.7
 
 #: Output cells of a tile along an axis, and cells of a tile's window, which a thread holds in registers, at most.
 _LARGEST_TILE, _MOST_HELD = 4, 64
@@ -43,9 +40,6 @@ _ITEM, _SHARE = 4, 0.8
 
 #: Operations for an element that a transform reads or writes, those that find its place included.
 _TRANSFORM = 24.0
-
-#: Nanoseconds of a further launch and of the GPU's running empty before it.
-_LAUNCH = 3000.0
 
 
 def candidates(spec: Conv3DSpec, traits: GpuTraits) -> list[WinogradGemmVariant]:
@@ -83,7 +77,7 @@ def nanoseconds(spec: Conv3DSpec, traits: GpuTraits, variant: WinogradGemmVarian
     moved = [math.prod(spec.input_shape) + data, data + weights + sums, sums + math.prod(spec.output_shape)]
     transforms = [_TRANSFORM * count / (1e3 * traits.teraflops) for count in (data, sums)]
     first, middle, last = (elements / bandwidth for elements in moved)
-    return max(first, transforms[0]) + max(product, middle) + max(last, transforms[1]) + 2 * _LAUNCH
+    return max(first, transforms[0]) + max(product, middle) + max(last, transforms[1]) + 2 * LAUNCH
 
 
 def _possible(s: Conv3DSpec) -> Iterator[WinogradGemmVariant]:

@@ -131,6 +131,8 @@ def line(row: Row) -> str:
     )
     if row.plan.algorithm == "winograd_gemm" and row.work.part != "product":
         tile = "x".join(map(str, variant.tile))
+    if getattr(variant, "parts", 1) > 1:
+        tile += f", {variant.parts} parts"
     why = "" if row.occupancy >= ENOUGH else f" ({row.limit})"
     shared = row.resources.shared + row.launch.shared
     cells = (

@@ -150,7 +150,7 @@ def _with_registers(source: str, kernels: Sequence[str], most: int) -> str:
         threads = int(match[1])
         return f"__launch_bounds__({threads}, {max(1, _ALL_REGISTERS // (threads * most))}) {match[2]}("
 
-    return re.sub(rf"__launch_bounds__\((\d+)\) ({'|'.join(kernels)})\(", bounds, source)
+    return re.sub(rf"__launch_bounds__\((\d+)(?:, \d+)?\) ({'|'.join(kernels)})\(", bounds, source)
 
 
 def _by_nvcc(nvcc: str, source: str, arch: str, options: Sequence[str]) -> tuple[bytes, str]:

@@ -31,7 +31,11 @@ class Work:
 
 def works_of(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
     """The work of each kernel of a GPU plan, in order, by the blocks that each has."""
-    return _of_winograd(plan, blocks) if plan.algorithm == "winograd_gemm" else (_of_one_kernel(plan),)
+    if plan.algorithm == "winograd_gemm":
+        return _of_winograd(plan, blocks)
+    if getattr(plan.variant, "parts", 1) > 1:
+        return _of_parts(plan, blocks)
+    return (_of_one_kernel(plan),)
 
 
 def _of_one_kernel(plan: Plan) -> Work:
@@ -50,9 +54,22 @@ def _of_product(plan: Plan) -> tuple[int, int, int, int]:
 
     variant = plan.variant
     e = extents_of(collapse(plan.spec), variant)
-    terms = math.prod(e.taps) * e.steps * variant.step
+    terms = e.turns * variant.step // variant.parts
     cells, filters = variant.cells, variant.filters
     return 2 * cells * filters * terms, cells * terms, filters * terms, cells * filters
+
+
+def _of_parts(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
+    """Of the products of all parts, and of their addition."""
+    spec, whole = plan.spec, _of_one_kernel(plan)
+    sums = _BYTES[spec.accumulator] * plan.variant.cells * plan.variant.filters
+    written = math.prod(spec.output_shape) * _BYTES[spec.dtype]
+    tile = _BYTES[spec.dtype] * plan.variant.cells * plan.variant.filters
+    added = blocks[0] * sums + written
+    return (
+        Work(whole.flops, whole.bytes - tile + sums, whole.least_bytes - written + blocks[0] * sums, "product"),
+        Work(0, added // blocks[1], added, "addition"),
+    )
 
 
 def _of_window(plan: Plan) -> tuple[int, int, int, int]:
