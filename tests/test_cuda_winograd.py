@@ -122,6 +122,21 @@ def test_non_finite_values_reach_exactly_their_windows(value: float, modes: str,
     np.testing.assert_allclose(result[~reached], before[~reached], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite(value: float) -> None:
+    """As the definition has it, with the sign of infinity; zeros of the padding times infinity are NaN."""
+    plan = planned(BASE, "ppp", (1, 2, 4))
+    x, kernel, bias = data(BASE)
+    kernel[0, 1, 2, 3, 5] = value
+    result = run(plan, compiled(plan), x, kernel, bias)
+    with np.errstate(invalid="ignore"):
+        expected = reference.convolve(BASE, x, kernel, bias)
+    assert not np.isfinite(expected[..., 5]).any()
+    np.testing.assert_array_equal(np.isnan(result), np.isnan(expected))
+    np.testing.assert_array_equal(np.isposinf(result), np.isposinf(expected))
+    assert np.isfinite(np.delete(result, 5, axis=-1)).all()
+
+
 def test_sums_that_overflow_in_a_transform_only() -> None:
     plan = planned(replace(BASE, bias=False), "ppp", (1, 4, 4))
     x, kernel, _ = data(plan.spec)
