@@ -39,9 +39,14 @@ def assert_right(plans: Sequence[Plan], target: str = "cuda:sm_80", order: objec
             report = compiled.run(fitting, order)
             report.check()
             error = relative_error(plan.spec, report.arrays[3], x, kernel, bias)
-            if not error < BOUNDS[plan.spec.dtype]:
+            if not error < _bound(plan):
                 wrong.append(f"{error:.1e} {plan.spec.key()} {plan.describe()}")
     assert not wrong, "\n".join(wrong)
+
+
+def _bound(plan: Plan) -> float:
+    """That of the type; what other algorithms promise holds of layers with more cells, over which it scatters less."""
+    return BOUNDS[plan.spec.dtype] if algorithm_of(plan, "cuda").exact else 1.5 * plan.error_bound
 
 
 def assert_launchable(plan: Plan, grid: Sequence[int], block: Sequence[int]) -> None:

@@ -121,7 +121,7 @@ def test_code_of_older_gpus_runs_on_newer_ones_of_their_kind() -> None:
 
 
 def test_images_survive_files() -> None:
-    image = Image("sm_80", "source", (Launch("k", (1, 2, 3), (4, 5, 6), 7, (0, 3)),), b"\x00\xff")
+    image = Image("sm_80", "source", (Launch("k", (1, 2, 3), (4, 5, 6), 7, (0, 3)),), (64, 32), b"\x00\xff")
     assert Image.from_bytes(image.to_bytes()) == image
     with pytest.raises(ValueError, match="no code for a GPU"):
         Image.from_bytes(b"ELF")

@@ -44,6 +44,7 @@ ODD = [
     same((3, 4, 5), 7, 18, 3, dtype="float16", batch=2),
     same((3, 4, 5), 12, 20, 2, dtype="float64"),
     same((2, 6, 14), 8, 8, 3, data_format=CHANNELS_FIRST, groups=8),
+    same((4, 6, 10), 16, 24, 3),
 ]
 
 
@@ -131,11 +132,12 @@ def test_decisions_repeat() -> None:
 def test_launches_are_those_of_the_host_code() -> None:
     """The package's reader of launches against the test tool's own."""
     target = resolve(TARGET, 1)
-    for plan in default_plans([ODD[0], ODD[5], replace(ODD[3], bias=False)]):
+    taken = same((4, 16, 16), 32, 64, 3)
+    for plan in default_plans([ODD[0], ODD[5], replace(ODD[3], bias=False), taken]):
         module = build.scheduled_module(plan, target)
         ours, theirs = lower(module, target), lower_module(module, target)
         assert ours.source == theirs.source
-        names = [parameter.name for parameter in theirs.parameters]
+        names = [buffer.name for buffer in (*theirs.parameters, *theirs.workspaces)]
         for a, b in zip(ours.launches, theirs.launches, strict=True):
             assert (a.kernel, a.grid, a.block, a.shared) == (b.kernel, b.grid, b.block, b.dynamic_shared_bytes)
             assert tuple(names[number] for number in a.arguments) == b.arguments

@@ -89,13 +89,15 @@ def _for_cpus() -> tuple[Algorithm, ...]:
 
 
 def _for_gpus() -> tuple[Algorithm, ...]:
-    from tvm_conv3d.compute import implicit_gemm, tensor_gemm, window
+    from tvm_conv3d.compute import implicit_gemm, tensor_gemm, window, winograd_gemm
     from tvm_conv3d.schedules.cuda import gemm as gemm_loops
     from tvm_conv3d.schedules.cuda import tensor as tensor_loops
     from tvm_conv3d.schedules.cuda import window as window_loops
+    from tvm_conv3d.schedules.cuda import winograd as winograd_loops
 
     return (
         _join("window", window.WindowVariant, window, window_loops),
+        _join("winograd_gemm", winograd_gemm.WinogradGemmVariant, winograd_gemm, winograd_loops, exact=False),
         _join("tensor_gemm", tensor_gemm.TensorVariant, tensor_gemm, tensor_loops),
         _join("gemm", implicit_gemm.GemmVariant, implicit_gemm, gemm_loops),
     )

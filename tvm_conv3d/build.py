@@ -84,7 +84,8 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
     if is_cuda(target):
         from tvm_conv3d.cuda.image import compile_image
 
-        return Artifact(compile_image(module, target).to_bytes(), _shapes(module), module.script(), (0, 0))
+        image = compile_image(module, target)
+        return Artifact(image.to_bytes(), _shapes(module), module.script(), (sum(image.workspaces), 0))
     from tvm_conv3d.schedules.llvm import stream_stores
 
     lowered = stream_stores.rewrite(module, target) if plan.variant.stream else module

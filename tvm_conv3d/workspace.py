@@ -106,14 +106,14 @@ def of_module(module: IRModule) -> Workspace:
 def bytes_per_thread(plan: Plan, target: Target, enough: int = 0) -> int:
     """Bytes a thread that the plan's kernel takes; an upper bound, found sooner, where that is not above `enough`.
 
-    None on a GPU: what its kernels keep lies in registers and shared memory, which schedules bound.
+    On a GPU, which counts as one thread, only what lies in its memory between kernels.
     """
     from tvm_conv3d.plan import algorithm_of
     from tvm_conv3d.targets import is_cuda, thread_count
 
-    if is_cuda(target):
-        return 0
     declaration = algorithm_of(plan, str(target.kind.name)).declare(plan.spec, plan.variant)
+    if is_cuda(target):
+        return declaration.kept_bytes()
     bound = declaration.intermediate_bytes()
     return bound if bound <= enough else of_plan(plan, target).per_thread(thread_count(target))
 

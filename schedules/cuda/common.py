@@ -10,6 +10,9 @@ from tvm.s_tir import Schedule
 LoopRV = Any
 BlockRV = Any
 
+#: Threads of a block that adds the parts of a reduction.
+ADDING_THREADS = 128
+
 
 def unroll(sch: Schedule, loops: Sequence[LoopRV]) -> None:
     for loop in loops:
@@ -35,6 +38,25 @@ def spread_over_threads(sch: Schedule, loops: Sequence[LoopRV], threads: int, ve
     sch.bind(thread, "threadIdx.x")
     if vector is not None:
         sch.vectorize(vector)
+
+
+def add_parts(sch: Schedule) -> None:
+    """The kernel that adds the parts of a reduction and finishes the tiles: each thread a vector of the output."""
+    *loops, lane = sch.get_loops(sch.get_sblock("out"))
+    block, thread = sch.split(sch.fuse(*loops), [None, ADDING_THREADS])
+    sch.bind(block, "blockIdx.x")
+    sch.bind(thread, "threadIdx.x")
+    if int(sch.get(lane).extent) > 1:
+        sch.vectorize(lane)
+    for name in ("tile", "total"):
+        stage = sch.get_sblock(name)
+        sch.set_scope(stage, 0, "local")
+        sch.compute_at(stage, thread, preserve_unit_loops=True)
+        lane = sch.get_loops(stage)[-1 if name == "tile" else -2]
+        sch.unroll(lane)
+    part = sch.get_loops(stage)[-1]
+    sch.reorder(part, lane)
+    sch.unroll(sch.get_loops(sch.decompose_reduction(stage, part))[-1])
 
 
 def spread_over_warps(sch: Schedule, loops: Sequence[LoopRV], warps: int) -> LoopRV:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from tvm_conv3d.compute.implicit_gemm import GemmVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
-from tvm_conv3d.schedules.cuda.tile_cost import is_flat, nanoseconds
+from tvm_conv3d.schedules.cuda.tile_cost import cheapest_first, in_parts, is_flat, nanoseconds, share_of_registers
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
 #: Cells and filters of a tile, and threads along each.
@@ -31,7 +32,7 @@ TILES = (
 )
 
 #: Bytes of sums in one thread's registers, at most.
-_MOST_SUMS = 256
+MOST_SUMS = 256
 
 #: Terms of the reduction that are gathered at a time.
 _STEP = {4: 16, 8: 8}
@@ -39,17 +40,22 @@ _STEP = {4: 16, 8: 8}
 
 def candidates(spec: Conv3DSpec, traits: GpuTraits) -> list[GemmVariant]:
     """Variants for `spec` (axes collapsed), the cheapest first."""
-    costs = {}
+    return [variant for variant, _ in priced(spec, traits)]
+
+
+def priced(spec: Conv3DSpec, traits: GpuTraits) -> list[tuple[GemmVariant, float]]:
+    """The same with their modelled nanoseconds."""
+    item = np.dtype(spec.accumulator).itemsize
+    costs: dict[GemmVariant, float] = {}
     for cells, filters, threads_cells, threads_filters in TILES:
-        item = np.dtype(spec.accumulator).itemsize
         sums = cells * filters // (threads_cells * threads_filters)
-        if sums * item > _MOST_SUMS:
+        if sums * item > MOST_SUMS:
             continue
         variant = fitted(spec, GemmVariant(cells, filters, _STEP[item], threads_cells, threads_filters))
-        # every product reads its factors from shared memory: the fewer, the larger a thread's tile
-        share = 1 / (1 + 2 / math.sqrt(sums))
-        costs[variant] = nanoseconds(spec, traits, variant, item, tensor=False, share=share)
-    return sorted(costs, key=lambda variant: costs[variant])
+        share = share_of_registers(sums)
+        price = functools.partial(nanoseconds, spec, traits, item=item, tensor=False, share=share)
+        costs |= in_parts(spec, traits, variant, price)
+    return cheapest_first(costs)
 
 
 def fitted(spec: Conv3DSpec, variant: GemmVariant) -> GemmVariant:

@@ -13,7 +13,7 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.tensor_gemm import TensorVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
-from tvm_conv3d.schedules.cuda.common import BlockRV, LoopRV, spread_over_warps, unroll_by_pragma
+from tvm_conv3d.schedules.cuda.common import BlockRV, LoopRV, add_parts, spread_over_warps, unroll_by_pragma
 from tvm_conv3d.schedules.cuda.tensor_rule import candidates
 from tvm_conv3d.schedules.cuda.wmma import EDGE, register
 from tvm_conv3d.schedules.decisions import Decisions
@@ -48,14 +48,14 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: TensorVariant, decide: Decis
     s = collapse(spec)
     names = register(s.dtype)
     warps = variant.warps_cells * variant.warps_filters
-    block = _finish_together(sch, s, warps)
+    block = _finish_together(sch, s, variant, warps)
     sums = sch.get_sblock("product")
     # TVM would let them share memory with the factors, as what it can't lower: two types in one buffer
     sch.set_scope(sums, 0, "shared.dyn")
     leave = sch.cache_write(sums, 0, "wmma.accumulator")
     warp, rows16 = _leave(sch, leave, block, variant)
     sch.compute_at(sums, warp, preserve_unit_loops=True)
-    i, j, *taps, step, term = sch.get_loops(sums)[-7:]
+    i, j, *taps, step, term = sch.get_loops(sums)[-7 if variant.parts == 1 else -4 :]
     (i, i16), (j, j16), (term, term16) = (sch.split(loop, [None, EDGE]) for loop in (i, j, term))
     outer, few = decide.tile("unroll", term, default=variant.step // EDGE)
     sch.unroll(few)
@@ -63,7 +63,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: TensorVariant, decide: Decis
     for loop in (i, j):
         sch.unroll(loop)
     rows_a, rows_b = _fetch(sch, s, variant, sums, step, few)
-    start = sch.decompose_reduction(sums, taps[0])
+    start = sch.decompose_reduction(sums, taps[0] if taps else step)
     # last, as nothing can be placed beside a block that has become an instruction
     instructions = {
         "fill": sch.get_loops(start)[-2],
@@ -76,9 +76,9 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: TensorVariant, decide: Decis
         sch.tensorize(loop, names[purpose])
 
 
-def _finish_together(sch: Schedule, s: Conv3DSpec, warps: int) -> LoopRV:
-    """Spreads the finishing of a tile over the threads of its block; returns the loop over tiles."""
-    out = sch.get_sblock("out")
+def _finish_together(sch: Schedule, s: Conv3DSpec, variant: TensorVariant, warps: int) -> LoopRV:
+    """Spreads the finishing of a tile, or of its part, over the threads of its block; returns the loop over tiles."""
+    out = sch.get_sblock("out" if variant.parts == 1 else "partial")
     *tiles, i, j, lane = sch.get_loops(out)
     block = sch.fuse(*tiles)
     sch.bind(block, "blockIdx.x")
@@ -87,9 +87,12 @@ def _finish_together(sch: Schedule, s: Conv3DSpec, warps: int) -> LoopRV:
     order = (i, j) if s.data_format == CHANNELS_LAST else (j, i)
     sch.reorder(*order, lane)
     thread = spread_over_warps(sch, order, warps)
-    tile = sch.get_sblock("tile")
-    sch.set_scope(tile, 0, "local")
-    sch.compute_at(tile, thread, preserve_unit_loops=True)
+    if variant.parts == 1:
+        tile = sch.get_sblock("tile")
+        sch.set_scope(tile, 0, "local")
+        sch.compute_at(tile, thread, preserve_unit_loops=True)
+    else:
+        add_parts(sch)
     if int(sch.get(lane).extent) > 1:
         sch.vectorize(lane)
     return block

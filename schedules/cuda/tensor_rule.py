@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 
 from tvm_conv3d.compute.tensor_gemm import TensorVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
-from tvm_conv3d.schedules.cuda.tile_cost import is_flat, nanoseconds
+from tvm_conv3d.schedules.cuda.tile_cost import cheapest_first, in_parts, is_flat, nanoseconds
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
 #: Cells and filters of a tile, warps along each. The sums of a tile must fit into shared memory beside two steps.
@@ -35,13 +36,14 @@ def candidates(spec: Conv3DSpec, traits: GpuTraits) -> list[TensorVariant]:
     terms = math.prod(spec.kernel) * spec.group_channels
     if not traits.has_tensor_cores(spec.dtype) or terms < _LEAST_TERMS or spec.group_filters < _LEAST_FILTERS:
         return []
-    costs = {}
+    costs: dict[TensorVariant, float] = {}
     for cells, filters, warps_cells, warps_filters in TILES:
         variant = fitted(spec, TensorVariant(cells, filters, _STEP, warps_cells, warps_filters))
         # each warp reads its factors from shared memory: the fewer, the larger its tile
         share = 0.7 / (1 + 16 * warps_cells / cells / 4 + 16 * warps_filters / filters / 4)
-        costs[variant] = nanoseconds(spec, traits, variant, item=2, tensor=True, share=share)
-    return sorted(costs, key=lambda variant: costs[variant])
+        price = functools.partial(nanoseconds, spec, traits, item=2, tensor=True, share=share)
+        costs |= in_parts(spec, traits, variant, price)
+    return [variant for variant, _ in cheapest_first(costs)]
 
 
 def fitted(spec: Conv3DSpec, variant: TensorVariant) -> TensorVariant:

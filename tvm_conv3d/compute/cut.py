@@ -89,7 +89,7 @@ def cut_output(module: IRModule) -> IRModule:
         ]
         if tiling["flat"] and extents[-1] > tiling["count"]:
             limits.append((declared[-1], tiling["count"]))
-        exists = [_known(index, values) < extent for index, extent in limits]
+        exists = [outside_of_block(index, values) < extent for index, extent in limits]
         return SBlockRealize(realize.iter_values, tirx.all(realize.predicate, *exists), moved)
 
     body = tvm_ffi.structural_map(function.body, (SBlockRealize, rewritten))
@@ -115,13 +115,13 @@ def _largest(extents: Sequence[int], axis: int, factor: int, divisor: int, modul
     return factor * (min(largest, modulus - 1) if modulus else largest)
 
 
-def _known(index: Any, values: Sequence[tuple[Any, Any]]) -> Any:
-    """An index of a block's body, as known outside of it."""
+def outside_of_block(expression: Any, values: Sequence[tuple[Any, Any]]) -> Any:
+    """An expression of a block's body as known outside of it; `values` are its axes and what they are bound to."""
 
     def outside(var: ir.Var) -> Any:
         return next((value for axis, value in values if axis.var.same_as(var)), var)
 
-    return tvm_ffi.structural_map(index, (ir.Var, outside))
+    return tvm_ffi.structural_map(expression, (ir.Var, outside))
 
 
 def _reshaped(function: PrimFunc, shape: Sequence[int]) -> PrimFunc:

@@ -23,15 +23,17 @@ class Declaration:
         tensors: input, packed weights, packed bias, output, in the order of the arguments; then maybe flags, of which
             the code makes some not finite where a sum is not, and its result must not be trusted.
         tiling: of the output, where it is declared in whole tiles, for GPUs (:mod:`tvm_conv3d.compute.cut`).
+        kept: tensors that one kernel of a GPU fills and a later one reads.
     """
 
     tensors: tuple[te.Tensor, ...]
     tiling: Tiling | None = None
+    kept: tuple[te.Tensor, ...] = ()
 
     def module(self) -> IRModule:
         """The function `main`, unscheduled."""
         # a GPU's stages exist in tiles only
-        counted = _all(self.tensors) if self.tiling is None else self.tensors
+        counted = _all(self.tensors) if self.tiling is None else (*self.tensors, *self.kept)
         # TVM's 32-bit indices overflow silently
         wide = max(math.prod(_shape(tensor)) for tensor in counted) >= 2**29
         function = te.create_prim_func(list(self.tensors), index_dtype_override="int64" if wide else None)
@@ -43,8 +45,11 @@ class Declaration:
     def intermediate_bytes(self) -> int:
         """Bytes of all tensors between the arguments, each as a whole: more than any schedule of them allocates."""
         arguments = {tensor.op for tensor in self.tensors}
-        between = [tensor for tensor in _all(self.tensors) if tensor.op not in arguments]
-        return sum(math.prod(_shape(tensor)) * np.dtype(str(tensor.dtype)).itemsize for tensor in between)
+        return sum(_bytes(tensor) for tensor in _all(self.tensors) if tensor.op not in arguments)
+
+    def kept_bytes(self) -> int:
+        """Bytes of the tensors between a GPU's kernels."""
+        return sum(map(_bytes, self.kept))
 
 
 def _all(tensors: Iterable[te.Tensor]) -> list[te.Tensor]:
@@ -57,6 +62,10 @@ def _all(tensors: Iterable[te.Tensor]) -> list[te.Tensor]:
             found.append(tensor)
             left.extend(tensor.op.input_tensors)
     return found
+
+
+def _bytes(tensor: te.Tensor) -> int:
+    return math.prod(_shape(tensor)) * np.dtype(str(tensor.dtype)).itemsize
 
 
 def _shape(tensor: te.Tensor) -> tuple[int, ...]:

@@ -7,6 +7,8 @@ Stages, each a block that a schedule places:
 
 gather    the left matrix: for each output cell the input under a step of the reduction
 product   the sums of a tile
+partial   kept, where the reduction is cut into parts: the sums of each part
+total     the parts, added in their order by a second kernel
 tile      bias and activation
 out       the store in the user's layout
 
@@ -50,6 +52,8 @@ class Cut(Protocol):
     def store(self) -> int: ...
     @property
     def flat(self) -> bool: ...
+    @property
+    def parts(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class GemmVariant:
         vector: neighbouring channels that are read at once; divides the channels of a group and `step`.
         store: neighbouring output elements that are written at once.
         flat: taps and channels are one axis of the reduction.
+        parts: that the reduction is cut into, each of which blocks of their own sum; divides taps times steps.
     """
 
     cells: int
@@ -73,6 +78,7 @@ class GemmVariant:
     vector: int = 1
     store: int = 1
     flat: bool = False
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,11 @@ class Extents:
     cell_blocks: int
     filter_blocks: int
     steps: int
+
+    @property
+    def turns(self) -> int:
+        """Steps of the whole reduction."""
+        return math.prod(self.taps) * self.steps
 
 
 def extents_of(spec: Conv3DSpec, variant: Cut) -> Extents:
@@ -156,6 +167,10 @@ class GemmBuilder:
         along = spec.group_filters if self.last else self.e.cells
         if along % variant.store:
             raise ValueError(f"{spec.key()} can't store {variant.store} elements at once. Received: {variant}")
+        #: extents of what numbers the steps of the reduction: one axis where it is cut
+        self.turns = (*self.e.taps, self.e.steps) if variant.parts == 1 else (self.e.turns,)
+        if self.e.turns % variant.parts:
+            raise ValueError(f"The reduction of {spec.key()} has no {variant.parts} equal parts. Received: {variant}")
 
     def _types(self) -> tuple[str, str]:
         """Element types of the input and of what is multiplied."""
@@ -164,23 +179,34 @@ class GemmBuilder:
     def declaration(self) -> Declaration:
         spec, variant, e = self.spec, self.variant, self.e
         x = te.placeholder(spec.input_shape, self.stored, name="x")
-        shape = (spec.groups, e.filter_blocks, *e.taps, e.steps, variant.step, variant.filters)
+        shape = (spec.groups, e.filter_blocks, *self.turns, variant.step, variant.filters)
         kernel = te.placeholder(shape, self.factor, name="kernel")
         bias = te.placeholder((spec.groups, e.filter_blocks, variant.filters), spec.accumulator, name="bias")
         product = self._product(self._gather(x), kernel)
-        return Declaration((x, kernel, bias, self._out(product, bias)), self._tiling())
+        if variant.parts == 1:
+            return Declaration((x, kernel, bias, self._out(product, bias)), self._tiling())
+        partial = self._in_lanes("partial", product)
+        return Declaration((x, kernel, bias, self._added(partial, bias)), self._tiling(), (partial,))
 
     def _gather(self, x: te.Tensor) -> te.Tensor:
         """Cells innermost, as a thread reads several of them for one term."""
         variant, e = self.variant, self.e
 
-        def at(n, g, block, td, th, tw, step, q, v, i):  # type: ignore[no-untyped-def]
-            return self._element(x, (n, block * variant.cells + i), g, (td, th, tw), (step, q, v))
+        def at(*index):  # type: ignore[no-untyped-def]
+            n, g, block, *turn, q, v, i = index
+            taps, step = self._turn(turn)
+            return self._element(x, (n, block * variant.cells + i), g, taps, (step, q, v))
 
         inner = (variant.step // variant.vector, variant.vector, variant.cells)
-        shape = (e.planes, self.spec.groups, e.cell_blocks, *e.taps, e.steps, *inner)
-        names = ["n", "g", "block", "td", "th", "tw", "step", "q", "v", "i"]
-        return te.compute(shape, at, name="gather", varargs_names=names)
+        shape = (e.planes, self.spec.groups, e.cell_blocks, *self.turns, *inner)
+        return te.compute(shape, at, name="gather")
+
+    def _turn(self, index: Sequence[Expr]) -> tuple[Sequence[Expr], Expr]:
+        """Taps and step by the axes of :attr:`turns`."""
+        if len(index) > 1:
+            return index[:-1], index[-1]
+        (number,) = index
+        return _unravel(number // self.e.steps, self.e.taps), number % self.e.steps
 
     def _element(
         self, x: te.Tensor, cell: Sequence[Expr], g: Expr, taps: Sequence[Expr], place: Sequence[Expr]
@@ -229,18 +255,22 @@ class GemmBuilder:
         return plane, _unravel(cell, spec.out_size)
 
     def _product(self, gather: te.Tensor, kernel: te.Tensor) -> te.Tensor:
-        spec, variant, e = self.spec, self.variant, self.e
-        taps = [te.reduce_axis((0, k), name=f"tap_{axis}") for k, axis in zip(e.taps, "dhw", strict=True)]
-        step = te.reduce_axis((0, e.steps), name="step")
+        variant, e = self.variant, self.e
+        shape = (e.planes, self.spec.groups, e.cell_blocks, e.filter_blocks, variant.cells, variant.filters)
+        cut = variant.parts > 1
+        extents = (e.turns // variant.parts,) if cut else self.turns
+        names = ("turn",) if cut else ("tap_d", "tap_h", "tap_w", "step")
+        turns = [te.reduce_axis((0, extent), name=name) for extent, name in zip(extents, names, strict=True)]
         term = te.reduce_axis((0, variant.step), name="term")
 
-        def at(n, g, b, f, i, j):  # type: ignore[no-untyped-def]
-            left = gather[(n, g, b, *taps, step, *self._place(i, term))]
-            right = kernel[(g, f, *taps, step, term, j)]
-            return te.sum(self._widened(left) * self._widened(right), axis=[*taps, step, term])
+        def at(*index):  # type: ignore[no-untyped-def]
+            *part, n, g, b, f, i, j = index
+            turn = [part[0] * extents[0] + turns[0]] if cut else turns
+            left = gather[(n, g, b, *turn, *self._place(i, term))]
+            right = kernel[(g, f, *turn, term, j)]
+            return te.sum(self._widened(left) * self._widened(right), axis=[*turns, term])
 
-        shape = (e.planes, spec.groups, e.cell_blocks, e.filter_blocks, variant.cells, variant.filters)
-        return te.compute(shape, at, name="product")
+        return te.compute((variant.parts, *shape) if cut else shape, at, name="product")
 
     def _place(self, i: Expr, term: Expr) -> tuple[Expr, ...]:
         """Where the gathered matrix of a step holds the element of cell `i` and `term`."""
@@ -252,19 +282,37 @@ class GemmBuilder:
 
     def _out(self, product: te.Tensor, bias: te.Tensor) -> te.Tensor:
         """The finished tiles, the vectors that are stored at once innermost."""
-        spec, store = self.spec, self.variant.store
         # not in the store, whose loop is a vector: activations are branches
         tile = te.compute(
             product.shape,
-            lambda n, g, b, f, i, j: finish(spec, product(n, g, b, f, i, j), bias(g, f, j)),
+            lambda n, g, b, f, i, j: finish(self.spec, product(n, g, b, f, i, j), bias(g, f, j)),
             name="tile",
         )
-        *outer, cells, filters = (int(extent) for extent in product.shape)
+        return self._in_lanes("out", tile)
+
+    def _added(self, partial: te.Tensor, bias: te.Tensor) -> te.Tensor:
+        """The same from the sums of the parts, which are in lanes."""
+        store = self.variant.store
+        part = te.reduce_axis((0, self.variant.parts), name="part")
+        shape = partial.shape[1:]
+        total = te.compute(shape, lambda *at: te.sum(partial[(part, *at)], axis=[part]), name="total")
+
+        def finished(n, g, b, f, i, j, lane):  # type: ignore[no-untyped-def]
+            filter_ = j * store + lane if self.last else j
+            return finish(self.spec, total(n, g, b, f, i, j, lane), bias(g, f, filter_))
+
+        tile = te.compute(shape, finished, name="tile")
+        return te.compute(shape, lambda *at: tile[at], name="out")
+
+    def _in_lanes(self, name: str, tiles: te.Tensor) -> te.Tensor:
+        """A copy whose last axis are the elements that are stored at once: filters, or cells in channels_first."""
+        store = self.variant.store
+        *outer, cells, filters = (int(extent) for extent in tiles.shape)
         if self.last:
             shape = (*outer, cells, filters // store, store)
-            return te.compute(shape, lambda *at: tile[(*at[:5], at[5] * store + at[6])], name="out")
+            return te.compute(shape, lambda *at: tiles[(*at[:-2], at[-2] * store + at[-1])], name=name)
         shape = (*outer, cells // store, filters, store)
-        return te.compute(shape, lambda *at: tile[(*at[:4], at[4] * store + at[6], at[5])], name="out")
+        return te.compute(shape, lambda *at: tiles[(*at[:-3], at[-3] * store + at[-1], at[-2])], name=name)
 
     def _tiling(self) -> Tiling:
         spec, variant, e = self.spec, self.variant, self.e

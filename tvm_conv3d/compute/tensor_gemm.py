@@ -35,6 +35,7 @@ class TensorVariant:
         vector: neighbouring channels that are read at once; divides the channels of a group and `step`.
         store: neighbouring output elements that one thread finishes.
         flat: taps and channels are one axis of the reduction.
+        parts: that the reduction is cut into.
     """
 
     cells: int
@@ -45,6 +46,7 @@ class TensorVariant:
     vector: int = 1
     store: int = 1
     flat: bool = False
+    parts: int = 1
 
 
 def declare(spec: Conv3DSpec, variant: TensorVariant) -> Declaration:
@@ -76,13 +78,14 @@ class _Builder(GemmBuilder):
         variant, e = self.variant, self.e
         vector = variant.vector
 
-        def at(n, g, block, td, th, tw, step, i, term):  # type: ignore[no-untyped-def]
+        def at(*index):  # type: ignore[no-untyped-def]
+            n, g, block, *turn, i, term = index
+            taps, step = self._turn(turn)
             place = (step, term // vector, term % vector)
-            return self._element(x, (n, block * variant.cells + i), g, (td, th, tw), place)
+            return self._element(x, (n, block * variant.cells + i), g, taps, place)
 
-        shape = (e.planes, self.spec.groups, e.cell_blocks, *e.taps, e.steps, variant.cells, variant.step)
-        names = ["n", "g", "block", "td", "th", "tw", "step", "i", "term"]
-        return te.compute(shape, at, name="gather", varargs_names=names)
+        shape = (e.planes, self.spec.groups, e.cell_blocks, *self.turns, variant.cells, variant.step)
+        return te.compute(shape, at, name="gather")
 
     def _place(self, i: Expr, term: Expr) -> tuple[Expr, ...]:
         return i, term

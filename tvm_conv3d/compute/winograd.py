@@ -1,8 +1,7 @@
 """N-dimensional Winograd convolution: gather, transform, product, inverse transform, store.
 
-Along each axis the output is cut into tiles of m cells, computed by F(m, k) of Cook and Toom
-(:mod:`tvm_conv3d.compute.cook_toom`); axes nest, as the transforms are linear. A group of neighbouring tiles makes one
-task. What an axis becomes before that is told by its mode: :mod:`tvm_conv3d.compute.winograd_axes`.
+Along each axis the output is cut into tiles of m cells, computed by F(m, k) of Cook and Toom; axes nest and have modes
+(:mod:`tvm_conv3d.compute.winograd_axes`). A group of neighbouring tiles makes one task.
 
 Stages, each a block that a schedule places:
 
@@ -27,13 +26,11 @@ from tvm import te, tirx
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import Matrix, amplification, transforms
 from tvm_conv3d.compute.declaration import Declaration
-from tvm_conv3d.compute.elements import storage_dtype, widen
-from tvm_conv3d.compute.stages import error_of_sums, finish, zero_padded
+from tvm_conv3d.compute.elements import storage_dtype
+from tvm_conv3d.compute.stages import error_of_sums, finish
 from tvm_conv3d.compute.winograd_axes import axes_of, triple
+from tvm_conv3d.compute.winograd_stages import MARGIN, gathered, index_names, split_taps, transform, transformed
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
-
-#: Measured errors of random layers exceed the estimate from the matrices by up to this (kernels of 5 to 7).
-_MARGIN = 1.25
 
 Expr = Any  # a TVM expression; its classes are not public names
 
@@ -43,7 +40,7 @@ class WinogradVariant:
     """What a Winograd convolution is cut into; one TE declaration each.
 
     Attributes:
-        modes: of depth, height, width, a letter each; see :mod:`tvm_conv3d.compute.winograd_axes`.
+        modes: of depth, height, width, a letter each: "p", "s", "f" or "d".
         tile: output cells of a tile along each axis; 1 along axes without a transform.
         block: tiles of a task along each axis.
         lanes: channels, and filters, in one vector register.
@@ -93,17 +90,7 @@ def pack_kernel(spec: Conv3DSpec, variant: WinogradVariant, kernel: np.ndarray) 
     """
     s = collapse(spec)
     axes = axes_of(s, variant.modes)
-    sizes = tuple(t * p for t, p in zip(axes.taps, axes.phases, strict=True))
-    padded = np.zeros((*sizes, spec.channels, spec.filters))
-    kd, kh, kw = spec.kernel
-    padded[:kd, :kh, :kw] = kernel
-    split = padded.reshape(*(n for pair in zip(axes.taps, axes.phases, strict=True) for n in pair), *padded.shape[3:])
-    taps = split.transpose(0, 2, 4, 1, 3, 5, 6, 7).reshape(*axes.taps, axes.channels, spec.filters)
-    for axis, (m, r) in enumerate(zip(variant.tile, axes.taps, strict=True)):
-        matrix = np.array(transforms(m, r).kernel, dtype=np.float64)
-        # not by BLAS, whose locks a forked child inherits and waits for
-        name = "dhwcf"[axis]
-        taps = np.einsum(f"n{name},dhwcf->{'dhwcf'.replace(name, 'n')}", matrix, taps)
+    taps = transformed(split_taps(spec, axes, kernel), variant.tile)
     width = variant.vectors * variant.lanes
     blocks = -(-spec.filters // width)
     whole = np.zeros((*taps.shape[:4], blocks * width), spec.accumulator)
@@ -121,7 +108,7 @@ def error_bound(spec: Conv3DSpec, variant: WinogradVariant) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
     axes = axes_of(collapse(spec), variant.modes)
     factor = math.prod(amplification(m, t) for m, t in zip(variant.tile, axes.taps, strict=True))
-    return error_of_sums(spec, axes.channels, _MARGIN * factor)
+    return error_of_sums(spec, axes.channels, MARGIN * factor)
 
 
 class _Builder:
@@ -162,27 +149,12 @@ class _Builder:
             g * b * m + t - 1
             for g, b, m, t in zip(self.groups_of_part, self.variant.block, self.variant.tile, axes.taps, strict=True)
         ]
-        # as if the input were padded so that every gathered cell and phase exists
-        reach = [
-            (e - 1) * step + (p - 1) * spread + parts
-            for e, step, p, spread, parts in zip(extents, axes.step, axes.phases, axes.spread, axes.parts, strict=True)
-        ]
-        pd, ph, pw = axes.phases
+        padded = self.channel_blocks * lanes
 
         def at(n, a, b, g, d, h, w, c):  # type: ignore[no-untyped-def]
-            phase = (c // (spec.channels * pw * ph), c // (spec.channels * pw) % ph, c // spec.channels % pw)
-            where = zip((a, b, g), (d, h, w), axes.step, phase, axes.spread, strict=True)
-            cell = [part + i * step + q * spread for part, i, step, q, spread in where]
-            channel = c % spec.channels if pd * ph * pw > 1 else c
+            return gathered(spec, axes, extents, padded, x)(n, (a, b, g), (d, h, w), c)
 
-            def read(index: list[Expr]) -> Expr:
-                position = (n, *index, channel) if spec.data_format == CHANNELS_LAST else (n, channel, *index)
-                return widen(x[position], spec.dtype, self.acc)
-
-            inside = [c < axes.channels] if axes.channels % lanes else []
-            return zero_padded(spec, reach, cell, read, inside)
-
-        return te.compute((spec.batch, *axes.parts, *extents, self.channel_blocks * lanes), at, name="gather")
+        return te.compute((spec.batch, *axes.parts, *extents, padded), at, name="gather")
 
     def _input(self, gather: te.Tensor) -> te.Tensor:
         """The input's transforms, along width, height and depth; the last in the layout of the product."""
@@ -226,7 +198,7 @@ class _Builder:
         shape = (*self.outer, ad, ah, aw, self.channel_blocks, self.tiles, lanes)
         if self.transformed[0]:
             return self._transform(shape, "input_d", self.matrices[0].input, deep, from_end=6).tensor
-        return te.compute(shape, lambda *index: deep(0, *index), name="input_d", varargs_names=_names(shape))
+        return te.compute(shape, lambda *index: deep(0, *index), name="input_d", varargs_names=index_names(shape))
 
     def _cell(self, gather: te.Tensor, at: Sequence[Expr], within: Sequence[Expr], channel: Expr) -> Expr:
         """A gathered cell of the task `at`."""
@@ -248,7 +220,7 @@ class _Builder:
             return te.sum(value * weight, axis=[channel])
 
         shape = (*self.outer, *self.frequencies, self.filter_blocks * vectors, self.tiles, lanes)
-        return te.compute(shape, at, name="product", varargs_names=_names(shape))
+        return te.compute(shape, at, name="product", varargs_names=index_names(shape))
 
     def _output(self, product: te.Tensor) -> te.Tensor | Callable[..., Expr]:
         """The inverse transforms along depth, height and width: (..., md, mh, mw, tiles, filter vectors, lanes)."""
@@ -276,21 +248,7 @@ class _Builder:
         self, shape: tuple[int, ...], name: str, matrix: Matrix, read: Callable[..., Expr], from_end: int
     ) -> _Stage:
         """sum_i matrix[row, i] * read(i, ...), where the row is the index that is `from_end` before the end."""
-        step = te.reduce_axis((0, len(matrix[0])), name="step")
-
-        def entry(row: Expr) -> Expr:
-            value = tirx.const(0, self.acc)
-            for r, entries in enumerate(matrix):
-                for i, number in enumerate(entries):
-                    if number:
-                        here = tirx.all(row == r, step == i)
-                        value = tirx.Select(here, tirx.const(float(number), self.acc), value)
-            return value
-
-        def at(*index: Expr) -> Expr:
-            return te.sum(read(step, *index) * entry(index[-from_end]), axis=[step])
-
-        return _Stage(te.compute(shape, at, name=name, varargs_names=_names(shape)))
+        return _Stage(transform(self.acc, shape, name, matrix, read, from_end))
 
     def _sum_at(self, sums: Callable[..., Expr], n: Expr, cells: Sequence[Expr], f: Expr) -> Expr:
         """The sum of an output cell; parted axes have two indices, that within its part and the part."""
@@ -325,7 +283,7 @@ class _Builder:
             shape, at = (batch, *size, filters), last
         else:
             shape, at = (batch, filters, *size), first
-        return te.compute(shape, at, name="out", varargs_names=_names(shape))
+        return te.compute(shape, at, name="out", varargs_names=index_names(shape))
 
     def _flags(self, sums: Callable[..., Expr]) -> te.Tensor:
         """A sum that is finite if and only if all its terms are; TVM would fold x * 0 and x - x to zero."""
@@ -339,7 +297,7 @@ class _Builder:
             return te.sum(sums(*outer, *over, lane) * tiny, axis=over)
 
         shape = (*self.outer, self.variant.lanes)
-        return te.compute(shape, at, name="flags", varargs_names=_names(shape))
+        return te.compute(shape, at, name="flags", varargs_names=index_names(shape))
 
 
 @dataclass(frozen=True)
@@ -350,7 +308,3 @@ class _Stage:
 
     def __call__(self, *index: Expr) -> Expr:
         return self.tensor[index]
-
-
-def _names(shape: Sequence[int]) -> list[str]:
-    return [f"i{number}" for number in range(len(shape))]

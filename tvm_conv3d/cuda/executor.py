@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from tvm.target import Target
 
 
-#: Queues a convolution: (GPU, stream, addresses of input, weights, bias and output); see :class:`Kernels`.
-Call = Callable[[int, int, Sequence[int]], None]
-
-
 class Memory:
     """A block of a GPU's memory, freed with this object."""
 
@@ -50,8 +46,13 @@ class Kernels:
         self._lock = ForkSafeLock()
         self._by_device: dict[int, Any] = {}
 
+    @property
+    def workspaces(self) -> tuple[int, ...]:
+        """Bytes of each buffer that a call needs beside its arguments; what is in it before and after means nothing."""
+        return self._image.workspaces
+
     def __call__(self, device: int, stream: int, addresses: Sequence[int]) -> None:
-        """Queues the launches on a stream; addresses are those of input, weights, bias and output.
+        """Queues the launches on a stream; addresses are those of input, weights, bias, output and workspaces.
 
         Raises:
             tvm_conv3d.cuda.driver.CudaError: the GPU refuses it.
@@ -93,7 +94,7 @@ class GpuExecutor:
         self._lock = ForkSafeLock()
         self._packed: Recent[tuple[int, str, str], _Packed] = Recent(most_layouts)
 
-    def on_gpu(self, plan: Plan, kernels: Call, target: Target, tensor: GpuTensor, weights: Weights) -> Any:
+    def on_gpu(self, plan: Plan, kernels: Kernels, target: Target, tensor: GpuTensor, weights: Weights) -> Any:
         """The result beside a tensor in a GPU's memory, of the same library, queued on its current stream.
 
         Raises:
@@ -110,13 +111,15 @@ class GpuExecutor:
             return result
         packed = self._pack(plan, tensor.device, weights)
         stream = library.stream(tensor.device)
+        # of the library, which knows when the stream is done with it
+        kept = [library.empty((size,), "uint8", tensor.value) for size in kernels.workspaces]
         addresses = [x.address, packed.kernel.address, packed.bias.address, arrays.look(result).address]
-        kernels(tensor.device, stream, addresses)
+        kernels(tensor.device, stream, [*addresses, *(arrays.look(workspace).address for workspace in kept)])
         if library.waits:
             driver.get().synchronize(tensor.device, stream)
         return result
 
-    def from_host(self, plan: Plan, kernels: Call, target: Target, x: np.ndarray, weights: Weights) -> np.ndarray:
+    def from_host(self, plan: Plan, kernels: Kernels, target: Target, x: np.ndarray, weights: Weights) -> np.ndarray:
         """The result for an array in the CPU's memory: it is copied to the first GPU, and the result back.
 
         Raises:
@@ -129,7 +132,8 @@ class GpuExecutor:
             return out
         packed = self._pack(plan, 0, weights)
         source, result = Memory.holding(0, x), Memory(0, out.nbytes)
-        kernels(0, 0, [source.address, packed.kernel.address, packed.bias.address, result.address])
+        kept = [Memory(0, size) for size in kernels.workspaces]
+        kernels(0, 0, [m.address for m in (source, packed.kernel, packed.bias, result, *kept)])
         # on the default stream, as the copy: it waits for the kernels
         driver.get().download(0, out, result.address)
         return out

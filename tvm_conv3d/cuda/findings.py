@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-from tvm_conv3d.cuda import driver, toolkit
+from tvm_conv3d.cuda import driver, nvrtc, toolkit
 from tvm_conv3d.cuda.architectures import nearest
 from tvm_conv3d.cuda.driver import CudaError
 
@@ -41,12 +41,14 @@ def _compiler() -> str:
     nvcc = toolkit.find_nvcc()
     if nvcc:
         return nvcc
-    nvrtc = toolkit.find_nvrtc()
-    if nvrtc:
-        return f"NVRTC ({nvrtc})"
+    library = toolkit.find_nvrtc()
+    if library:
+        missing = ", ".join(nvrtc.missing_headers(library))
+        wish = f" for float32 and float64; for half types {missing} is missing, run: pip install "
+        return f"NVRTC ({library})" + (wish + nvrtc.packages_for(library) if missing else "")
     return (
         "none: neither nvcc (on PATH, or under CUDA_HOME) nor NVRTC. New shapes can't be compiled for a GPU. Run: "
-        "pip install nvidia-cuda-nvrtc nvidia-cuda-runtime"
+        f"pip install {nvrtc.PACKAGES[13]}"
     )
 
 

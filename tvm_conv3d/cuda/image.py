@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tvm import IRModule
     from tvm.target import Target
 
-_MAGIC = b"tvm_conv3d cuda 1\n"
+_MAGIC = b"tvm_conv3d cuda 2\n"
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,20 @@ class Image:
         arch: such as "sm_90".
         source: CUDA source.
         launches: of its kernels, in order.
+        workspaces: bytes of each buffer that a call needs beside its arguments.
         cubin: machine code; empty where there was no compiler: then the source is compiled when it is loaded.
     """
 
     arch: str
     source: str
     launches: tuple[Launch, ...]
+    workspaces: tuple[int, ...] = ()
     cubin: bytes = b""
 
     def to_bytes(self) -> bytes:
         """The image as one file."""
-        head = {"arch": self.arch, "source": self.source, "launches": [asdict(launch) for launch in self.launches]}
+        launches = [asdict(launch) for launch in self.launches]
+        head = {"arch": self.arch, "source": self.source, "launches": launches, "workspaces": self.workspaces}
         text = json.dumps(head).encode()
         return _MAGIC + len(text).to_bytes(8, "little") + text + self.cubin
 
@@ -60,7 +63,7 @@ class Image:
                 Launch(e["kernel"], tuple(e["grid"]), tuple(e["block"]), int(e["shared"]), tuple(e["arguments"]))
                 for e in head["launches"]
             )
-            return cls(head["arch"], head["source"], launches, data[end:])
+            return cls(head["arch"], head["source"], launches, tuple(map(int, head["workspaces"])), data[end:])
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"This code for a GPU is damaged: {error}") from error
 
@@ -77,4 +80,4 @@ def compile_image(module: IRModule, target: Target) -> Image:
         cubin = toolkit.compile_cubin(code.source, arch)
     except toolkit.NoCompilerError:
         cubin = b""
-    return Image(arch, code.source, code.launches, cubin)
+    return Image(arch, code.source, code.launches, code.workspaces, cubin)

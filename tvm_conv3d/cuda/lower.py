@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tvm_conv3d.locks import ForkSafeLock
 
@@ -36,7 +39,7 @@ class Launch:
         kernel: its name.
         grid, block: extents.
         shared: bytes of shared memory sized at launch.
-        arguments: numbers of the function's parameters, in the kernel's order.
+        arguments: numbers of the function's parameters, then of its workspaces, in the kernel's order.
     """
 
     kernel: str
@@ -48,17 +51,24 @@ class Launch:
 
 @dataclass(frozen=True)
 class DeviceSource:
-    """CUDA source and how to run it."""
+    """CUDA source and how to run it.
+
+    Attributes:
+        source: CUDA C++.
+        launches: of its kernels, in order.
+        workspaces: bytes of each buffer that one kernel fills and a later one reads.
+    """
 
     source: str
     launches: tuple[Launch, ...]
+    workspaces: tuple[int, ...] = ()
 
 
 def lower(module: IRModule, target: Target) -> DeviceSource:
     """The CUDA source of the scheduled `main`.
 
     Raises:
-        RuntimeError: TVM can't lower it, or the host would have to do more than launch kernels.
+        RuntimeError: TVM can't lower it, or the host would have to do more than allocate and launch.
     """
     import tvm
     from tvm.tirx.build import split_host_device_mods
@@ -70,10 +80,27 @@ def lower(module: IRModule, target: Target) -> DeviceSource:
     (device,) = devices.values()
     with _not_compiling(tvm):
         code = tvm.get_global_func("target.build.cuda")(finalize()(device), target)
-    return DeviceSource(str(code.inspect_source("cuda")), tuple(_launches(host)))
+    workspaces = _workspaces(host)
+    sizes = tuple(math.prod(map(int, b.shape)) * np.dtype(str(b.dtype)).itemsize for b in workspaces)
+    return DeviceSource(str(code.inspect_source("cuda")), tuple(_launches(host, workspaces)), sizes)
 
 
-def _launches(host: IRModule) -> Iterator[Launch]:
+def _workspaces(host: IRModule) -> list[Any]:
+    """The buffers that the host would allocate."""
+    import tvm_ffi
+    from tvm.tirx import AllocBuffer
+
+    (main,) = (function for _, function in host.functions.items())
+    found: list[Any] = []
+
+    def note(allocation: AllocBuffer) -> None:
+        found.append(allocation.buffer)
+
+    tvm_ffi.structural_walk(main.body, ((AllocBuffer, note),))
+    return found
+
+
+def _launches(host: IRModule, workspaces: Sequence[Any]) -> Iterator[Launch]:
     import tvm_ffi
     from tvm.ir import Call
 
@@ -92,15 +119,21 @@ def _launches(host: IRModule) -> Iterator[Launch]:
         if not extents.keys() <= {*_GRID, *_BLOCK, _SHARED}:
             raise RuntimeError(f"Unexpected launch parameters {tags}: is this another TVM version?")
         grid, block = (tuple(extents.get(tag, 1) for tag in axes) for axes in (_GRID, _BLOCK))
-        arguments = tuple(map(_parameter, operands[: len(operands) - len(tags)]))
+        arguments = tuple(_argument(operand, workspaces) for operand in operands[: len(operands) - len(tags)])
         yield Launch(str(name.value), grid, block, extents.get(_SHARED, 0), arguments)  # type: ignore[arg-type]
 
 
-def _parameter(operand: Any) -> int:
-    """The number of the parameter whose memory `operand` points to."""
+def _argument(operand: Any, workspaces: Sequence[Any]) -> int:
+    """The number of the parameter or workspace whose memory `operand` points to."""
+    pointed = operand
+    while len(getattr(pointed, "args", ())) == 1:
+        pointed = pointed.args[0]
+    for number, workspace in enumerate(workspaces):
+        if workspace.same_as(pointed):
+            return len(PARAMETERS) + number
     match = re.match(rf"({'|'.join(PARAMETERS)})(_\d+)?\b", str(operand))
     if match is None:
-        raise RuntimeError(f"A kernel's argument must be a parameter. Received: {operand}")
+        raise RuntimeError(f"A kernel's argument must be a parameter or a workspace. Received: {operand}")
     return PARAMETERS.index(match[1])
 
 

@@ -14,7 +14,7 @@ from tvm_conv3d.cuda import toolkit
 from tvm_conv3d.cuda.architectures import ARCHITECTURES, GpuTraits
 from tvm_conv3d.cuda.lower import Launch, lower
 from tvm_conv3d.cuda.toolkit import Resources
-from tvm_conv3d.cuda.work import Work, work_of
+from tvm_conv3d.cuda.work import Work, works_of
 from tvm_conv3d.plan import Plan, default_plan
 from tvm_conv3d.spec import DTYPES, Conv3DSpec
 from tvm_conv3d.targets import resolve
@@ -28,7 +28,7 @@ _RESERVED = 1024
 
 @dataclass(frozen=True)
 class Row:
-    """One default plan on one architecture.
+    """One kernel of a default plan on one architecture.
 
     Attributes:
         layer: its name.
@@ -76,25 +76,28 @@ class Row:
         return max(arithmetic, self.work.least_bytes / (1e9 * self.traits.gigabytes))
 
     @property
-    def useful(self) -> float:
-        """Multiply-adds of the convolution as a share of those computed."""
-        return 2 * self.plan.spec.macs / (self.blocks * self.work.flops)
+    def useful(self) -> float | None:
+        """Multiply-adds of the convolution as a share of those computed; None where none is."""
+        return 2 * self.plan.spec.macs / (self.blocks * self.work.flops) if self.work.flops else None
 
 
-def examine(layer: str, spec: Conv3DSpec, arch: str) -> Row:
-    """The row of a layer's default plan.
+def examine(layer: str, spec: Conv3DSpec, arch: str) -> list[Row]:
+    """The rows of a layer's default plan, one for each kernel.
 
     Raises:
-        RuntimeError: there is no nvcc, or it refuses the source.
+        RuntimeError: there is no CUDA compiler, or it refuses the source.
     """
     target = resolve(f"cuda:{arch}", 1)
     plan = default_plan(spec, target)
     code = lower(build.scheduled_module(plan, target), target)
-    (launch,) = code.launches
-    resources = toolkit.measure(code.source, arch)
+    measured = toolkit.measure(code.source, arch)
     traits = ARCHITECTURES[arch]
-    resident, limit = resident_blocks(traits, resources, launch)
-    return Row(layer, plan, traits, resources, launch, work_of(plan), resident, limit)
+    found = []
+    works = works_of(plan, [math.prod(launch.grid) for launch in code.launches])
+    for launch, work in zip(code.launches, works, strict=True):
+        resources = measured[launch.kernel]
+        found.append(Row(layer, plan, traits, resources, launch, work, *resident_blocks(traits, resources, launch)))
+    return found
 
 
 def resident_blocks(traits: GpuTraits, resources: Resources, launch: Launch) -> tuple[int, str]:
@@ -126,12 +129,16 @@ def line(row: Row) -> str:
     tile = (
         f"{variant.rows}x{variant.columns}" if row.plan.algorithm == "window" else f"{variant.cells}x{variant.filters}"
     )
+    if row.plan.algorithm == "winograd_gemm" and row.work.part != "product":
+        tile = "x".join(map(str, variant.tile))
+    if getattr(variant, "parts", 1) > 1:
+        tile += f", {variant.parts} parts"
     why = "" if row.occupancy >= ENOUGH else f" ({row.limit})"
     shared = row.resources.shared + row.launch.shared
     cells = (
         row.layer,
         row.plan.spec.dtype,
-        row.plan.algorithm,
+        f"{row.plan.algorithm} {row.work.part}".strip(),
         tile,
         row.resources.registers,
         row.resources.spills,
@@ -141,7 +148,7 @@ def line(row: Row) -> str:
         f"{row.occupancy:.0%}{why}",
         f"{row.work.flops / 1e6:.2f}",
         f"{row.work.bytes / 1e3:.0f}",
-        f"{row.useful:.0%}",
+        "" if row.useful is None else f"{row.useful:.0%}",
         f"{1e6 * row.bound:.1f}",
     )
     return f"| {' | '.join(map(str, cells))} |"
@@ -151,7 +158,7 @@ def rows(layers: Iterable[tuple[str, Conv3DSpec]], arch: str, dtypes: Sequence[s
     """Of each layer in each type."""
     for name, spec in layers:
         for dtype in dtypes:
-            yield examine(name, replace(spec, dtype=dtype), arch)
+            yield from examine(name, replace(spec, dtype=dtype), arch)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -178,7 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description="Static quality of the default GPU kernels; needs nvcc, but no GPU.")
+    found = argparse.ArgumentParser(
+        description="Static quality of default GPU kernels; needs nvcc or NVRTC, but no GPU."
+    )
     found.add_argument(
         "--layers", type=Path, required=True, metavar="FILE.csv", help="layers in the benchmark's columns"
     )

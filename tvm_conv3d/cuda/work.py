@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm_conv3d.plan import Plan
@@ -13,21 +14,31 @@ _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Work:
-    """Of one block.
+    """Of one block of a kernel.
 
     Attributes:
         flops: floating-point operations, those on padding included.
         bytes: read from and written to caches and memory.
-        least_bytes: of the whole convolution: input, weights and output once.
+        least_bytes: of the whole kernel: what it reads and writes, once.
+        part: of the plan that the kernel computes; empty for all of it.
     """
 
     flops: int
     bytes: int
     least_bytes: int
+    part: str = ""
 
 
-def work_of(plan: Plan) -> Work:
-    """The work of a GPU plan."""
+def works_of(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
+    """The work of each kernel of a GPU plan, in order, by the blocks that each has."""
+    if plan.algorithm == "winograd_gemm":
+        return _of_winograd(plan, blocks)
+    if getattr(plan.variant, "parts", 1) > 1:
+        return _of_parts(plan, blocks)
+    return (_of_one_kernel(plan),)
+
+
+def _of_one_kernel(plan: Plan) -> Work:
     item, sums = _BYTES[plan.spec.dtype], _BYTES[plan.spec.accumulator]
     weight = item if plan.algorithm == "tensor_gemm" else sums
     whole = math.prod(plan.spec.input_shape) + math.prod(plan.spec.output_shape)
@@ -43,9 +54,22 @@ def _of_product(plan: Plan) -> tuple[int, int, int, int]:
 
     variant = plan.variant
     e = extents_of(collapse(plan.spec), variant)
-    terms = math.prod(e.taps) * e.steps * variant.step
+    terms = e.turns * variant.step // variant.parts
     cells, filters = variant.cells, variant.filters
     return 2 * cells * filters * terms, cells * terms, filters * terms, cells * filters
+
+
+def _of_parts(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
+    """Of the products of all parts, and of their addition."""
+    spec, whole = plan.spec, _of_one_kernel(plan)
+    sums = _BYTES[spec.accumulator] * plan.variant.cells * plan.variant.filters
+    written = math.prod(spec.output_shape) * _BYTES[spec.dtype]
+    tile = _BYTES[spec.dtype] * plan.variant.cells * plan.variant.filters
+    added = blocks[0] * sums + written
+    return (
+        Work(whole.flops, whole.bytes - tile + sums, whole.least_bytes - written + blocks[0] * sums, "product"),
+        Work(0, added // blocks[1], added, "addition"),
+    )
 
 
 def _of_window(plan: Plan) -> tuple[int, int, int, int]:
@@ -62,3 +86,25 @@ def _of_window(plan: Plan) -> tuple[int, int, int, int]:
     cells = variant.threads * variant.rows * variant.columns
     taps = slices * kh * kw
     return 2 * cells * taps, variant.threads * slices * math.prod(held), variant.threads * taps, cells
+
+
+def _of_winograd(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
+    """Of the input's transform, the matrix products, and the inverse transform; of transforms, what they move."""
+    from tvm_conv3d.compute.collapse import collapse
+    from tvm_conv3d.compute.winograd_gemm import extents_of
+
+    spec, variant = collapse(plan.spec), plan.variant
+    e = extents_of(spec, variant)
+    item, frequencies = _BYTES[spec.dtype], math.prod(e.frequencies)
+    cells, filters, terms = variant.cells, variant.filters, e.taps * e.steps * variant.step
+    data = frequencies * e.steps * variant.step * math.prod(e.data_shape)
+    sums = frequencies * e.cell_blocks * e.filter_blocks * cells * filters
+    weights = frequencies * terms * e.filter_blocks * filters
+    first = item * (math.prod(spec.input_shape) + data)
+    last = item * (math.prod(spec.output_shape) + sums)
+    block = item * (terms * (cells + filters) + cells * filters)
+    return (
+        Work(0, first // blocks[0], first, "data"),
+        Work(2 * cells * filters * terms, block, item * (data + weights + sums), "product"),
+        Work(0, last // blocks[2], last, "result"),
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -18,19 +17,20 @@ class GpuKernel:
 
     Attributes:
         kernels: of the plan.
-        memory: input, weights, bias and output.
+        memory: input, weights, bias, output and workspaces.
     """
 
     kernels: Kernels
     memory: Sequence[Memory]
 
-    #: There are no flags: these kernels sum the products of the definition.
+    #: There are no flags: what a tile of Winograd's can't compute, its kernel computes directly.
     trusted = True
 
     @classmethod
-    def of(cls, kernels: Any, arrays: Sequence[np.ndarray]) -> GpuKernel:
+    def of(cls, kernels: Kernels, arrays: Sequence[np.ndarray]) -> GpuKernel:
         """With copies of the arrays on the GPU."""
-        return cls(kernels, [Memory.holding(0, array) for array in arrays])
+        copies = [Memory.holding(0, array) for array in arrays]
+        return cls(kernels, copies + [Memory(0, size) for size in kernels.workspaces])
 
     def __call__(self) -> None:
         """One call, waited for: the time of the launch is counted, too."""

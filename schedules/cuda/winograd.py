@@ -1,0 +1,160 @@
+"""Design space of Winograd's algorithm on CUDA cores: three kernels.
+
+The first and the last have a thread for each tile and channel, or filter, that holds the tile in registers; between
+them are matrix products whose tiles threads sum in registers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import tvm_ffi
+from tvm import IRModule, tirx
+from tvm.s_tir import SBlock, SBlockRealize, Schedule
+
+from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.cut import cut_output, outside_of_block
+from tvm_conv3d.compute.winograd_gemm import LANES, WinogradGemmVariant, extents_of
+from tvm_conv3d.cuda.architectures import GpuTraits
+from tvm_conv3d.schedules.cuda import winograd_rule
+from tvm_conv3d.schedules.cuda.common import LoopRV, spread_over_threads, unroll
+from tvm_conv3d.schedules.cuda.register_tile import bind_tile, clear, fetch_kernel, sum_in_registers
+from tvm_conv3d.schedules.decisions import Decisions, divisors
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+
+#: Neighbouring tiles that neighbouring threads transform: the choices.
+_NEAR = (4, 8, 16, 32)
+
+#: Channels or filters of a block of threads that transforms, at most.
+_MOST_CHANNELS, _MOST_FILTERS = 16, 32
+
+#: Threads of such a block where nothing was tuned.
+_THREADS = 128
+
+#: Annotation of the loop that computes a tile by the definition.
+_IF_BAD = "tvm_conv3d.if_bad"
+
+
+def default(spec: Conv3DSpec, traits: GpuTraits) -> tuple[WinogradGemmVariant, dict[str, int]] | None:
+    """The variant and the decisions taken where nothing was tuned; None where other algorithms are as good."""
+    found = winograd_rule.worthwhile(spec, traits)
+    return (found, {}) if found else None
+
+
+def variants(spec: Conv3DSpec, traits: GpuTraits) -> list[WinogradGemmVariant]:
+    """The variants that compete while tuning, the cheapest by the model first."""
+    return winograd_rule.candidates(spec, traits)
+
+
+def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradGemmVariant, decide: Decisions) -> None:
+    """Schedules `compute.winograd_gemm.declare(spec, variant)`.
+
+    Decisions: `near_data`, `near_out`: neighbouring tiles that neighbouring threads of the first and the last kernel
+    take; and those of :mod:`tvm_conv3d.schedules.cuda.register_tile`.
+    """
+    s = collapse(spec)
+    e = extents_of(s, variant)
+    _transform_data(sch, s, variant, decide)
+    thread = bind_tile(sch, "sums", variant, LANES, True, decide)
+    sums = sum_in_registers(sch, thread, 1, variant.step, decide)
+    gather = sch.get_sblock("gather")
+    sch.set_scope(gather, 0, "shared")
+    sch.compute_at(gather, sums.step, preserve_unit_loops=True)
+    term, q, lane = sch.get_loops(gather)[-3:]
+    spread_over_threads(sch, (term, q), variant.threads_cells * variant.threads_filters, lane)
+    fetch_kernel(sch, sums, variant, LANES)
+    clear(sch, sums)
+    _transform_back(sch, s, variant, math.prod(e.data_shape) // e.rows * e.tiles[0], decide)
+
+
+def _transform_data(sch: Schedule, s: Conv3DSpec, variant: WinogradGemmVariant, decide: Decisions) -> None:
+    """Spreads the input's transforms over threads."""
+    e = extents_of(s, variant)
+    frequency, c, row, t = sch.get_loops(sch.get_sblock("data"))
+    channels = max(d for d in divisors(e.steps * variant.step) if d <= _MOST_CHANNELS)
+    far, near = sch.split(sch.fuse(row, t), [None, _near("near_data", math.prod(e.data_shape), channels, s, decide)])
+    c, channel = sch.split(c, [None, channels])
+    sch.reorder(far, c, channel, near, frequency)
+    thread = _bind(sch, far, c, (channel, near))
+    sch.unroll(frequency)
+    _hold(sch, ("input_d", "input_h", "input_w", "window"), variant, thread)
+
+
+def _transform_back(sch: Schedule, s: Conv3DSpec, variant: WinogradGemmVariant, count: int, decide: Decisions) -> None:
+    """Spreads the inverse transforms, and what finishes a tile, over threads; `count` tiles for each filter."""
+    e = extents_of(s, variant)
+    row, t, g, *cells = sch.get_loops(sch.get_sblock("out"))
+    filters = max(d for d in divisors(e.filter_blocks * variant.filters) if d <= _MOST_FILTERS)
+    if s.data_format != CHANNELS_LAST:
+        filters = min(filters, LANES)
+    far, near = sch.split(sch.fuse(row, t), [None, _near("near_out", count, filters, s, decide)])
+    g, filter_ = sch.split(g, [None, filters])
+    # neighbouring threads store neighbouring elements
+    threads = (near, filter_) if s.data_format == CHANNELS_LAST else (filter_, near)
+    sch.reorder(far, g, *threads, *cells)
+    thread = _bind(sch, far, g, threads)
+    unroll(sch, cells)
+    direct = sch.get_sblock("direct")
+    sch.set_scope(direct, 0, "local")
+    sch.compute_at(direct, thread, preserve_unit_loops=True)
+    sch.annotate(sch.get_loops(direct)[-7], _IF_BAD, 1)
+    _hold(sch, ("bad", "flag", "output_w", "output_h", "output_d", "spectrum"), variant, thread)
+
+
+def _near(name: str, count: int, others: int, s: Conv3DSpec, decide: Decisions) -> LoopRV:
+    """Neighbouring tiles of a block of threads that holds `others` channels or filters."""
+    choices = [near for near in _NEAR if count % near == 0]
+    wished = max(_NEAR[0], min(_THREADS // others, _NEAR[-1]))
+    return decide.choice(name, choices, max(near for near in choices if near <= wished))
+
+
+def _bind(sch: Schedule, tiles: LoopRV, others: LoopRV, threads: Iterable[LoopRV]) -> LoopRV:
+    # apart, as TVM would not see through their quotients which tile a thread has
+    sch.bind(tiles, "blockIdx.x")
+    sch.bind(others, "blockIdx.y")
+    thread = sch.fuse(*threads)
+    sch.bind(thread, "threadIdx.x")
+    return thread
+
+
+def _hold(sch: Schedule, names: Iterable[str], variant: WinogradGemmVariant, thread: LoopRV) -> None:
+    """Places stages, the last first, in the registers of a thread; loops are unrolled, as registers have no index."""
+    untransformed = [axis for axis, m in zip("dhw", variant.tile, strict=True) if m == 1]
+    absent = [f"{way}_{axis}" for way in ("input", "output") for axis in untransformed]
+    for name in names:
+        if name in absent:
+            continue
+        stage = sch.get_sblock(name)
+        sch.set_scope(stage, 0, "local")
+        sch.compute_at(stage, thread, preserve_unit_loops=True)
+        # two loops of blocks, one of threads, and what a thread does
+        unroll(sch, sch.get_loops(stage)[3:])
+
+
+def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+    """What is changed after scheduling: only bad tiles are computed directly; the output gets the user's layout."""
+
+    def guarded(loop: tirx.For) -> tirx.Stmt:
+        if _IF_BAD not in loop.annotations:
+            return loop
+        plain = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, loop.body)
+        return tirx.IfThenElse(_condition(loop), plain, None)
+
+    body = tvm_ffi.structural_map(module["main"].body, (tirx.For, guarded))
+    return cut_output(IRModule({"main": module["main"].with_body(body)}))
+
+
+def _condition(loop: tirx.For) -> tirx.Expr:
+    """Under which the block in `loop` adds anything but zero."""
+    found: list[SBlockRealize] = []
+
+    def note(realize: SBlockRealize) -> None:
+        found.append(realize)
+
+    tvm_ffi.structural_walk(loop.body, ((SBlockRealize, note),))
+    (realize,) = found
+    block: SBlock = realize.block
+    _, added = block.body.value.a, block.body.value.b
+    values = list(zip(block.iter_vars, realize.iter_values, strict=True))
+    return outside_of_block(added.args[0], values)

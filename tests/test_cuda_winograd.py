@@ -1,0 +1,213 @@
+"""Winograd's algorithm on GPUs: its numbers, its stated error, NaN and infinity, its memory, and when it is taken."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cuda_checks import arguments, assert_right, bits, default_plans
+from cuda_fakes import FakeCupy, FakeDriver, GpuArray
+from cuda_on_cpu import CompiledModule, compile_modules, lower_module
+from problems import WINOGRAD_BOUND, data
+from tvm_conv3d import build, reference, targets, tensors, workspace
+from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.bench.layers import read_csv
+from tvm_conv3d.compute.winograd_gemm import WinogradGemmVariant
+from tvm_conv3d.cuda import driver as drivers
+from tvm_conv3d.cuda.architectures import ARCHITECTURES
+from tvm_conv3d.cuda.lower import lower
+from tvm_conv3d.plan import Plan, default_plan, make_plan
+from tvm_conv3d.runtime import Executor
+from tvm_conv3d.schedules.cuda import winograd_rule
+from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads, same_padding
+from tvm_conv3d.targets import resolve
+
+LAYERS = Path(__file__).parents[1] / "scripts" / "layers.csv"
+
+TARGET = "cuda:sm_80"
+
+#: Cells and filters of a tile of the product, its step and its threads.
+SMALL = (32, 32, 8, 8, 8)
+
+BASE = Conv3DSpec(1, (4, 5, 6), 16, 24, (3, 3, 3), pads=(Pads(1, 1),) * 3)
+
+#: A layer that takes it by default, small enough to be run thread by thread.
+TAKEN = Conv3DSpec(1, (4, 16, 16), 32, 64, (3, 3, 3), pads=(Pads(1, 1),) * 3)
+
+
+def like_base(kernel: tuple[int, int, int], **more: object) -> Conv3DSpec:
+    strides, dilation = more.get("strides", (1, 1, 1)), more.get("dilation", (1, 1, 1))
+    size = more.setdefault("size", BASE.size)
+    pads = same_padding(size, kernel, strides, dilation)  # type: ignore[arg-type]
+    return replace(BASE, kernel=kernel, pads=pads, **more)  # type: ignore[arg-type]
+
+
+def planned(spec: Conv3DSpec, modes: str, tile: tuple[int, int, int]) -> Plan:
+    return Plan(spec, "winograd_gemm", WinogradGemmVariant(modes, tile, *SMALL), {})
+
+
+def compiled(plan: Plan) -> CompiledModule:
+    target = resolve(TARGET, 1)
+    (found,) = compile_modules([lower_module(build.scheduled_module(plan, target), target)])
+    return found
+
+
+def run(plan: Plan, code: CompiledModule, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    arrays = zip(arguments(plan, x, kernel, bias), code.lowered.parameters, strict=True)
+    report = code.run([None if array is None else bits(array, parameter) for array, parameter in arrays])
+    report.check()
+    return report.arrays[3].reshape(plan.spec.output_shape)
+
+
+CASES = [
+    (BASE, "ppp", (2, 2, 2)),
+    (BASE, "ppp", (1, 2, 4)),
+    (replace(BASE, batch=2, data_format=CHANNELS_FIRST, activation="relu"), "ppp", (1, 3, 2)),
+    (replace(BASE, channels=5, filters=70, pads=(Pads(2, 0), Pads(1, 2), Pads(0, 1)), batch=3), "ppp", (2, 2, 2)),
+    (like_base((3, 1, 1)), "ppp", (4, 1, 1)),
+    (like_base((1, 3, 3), batch=2, bias=False), "ppp", (1, 4, 4)),
+    (like_base((5, 5, 5)), "ppp", (1, 2, 2)),
+    (like_base((2, 4, 3), data_format=CHANNELS_FIRST), "ppp", (1, 2, 3)),
+    (like_base((3, 3, 3), strides=(1, 2, 2)), "pss", (1, 2, 2)),
+    (like_base((3, 3, 3), strides=(2, 2, 1)), "fsp", (1, 2, 4)),
+    (like_base((3, 3, 3), strides=(2, 1, 1), batch=2), "spp", (1, 2, 2)),
+    (like_base((3, 3, 3), dilation=(1, 2, 2), size=(4, 8, 8)), "pdd", (1, 2, 2)),
+    (like_base((3, 3, 3), dilation=(2, 2, 3), size=(4, 8, 7), batch=2), "ddf", (1, 4, 1)),
+]
+
+
+def test_modes_and_tiles() -> None:
+    assert_right([planned(*case) for case in CASES])
+
+
+def test_order_of_threads_does_not_matter() -> None:
+    for order in ("reverse", ("shuffled", 1)):
+        assert_right([planned(*case) for case in CASES[:4]], order=order)
+
+
+def test_a_default_plan_is_right() -> None:
+    (plan,) = default_plans([TAKEN])
+    assert plan.algorithm == "winograd_gemm"
+    assert_right([plan])
+
+
+def test_default_plans_of_all_layers_keep_their_bound() -> None:
+    taken = 0
+    for arch in ARCHITECTURES:
+        for layer in read_csv(LAYERS):
+            plan = default_plan(layer.spec, resolve(f"cuda:{arch}", 1))
+            assert plan.error_bound < WINOGRAD_BOUND
+            taken += plan.algorithm == "winograd_gemm"
+    assert taken > 20
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("modes", "tile"), [("ppp", (2, 2, 2)), ("ppp", (1, 4, 4))])
+def test_non_finite_values_reach_exactly_their_windows(value: float, modes: str, tile: tuple[int, int, int]) -> None:
+    plan = planned(replace(BASE, bias=False), modes, tile)
+    code = compiled(plan)
+    x, kernel, _ = data(plan.spec)
+    kernel = np.abs(kernel) + np.float32(0.1)
+    before = run(plan, code, x, kernel, None)
+    x[0, 2, 3, 4, 5] = value
+    result = run(plan, code, x, kernel, None)
+    touched = np.zeros(plan.spec.input_shape)
+    touched[0, 2, 3, 4, 5] = 1
+    reached = reference.convolve(plan.spec, touched, kernel) != 0
+    np.testing.assert_array_equal(~np.isfinite(result), reached)
+    np.testing.assert_allclose(result[~reached], before[~reached], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite(value: float) -> None:
+    """As the definition has it, with the sign of infinity; zeros of the padding times infinity are NaN."""
+    plan = planned(BASE, "ppp", (1, 2, 4))
+    x, kernel, bias = data(BASE)
+    kernel[0, 1, 2, 3, 5] = value
+    result = run(plan, compiled(plan), x, kernel, bias)
+    with np.errstate(invalid="ignore"):
+        expected = reference.convolve(BASE, x, kernel, bias)
+    assert not np.isfinite(expected[..., 5]).any()
+    np.testing.assert_array_equal(np.isnan(result), np.isnan(expected))
+    np.testing.assert_array_equal(np.isposinf(result), np.isposinf(expected))
+    assert np.isfinite(np.delete(result, 5, axis=-1)).all()
+
+
+def test_sums_that_overflow_in_a_transform_only() -> None:
+    plan = planned(replace(BASE, bias=False), "ppp", (1, 4, 4))
+    x, kernel, _ = data(plan.spec)
+    x[0, 1, 1, 1, :] = np.float32(2e38)
+    kernel /= 32
+    result = run(plan, compiled(plan), x, kernel, None)
+    expected = reference.convolve(plan.spec, x, kernel)
+    assert np.abs(expected).max() < 3e38
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_finite_tiles_pay_no_direct_loop() -> None:
+    """The loop over taps and channels stands under one condition of the whole tile."""
+    target = resolve(TARGET, 1)
+    source = lower(build.scheduled_module(planned(BASE, "ppp", (2, 2, 2)), target), target).source
+    last = source[source.rindex("__global__") :]
+    guard = last.index("if (bad")
+    assert "for (" not in last[:guard]
+    assert last[guard:].partition("{")[2].lstrip().startswith("for (")
+
+
+def test_strict_accuracy_never_takes_it() -> None:
+    assert make_plan(TAKEN, resolve(TARGET, 1)).algorithm == "winograd_gemm"
+    assert make_plan(TAKEN, resolve(TARGET, 1), exact=True).algorithm == "gemm"
+    assert Executor(TARGET, accuracy="strict").plan_for(TAKEN).algorithm == "gemm"
+
+
+def test_it_is_no_choice_for_other_types_and_groups() -> None:
+    known = algorithms("cuda")["winograd_gemm"]
+    for spec in (replace(TAKEN, dtype="float16"), replace(TAKEN, dtype="float64"), replace(TAKEN, groups=2)):
+        assert known.variants(spec, ARCHITECTURES["sm_80"]) == []
+        with pytest.raises(ValueError, match="one group of float32"):
+            known.declare(spec, WinogradGemmVariant("ppp", (1, 2, 2), *SMALL))
+    with pytest.raises(ValueError, match="Only depth may have taps and no transform"):
+        known.declare(TAKEN, WinogradGemmVariant("ppp", (2, 2, 1), *SMALL))
+
+
+def test_memory_between_kernels_is_counted_and_limited() -> None:
+    target = resolve(TARGET, 1)
+    (plan,) = default_plans([TAKEN])
+    needed = workspace.bytes_per_thread(plan, target)
+    assert needed == sum(lower(build.scheduled_module(plan, target), target).workspaces) > 0
+    assert make_plan(TAKEN, target, workspace_limit=needed) == plan
+    assert make_plan(TAKEN, target, workspace_limit=needed - 1).algorithm == "gemm"
+
+
+def test_dearer_than_the_matrix_product_where_it_moves_more_than_it_saves() -> None:
+    traits = ARCHITECTURES["sm_90"]
+    temporal = Conv3DSpec(1, (16, 56, 56), 64, 64, (3, 1, 1), pads=(Pads(1, 1), Pads(0, 0), Pads(0, 0)))
+    assert winograd_rule.candidates(temporal, traits)
+    assert winograd_rule.worthwhile(temporal, traits) is None
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    fake = FakeDriver()
+    monkeypatch.setattr(drivers, "get", lambda: fake)
+    monkeypatch.setitem(sys.modules, "cupy", FakeCupy(fake))
+    for cached in (targets.gpu_target, targets.check_runs_here):
+        cached.cache_clear()
+    return fake
+
+
+def test_calls_bring_the_memory_between_kernels(gpu: FakeDriver) -> None:
+    x, kernel, bias = data(TAKEN)
+    executor = Executor(TARGET)
+    expected = reference.convolve(TAKEN, x, kernel, bias)
+    result = executor(TAKEN, tensors.wrap(x), kernel, bias, version=0)
+    assert reference.relative_error(result, expected) < WINOGRAD_BOUND
+    # the weights stay, the rest was freed
+    assert len(gpu.memory) == 2
+    there = executor(TAKEN, tensors.wrap(GpuArray(gpu, x)), kernel, bias, version=0)
+    assert reference.relative_error(there.array, expected) < WINOGRAD_BOUND
+    assert [stream for _, stream in gpu.launched] == 3 * [0] + 3 * [FakeCupy.STREAM]
