@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from problems import run_plan
-from tvm_conv3d import build
+from tvm_conv3d import build, targets
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.plan import algorithm_of, make_plan
 from tvm_conv3d.schedules.decisions import Decisions, largest_divisor
@@ -182,6 +182,14 @@ def test_instructions_that_the_system_hides_are_not_used(monkeypatch: pytest.Mon
     monkeypatch.setattr(targets, "_linux_cpu_flags", lambda: frozenset({"sse2", "avx", "avx2", "fma", "f16c"}))
     narrow = targets.host_target.__wrapped__(2)
     assert cpu_traits(narrow).vector_bits <= 256
+
+
+def test_a_large_host_does_not_promise_its_whole_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "_linux_caches", lambda: {3: 480 << 20})
+    assert cpu_traits(host_target(2)).l3 == 32 << 20
+    assert cpu_traits(host_target(64)).l3 == 480 << 20
+    monkeypatch.setattr(targets, "_linux_caches", lambda: {3: 8 << 20})
+    assert cpu_traits(host_target(2)).l3 == 8 << 20
 
 
 def test_code_for_another_machine_is_not_run() -> None:

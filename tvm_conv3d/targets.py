@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 #: Bytes of a core's caches where the system does not tell.
 _USUAL_CACHES = {1: 32 << 10, 2: 1 << 20, 3: 16 << 20}
 
+#: Bytes of the shared cache that one core can count on: a virtual machine sees all of its host's, and has its part.
+_MOST_L3_PER_CORE = 16 << 20
+
 #: Architectures that code can be made for.
 _ARCHITECTURES = ("x86_64", "aarch64", "arm", "riscv64")
 
@@ -48,7 +51,7 @@ class CpuTraits:
         vector_bits: width of the vector registers that are worth using.
         registers: number of those registers.
         cores: threads that run at once.
-        l1, l2, l3: bytes of data cache: per core, per core, shared.
+        l1, l2, l3: bytes of data cache: per core, per core, and of the shared one what `cores` can count on.
     """
 
     vector_bits: int
@@ -252,7 +255,7 @@ def cpu_traits(target: Target) -> CpuTraits:
         registers = 32
     caches = {**_USUAL_CACHES, **_linux_caches()}
     cores = thread_count(target)
-    return CpuTraits(bits, registers, cores, caches[1], caches[2], caches[3])
+    return CpuTraits(bits, registers, cores, caches[1], caches[2], min(caches[3], cores * _MOST_L3_PER_CORE))
 
 
 def target_key(target: Target) -> str:
