@@ -46,7 +46,7 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[WinogradVariant]:
     found = [candidate.variant for candidate in winograd_rule.priced(spec, traits)[:MOST_VARIANTS]]
     streamed = stream_stores.streaming(spec, found[:2], traits.lanes(spec.accumulator))
     # which is faster depends on how fast the caches beyond a core's own are
-    staged = [replace(variant, staged=True) for variant in found[:2]]
+    staged = [replace(variant, staged=True) for variant in found[:4]]
     return [*found[:1], *streamed, *staged, *found[1:]]
 
 
