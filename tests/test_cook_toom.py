@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tvm_conv3d.compute.cook_toom import amplification, transforms
+from tvm_conv3d.compute.winograd_stages import row_sums
 
 SIZES = [(m, r) for r in range(1, 8) for m in range(1, 7) if m + r - 2 <= 11]
 
@@ -48,3 +49,13 @@ def test_amplification_is_what_rounding_does(m: int, r: int) -> None:
     noisy = products * (1 + eps * rng.standard_normal(products.shape))
     measured = np.linalg.norm(noisy @ a.T - exact) / np.linalg.norm(exact) / eps
     assert measured == pytest.approx(amplification(m, r), rel=0.1)
+
+
+@pytest.mark.parametrize(("m", "r"), SIZES)
+def test_shared_sums_are_the_products(m: int, r: int) -> None:
+    """In rational arithmetic: what is written alike for two rows is still the matrix times the values."""
+    rng = np.random.default_rng(m * 10 + r)
+    for matrix in (transforms(m, r).input, transforms(m, r).output):
+        values = [Fraction(int(number)) for number in rng.integers(-9, 10, len(matrix[0]))]
+        expected = [sum((a * v for a, v in zip(row, values, strict=True)), Fraction(0)) for row in matrix]
+        assert row_sums(matrix, values, Fraction) == expected

@@ -38,6 +38,13 @@ def keep_in_registers(sch: Schedule, block: BlockRV, reduction: Sequence[LoopRV]
     sch.vectorize(loops[-1])
 
 
+def in_registers(sch: Schedule, outer: Sequence[LoopRV], row: LoopRV, lane: LoopRV) -> None:
+    """A small matrix times vectors: all rows unrolled, so that the sums they share are computed once."""
+    sch.reorder(*outer, row, lane)
+    sch.unroll(row)
+    sch.vectorize(lane)
+
+
 def vectorize_copy(sch: Schedule, loop: LoopRV, lanes: int) -> None:
     """Writes a copy loop as vectors where they fit; elsewhere LLVM makes of it what it can."""
     extent = int(sch.get(loop).extent)

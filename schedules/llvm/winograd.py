@@ -21,7 +21,7 @@ from tvm_conv3d.compute.winograd import WinogradVariant
 from tvm_conv3d.compute.winograd_axes import axes_of
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm import stream_stores, winograd_rule
-from tvm_conv3d.schedules.llvm.common import BlockRV, keep_in_registers, read_whole_rows, unroll, vectorize_copy
+from tvm_conv3d.schedules.llvm.common import in_registers, keep_in_registers, read_whole_rows, unroll, vectorize_copy
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -63,16 +63,16 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradVariant, decide: Dec
     for _, name in reversed(outputs):
         sch.compute_at(sch.get_sblock(name), task, preserve_unit_loops=True)
     if variant.staged:
-        task = _tasks_of_input(sch, transformed)
+        task = _tasks_of_input(sch)
     else:
         sch.compute_at(sch.get_sblock("product"), task, preserve_unit_loops=True)
         sch.compute_at(sch.get_sblock("input_d"), task, preserve_unit_loops=True)
     _transform_input(sch, variant, transformed)
     for axis, name in outputs:
         block = sch.get_sblock(name)
-        *cells, t, f, lane, step = sch.get_loops(block)[-7:]
+        *cells, t, f, lane = sch.get_loops(block)[-6:]
         row = cells.pop(axis)
-        _in_registers(sch, block, [*cells, t, f], row, step, lane)
+        in_registers(sch, [*cells, t, f], row, lane)
     _gather(sch, s, variant, task)
     _product(sch, variant, decide)
     _flags(sch)
@@ -109,10 +109,10 @@ def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:
     return task
 
 
-def _tasks_of_input(sch: Schedule, transformed: Sequence[bool]) -> LoopRV:
+def _tasks_of_input(sch: Schedule) -> LoopRV:
     """Makes the input's transforms of a group of tiles a task; returns the parallel loop."""
     loops = sch.get_loops(sch.get_sblock("input_d"))
-    task = sch.fuse(*loops[: -7 if transformed[0] else -6])
+    task = sch.fuse(*loops[:-6])
     sch.parallel(task)
     return task
 
@@ -121,11 +121,11 @@ def _transform_input(sch: Schedule, variant: WinogradVariant, transformed: Seque
     """Transforms a row of tiles, one vector of channels after the other: the steps in between stay in L1."""
     block = sch.get_sblock("input_d")
     loops = sch.get_loops(block)
-    e, y, x, c, t, lane = loops[-7:-1] if transformed[0] else loops[-6:]
+    e, y, x, c, t, lane = loops[-6:]
     t_d, t_h, t_w = sch.split(t, list(variant.block), preserve_unit_iters=True)
     sch.reorder(t_d, t_h, c, y, x, t_w)
     if transformed[0]:
-        _in_registers(sch, block, [t_d, t_h, c, y, x, t_w], e, loops[-1], lane)
+        in_registers(sch, [t_d, t_h, c, y, x, t_w], e, lane)
     else:
         sch.reorder(t_d, t_h, c, e, y, x, t_w, lane)
         sch.vectorize(lane)
@@ -134,18 +134,8 @@ def _transform_input(sch: Schedule, variant: WinogradVariant, transformed: Seque
             stage = sch.get_sblock(name)
             sch.compute_at(stage, c, preserve_unit_loops=True)
             # input_w has a row of cells where input_h has a tile and a frequency
-            first, second, row, *others, channel, lane, step = sch.get_loops(stage)[-8 if axis == 1 else -7 :]
-            _in_registers(sch, stage, [first, second, *others, channel], row, step, lane)
-
-
-def _in_registers(
-    sch: Schedule, block: BlockRV, outer: Sequence[LoopRV], row: LoopRV, step: LoopRV, lane: LoopRV
-) -> None:
-    """A small matrix times vectors: all rows' sums in registers, the matrix's entries folded into the code."""
-    sch.reorder(*outer, row, step, lane)
-    unroll(sch, (row, step))
-    sch.vectorize(lane)
-    sch.decompose_reduction(block, step)
+            first, second, row, *others, channel, lane = sch.get_loops(stage)[-7 if axis == 1 else -6 :]
+            in_registers(sch, [first, second, *others, channel], row, lane)
 
 
 def _gather(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant, task: LoopRV) -> None:

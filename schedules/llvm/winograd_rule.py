@@ -16,12 +16,15 @@ from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.winograd import WinogradVariant, error_bound
 from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, STRIDED, Axes, axes_of
 from tvm_conv3d.schedules.llvm import winograd_cost
-from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY
+from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, fitting_lanes
 from tvm_conv3d.spec import Conv3DSpec, Triple
 from tvm_conv3d.targets import CpuTraits
 
 #: Largest relative error (2-norm) that a default plan may be expected to have.
 ERROR_LIMIT = 1e-5
+
+#: Filters below which transforming the input costs more than the products that it saves.
+_LEAST_FILTERS = 4
 
 #: Largest output tile along an axis.
 _LARGEST_TILE = 6
@@ -47,7 +50,7 @@ class Priced:
 def priced(spec: Conv3DSpec, traits: CpuTraits) -> list[Priced]:
     """The variants within the error limit, the cheapest first; empty where Winograd does not apply."""
     s = collapse(spec)
-    if s.groups != 1 or s.accumulator != "float32" or s.empty or s.filters < traits.lanes(s.accumulator):
+    if s.groups != 1 or s.accumulator != "float32" or s.empty or s.filters < _LEAST_FILTERS:
         return []
     rough = sorted(_candidates(s, traits), key=lambda candidate: candidate.cycles)[:_SHORT_LIST]
     fine = [_price(s, traits, variant) for found in rough for variant in _blocked(s, traits, found.variant)]
@@ -81,7 +84,7 @@ def _modes(s: Conv3DSpec) -> Iterator[str]:
 
 def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[Priced]:
     """All modes and tiles within the error limit, each in the best task of one row of tiles."""
-    lanes = traits.lanes(s.accumulator)
+    lanes = fitting_lanes(traits, s.accumulator, s.filters)
     for modes in _modes(s):
         axes = axes_of(s, modes)
         part = _part_size(s, axes)

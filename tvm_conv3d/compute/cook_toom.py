@@ -5,8 +5,9 @@ F(m, r) computes m outputs of a correlation with r taps by m + r - 1 multiplicat
     y = A^T [ (G g) * (B^T d) ]
 
 The method is Toom and Cook's (Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, Fast Algorithms
-for Convolutional Neural Networks, 2016), interpolating at small rational points and infinity. The order of the points
-is that of Barabasz et al., Error Analysis and Improving the Accuracy of Winograd Convolution for DNNs, 2020.
+for Convolutional Neural Networks, 2016), interpolating at small rational points and infinity. The points decide the
+rounding (Barabasz et al., Error Analysis and Improving the Accuracy of Winograd Convolution for DNNs, 2020): here those
+with the least :func:`amplification` among multiples of 1/8, in pairs of opposite sign, which share half of their sums.
 """
 
 from __future__ import annotations
@@ -19,10 +20,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-_POINTS = tuple(Fraction(p) for p in ("0", "-1", "1", "1/2", "-2", "-1/2", "2", "-1/4", "4", "1/4", "-4"))
+#: Finite points by their number.
+_POINTS = (
+    (),
+    ("0",),
+    ("1", "-1"),
+    ("0", "1", "-1"),
+    ("0", "3/4", "-3/4", "2"),
+    ("0", "3/2", "-3/2", "5/8", "-5/8"),
+    ("0", "7/8", "-7/8", "7/4", "-7/4", "3/8"),
+    ("0", "1", "-1", "1/2", "-1/2", "2", "-2"),
+    ("0", "3/4", "-3/4", "5/4", "-5/4", "5/2", "-5/2", "1/4"),
+    ("0", "5/4", "-5/4", "3/8", "-3/8", "7/8", "-7/8", "5/2", "-5/2"),
+    ("0", "1", "-1", "1/2", "-1/2", "2", "-2", "1/4", "-1/4", "4"),
+    ("0", "1", "-1", "1/2", "-1/2", "2", "-2", "1/4", "-1/4", "4", "-4"),
+)
 
 #: Largest m + r of F(m, r).
-MOST_TAPS_AND_OUTPUTS = len(_POINTS) + 2
+MOST_TAPS_AND_OUTPUTS = len(_POINTS) + 1
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
@@ -49,9 +64,9 @@ def transforms(m: int, r: int) -> Transforms:
         ValueError: m or r is below 1, or there are no points for so many outputs and taps.
     """
     finite = m + r - 2
-    if m < 1 or r < 1 or finite > len(_POINTS):
-        raise ValueError(f"F(m, r) needs 1 <= m, r and m + r - 2 <= {len(_POINTS)}. Received: m={m}, r={r}")
-    points = _POINTS[:finite]
+    if m < 1 or r < 1 or m + r > MOST_TAPS_AND_OUTPUTS:
+        raise ValueError(f"F(m, r) needs 1 <= m, r and m + r <= {MOST_TAPS_AND_OUTPUTS}. Received: m={m}, r={r}")
+    points = tuple(map(Fraction, _POINTS[finite]))
     zero, one = Fraction(0), Fraction(1)
     output = [[p**row for p in points] + [one if row == m - 1 else zero] for row in range(m)]
     kernel, data = [], []

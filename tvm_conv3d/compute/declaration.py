@@ -22,24 +22,26 @@ class Declaration:
     Attributes:
         tensors: input, packed weights, packed bias, output, in the order of the arguments; then maybe flags, of which
             the code makes some not finite where a sum is not, and its result must not be trusted.
-        tiling: of the output, where it is declared in whole tiles, for GPUs (:mod:`tvm_conv3d.compute.cut`).
+        tiling: of the output, where it is declared in whole tiles (:mod:`tvm_conv3d.compute.cut`).
         kept: tensors that one kernel of a GPU fills and a later one reads.
+        aligned: the arguments lie at multiples of 16 bytes, as all memory of GPUs does.
     """
 
     tensors: tuple[te.Tensor, ...]
     tiling: Tiling | None = None
     kept: tuple[te.Tensor, ...] = ()
+    aligned: bool = False
 
     def module(self) -> IRModule:
         """The function `main`, unscheduled."""
-        # a GPU's stages exist in tiles only
+        # stages of what is declared in tiles exist in tiles only
         counted = _all(self.tensors) if self.tiling is None else (*self.tensors, *self.kept)
         # TVM's 32-bit indices overflow silently
         wide = max(math.prod(_shape(tensor)) for tensor in counted) >= 2**29
         function = te.create_prim_func(list(self.tensors), index_dtype_override="int64" if wide else None)
         if self.tiling is None:
             return IRModule({"main": _unaligned(function)})
-        # for GPUs, whose buffers lie at multiples of 16 bytes
+        function = function if self.aligned else _unaligned(function)
         return IRModule({"main": cut.mark(function, self.tiling)})
 
     def intermediate_bytes(self) -> int:

@@ -184,9 +184,9 @@ class GemmBuilder:
         bias = te.placeholder((spec.groups, e.filter_blocks, variant.filters), spec.accumulator, name="bias")
         product = self._product(self._gather(x), kernel)
         if variant.parts == 1:
-            return Declaration((x, kernel, bias, self._out(product, bias)), self._tiling())
+            return Declaration((x, kernel, bias, self._out(product, bias)), self._tiling(), aligned=True)
         partial = self._in_lanes("partial", product)
-        return Declaration((x, kernel, bias, self._added(partial, bias)), self._tiling(), (partial,))
+        return Declaration((x, kernel, bias, self._added(partial, bias)), self._tiling(), (partial,), aligned=True)
 
     def _gather(self, x: te.Tensor) -> te.Tensor:
         """Cells innermost, as a thread reads several of them for one term."""

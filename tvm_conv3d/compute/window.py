@@ -87,7 +87,8 @@ def declare(spec: Conv3DSpec, variant: WindowVariant) -> Declaration:
     n, d, f = (part("n"),), (part("d"),), (part("f"),)
     h, w = (part("h", rows), term(2)), (part("w", columns), term(3))
     axes = (n, d, h, w, f) if last else (n, f, d, h, w)
-    return Declaration((x, kernel, bias, out), Tiling(s.output_shape, axes, ((0, variant.threads), (1, 1)), count))
+    tiling = Tiling(s.output_shape, axes, ((0, variant.threads), (1, 1)), count)
+    return Declaration((x, kernel, bias, out), tiling, aligned=True)
 
 
 def _window(

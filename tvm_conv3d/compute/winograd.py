@@ -24,12 +24,12 @@ import numpy as np
 from tvm import te, tirx
 
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.compute.cook_toom import Matrix, amplification, transforms
+from tvm_conv3d.compute.cook_toom import Matrix, transforms
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype
-from tvm_conv3d.compute.stages import error_of_sums, finish
+from tvm_conv3d.compute.stages import finish
 from tvm_conv3d.compute.winograd_axes import axes_of, triple
-from tvm_conv3d.compute.winograd_stages import MARGIN, gathered, index_names, split_taps, transform, transformed
+from tvm_conv3d.compute.winograd_stages import expected_error, gathered, index_names, split_taps, transform, transformed
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
 
 Expr = Any  # a TVM expression; its classes are not public names
@@ -107,8 +107,7 @@ def pack_bias(spec: Conv3DSpec, variant: WinogradVariant, bias: np.ndarray | Non
 def error_bound(spec: Conv3DSpec, variant: WinogradVariant) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
     axes = axes_of(collapse(spec), variant.modes)
-    factor = math.prod(amplification(m, t) for m, t in zip(variant.tile, axes.taps, strict=True))
-    return error_of_sums(spec, axes.channels, MARGIN * factor)
+    return expected_error(spec, axes.channels, zip(variant.tile, axes.taps, strict=True))
 
 
 class _Builder:

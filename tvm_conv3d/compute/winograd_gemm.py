@@ -31,13 +31,13 @@ import numpy as np
 from tvm import te, tirx
 
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.compute.cook_toom import amplification, transforms
+from tvm_conv3d.compute.cook_toom import transforms
 from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype
-from tvm_conv3d.compute.stages import error_of_sums, finish
+from tvm_conv3d.compute.stages import finish
 from tvm_conv3d.compute.winograd_axes import Axes, axes_of, triple
-from tvm_conv3d.compute.winograd_stages import MARGIN, gathered, index_names, split_taps, transform, transformed
+from tvm_conv3d.compute.winograd_stages import expected_error, gathered, index_names, split_taps, transform, transformed
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
 
 Expr = Any  # a TVM expression; its classes are not public names
@@ -175,8 +175,7 @@ def error_bound(spec: Conv3DSpec, variant: WinogradGemmVariant) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
     e = extents_of(collapse(spec), variant)
     pairs = [(m, t) for m, t in zip(variant.tile, e.axes.taps, strict=True) if m > 1]
-    factor = math.prod(amplification(m, t) for m, t in pairs)
-    return error_of_sums(spec, e.axes.channels * e.taps, MARGIN * factor)
+    return expected_error(spec, e.axes.channels * e.taps, pairs)
 
 
 class _Builder:
@@ -204,7 +203,7 @@ class _Builder:
         totals = self._totals(sums)
         bad = self._bad(totals)
         out = self._out(totals, bad, self._direct(cell, kernel, bad), bias)
-        return Declaration((x, kernel, bias, out), self._tiling(), (data, sums))
+        return Declaration((x, kernel, bias, out), self._tiling(), (data, sums), aligned=True)
 
     def _cell(self, x: te.Tensor) -> Callable[..., Expr]:
         """(sample, part, cell of the part, channel) -> input."""

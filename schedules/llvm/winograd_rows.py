@@ -1,0 +1,127 @@
+"""Design space of Winograd's convolution along rows on a CPU.
+
+A task is a box of output depths, rows and tiles of a row. For one block of filters after the other it transforms the
+cells it reads into one image for each frequency, then computes register tile after register tile: the products of all
+frequencies, which stay in L1, and their inverse transform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm import IRModule
+from tvm.s_tir import Schedule
+
+from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.cut import cut_output
+from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant
+from tvm_conv3d.schedules.decisions import Decisions, LoopRV
+from tvm_conv3d.schedules.llvm import stream_stores, winograd_rows_rule
+from tvm_conv3d.schedules.llvm.common import BlockRV, in_registers, keep_in_registers, unroll
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.targets import CpuTraits
+
+#: Variants that compete while tuning.
+MOST_VARIANTS = 12
+
+#: Multiply-adds of a register tile up to which the taps of height and the channels are unrolled beside it.
+_MOST_UNROLLED = 128
+
+
+def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[WinogradRowsVariant, dict[str, int]] | None:
+    """The variant and the decisions taken where nothing was tuned; None where another algorithm is as good."""
+    variant = winograd_rows_rule.worthwhile(spec, traits)
+    return None if variant is None else (variant, {"depth": 1})
+
+
+def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[WinogradRowsVariant]:
+    """The variants that compete while tuning, the cheapest first; none where rows can't be transformed."""
+    found = [candidate.variant for candidate in winograd_rows_rule.priced(spec, traits)[:MOST_VARIANTS]]
+    return [*found, *stream_stores.streaming(spec, found[:2], traits.lanes(spec.accumulator))]
+
+
+def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradRowsVariant, decide: Decisions) -> None:
+    """Schedules `compute.winograd_rows.declare(spec, variant)`.
+
+    Decisions: `depth`: output depths for which a frequency is computed before the next one.
+    """
+    s = collapse(spec)
+    block, depths, depth = _output(sch, variant, decide)
+    _product(sch, s, variant, depths)
+    _input(sch, s, variant, block)
+    _store(sch, s, variant, depth)
+    _flags(sch, block, depth)
+
+
+def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+    """What is changed after scheduling: whole tiles are stored as far as the output reaches."""
+    return cut_output(module)
+
+
+def _output(sch: Schedule, variant: WinogradRowsVariant, decide: Decisions) -> tuple[LoopRV, LoopRV, LoopRV]:
+    """The inverse transform and the loops around all: those of blocks of filters, some depths, one depth."""
+    stage = sch.get_sblock("output")
+    n, gd, gh, gw, block, d, ho, hi, wo, wi, o, lane = sch.get_loops(stage)
+    depths, depth = decide.tile("depth", d, default=1, limit=8)
+    sch.reorder(n, gd, gh, gw, block, wo, ho, depths, depth, hi, wi, o, lane)
+    if variant.parallel_blocks:
+        task = block = sch.fuse(n, gd, gh, gw, block)
+    else:
+        task = sch.fuse(n, gd, gh, gw)
+    sch.parallel(task)
+    unroll(sch, (hi, wi, o))
+    sch.vectorize(lane)
+    return block, depths, depth
+
+
+def _product(sch: Schedule, s: Conv3DSpec, variant: WinogradRowsVariant, depths: LoopRV) -> None:
+    """For each frequency a convolution without taps along the width."""
+    block = sch.get_sblock("product")
+    sch.compute_at(block, depths, preserve_unit_loops=True)
+    _, _, _, hi, _, wi, lane, tap_d, tap_h, channel = sch.get_loops(block)[-10:]
+    if s.kernel[1] * s.group_channels * variant.rows * variant.columns <= _MOST_UNROLLED:
+        unroll(sch, (tap_h, channel))
+    store = sch.cache_write(block, 0, "local")
+    depth = sch.get_loops(block)[-9]
+    sch.reverse_compute_at(store, depth, preserve_unit_loops=True)
+    loops = sch.get_loops(store)[-5:]
+    unroll(sch, loops[:-1])
+    sch.vectorize(loops[-1])
+    keep_in_registers(sch, block, (tap_d, channel, tap_h), (hi, wi, lane))
+
+
+def _input(sch: Schedule, s: Conv3DSpec, variant: WinogradRowsVariant, at: LoopRV) -> None:
+    """The copy of a row's cells and its transform, for one row after the other."""
+    block = sch.get_sblock("input")
+    sch.compute_at(block, at, preserve_unit_loops=True)
+    frequency, d, h, t, channel, lane = sch.get_loops(block)[-6:]
+    in_registers(sch, [d, h, t, channel], frequency, lane)
+    gather = sch.get_sblock("gather")
+    sch.compute_at(gather, h, preserve_unit_loops=True)
+    if s.data_format == CHANNELS_LAST and s.filters % variant.lanes == 0:
+        sch.vectorize(sch.get_loops(gather)[-1])
+
+
+def _store(sch: Schedule, s: Conv3DSpec, variant: WinogradRowsVariant, depth: LoopRV) -> None:
+    block = sch.get_sblock("out")
+    sch.reverse_compute_at(block, depth, preserve_unit_loops=True)
+    hi, wi, o, lane = sch.get_loops(block)[-4:]
+    if s.data_format != CHANNELS_LAST:
+        sch.reorder(lane, hi, wi, o)
+    elif s.filters % variant.lanes == 0:
+        sch.vectorize(lane)
+
+
+def _flags(sch: Schedule, block: LoopRV, depth: LoopRV) -> None:
+    """Sums for each register tile while they are in L1, and of these for each task."""
+    for name, at, over in (("seen", depth, 3), ("flags", block, 3)):
+        stage = sch.get_sblock(name)
+        sch.reverse_compute_at(stage, at, preserve_unit_loops=True)
+        lane, *reduction = sch.get_loops(stage)[-1 - over :]
+        _sum_of_vectors(sch, stage, lane, reduction)
+
+
+def _sum_of_vectors(sch: Schedule, block: BlockRV, lane: LoopRV, reduction: Sequence[LoopRV]) -> None:
+    sch.reorder(*reduction, lane)
+    sch.vectorize(lane)
+    sch.vectorize(sch.get_loops(sch.decompose_reduction(block, reduction[0]))[-1])

@@ -1,0 +1,121 @@
+"""Which tiles and tasks Winograd along rows takes where nothing was tuned, and whether it is worth it at all.
+
+The cost of a vector of outputs in cycles, with n = m + k - 1 frequencies for m outputs:
+
+    n / m * taps of depth and height * channels * TAP   products
+    n / m * PRODUCT                                     their way through L1, and the inverse transform
+    n / m * halo * CELL                                 copying and transforming the input, cells of the halo, too
+    VECTOR                                              bias, activation and store
+
+beside taps * channels * TAP + VECTOR by the definition. Cells of overhanging tasks count like all others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS
+from tvm_conv3d.compute.stages import window_extents
+from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant, applies, error_bound, groups_of_cells
+from tvm_conv3d.schedules.llvm import stream_stores
+from tvm_conv3d.schedules.llvm.tile_rule import TASKS_PER_THREAD, fitting_lanes
+from tvm_conv3d.schedules.llvm.winograd_rule import ERROR_LIMIT
+from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.targets import CpuTraits
+
+#: Cycles, measured on depthwise layers of 24 to 192 channels with kernels of 3 to 7 (Zen 4).
+_TAP, _PRODUCT, _CELL, _VECTOR = 1.15, 6.0, 8.0, 25.0
+
+#: The estimate, which is hopeful where tasks are small, must be below that of the definition by this factor.
+_ADVANTAGE = 0.75
+
+#: Output cells of a tile.
+_TILES = (2, 4, 6)
+
+#: Rows and columns of the register tiles, for many registers and for few.
+_REGISTER_TILES = {32: ((8, 2), (4, 2), (4, 4), (8, 1)), 16: ((4, 1), (4, 2), (2, 2))}
+
+#: Depths and rows, and tiles of a row, in a task, at most.
+_DEPTHS, _ROWS, _COLUMNS = (1, 2, 4, 8, 16), (4, 8, 16), (2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A variant and its estimated cycles on each core."""
+
+    variant: WinogradRowsVariant
+    cycles: float
+
+
+def priced(spec: Conv3DSpec, traits: CpuTraits) -> list[Priced]:
+    """The variants within the error limit, the cheapest first; empty where rows can't be transformed."""
+    s = collapse(spec)
+    if not applies(spec) or s.accumulator != "float32" or s.group_filters >= traits.lanes(s.accumulator):
+        return []
+    found = [Priced(v, _cycles(s, traits, v)) for v in _candidates(s, traits) if _fits(s, traits, v)]
+    return sorted(found, key=lambda candidate: candidate.cycles)
+
+
+def worthwhile(spec: Conv3DSpec, traits: CpuTraits) -> WinogradRowsVariant | None:
+    """The cheapest variant, or None where the definition is as good."""
+    found = priced(spec, traits)
+    if not found or found[0].cycles > _ADVANTAGE * _cycles_of_definition(collapse(spec), traits):
+        return None
+    variant = found[0].variant
+    return replace(variant, stream=stream_stores.outgrows_caches(spec, traits, variant.lanes))
+
+
+def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[WinogradRowsVariant]:
+    lanes = fitting_lanes(traits, s.accumulator, s.filters)
+    depth, height, width = s.out_size
+    for m in _TILES:
+        tiles = -(-width // m)
+        for (rows, columns), d, h, w in itertools.product(
+            _REGISTER_TILES[min(32, traits.registers)], _DEPTHS, _ROWS, _COLUMNS
+        ):
+            # what overhangs a whole register tile is never worth it
+            if d < 2 * depth and h < height + rows and w < tiles + columns and h % rows == w % columns == 0:
+                variant = WinogradRowsVariant(m, (d, h, w), lanes, rows, columns)
+                if (
+                    m + s.kernel[2] <= MOST_TAPS_AND_OUTPUTS
+                    and error_bound(replace(s, dtype=s.accumulator), variant) <= ERROR_LIMIT
+                ):
+                    few = math.prod(_tasks(s, variant)[:-1]) < TASKS_PER_THREAD * traits.cores
+                    yield replace(variant, parallel_blocks=few)
+
+
+def _tasks(s: Conv3DSpec, variant: WinogradRowsVariant) -> tuple[int, ...]:
+    """Samples, tasks along each axis, blocks of filters."""
+    return s.batch, *groups_of_cells(s, variant), -(-s.filters // variant.lanes)
+
+
+def _own_bytes(s: Conv3DSpec, variant: WinogradRowsVariant) -> int:
+    """Of the transformed input of a task's block of filters."""
+    window = window_extents(s, (*variant.block[:2], 1))[:2]
+    frequencies = variant.tile + s.kernel[2] - 1
+    return 4 * math.prod(window) * frequencies * variant.block[2] * s.group_channels * variant.lanes
+
+
+def _fits(s: Conv3DSpec, traits: CpuTraits, variant: WinogradRowsVariant) -> bool:
+    return _own_bytes(s, variant) <= traits.l2
+
+
+def _cycles(s: Conv3DSpec, traits: CpuTraits, variant: WinogradRowsVariant) -> float:
+    frequencies = variant.tile + s.kernel[2] - 1
+    window = window_extents(s, (*variant.block[:2], 1))[:2]
+    rows = math.prod(variant.block[:2])
+    products = rows * (math.prod(s.kernel[:2]) * s.group_channels * _TAP + _PRODUCT)
+    transformed = math.prod(window) * s.group_channels * _CELL
+    stored = rows * variant.tile * _VECTOR
+    tasks = math.prod(_tasks(s, variant))
+    rounds = -(-tasks // traits.cores) if variant.parallel_blocks else tasks / traits.cores
+    return rounds * variant.block[2] * (frequencies * (products + transformed) + stored)
+
+
+def _cycles_of_definition(s: Conv3DSpec, traits: CpuTraits) -> float:
+    vectors = s.batch * math.prod(s.out_size) * -(-s.filters // fitting_lanes(traits, s.accumulator, s.filters))
+    return vectors * (math.prod(s.kernel) * s.group_channels * _TAP + _VECTOR) / traits.cores
