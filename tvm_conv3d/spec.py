@@ -7,6 +7,7 @@ tables, error messages and reproduction commands (as oneDNN's benchdnn descripto
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,13 +162,13 @@ class Conv3DSpec:
         if len(self.pads) != 3 or min(min(p) for p in self.pads) < 0:
             raise ValueError(f"`pads` must be three pairs of non-negative integers. Received: {self.pads}")
 
-    @property
+    @functools.cached_property
     def window(self) -> Triple:
         """Cells covered by the dilated kernel along each axis."""
         d, h, w = ((k - 1) * dil + 1 for k, dil in zip(self.kernel, self.dilation, strict=True))
         return d, h, w
 
-    @property
+    @functools.cached_property
     def out_size(self) -> Triple:
         """Output depth, height, width."""
         d, h, w = (

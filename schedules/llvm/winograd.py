@@ -56,8 +56,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradVariant, decide: Dec
     Decisions: `unroll`: channels per step of the product; `groups`, where staged: groups of tiles of one product task.
     """
     s = collapse(spec)
-    taps = axes_of(s, variant.modes).taps
-    transformed = [m + t > 2 for m, t in zip(variant.tile, taps, strict=True)]
+    transformed = [n > 1 for n in axes_of(s, variant.modes).cells(variant.tile)]
     task = _tasks(sch, s, variant)
     outputs = [(axis, name) for axis, name in enumerate(("output_d", "output_h", "output_w")) if transformed[axis]]
     for _, name in reversed(outputs):

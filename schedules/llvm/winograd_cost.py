@@ -15,15 +15,16 @@ that tuning keeps. The direct convolution is priced by the same measure.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 
 from tvm_conv3d.compute.cook_toom import transforms
 from tvm_conv3d.compute.winograd import WinogradVariant, groups_of_part
-from tvm_conv3d.compute.winograd_axes import axes_of
+from tvm_conv3d.compute.winograd_axes import Axes, axes_of
 from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, best_tile, seen_share
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
 #: Cycles for one of each.
@@ -53,7 +54,7 @@ def amounts(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> dict[
     """How much of each a core does."""
     axes = axes_of(s, variant.modes)
     lanes, tiles = variant.lanes, math.prod(variant.block)
-    frequencies = math.prod(m + t - 1 for m, t in zip(variant.tile, axes.taps, strict=True))
+    frequencies = math.prod(axes.cells(variant.tile))
     width = variant.vectors * lanes
     filters = -(-s.filters // width) * width
     channels = -(-axes.channels // lanes) * lanes
@@ -67,9 +68,9 @@ def amounts(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> dict[
     of_task = {
         "product": frequencies * tiles * axes.channels * (filters // width) * step,
         # loops over a row of tiles cost as much to start as half a tile
-        "transform": _transform_steps(variant, axes.taps, channels // lanes, filters // lanes)
+        "transform": _transform_steps(variant, axes, channels // lanes, filters // lanes)
         * (1 + 0.5 / variant.block[2]),
-        **_copied(s, variant, axes.taps, channels, filters),
+        **_copied(s, variant, axes, channels, filters),
         "own_l2" if own <= traits.l2 else "own_l3": own,
         "task": 1.0,
     }
@@ -101,9 +102,9 @@ def _memory_bytes(s: Conv3DSpec) -> float:
     return float((math.prod(s.input_shape) + math.prod(s.output_shape)) * np.dtype(s.accumulator).itemsize)
 
 
-def _copied(s: Conv3DSpec, variant: WinogradVariant, taps: Triple, channels: int, filters: int) -> dict[str, float]:
+def _copied(s: Conv3DSpec, variant: WinogradVariant, axes: Axes, channels: int, filters: int) -> dict[str, float]:
     """What a task reads, writes, or both, without multiplying it."""
-    gathered = math.prod(b * m + t - 1 for b, m, t in zip(variant.block, variant.tile, taps, strict=True)) * channels
+    gathered = math.prod(axes.cells([b * m for b, m in zip(variant.block, variant.tile, strict=True)])) * channels
     stored = math.prod(variant.block) * math.prod(variant.tile) * filters
     if s.data_format != CHANNELS_LAST:
         # each row of a channel is read and written by itself, in whole cache lines
@@ -114,21 +115,27 @@ def _copied(s: Conv3DSpec, variant: WinogradVariant, taps: Triple, channels: int
     return {"copy": (2 * gathered + stored) / variant.lanes}
 
 
-def _transform_steps(variant: WinogradVariant, taps: Triple, channel_vectors: int, filter_vectors: int) -> float:
+def _transform_steps(variant: WinogradVariant, axes: Axes, channel_vectors: int, filter_vectors: int) -> float:
     """Vector multiply-adds of a task's transforms."""
-    sides = list(zip(variant.block, variant.tile, taps, strict=True))
-    steps = 0.0
+    frequencies, steps = axes.cells(variant.tile), 0.0
+    sizes = list(zip(variant.tile, axes.taps, axes.strides, strict=True))
     # a row of tiles is transformed by itself: rows that two of them share are transformed twice
-    cells = [b * (m + t - 1) for b, m, t in sides]
-    for axis, (b, m, t) in enumerate(sides):
-        if m + t > 2:
-            entries = sum(number != 0 for row in transforms(m, t).input for number in row)
-            steps += math.prod(cells[:axis] + cells[axis + 1 :]) * b * entries * channel_vectors
-    for axis in (0, 1, 2):
-        m, t, b = variant.tile[axis], taps[axis], variant.block[axis]
-        if m + t > 2:
-            entries = sum(number != 0 for row in transforms(m, t).output for number in row)
+    cells = [b * n for b, n in zip(variant.block, frequencies, strict=True)]
+    for axis, b in enumerate(variant.block):
+        if frequencies[axis] > 1:
             rest = math.prod(cells[:axis] + cells[axis + 1 :])
-            steps += rest * b * entries * filter_vectors
-            cells[axis] = b * m
+            steps += rest * b * _entries(sizes[axis])[0] * channel_vectors
+    for axis, b in enumerate(variant.block):
+        if frequencies[axis] > 1:
+            rest = math.prod(cells[:axis] + cells[axis + 1 :])
+            steps += rest * b * _entries(sizes[axis])[1] * filter_vectors
+            cells[axis] = b * variant.tile[axis]
     return steps
+
+
+@functools.cache
+def _entries(size: tuple[int, int, int]) -> tuple[int, int]:
+    """Numbers that are not zero in the transforms of inputs and of outputs."""
+    output, _, data = transforms(*size)
+    forth, back = (sum(number != 0 for row in matrix for number in row) for matrix in (data, output))
+    return forth, back

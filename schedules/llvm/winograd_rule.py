@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.winograd import WinogradVariant, error_bound
-from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, STRIDED, Axes, axes_of
+from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, POLYPHASE, STRIDED, Axes, axes_of
 from tvm_conv3d.schedules.llvm import winograd_cost
 from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, fitting_lanes
 from tvm_conv3d.spec import Conv3DSpec, Triple
@@ -30,7 +30,7 @@ _LEAST_FILTERS = 4
 _LARGEST_TILE = 6
 
 #: Winograd must be cheaper than direct by this factor, as both are estimates.
-_ADVANTAGE = 0.85
+_ADVANTAGE = 0.92
 
 #: Tiles of a task, in one row, with which variants are compared first.
 _ROWS = (4, 7, 14)
@@ -74,7 +74,7 @@ def _modes(s: Conv3DSpec) -> Iterator[str]:
         elif dilation > 1:
             options.append((DILATED if stride == 1 and out % dilation == 0 else "") + FOLDED)
         elif stride > 1:
-            options.append(STRIDED + FOLDED)
+            options.append(STRIDED + FOLDED + (POLYPHASE if kernel > stride else ""))
         elif kernel == 1:
             options.append(PLAIN)
         else:
@@ -85,21 +85,24 @@ def _modes(s: Conv3DSpec) -> Iterator[str]:
 def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[Priced]:
     """All modes and tiles within the error limit, each in the best task of one row of tiles."""
     lanes = fitting_lanes(traits, s.accumulator, s.filters)
+    vectors = _vectors(s, lanes)
+    unrounded = replace(s, dtype=s.accumulator)
     for modes in _modes(s):
         axes = axes_of(s, modes)
         part = _part_size(s, axes)
         sizes = [
-            [1] if taps == 1 else range(2, 1 + min(_LARGEST_TILE, max(2, out), MOST_TAPS_AND_OUTPUTS - taps))
-            for taps, out in zip(axes.taps, part, strict=True)
+            [1]
+            if taps == 1
+            else range(2, 1 + min(_LARGEST_TILE, max(2, out), MOST_TAPS_AND_OUTPUTS - -(-taps // stride)))
+            for taps, stride, out in zip(axes.taps, axes.strides, part, strict=True)
         ]
         for md, mh, mw in itertools.product(*sizes):
             tile = (md, mh, mw)
-            if max(m + t for m, t in zip(tile, axes.taps, strict=True)) == 2:
+            if axes.cells(tile) == (1, 1, 1):
                 continue
-            vectors = _vectors(s, lanes)
             width = -(-part[2] // tile[2])
             variant = WinogradVariant(modes, tile, (1, 1, 1), lanes, vectors, 1)
-            if error_bound(replace(s, dtype=s.accumulator), variant) <= ERROR_LIMIT:
+            if error_bound(unrounded, variant) <= ERROR_LIMIT:
                 rows = [replace(variant, block=(1, 1, min(width, tiles))) for tiles in _ROWS]
                 yield min((_price(s, traits, _with_columns(row, traits)) for row in rows), key=lambda p: p.cycles)
 

@@ -57,12 +57,46 @@ class Transforms(NamedTuple):
 
 
 @functools.cache
-def transforms(m: int, r: int) -> Transforms:
-    """The matrices of F(m, r).
+def transforms(m: int, r: int, stride: int = 1) -> Transforms:
+    """The matrices of F(m, r), or of its like for outputs that are `stride` inputs apart.
+
+    A strided correlation is the sum of `stride` correlations without stride, each of every stride-th input and tap
+    (its polyphase decomposition): the products of all are numbered together, and there are as many as inputs.
 
     Raises:
         ValueError: m or r is below 1, or there are no points for so many outputs and taps.
     """
+    return _toom_cook(m, r) if stride == 1 else _polyphase(m, r, stride)
+
+
+def _polyphase(m: int, r: int, stride: int) -> Transforms:
+    inputs = (m - 1) * stride + r
+    output: list[list[Fraction]] = [[] for _ in range(m)]
+    kernel, data = [], []
+    for phase in range(min(stride, r)):
+        taps = -(-(r - phase) // stride)
+        part = _toom_cook(m, taps) if taps > 1 else _scaling(m)
+        kernel += [_spread(row, phase, stride, r) for row in part.kernel]
+        data += [_spread(row, phase, stride, inputs) for row in part.input]
+        for row, more in zip(output, part.output, strict=True):
+            row += more
+    return Transforms(_freeze(output), _freeze(kernel), _freeze(data))
+
+
+def _scaling(m: int) -> Transforms:
+    """F(m, 1) without a transform: a product for each output."""
+    identity = _freeze([[Fraction(i == j) for j in range(m)] for i in range(m)])
+    return Transforms(identity, ((Fraction(1),),) * m, identity)
+
+
+def _spread(row: Sequence[Fraction], first: int, step: int, length: int) -> list[Fraction]:
+    """A row of `length` with the entries of `row` at every step-th place."""
+    wide = [Fraction(0)] * length
+    wide[first : first + step * len(row) : step] = row
+    return wide
+
+
+def _toom_cook(m: int, r: int) -> Transforms:
     finite = m + r - 2
     if m < 1 or r < 1 or m + r > MOST_TAPS_AND_OUTPUTS:
         raise ValueError(f"F(m, r) needs 1 <= m, r and m + r <= {MOST_TAPS_AND_OUTPUTS}. Received: m={m}, r={r}")
@@ -81,13 +115,13 @@ def transforms(m: int, r: int) -> Transforms:
 
 
 @functools.cache
-def amplification(m: int, r: int) -> float:
-    """How much more rounding F(m, r) shows than the plain sum, for inputs and weights of equal variance.
+def amplification(m: int, r: int, stride: int = 1) -> float:
+    """How much more rounding F(m, r) (see :func:`transforms`) shows than the plain sum, for inputs and weights of equal variance.
 
     The variance of the products' rounding in an output, against the output's own: sqrt(mean_j sum_i A_ji^2 |G_i|^2
     |B_i|^2 / r). Along several axes the factors multiply.
     """
-    a, g, b = (np.array(matrix, dtype=np.float64) for matrix in transforms(m, r))
+    a, g, b = (np.array(matrix, dtype=np.float64) for matrix in transforms(m, r, stride))
     products = (g**2).sum(1) * (b**2).sum(1)
     return float(np.sqrt((a**2 @ products).mean() / r))
 

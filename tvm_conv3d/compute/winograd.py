@@ -90,7 +90,7 @@ def pack_kernel(spec: Conv3DSpec, variant: WinogradVariant, kernel: np.ndarray) 
     """
     s = collapse(spec)
     axes = axes_of(s, variant.modes)
-    taps = transformed(split_taps(spec, axes, kernel), variant.tile)
+    taps = transformed(split_taps(spec, axes, kernel), variant.tile, axes.strides)
     width = variant.vectors * variant.lanes
     blocks = -(-spec.filters // width)
     whole = np.zeros((*taps.shape[:4], blocks * width), spec.accumulator)
@@ -107,7 +107,7 @@ def pack_bias(spec: Conv3DSpec, variant: WinogradVariant, bias: np.ndarray | Non
 def error_bound(spec: Conv3DSpec, variant: WinogradVariant) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
     axes = axes_of(collapse(spec), variant.modes)
-    return expected_error(spec, axes.channels, zip(variant.tile, axes.taps, strict=True))
+    return expected_error(spec, axes.channels, zip(variant.tile, axes.taps, axes.strides, strict=True))
 
 
 class _Builder:
@@ -118,7 +118,7 @@ class _Builder:
         self.variant = variant
         self.axes = axes_of(spec, variant.modes)
         self.acc = spec.accumulator
-        self.frequencies = tuple(m + t - 1 for m, t in zip(variant.tile, self.axes.taps, strict=True))
+        self.frequencies = self.axes.cells(variant.tile)
         self.groups_of_part = groups_of_part(spec, variant)
         #: axes that are computed in parts
         self.parted = [axis for axis in range(3) if self.axes.parts[axis] > 1]
@@ -128,9 +128,12 @@ class _Builder:
         self.channel_blocks = -(-self.axes.channels // variant.lanes)
         width = variant.vectors * variant.lanes
         self.filter_blocks = -(-spec.filters // width)
-        self.matrices = [transforms(m, t) for m, t in zip(variant.tile, self.axes.taps, strict=True)]
+        sizes = zip(variant.tile, self.axes.taps, self.axes.strides, strict=True)
+        self.matrices = [transforms(*size) for size in sizes]
+        #: gathered cells from tile to tile, per axis
+        self.steps = triple([m * stride for m, stride in zip(variant.tile, self.axes.strides, strict=True)])
         #: axes with a transform
-        self.transformed = [m + t > 2 for m, t in zip(variant.tile, self.axes.taps, strict=True)]
+        self.transformed = [n > 1 for n in self.frequencies]
 
     def declaration(self) -> Declaration:
         spec, variant = self.spec, self.variant
@@ -144,10 +147,8 @@ class _Builder:
 
     def _gather(self, x: te.Tensor) -> te.Tensor:
         spec, axes, lanes = self.spec, self.axes, self.variant.lanes
-        extents = [
-            g * b * m + t - 1
-            for g, b, m, t in zip(self.groups_of_part, self.variant.block, self.variant.tile, axes.taps, strict=True)
-        ]
+        sides = zip(self.groups_of_part, self.variant.block, self.variant.tile, strict=True)
+        extents = axes.cells([g * b * m for g, b, m in sides])
         padded = self.channel_blocks * lanes
 
         def at(n, a, b, g, d, h, w, c):  # type: ignore[no-untyped-def]
@@ -157,9 +158,10 @@ class _Builder:
 
     def _input(self, gather: te.Tensor) -> te.Tensor:
         """The input's transforms, along width, height and depth; the last in the layout of the product."""
-        (md, mh, mw), (bd, bh, bw) = self.variant.tile, self.variant.block
+        (sd, sh, sw), (bd, bh, bw) = self.steps, self.variant.block
         lanes, (ad, ah, aw) = self.variant.lanes, self.frequencies
-        rows_d, rows_h = bd * md + self.axes.taps[0] - 1, bh * mh + self.axes.taps[1] - 1
+        sides = zip(self.variant.block, self.variant.tile, strict=True)
+        rows_d, rows_h, _ = self.axes.cells([b * m for b, m in sides])
         inner = (self.channel_blocks, lanes)
 
         def along_w(*index):  # type: ignore[no-untyped-def]
@@ -170,7 +172,7 @@ class _Builder:
 
             def wide(k, *index):  # type: ignore[no-untyped-def]
                 *at, i, j, _, tw, c, lane = index
-                return self._cell(gather, at, (i, j, tw * mw + k), c * lanes + lane)
+                return self._cell(gather, at, (i, j, tw * sw + k), c * lanes + lane)
 
             along_w = self._transform(
                 (*self.outer, rows_d, rows_h, aw, bw, *inner), "input_w", self.matrices[2].input, wide, from_end=4
@@ -184,7 +186,7 @@ class _Builder:
 
             def high(j, *index):  # type: ignore[no-untyped-def]
                 *at, i, th, _, x, tw, c, lane = index
-                return along_w(*at, i, th * mh + j, x, tw, c, lane)
+                return along_w(*at, i, th * sh + j, x, tw, c, lane)
 
             along_h = self._transform(
                 (*self.outer, rows_d, bh, ah, aw, bw, *inner), "input_h", self.matrices[1].input, high, from_end=5
@@ -192,7 +194,7 @@ class _Builder:
 
         def deep(i, *index):  # type: ignore[no-untyped-def]
             *at, _, y, x, c, t, lane = index
-            return along_h(*at, t // (bh * bw) * md + i, t // bw % bh, y, x, t % bw, c, lane)
+            return along_h(*at, t // (bh * bw) * sd + i, t // bw % bh, y, x, t % bw, c, lane)
 
         shape = (*self.outer, ad, ah, aw, self.channel_blocks, self.tiles, lanes)
         if self.transformed[0]:
@@ -205,8 +207,8 @@ class _Builder:
         parts = [tirx.const(0, "int32")] * 3
         for axis, part in zip(self.parted, parts_groups, strict=False):
             parts[axis] = part
-        sides = zip(parts_groups[len(self.parted) :], self.variant.block, self.variant.tile, within, strict=True)
-        return gather[(n, *parts, *(group * (b * m) + i for group, b, m, i in sides), channel)]
+        sides = zip(parts_groups[len(self.parted) :], self.variant.block, self.steps, within, strict=True)
+        return gather[(n, *parts, *(group * (b * step) + i for group, b, step, i in sides), channel)]
 
     def _product(self, data: te.Tensor, kernel: te.Tensor) -> te.Tensor:
         lanes, vectors = self.variant.lanes, self.variant.vectors

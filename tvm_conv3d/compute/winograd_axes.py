@@ -3,18 +3,20 @@
 plain     F(m, k); stride 1. With k = 1 the axis needs no transform.
 strided   space to depth: the stride's phases become channels, leaving F(m, ceil(k / stride)) at stride 1.
 folded    the taps become channels (im2col along this axis): any stride and dilation, no transform.
+polyphase transformed as it is: F(m, k) with stride, a product for each input cell, none with a tap of zeros.
 dilated   every dilation-th cell makes a convolution of its own without dilation: F(m, k) on each of these parts.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm_conv3d.spec import Conv3DSpec, Triple
 
-PLAIN, STRIDED, FOLDED, DILATED = "p", "s", "f", "d"
+PLAIN, STRIDED, POLYPHASE, FOLDED, DILATED = "p", "s", "y", "f", "d"
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Axes:
 
     Attributes:
         taps: of the remaining kernel, per axis.
+        strides: gathered cells between the windows of neighbouring outputs, per axis; 1 but for polyphase ones.
         phases: channels that one input cell's channels became, per axis.
         step: input cells between gathered cells, per axis.
         spread: input cells between phases, per axis.
@@ -31,34 +34,42 @@ class Axes:
     """
 
     taps: Triple
+    strides: Triple
     phases: Triple
     step: Triple
     spread: Triple
     parts: Triple
     channels: int
 
+    def cells(self, outputs: Sequence[int]) -> Triple:
+        """Gathered cells that the windows of so many outputs cover, per axis; of a tile: its frequencies."""
+        sides = zip(outputs, self.strides, self.taps, strict=True)
+        return triple([(count - 1) * stride + taps for count, stride, taps in sides])
 
+
+@functools.lru_cache(maxsize=1024)
 def axes_of(spec: Conv3DSpec, modes: str) -> Axes:
     """How `modes` change the axes of `spec`.
 
     Raises:
-        ValueError: a mode does not suit its axis: plain needs stride and dilation 1, strided dilation 1, dilated
-            stride 1 and an output of whole parts.
+        ValueError: a mode does not suit its axis: plain needs stride and dilation 1, strided and polyphase dilation 1,
+            dilated stride 1 and an output of whole parts.
     """
-    taps, phases, step, spread, parts = [], [], [], [], []
+    taps, strides, phases, step, spread, parts = [], [], [], [], [], []
     sides = zip(modes, spec.kernel, spec.strides, spec.dilation, spec.out_size, strict=True)
     for mode, kernel, stride, dilation, out in sides:
         if mode == DILATED and out % dilation:
             raise ValueError(f"Mode {mode!r} needs an output of whole parts. Received: {modes} for {spec.key()}")
-        if (mode in (PLAIN, DILATED) and stride > 1) or (mode in (PLAIN, STRIDED) and dilation > 1):
+        if (mode in (PLAIN, DILATED) and stride > 1) or (mode in (PLAIN, STRIDED, POLYPHASE) and dilation > 1):
             raise ValueError(f"Mode {mode!r} needs another stride or dilation. Received: {modes} for {spec.key()}")
-        taps.append({PLAIN: kernel, DILATED: kernel, STRIDED: -(-kernel // stride), FOLDED: 1}[mode])
-        phases.append({PLAIN: 1, DILATED: 1, STRIDED: stride, FOLDED: kernel}[mode])
-        step.append(dilation if mode == DILATED else stride)
+        taps.append({STRIDED: -(-kernel // stride), FOLDED: 1}.get(mode, kernel))
+        strides.append(stride if mode == POLYPHASE else 1)
+        phases.append({STRIDED: stride, FOLDED: kernel}.get(mode, 1))
+        step.append({DILATED: dilation, STRIDED: stride, FOLDED: stride}.get(mode, 1))
         spread.append(dilation if mode == FOLDED else 1)
         parts.append(dilation if mode == DILATED else 1)
     channels = spec.channels * math.prod(phases)
-    return Axes(triple(taps), triple(phases), triple(step), triple(spread), triple(parts), channels)
+    return Axes(triple(taps), triple(strides), triple(phases), triple(step), triple(spread), triple(parts), channels)
 
 
 def triple(values: Sequence[int]) -> Triple:

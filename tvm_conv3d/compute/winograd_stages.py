@@ -72,25 +72,25 @@ def split_taps(spec: Conv3DSpec, axes: Axes, kernel: np.ndarray) -> np.ndarray:
     return split.transpose(0, 2, 4, 1, 3, 5, 6, 7).reshape(*axes.taps, axes.channels, spec.filters)
 
 
-def transformed(taps: np.ndarray, tile: Sequence[int]) -> np.ndarray:
+def transformed(taps: np.ndarray, tile: Sequence[int], strides: Sequence[int] = (1, 1, 1)) -> np.ndarray:
     """:func:`split_taps` transformed in float64: (frequencies along depth, height, width, channels, filters)."""
-    for axis, (m, r) in enumerate(zip(tile, taps.shape[:3], strict=True)):
-        matrix = np.array(transforms(m, r).kernel, dtype=np.float64)
+    for axis, size in enumerate(zip(tile, taps.shape[:3], strides, strict=True)):
+        matrix = np.array(transforms(*size).kernel, dtype=np.float64)
         # not by BLAS, whose locks a forked child inherits and waits for
         name = "dhwcf"[axis]
         taps = np.einsum(f"n{name},dhwcf->{'dhwcf'.replace(name, 'n')}", matrix, taps)
     return taps
 
 
-def expected_error(spec: Conv3DSpec, products: int, tiles_and_taps: Iterable[tuple[int, int]]) -> float:
+def expected_error(spec: Conv3DSpec, products: int, sizes: Iterable[Sequence[int]]) -> float:
     """The relative error (2-norm) to expect of data and weights without structure.
 
     Args:
         spec: its types count.
         products: terms of a sum in the frequencies' products.
-        tiles_and_taps: m and r of F(m, r) along each transformed axis.
+        sizes: m and r of F(m, r) along each transformed axis, and maybe its stride.
     """
-    factor = math.prod(amplification(m, r) for m, r in tiles_and_taps)
+    factor = math.prod(amplification(*size) for size in sizes)
     return error_of_sums(spec, products + _TRANSFORM_PRODUCTS, _TRANSFORM_FACTOR * factor)
 
 
