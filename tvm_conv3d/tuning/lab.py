@@ -100,6 +100,10 @@ class Lab:
         self._built: OrderedDict[str, Artifact] = OrderedDict()
 
     def __enter__(self) -> Lab:
+        # all import TVM at the same time, while the search gets ready
+        for worker in (*self._builders, self._measurer):
+            if isinstance(worker, Worker):
+                worker.start()
         return self
 
     def __exit__(

@@ -52,7 +52,8 @@ class Progress:
             console=console,
             disable=plain,
         )
-        self._all = self._bars.add_task("layers", total=layers, count="", best="")
+        self._timed = math.isfinite(budget)
+        self._all = self._bars.add_task("layers", total=budget if self._timed else layers, count="", best="")
         self._one: Any = None
         self._expected: int | None = None
         self._began = time.monotonic()
@@ -98,7 +99,13 @@ class Progress:
 
     def _refresh(self) -> None:
         """The line of the whole run."""
-        self._bars.update(self._all, completed=self._layers_done, count=f"{len(self._done)}/{self._layers} layers")
+        # short of the end, where the bar would stop its clock
+        completed = min(self._spent, 0.999 * self._budget) if self._timed else self._layers_done
+        self._bars.update(self._all, completed=completed, count=f"{len(self._done)}/{self._layers} layers")
+
+    @property
+    def _spent(self) -> float:
+        return time.monotonic() - self._began
 
     @property
     def _layers_done(self) -> float:
@@ -110,10 +117,9 @@ class Progress:
         """The time that is left for the whole run, beside its bar."""
         if bar.id != self._all:
             return ""
-        spent = time.monotonic() - self._began
-        if math.isfinite(self._budget):
-            return f"{_clock(self._budget - spent)} left"
-        return f"about {_clock(spent * (self._layers / self._layers_done - 1))} left" if self._layers_done else ""
+        if self._timed:
+            return f"{_clock(self._budget - self._spent)} left"
+        return f"about {_clock(self._spent * (self._layers / self._layers_done - 1))} left" if self._layers_done else ""
 
 
 def _clock(seconds: float) -> str:
