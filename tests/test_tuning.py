@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ pytest.importorskip("xgboost", reason="tuning needs xgboost")
 pytest.importorskip("psutil", reason="tuning needs psutil")
 
 from tvm_conv3d import records
+from tvm_conv3d.build import Artifact
 from tvm_conv3d.plan import Plan, default_plan, make_plan
 from tvm_conv3d.records import FILE_NAME
 from tvm_conv3d.spec import Conv3DSpec, Pads
@@ -28,7 +30,7 @@ from tvm_conv3d.tuning import layer, measure
 from tvm_conv3d.tuning.journal import Journal
 from tvm_conv3d.tuning.lab import Lab, Limits, Trial
 from tvm_conv3d.tuning.search import Options, Search, contenders
-from tvm_conv3d.tuning.workers import Worker, WorkerError, answer_requests, ask_all
+from tvm_conv3d.tuning.workers import NoWorkerError, Worker, WorkerError, answer_requests, ask_all
 
 #: Strided, so that its default stays the direct convolution.
 SPEC = Conv3DSpec(1, (4, 12, 12), 8, 16, (3, 3, 3), (1, 2, 2), pads=(Pads(1, 1),) * 3, activation="relu")
@@ -232,6 +234,8 @@ def serve_moods(connection: Connection) -> None:
     def handle(request: Any) -> Any:
         if request == "die":
             os.abort()
+        if request == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
         if request == "hang":
             time.sleep(1000)
         if request == "fail":
@@ -258,6 +262,44 @@ def test_a_dying_or_hanging_process_costs_only_its_request(moody: list[Worker]) 
     assert "SIGABRT" in texts[1]
     assert texts[3] == "out of time"
     assert texts[4] == "ValueError: no such thing"
+
+
+def test_what_is_killed_from_outside_is_told_apart(moody: list[Worker]) -> None:
+    answers = ask_all(moody, ["kill", "die"], 5)
+    assert [(answer.killed, isinstance(answer, WorkerError)) for answer in answers] == [(True, True), (False, True)]
+
+
+def test_what_is_killed_from_outside_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KILL_ONCE", str(tmp_path / "killed"))
+    plan = default_plan(SPEC, target())
+    with Lab(target(), builders=1, serve_builds=serve_killed, measurer=Worker(serve_killed)) as lab:
+        (trial,) = lab.try_plans([plan])
+    assert (tmp_path / "killed").read_text() == "build measure "
+    assert (trial.seconds, trial.note) == (0.5, "")
+
+
+def serve_killed(connection: Connection) -> None:
+    """Builds nothing and measures half a second, and is killed at the first request of each kind."""
+
+    def handle(request: Any) -> Any:
+        kind, path = "measure" if isinstance(request, measure.Request) else "build", Path(os.environ["TEST_KILL_ONCE"])
+        done = path.read_text() if path.exists() else ""
+        if kind not in done:
+            path.write_text(f"{done}{kind} ")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Artifact(b"", (), "") if kind == "build" else [0.5]
+
+    answer_requests(connection, handle)
+
+
+def serve_nothing(connection: Connection) -> None:
+    raise SystemExit(3)
+
+
+def test_no_candidate_is_blamed_where_no_process_starts(tmp_path: Path) -> None:
+    with Lab(target(), builders=2, serve_builds=serve_nothing) as lab, pytest.raises(NoWorkerError, match="status 3"):
+        layer.tune(SPEC, lab, Options(trials=8), tmp_path)
+    assert not Journal(SPEC, target()).trials
 
 
 CRASHING, HANGING, LYING = 1, 2, 3

@@ -16,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 from tvm_conv3d.tuning.lab import Trial
 from tvm_conv3d.tuning.layer import Outcome
 from tvm_conv3d.tuning.search import GAIN
+from tvm_conv3d.tuning.workers import NoWorkerError
 
 #: Share of the time that is shared out evenly.
 FIRST_HALF = 0.5
@@ -72,7 +73,7 @@ class Campaign(Generic[T]):
         begin, end: called before and after each turn; `end` with an outcome or the text of an error.
 
     Attributes:
-        interrupted: somebody pressed Ctrl-C.
+        interrupted: somebody pressed Ctrl-C, or nothing can be measured any more.
         failed: some layer could not be tuned.
     """
 
@@ -129,6 +130,8 @@ class Campaign(Generic[T]):
             return
         except (ValueError, RuntimeError) as error:
             self.failed, entry.tuning = True, None
+            # without processes or device the others would only fail, too
+            self.interrupted = isinstance(error, NoWorkerError)
             self.end(entry.task, None, str(error))
             return
         self.interrupted = entry.outcome.interrupted

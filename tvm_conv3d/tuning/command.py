@@ -138,6 +138,7 @@ def _tune_all(run: Run, lab: Lab) -> int:
     _draw(run, done)
     if campaign.interrupted:
         run.console.print("Stopped. The same command goes on from here.")
+    if campaign.interrupted and not campaign.failed:
         return 130
     return 1 if campaign.failed or any(outcome.unwritten for _, outcome in done) else 0
 

@@ -49,7 +49,7 @@ class Measurer(Protocol):
     """Where kernels run: a process of this machine, or a remote device."""
 
     def ask(self, request: Request, timeout: float) -> list[float]:
-        """A number for each plan; raises WorkerError."""
+        """A number for each plan; raises WorkerError, or NoWorkerError where nothing can be measured any more."""
 
     def close(self) -> None:
         """Frees what is held."""
@@ -70,7 +70,8 @@ def serve_builds(connection: Connection) -> None:
 class Lab:
     """Builders and a measurer for one target; a context manager that ends their processes.
 
-    Building and measuring take turns, as compilers on the same cores would slow down what is measured.
+    Building and measuring take turns, as compilers on the same cores would slow down what is measured. What was killed
+    from outside is tried once more. All methods raise NoWorkerError where no process can be started.
 
     Args:
         target: what is compiled for.
@@ -161,7 +162,12 @@ class Lab:
         """An artifact for each plan, or a WorkerError; what was built lately is not built again."""
         known = {plan: self._built[plan] for plan in map(_name, plans) if plan in self._built}
         missing = {_name(plan): plan for plan in plans if _name(plan) not in known}
-        found = ask_all(self._builders, [(self._text, plan) for plan in missing.values()], self.limits.build)
+        requests = [(self._text, plan) for plan in missing.values()]
+        found = ask_all(self._builders, requests, self.limits.build)
+        killed = [i for i, answer in enumerate(found) if isinstance(answer, WorkerError) and answer.killed]
+        again = ask_all(self._builders, [requests[i] for i in killed], self.limits.build)
+        for index, answer in zip(killed, again, strict=True):
+            found[index] = answer
         for name, artifact in zip(missing, found, strict=True):
             known[name] = artifact
             if isinstance(artifact, Artifact):
@@ -176,7 +182,13 @@ class Lab:
     def _ask(
         self, action: str, pairs: Sequence[tuple[Plan, Artifact]], timeout: float, hopeless: float = math.inf
     ) -> list[float]:
-        return self._measurer.ask(Request(action, self._kind, tuple(pairs), hopeless), timeout)
+        request = Request(action, self._kind, tuple(pairs), hopeless)
+        try:
+            return self._measurer.ask(request, timeout)
+        except WorkerError as error:
+            if not error.killed:
+                raise
+            return self._measurer.ask(request, timeout)
 
 
 def _name(plan: Plan) -> str:

@@ -247,6 +247,6 @@ def _recorded(outcome: Outcome, lab: Lab, path: Path) -> Outcome:
         # measured side by side with what is there, so that it may replace a number from a quieter day
         records.merge(path, [record], replace=True)
     except OSError as error:
-        unwritten = f"{path} can't be written: {error}. Free some space and run this again; the trials are kept"
+        unwritten = f"{path} can't be written: {error}. Free some space and run this again"
         warnings.warn(f"{unwritten}. The record is: {record.line()}", RuntimeWarning, stacklevel=2)
     return replace(outcome, record=record, unwritten=unwritten)
