@@ -20,12 +20,17 @@ class Decisions:
     Args:
         schedule: the schedule to draw in.
         fixed: name -> value of each decision; a name that is missing takes its default. None draws at random.
+
+    Attributes:
+        names: of the decisions drawn so far.
+        points: how many outcomes these have together.
     """
 
     def __init__(self, schedule: Schedule, fixed: Mapping[str, int] | None) -> None:
         self._schedule = schedule
         self._fixed = fixed
         self.names: list[str] = []
+        self.points = 1
 
     def tile(self, name: str, loop: LoopRV, default: int, limit: int = 64) -> list[LoopRV]:
         """Splits `loop` into outer and inner; the inner extent is the decision and divides the loop's.
@@ -42,6 +47,7 @@ class Decisions:
             inner = largest_divisor(extent, min(self._fixed.get(name, default), limit))
             decision = [extent // inner, inner]
         self.names.append(name)
+        self.points *= sum(extent % inner == 0 for inner in range(1, min(extent, limit) + 1))
         factors = self._schedule.sample_perfect_tile(loop, n=2, max_innermost_factor=limit, decision=decision)
         return list(self._schedule.split(loop, factors, preserve_unit_iters=True))
 
@@ -52,6 +58,7 @@ class Decisions:
             value = self._fixed.get(name, default)
             decision = list(candidates).index(value if value in candidates else default)
         self.names.append(name)
+        self.points *= len(candidates)
         probabilities = [1 / len(candidates)] * len(candidates)
         return self._schedule.sample_categorical(list(candidates), probabilities, decision=decision)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,13 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def tracker(tmp_path: Path) -> Iterator[int]:
+def devices() -> list[int]:
+    """Process groups of the devices behind the tracker."""
+    return []
+
+
+@pytest.fixture
+def tracker(tmp_path: Path, devices: list[int]) -> Iterator[int]:
     """A tracker and one device, on this machine."""
     pytest.importorskip("tornado", reason="TVM's RPC needs tornado")
     if shutil.which("g++") is None:
@@ -93,6 +100,7 @@ def tracker(tmp_path: Path) -> Iterator[int]:
                     break
             time.sleep(0.2)
         with subprocess.Popen(server, **common, start_new_session=True) as second:  # type: ignore[call-overload]
+            devices.append(second.pid)
             try:
                 yield port
             finally:
@@ -104,7 +112,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """Ends a process and those that it started."""
     import signal
 
-    os.killpg(process.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)
 
 
@@ -116,23 +125,37 @@ def test_a_remote_device_measures(tracker: int) -> None:
     plan = default_plan(SPEC, target, exact=True)
     measurer = RpcMeasurer("127.0.0.1", tracker, "board", 2)
     with Lab(target, builders=1, measurer=measurer, device=measurer.device) as lab:
-        (trial,) = lab.try_plans([plan])
+        (trial,) = list(lab.try_plans([plan]))
         assert trial.seconds is not None, trial.note
         assert 0 < trial.seconds < 1
         assert lab.error(plan) < 2e-6
         assert all(seconds < 1 for seconds in lab.contest([plan, plan]))
 
 
+def test_a_device_that_goes_ends_the_run(tracker: int, monkeypatch: pytest.MonkeyPatch, devices: list[int]) -> None:
+    """It does not wait for ever, and no candidate is blamed."""
+    import signal
+
+    from tvm_conv3d.tuning import rpc
+    from tvm_conv3d.tuning.lab import Lab
+    from tvm_conv3d.tuning.workers import NoWorkerError
+
+    target = resolve(None, 2)
+    plan = default_plan(SPEC, target, exact=True)
+    measurer = rpc.RpcMeasurer("127.0.0.1", tracker, "board", 2)
+    monkeypatch.setattr(rpc, "_PATIENCE", 2)
+    with Lab(target, builders=1, measurer=measurer, device=measurer.device) as lab:
+        assert next(lab.try_plans([plan])).seconds
+        os.killpg(devices[0], signal.SIGKILL)
+        with pytest.raises(NoWorkerError, match="No device 'board'"):
+            next(lab.try_plans([plan]))
+
+
 def test_no_tracker_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tornado", reason="TVM's RPC needs tornado")
-    from tvm import rpc
+    from tvm_conv3d.tuning import rpc
 
-    from tvm_conv3d.tuning.rpc import RpcMeasurer
-
-    def refuse(*_: object) -> None:
-        """TVM itself tries for a minute."""
-        raise RuntimeError("Cannot connect")
-
-    monkeypatch.setattr(rpc, "connect_tracker", refuse)
+    # TVM itself tries for a minute
+    monkeypatch.setattr(rpc, "_PATIENCE", 1)
     with pytest.raises(RuntimeError, match="No device 'board'"):
-        RpcMeasurer("127.0.0.1", 1, "board", 2)
+        rpc.RpcMeasurer("127.0.0.1", free_port(), "board", 2)

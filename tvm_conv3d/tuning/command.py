@@ -9,7 +9,6 @@ import json
 import math
 import re
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,40 +119,28 @@ def _run(options: argparse.Namespace, kind: str) -> int:
 
 def _tune_all(run: Run, lab: Lab) -> int:
     from tvm_conv3d.tuning import show
-    from tvm_conv3d.tuning.layer import tune
+    from tvm_conv3d.tuning.campaign import Campaign
+    from tvm_conv3d.tuning.layer import Tuning
     from tvm_conv3d.tuning.search import Options
 
-    began = time.monotonic()
-    done: list[tuple[Task, Outcome]] = []
-    failed = interrupted = False
-    with show.Progress(run.console, len(run.tasks), run.peak, run.options.plain) as progress:
-        for number, task in enumerate(run.tasks):
-            left = run.options.time_budget - (time.monotonic() - began)
-            # what an earlier layer did not need is shared by the later ones
-            share = max(left, 1e-3) / (len(run.tasks) - number)
-            options = Options(run.trials, share, run.options.seed)
-            progress.begin(task, run.trials)
-            try:
-                report = functools.partial(progress.update, task.spec)
-                outcome = tune(task.spec, lab, options, run.options.out, report)
-            except KeyboardInterrupt:
-                interrupted = True
-                break
-            except (ValueError, RuntimeError) as error:
-                failed = True
-                progress.end(task, None, str(error))
-                continue
-            done.append((task, outcome))
-            progress.end(task, outcome)
-            if outcome.interrupted:
-                interrupted = True
-                break
+    options = Options(run.trials, seed=run.options.seed)
+    budget = run.options.time_budget
+    # where time ends the search, so many trials are not expected
+    expected = run.trials if run.options.trials is not None or math.isinf(budget) else None
+    with show.Progress(run.console, len(run.tasks), run.peak, run.options.plain, budget) as progress:
+
+        def start(task: Task) -> Tuning:
+            return Tuning(task.spec, lab, options, run.options.out, functools.partial(progress.update, task.spec))
+
+        campaign = Campaign(run.tasks, start, budget, lambda task: progress.begin(task, expected), progress.end)
+        done = campaign.run()
     run.console.print(show.table(done, run.peak))
     _draw(run, done)
-    if interrupted:
+    if campaign.interrupted:
         run.console.print("Stopped. The same command goes on from here.")
+    if campaign.interrupted and not campaign.failed:
         return 130
-    return 1 if failed or any(outcome.unwritten for _, outcome in done) else 0
+    return 1 if campaign.failed or any(outcome.unwritten for _, outcome in done) else 0
 
 
 def _draw(run: Run, done: list[tuple[Task, Outcome]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
@@ -40,41 +41,60 @@ class Journal:
         self.path: Path = folder / f"{name}.jsonl"
         self.trials: dict[str, Trial] = {}
         self._spec, self._known = spec, algorithms(str(target.kind.name))
-        self._begun = self._read()
+        self._pending: list[str] = []
         self._warned = False
+        self._read()
 
     def add(self, trials: Iterable[Trial]) -> None:
         """Notes trials, in memory and on disk; warns once where the disk does not take them."""
         fresh = [trial for trial in trials if trial.plan.describe() not in self.trials]
         self.trials.update((trial.plan.describe(), trial) for trial in fresh)
-        lines = [json.dumps({**_about(trial), "seconds": trial.seconds, "note": trial.note}) for trial in fresh]
+        self._pending += [json.dumps({**_about(t), "seconds": t.seconds, "note": t.note}) for t in fresh]
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a" if self._begun else "w", encoding="utf-8") as file:
-                file.write("".join(f"{line}\n" for line in ([] if self._begun else [self._head]) + lines))
-            self._begun = True
+            self._write()
         except OSError as error:
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"Trials can't be kept in {self.path} and are lost if this run is stopped: {error}.",
+                    f"Trials can't be kept in {self.path}, and those that still can't at the end of this run are lost: "
+                    f"{error}. Free some space.",
                     RuntimeWarning,
                     stacklevel=2,
                 )
 
-    def _read(self) -> bool:
-        """Whether the file is of this journal; a line that was cut off is left out."""
+    def _write(self) -> None:
+        """Brings to disk what is not there yet; what a full disk did not take is tried again the next time."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # another process may have begun the file since, or removed it
+        begun = self._is_begun()
+        with self.path.open("a" if begun else "w", encoding="utf-8") as file:
+            # the line before may have been cut off
+            file.write("\n" if begun and not self._ends_well() else "" if begun else f"{self._head}\n")
+            file.write("".join(f"{line}\n" for line in self._pending))
+        self._pending.clear()
+
+    def _is_begun(self) -> bool:
         try:
-            head, *lines = self.path.read_text(encoding="utf-8").split("\n")
-        except (OSError, ValueError):
+            with self.path.open(encoding="utf-8", errors="replace") as file:
+                return file.readline() == f"{self._head}\n"
+        except OSError:
             return False
-        if head != self._head:
-            return False
-        for line in lines:
-            with suppress(ValueError, KeyError, TypeError):
+
+    def _ends_well(self) -> bool:
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() == b"\n"
+
+    def _read(self) -> None:
+        """Takes the file's trials where it is of this journal; a line that was cut off is left out."""
+        try:
+            head, *lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        except OSError:
+            return
+        for line in lines if head == self._head else ():
+            with suppress(ValueError, KeyError, TypeError, AttributeError):
                 trial = self._parse(json.loads(line))
                 self.trials[trial.plan.describe()] = trial
-        return True
 
     def _parse(self, values: dict[str, Any]) -> Trial:
         variant = self._known[values["algorithm"]].variant(values["variant"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -20,6 +21,10 @@ from tvm_conv3d.tuning.workers import Serve, Worker, WorkerError, answer_request
 
 if TYPE_CHECKING:
     from tvm.target import Target
+
+
+#: Machine code that is kept: the best of a search meet again in its final.
+_KEPT_ARTIFACTS = 128
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Measurer(Protocol):
     """Where kernels run: a process of this machine, or a remote device."""
 
     def ask(self, request: Request, timeout: float) -> list[float]:
-        """A number for each plan; raises WorkerError."""
+        """A number for each plan; raises WorkerError, or NoWorkerError where nothing can be measured any more."""
 
     def close(self) -> None:
         """Frees what is held."""
@@ -65,7 +70,8 @@ def serve_builds(connection: Connection) -> None:
 class Lab:
     """Builders and a measurer for one target; a context manager that ends their processes.
 
-    Building and measuring take turns, as compilers on the same cores would slow down what is measured.
+    Building and measuring take turns, as compilers on the same cores would slow down what is measured. What was killed
+    from outside is tried once more. All methods raise NoWorkerError where no process can be started.
 
     Args:
         target: what is compiled for.
@@ -92,8 +98,13 @@ class Lab:
         self._kind = str(target.kind.name)
         self._builders = [Worker(serve_builds) for _ in range(builders or available_cpus())]
         self._measurer = measurer or Worker(measure.serve)
+        self._built: OrderedDict[str, Artifact] = OrderedDict()
 
     def __enter__(self) -> Lab:
+        # all import TVM at the same time, while the search gets ready
+        for worker in (*self._builders, self._measurer):
+            if isinstance(worker, Worker):
+                worker.start()
         return self
 
     def __exit__(
@@ -102,24 +113,23 @@ class Lab:
         for worker in (*self._builders, self._measurer):
             worker.close()
 
-    def try_plans(self, plans: Sequence[Plan], hopeless: float = math.inf) -> list[Trial]:
-        """Builds and times each plan alone.
+    def try_plans(self, plans: Sequence[Plan], hopeless: float = math.inf) -> Iterator[Trial]:
+        """Builds all plans, then times each alone; gives each trial as soon as it is measured.
 
         Args:
             plans: to be tried.
             hopeless: seconds of a call above which a plan is not timed thoroughly.
         """
-        trials = []
         for plan, artifact in zip(plans, self._build(plans), strict=True):
             if isinstance(artifact, WorkerError):
-                trials.append(Trial(plan, None, f"build: {artifact}"))
+                yield Trial(plan, None, f"build: {artifact}")
                 continue
             try:
                 seconds = self._ask("time", [(plan, artifact)], self.limits.run, hopeless)[0]
-                trials.append(Trial(plan, seconds))
+                trial = Trial(plan, seconds)
             except WorkerError as error:
-                trials.append(Trial(plan, None, f"run: {error}"))
-        return trials
+                trial = Trial(plan, None, f"run: {error}")
+            yield trial
 
     def contest(self, plans: Sequence[Plan]) -> list[float]:
         """Seconds of a call of each plan, measured in turns; infinite where one can't be built or run."""
@@ -132,7 +142,8 @@ class Lab:
             times = self._ask("contest", pairs, self.limits.run * len(pairs))
         except WorkerError:
             # one of them kills the process: each alone, then
-            times = [trial.seconds or math.inf for trial in self.try_plans([plan for plan, _ in pairs])]
+            trials = self.try_plans([plan for plan, _ in pairs])
+            times = [math.inf if trial.seconds is None else trial.seconds for trial in trials]
         for index, seconds in zip(built, times, strict=True):
             found[index] = seconds
         return found
@@ -148,12 +159,40 @@ class Lab:
             return math.inf
 
     def _build(self, plans: Sequence[Plan]) -> list[Any]:
-        return ask_all(self._builders, [(self._text, plan) for plan in plans], self.limits.build)
+        """An artifact for each plan, or a WorkerError; what was built lately is not built again."""
+        known = {plan: self._built[plan] for plan in map(_name, plans) if plan in self._built}
+        missing = {_name(plan): plan for plan in plans if _name(plan) not in known}
+        requests = [(self._text, plan) for plan in missing.values()]
+        found = ask_all(self._builders, requests, self.limits.build)
+        killed = [i for i, answer in enumerate(found) if isinstance(answer, WorkerError) and answer.killed]
+        again = ask_all(self._builders, [requests[i] for i in killed], self.limits.build)
+        for index, answer in zip(killed, again, strict=True):
+            found[index] = answer
+        for name, artifact in zip(missing, found, strict=True):
+            known[name] = artifact
+            if isinstance(artifact, Artifact):
+                self._built[name] = artifact
+        for name in known:
+            if name in self._built:
+                self._built.move_to_end(name)
+        while len(self._built) > _KEPT_ARTIFACTS:
+            self._built.popitem(last=False)
+        return [known[_name(plan)] for plan in plans]
 
     def _ask(
         self, action: str, pairs: Sequence[tuple[Plan, Artifact]], timeout: float, hopeless: float = math.inf
     ) -> list[float]:
-        return self._measurer.ask(Request(action, self._kind, tuple(pairs), hopeless), timeout)
+        request = Request(action, self._kind, tuple(pairs), hopeless)
+        try:
+            return self._measurer.ask(request, timeout)
+        except WorkerError as error:
+            if not error.killed:
+                raise
+            return self._measurer.ask(request, timeout)
+
+
+def _name(plan: Plan) -> str:
+    return f"{plan.spec.key()} {plan.describe()}"
 
 
 def target_of(text: str) -> Target:

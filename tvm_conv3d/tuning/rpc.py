@@ -6,11 +6,14 @@ compiler for the device's architecture, named by $CXX, is needed here, and none 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
 import statistics
 import tempfile
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +24,26 @@ from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.build import Artifact
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.tuning.measure import CONTEST_SECONDS, LEAST_ROUNDS, MOST_ROUNDS, REPEAT_SECONDS, Bench, Request
-from tvm_conv3d.tuning.workers import WorkerError
+from tvm_conv3d.tuning.workers import NoWorkerError, Worker, WorkerError, answer_requests
 
-#: Seconds to wait for a free device.
+#: Seconds to wait for a free device at first.
 _PATIENCE = 60
 
+#: Seconds after which the device ends a session, whatever runs in it, and is free for the next one.
+_SESSION = 360
+
+#: Seconds that linking and the transfer may take on top of the measurement.
+_TRANSFER = 30
+
 _SET_THREADS = "runtime.config_threadpool"
+
+_CONNECT = "connect"
 
 
 class RpcMeasurer:
     """Measures on a device behind an RPC tracker; stands in for the measuring process of this machine.
+
+    It speaks to the device from a process of its own, which can be left when the device does not answer.
 
     Args:
         host, port: of the tracker.
@@ -42,42 +55,76 @@ class RpcMeasurer:
     """
 
     def __init__(self, host: str, port: int, key: str, threads: int) -> None:
-        self._address, self._key, self._threads = (host, port), key, threads
-        self._session: Any = None
-        self._bench: Bench | None = None
-        self._numbers = itertools.count()
+        self._name = f"No device {key!r} at the tracker {host}:{port}"
         self.device = f"{key} behind {host}"
-        try:
-            self._connect(_PATIENCE)
-        except Exception as error:
-            reason = str(error).strip().splitlines()[-1:]
-            raise RuntimeError(f"No device {key!r} at the tracker {host}:{port}: {reason}") from error
+        self._worker = Worker(functools.partial(_serve, host, port, key, threads))
+        self._connect(_PATIENCE)
 
     def ask(self, request: Request, timeout: float) -> list[float]:
         """A number for each plan; see :class:`tvm_conv3d.tuning.measure.Request`.
 
         Raises:
             WorkerError: the device reports an error or does not answer in `timeout` seconds.
+            NoWorkerError: there is no device any more.
         """
+        began = time.monotonic()
         try:
-            if self._session is None:
-                self._connect(timeout)
-            return self._perform(request)
-        except Exception as error:
-            # whatever happened there, the next request gets a session of its own
-            self.close()
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise WorkerError(f"on the device: {lines[-1][:300]}") from error
+            return list(self._worker.ask((request, timeout), timeout + _TRANSFER))
+        except WorkerError:
+            # the next request gets a session of its own; a candidate that hangs holds the device until the old one ends
+            self._worker.close()
+            self._connect(_PATIENCE + (_SESSION if time.monotonic() - began >= timeout else 0))
+            raise
 
     def close(self) -> None:
         """Gives the device back."""
-        self._session = None
+        self._worker.close()
 
-    def _connect(self, timeout: float) -> None:
+    def _connect(self, patience: float) -> None:
+        try:
+            self._worker.ask(_CONNECT, patience)
+        except WorkerError as error:
+            self._worker.close()
+            raise NoWorkerError(f"{self._name}: {error}.") from error
+
+
+def _serve(host: str, port: int, key: str, threads: int, connection: Connection) -> None:
+    """Passes requests on to the device: the process of :class:`RpcMeasurer`."""
+    device = _Device(host, port, key, threads)
+
+    def handle(request: Any) -> list[float]:
+        if request == _CONNECT:
+            device.connect()
+            return []
+        return device.ask(*request)
+
+    answer_requests(connection, handle)
+
+
+class _Device:
+    """A session on a device behind a tracker, made anew before the device ends it."""
+
+    def __init__(self, host: str, port: int, key: str, threads: int) -> None:
+        self._address, self._key, self._threads = (host, port), key, threads
+        self._session: Any = None
+        self._ends = 0.0
+        self._bench: Bench | None = None
+        self._numbers = itertools.count()
+
+    def ask(self, request: Request, timeout: float) -> list[float]:
+        """A number for each plan."""
+        if time.monotonic() + timeout > self._ends:
+            self.connect()
+        return self._perform(request)
+
+    def connect(self) -> None:
+        """Takes a device; waits until one is free."""
         from tvm import rpc
 
+        self._session = None
         tracker = rpc.connect_tracker(*self._address)
-        self._session = tracker.request(self._key, session_timeout=max(1, int(timeout) + 600))
+        self._session = tracker.request(self._key, session_timeout=_SESSION)
+        self._ends = time.monotonic() + _SESSION
         # 1: no preference among kinds of cores
         self._session.get_function(_SET_THREADS)(1, self._threads)
 

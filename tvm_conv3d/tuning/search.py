@@ -1,15 +1,16 @@
 """The search over all variants of all algorithms that take a spec.
 
-Every variant is tried at the default decisions first. Then the better half share some trials, then the better half of
-those, until two are left. From there each batch goes to the variant with the best prospect: the fastest, unless it has
-not gained for some batches.
+Every variant is tried at the default decisions first, but no more of an algorithm whose first variants are far behind.
+Then the better half share some trials, then the better half of those, until two are left. From there each batch goes to
+the variant with the best prospect: the fastest, unless it has not gained for some batches.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,10 @@ _FRUITLESS = 2
 _HOPELESS = 3.0
 #: Share of the trials that the first round, one of each variant, may take.
 _FIRST_SHARE = 0.5
+#: Variants that are tried at a time in that round.
+_FEW = 8
+#: Variants of an algorithm after which it is given up where none comes near: within this factor of the fastest.
+_ENOUGH, _NEAR = 3, 2.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Options:
 
     Attributes:
         trials: measurements in all, those of an earlier run that was stopped included.
-        seconds: after which no further batch begins.
+        seconds: after which no further batch begins, see :meth:`Search.run`.
         seed: in 1..2147483647.
     """
 
@@ -70,6 +75,7 @@ class Arm:
     best: float = math.inf
     stale: int = 0
     fruitless: int = 0
+    tried: set[str] = field(default_factory=set)
     teach: list[Trial] = field(default_factory=list)
 
     @property
@@ -80,23 +86,38 @@ class Arm:
     @property
     def open(self) -> bool:
         """Whether it may have further points."""
-        return self.space is not None and self.best < math.inf and self.fruitless < _FRUITLESS
+        space = self.space
+        return (
+            space is not None
+            and self.best < math.inf
+            and self.fruitless < _FRUITLESS
+            and len(self.tried) < space.points
+        )
+
+    def owns(self, trial: Trial) -> bool:
+        """Whether it is of this variant."""
+        return (trial.plan.algorithm, trial.plan.variant) == (self.algorithm.name, self.variant)
 
     def credit(self, trial: Trial) -> None:
         """Takes a trial of this variant into account."""
+        self.tried.add(trial.plan.describe())
         if trial.seconds is not None:
             self.best = min(self.best, trial.seconds)
 
 
 class Search:
-    """Searches one spec; :meth:`run` may be interrupted, and what was measured stays.
+    """Searches one spec; :meth:`run` may be interrupted, and what was measured stays. It may be called again to go on.
 
     Args:
         spec: the problem.
         lab: where plans are measured, and for which target.
         options: how long.
         journal: where trials are noted; those of an earlier run count as this one's.
-        report: called after each batch with all trials so far and the search's seconds.
+        report: called after each trial with all trials so far.
+
+    Attributes:
+        trials: so far, in the order of measuring.
+        exhausted: there is nothing left to try.
     """
 
     def __init__(
@@ -109,34 +130,47 @@ class Search:
     ) -> None:
         self._spec, self._lab, self._options, self._journal = spec, lab, options, journal
         self._report = report
-        self._began = time.monotonic()
         self.trials: list[Trial] = list(journal.trials.values())
+        self.exhausted = False
+        self._batches = self._all_batches()
 
-    def run(self) -> list[Trial]:
-        """All trials, in the order of measuring.
+    def run(self, seconds: float | None = None) -> list[Trial]:
+        """Goes on with the search; returns all trials so far.
+
+        Args:
+            seconds: after which no further batch begins; None takes those of the options.
 
         Raises:
             ValueError: no algorithm takes the spec.
         """
+        end = time.monotonic() + (self._options.seconds if seconds is None else seconds)
+        for _ in self._batches:
+            if time.monotonic() >= end:
+                return self.trials
+        self.exhausted = True
+        return self.trials
+
+    def _all_batches(self) -> Iterator[None]:
+        """The search, with a stop after each batch."""
         if self._left <= 0:
-            return self.trials
-        arms = contenders(self._spec, self._lab.target)
-        first = max(1, min(len(arms), math.ceil(self._options.trials * _FIRST_SHARE)))
-        arms = arms[:first]
-        self._open(arms)
-        arms = [arm for arm in arms if arm.open]
+            return
+        pool = contenders(self._spec, self._lab.target)
+        pool = pool[: max(1, min(len(pool), math.ceil(self._options.trials * _FIRST_SHARE)))]
+        yield from self._open(pool)
+        arms = [arm for arm in pool if arm.open]
         rounds = max(1, math.ceil(math.log2(max(2, len(arms)))))
         share = max(1, self._left // (rounds + 1))
-        while len(arms) > 2 and self._more:
+        while len(arms) > 2 and self._left > 0:
             arms = sorted(arms, key=lambda arm: arm.best)[: max(2, len(arms) // 2)]
             for arm in arms:
-                if self._more:
+                if self._left > 0:
                     self._batch(arm, max(2, share // len(arms)))
+                    yield
             arms = [arm for arm in arms if arm.open]
-        while self._more and any(arm.open for arm in arms):
-            arm = min((arm for arm in arms if arm.open), key=lambda arm: arm.prospect)
+        while self._left > 0 and any(arm.open for arm in pool):
+            arm = min((arm for arm in pool if arm.open), key=lambda arm: arm.prospect)
             self._batch(arm, self._left)
-        return self.trials
+            yield
 
     @property
     def best(self) -> float:
@@ -147,38 +181,39 @@ class Search:
     def _left(self) -> int:
         return self._options.trials - len(self.trials)
 
-    @property
-    def _more(self) -> bool:
-        return self._left > 0 and time.monotonic() - self._began < self._options.seconds
-
-    def _open(self, arms: Sequence[Arm]) -> None:
+    def _open(self, arms: Sequence[Arm]) -> Iterator[None]:
         """Tries each variant's first point."""
         model = CostModel(self._options.seed)
-        points: list[tuple[Arm, Plan]] = []
-        for number, arm in enumerate(arms):
-            seed = (self._options.seed + 7919 * number) % (2**31 - 1) + 1
-            try:
-                arm.space = Space(self._spec, self._lab.target, arm.algorithm, arm.variant, model, seed)
-                points.append((arm, arm.space.point(arm.decisions)))
-            except Exception as error:
-                # a variant that can't be scheduled costs only itself
-                arm.space = None
-                plan = Plan(self._spec, arm.algorithm.name, arm.variant, dict(arm.decisions))
-                self.trials.append(Trial(plan, None, f"schedule: {str(error).strip().splitlines()[-1:]}"))
-        for start in range(0, len(points), 8):
-            few = points[start : start + 8]
-            # the default is tried however little time there is
-            if start and not self._more:
-                break
-            for (arm, _), trial in zip(few, self._try([plan for _, plan in few]), strict=True):
-                arm.credit(trial)
-        for arm, _ in points:
-            earlier = [
-                t for t in self.trials if (t.plan.algorithm, t.plan.variant) == (arm.algorithm.name, arm.variant)
-            ]
-            for trial in earlier:
-                arm.credit(trial)
-            arm.teach = earlier
+        seeds = itertools.count(self._options.seed, 7919)
+        waiting = [(arm, seed % (2**31 - 1) + 1) for arm, seed in zip(arms, seeds, strict=False)]
+        for arm in arms:
+            arm.teach = [trial for trial in self.trials if arm.owns(trial)]
+        while waiting:
+            few = [each for each in waiting if not self._behind(each[0], arms)][:_FEW]
+            waiting = [] if not few else waiting[waiting.index(few[-1]) + 1 :]
+            points = [(arm, point) for arm, seed in few if (point := self._first_point(arm, model, seed))]
+            for (arm, _), trial in zip(points, self._try([plan for _, plan in points]), strict=True):
+                if trial not in arm.teach:
+                    arm.teach.append(trial)
+                for known in arm.teach:
+                    arm.credit(known)
+            yield
+
+    def _first_point(self, arm: Arm, model: CostModel, seed: int) -> Plan | None:
+        """The variant at the default decisions; None where it can't be scheduled, which costs only itself."""
+        try:
+            arm.space = Space(self._spec, self._lab.target, arm.algorithm, arm.variant, model, seed)
+            return arm.space.point(arm.decisions)
+        except Exception as error:
+            arm.space = None
+            plan = Plan(self._spec, arm.algorithm.name, arm.variant, dict(arm.decisions))
+            self.trials.append(Trial(plan, None, f"schedule: {str(error).strip().splitlines()[-1:]}"))
+            return None
+
+    def _behind(self, arm: Arm, arms: Sequence[Arm]) -> bool:
+        """Whether enough variants of this one's algorithm were tried, and none comes near the fastest."""
+        kin = [other.best for other in arms if other.algorithm is arm.algorithm and other.tried]
+        return len(kin) >= _ENOUGH and min(kin) > _NEAR * self.best
 
     def _batch(self, arm: Arm, most: int) -> None:
         """Gives one batch to a variant."""
@@ -186,7 +221,7 @@ class Search:
         if arm.teach:
             arm.space.teach(arm.teach)
             arm.teach = []
-        before, count = arm.best, len(self.trials)
+        before = arm.best
         plans = arm.space.propose(min(most, self._left))
         if plans:
             trials = self._try(plans)
@@ -194,17 +229,18 @@ class Search:
                 arm.credit(trial)
             arm.space.learn(trials)
         arm.stale = 0 if arm.best < before * (1 - GAIN) else arm.stale + 1
-        arm.fruitless = 0 if len(self.trials) > count else arm.fruitless + 1
+        # points of an earlier run are fruit, too: the search passes by them to new ones
+        arm.fruitless = 0 if plans else arm.fruitless + 1
 
     def _try(self, plans: Sequence[Plan]) -> list[Trial]:
-        """Trials of the plans: known ones as they are, the others from the lab."""
+        """Trials of the plans: known ones as they are, the others from the lab, each noted once it is measured."""
         known = self._journal.trials
         fresh = {plan.describe(): plan for plan in plans if plan.describe() not in known}
         if fresh:
-            measured = self._lab.try_plans(list(fresh.values()), self.best * _HOPELESS)
-            self._journal.add(measured)
-            self.trials += measured
-            self._report(self.trials)
+            for trial in self._lab.try_plans(list(fresh.values()), self.best * _HOPELESS):
+                self._journal.add([trial])
+                self.trials.append(trial)
+                self._report(self.trials)
         return [known[plan.describe()] for plan in plans]
 
 

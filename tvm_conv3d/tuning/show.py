@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,50 +26,105 @@ class Progress:
         console: a `rich.console.Console`.
         layers: how many will be tuned.
         peak: GFLOP/s of the machine in float32, None where unknown.
-        plain: show nothing live, only a line for each finished layer.
+        plain: show nothing live, only a line for each finished turn of a layer.
+        budget: seconds of the whole run; infinite where trials end it.
     """
 
-    def __init__(self, console: Any, layers: int, peak: float | None, plain: bool = False) -> None:
-        from rich import progress
+    def __init__(
+        self, console: Any, layers: int, peak: float | None, plain: bool = False, budget: float = math.inf
+    ) -> None:
+        from rich import progress, text
 
-        self._console, self._peak, self._plain = console, peak, plain
+        class TimeLeft(progress.ProgressColumn):
+            """Counts down between the trials, too."""
+
+            def render(_, bar: Any) -> Any:  # noqa: N805  (`self` is the display)
+                return text.Text(self._left(bar))
+
+        self._console, self._peak, self._layers, self._budget = console, peak, layers, budget
         self._bars = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(bar_width=20),
-            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[count]}"),
             progress.TextColumn("{task.fields[best]}"),
             progress.TimeElapsedColumn(),
-            progress.TextColumn("left"),
-            progress.TimeRemainingColumn(),
+            TimeLeft(),
             console=console,
             disable=plain,
         )
-        self._all = self._bars.add_task("layers", total=layers, best="")
+        self._timed = math.isfinite(budget)
+        self._all = self._bars.add_task("layers", total=budget if self._timed else layers, count="", best="")
         self._one: Any = None
+        self._expected: int | None = None
+        self._began = time.monotonic()
+        self._done: set[str] = set()
+        self._records: dict[str, Any] = {}
+        self._trials = 0
 
     def __enter__(self) -> Progress:
         self._bars.start()
+        self._began = time.monotonic()
+        self._refresh()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._refresh()
         self._bars.stop()
 
     def begin(self, task: Task, trials: int | None) -> None:
-        """A layer's search begins; it will make so many trials, None where only time limits them."""
-        self._one = self._bars.add_task(task.name[:40], total=trials, best="")
+        """A layer's turn begins; its search will make so many trials, None where time ends it."""
+        self._expected, self._trials = trials, 0
+        self._one = self._bars.add_task(task.name[:40], total=trials, count="0 trials", best="")
+        self._refresh()
 
     def update(self, spec: Conv3DSpec, trials: Sequence[Trial]) -> None:
-        """After each batch: trials so far, best GFLOP/s, fraction of peak, gain over the default."""
-        self._bars.update(self._one, completed=len(trials), best=summary(spec, trials, self._peak))
+        """After each trial: trials so far, best GFLOP/s, fraction of peak, gain over the default, time left."""
+        self._trials = len(trials)
+        count = f"{len(trials)} trials" if self._expected is None else f"{len(trials)}/{self._expected} trials"
+        self._bars.update(self._one, completed=len(trials), count=count, best=summary(spec, trials, self._peak))
+        self._refresh()
 
     def end(self, task: Task, outcome: Outcome | None, error: str = "") -> None:
-        """A layer is done."""
+        """A layer's turn is over; a later one is told only where it has brought a record."""
         self._bars.remove_task(self._one)
-        self._bars.advance(self._all)
+        self._trials, again = 0, task.name in self._done
+        self._done.add(task.name)
+        self._refresh()
         if outcome is None:
             self._console.print(f"{task.name}: {error}", style="red", highlight=False)
             return
-        self._console.print(f"{task.name}: {describe(outcome, self._peak)}", highlight=False)
+        if not again or outcome.interrupted or outcome.record is not self._records.get(task.name):
+            self._console.print(f"{task.name}: {describe(outcome, self._peak)}", highlight=False)
+        self._records[task.name] = outcome.record
+
+    def _refresh(self) -> None:
+        """The line of the whole run."""
+        # short of the end, where the bar would stop its clock
+        completed = min(self._spent, 0.999 * self._budget) if self._timed else self._layers_done
+        self._bars.update(self._all, completed=completed, count=f"{len(self._done)}/{self._layers} layers")
+
+    @property
+    def _spent(self) -> float:
+        return time.monotonic() - self._began
+
+    @property
+    def _layers_done(self) -> float:
+        """Layers that had a turn; the one at hand counts by its trials."""
+        at_hand = self._trials / self._expected if self._expected else 0.0
+        return min(len(self._done) + at_hand, self._layers)
+
+    def _left(self, bar: Any) -> str:
+        """The time that is left for the whole run, beside its bar."""
+        if bar.id != self._all:
+            return ""
+        if self._timed:
+            return f"{_clock(self._budget - self._spent)} left"
+        return f"about {_clock(self._spent * (self._layers / self._layers_done - 1))} left" if self._layers_done else ""
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def summary(spec: Conv3DSpec, trials: Sequence[Trial], peak: float | None) -> str:

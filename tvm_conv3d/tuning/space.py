@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: Candidates that the search proposes at a time.
 BATCH = 8
 
-#: Small, as the spaces are: some hundred points each, of which a replay takes ten milliseconds.
+#: Small, as the spaces are: four to some hundred points each, of which a replay takes 7 to 35 milliseconds.
 _POPULATION, _GENERATIONS, _RETRIES = 24, 2, 3
 
 #: Measurements after which the cost model is asked instead of chance.
@@ -58,6 +58,9 @@ class Space:
         model: the cost model.
         seed: in 1..2147483647; the same seed and the same costs give the same proposals.
 
+    Attributes:
+        points: at most that many there are, known after the first.
+
     Raises:
         Exception: whatever TVM raises where the variant can't be declared or scheduled.
     """
@@ -68,6 +71,7 @@ class Space:
         self._spec, self._algorithm, self._variant, self._target = spec, algorithm, variant, target
         self._module = algorithm.declare(spec, variant).module()
         self._names: list[str] = []
+        self.points = 1
         self._model, self._seed = model.model, seed
         self._context: Any = None
         self._proposed: list[Any] = []
@@ -121,7 +125,7 @@ class Space:
         # before the first 24 measurements the model's scores are drawn from NumPy's global generator
         np.random.seed(self._seed)
         strategy = meta_schedule.search_strategy.EvolutionarySearch(
-            population_size=_POPULATION,
+            population_size=min(_POPULATION, 2 * self.points),
             init_min_unmeasured=2,
             max_fail_count=3,
             genetic_num_iters=_GENERATIONS,
@@ -159,6 +163,7 @@ class Space:
         schedule = Schedule(self._module)
         decisions = Decisions(schedule, fixed)
         self._algorithm.apply(schedule, self._spec, self._variant, decisions)
+        self.points = decisions.points
         return schedule, decisions.taken()
 
     def _plan(self, decisions: Mapping[str, int]) -> Plan:

@@ -19,7 +19,20 @@ _READY = "ready"
 
 
 class WorkerError(RuntimeError):
-    """A request without an answer: the process died, ran out of time, or says what went wrong."""
+    """A request without an answer: the process died, ran out of time, or says what went wrong.
+
+    Args:
+        text: what happened.
+        killed: from outside, by hand or for want of memory: the request itself may be sound.
+    """
+
+    def __init__(self, text: str, killed: bool = False) -> None:
+        super().__init__(text)
+        self.killed = killed
+
+
+class NoWorkerError(RuntimeError):
+    """No process can be started, or no device reached: nothing can be compiled or measured any more."""
 
 
 def answer_requests(connection: Connection, handle: Callable[[Any], Any]) -> None:
@@ -34,6 +47,8 @@ def answer_requests(connection: Connection, handle: Callable[[Any], Any]) -> Non
             return
         try:
             answer = ("ok", handle(request))
+        except NoWorkerError as error:
+            answer = ("lost", str(error))
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]
             answer = ("error", f"{type(error).__name__}: {lines[-1][:300]}")
@@ -71,6 +86,7 @@ class Worker:
 
         Raises:
             WorkerError: there is none after `timeout` seconds, the process died, or it reports an error.
+            NoWorkerError: no process can be started.
         """
         self.send(request, timeout)
         return self.receive()
@@ -79,22 +95,32 @@ class Worker:
         """Sends a request, to be followed by :meth:`receive`; the time to start a process is not counted.
 
         Raises:
-            WorkerError: no process can be started.
+            WorkerError: the process died before it could be asked.
+            NoWorkerError: no process can be started, not even at the second attempt.
         """
-        self.start()
+        if not self._ready():
+            self.close()
+            if not self._ready():
+                code = self._exit_code()
+                self.close()
+                raise NoWorkerError(f"A process that compiles or measures does not start ({code}).")
         try:
-            if self._fresh and (not self.connection.poll(_START) or self.connection.recv() != _READY):
-                raise WorkerError("the process does not start")
-            self._fresh = False
             self.connection.send(request)
         except OSError as error:
             self.close()
-            raise WorkerError(f"the process can't be asked: {error}") from error
-        except (EOFError, WorkerError) as error:
-            code = self._exit_code()
-            self.close()
-            raise WorkerError(f"the process does not start ({code})") from error
+            raise WorkerError(f"the process can't be asked: {error}", killed=True) from error
         self._deadline = time.monotonic() + timeout
+
+    def _ready(self) -> bool:
+        """Whether there is a process that has started."""
+        self.start()
+        try:
+            if self._fresh and (not self.connection.poll(_START) or self.connection.recv() != _READY):
+                return False
+        except (EOFError, OSError):
+            return False
+        self._fresh = False
+        return True
 
     def receive(self) -> Any:
         """The answer to what was sent; see :meth:`ask`."""
@@ -106,11 +132,13 @@ class Worker:
         except (EOFError, OSError) as error:
             code = self._exit_code()
             self.close()
-            raise WorkerError(f"the process died ({code})") from error
+            raise WorkerError(f"the process died ({code})", killed=code == signal.SIGKILL.name) from error
         except KeyboardInterrupt:
             # the answer that is still to come must not be taken for the next request's
             self.close()
             raise
+        if status == "lost":
+            raise NoWorkerError(answer)
         if status == "error":
             raise WorkerError(answer)
         return answer
@@ -132,8 +160,12 @@ class Worker:
         # not fork: TVM's thread pools and locks do not survive it
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        self._process = context.Process(target=self._serve, args=(theirs,), daemon=True)
-        self._process.start()
+        process = context.Process(target=self._serve, args=(theirs,), daemon=True)
+        try:
+            process.start()
+        except OSError as error:
+            raise NoWorkerError(f"A process that compiles or measures can't be started: {error}") from error
+        self._process = process
         theirs.close()
         self._connection, self._fresh = ours, True
 
@@ -152,11 +184,14 @@ def ask_all(workers: Sequence[Worker], requests: Sequence[Any], timeout: float) 
         workers: at least one.
         requests: any number.
         timeout: seconds for each request.
+
+    Raises:
+        NoWorkerError: a process can't be started.
     """
     answers: list[Any] = [None] * len(requests)
     try:
         _spread(workers, requests, timeout, answers)
-    except KeyboardInterrupt:
+    except BaseException:
         # answers that are still to come must not be taken for the next requests'
         for worker in workers:
             worker.close()
