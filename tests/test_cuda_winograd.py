@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 from cuda_checks import arguments, assert_right, bits, default_plans
-from cuda_fakes import FakeCupy, FakeDriver, GpuArray
+from cuda_fakes import FakeCupy, FakeDriver, GpuArray, fake_gpu
 from cuda_on_cpu import CompiledModule, compile_modules, lower_module
 from problems import WINOGRAD_BOUND, data
-from tvm_conv3d import build, reference, targets, tensors, workspace
+from tvm_conv3d import build, reference, tensors, workspace
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.bench.layers import read_csv
 from tvm_conv3d.compute.winograd_gemm import WinogradGemmVariant
-from tvm_conv3d.cuda import driver as drivers
 from tvm_conv3d.cuda.architectures import ARCHITECTURES
 from tvm_conv3d.cuda.lower import lower
 from tvm_conv3d.plan import Plan, default_plan, make_plan
@@ -191,13 +190,9 @@ def test_dearer_than_the_matrix_product_where_it_moves_more_than_it_saves() -> N
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    fake = FakeDriver()
-    monkeypatch.setattr(drivers, "get", lambda: fake)
-    monkeypatch.setitem(sys.modules, "cupy", FakeCupy(fake))
-    for cached in (targets.gpu_target, targets.check_runs_here):
-        cached.cache_clear()
-    return fake
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
+    with fake_gpu(monkeypatch) as fake:
+        yield fake
 
 
 def test_calls_bring_the_memory_between_kernels(gpu: FakeDriver) -> None:
