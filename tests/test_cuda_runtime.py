@@ -9,7 +9,7 @@ import pytest
 
 from cuda_fakes import FakeCupy, FakeDriver, FakeLibrary, GpuArray, driver_of, fake_gpu
 from problems import data
-from tvm_conv3d import Conv3D, reference, targets, tensors
+from tvm_conv3d import Conv3D, build, reference, targets, tensors
 from tvm_conv3d.cuda import driver as drivers
 from tvm_conv3d.cuda import toolkit
 from tvm_conv3d.cuda.architectures import ARCHITECTURES, nearest
@@ -18,6 +18,7 @@ from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.cuda.lower import Launch
 from tvm_conv3d.runtime import Executor
 from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.tuning.lab import target_of
 
 SPEC = Conv3DSpec(1, (4, 5, 6), 8, 12, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
 
@@ -142,6 +143,10 @@ def test_targets_of_gpus() -> None:
     assert targets.target_key(target) == targets.instruction_set(target) == "cuda-sm_90"
     assert targets.thread_count(target) == 1
     assert targets.resolve({"kind": "cuda", "arch": "sm_90"}, 1) is targets.resolve(target, 1)
+    # as the tuner's building processes get it
+    again = target_of(build.target_text(target))
+    assert build.target_text(again) == build.target_text(target)
+    assert targets.traits_of(again) is ARCHITECTURES["sm_90"]
 
 
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")

@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from rpc_device import tracked
 from tvm_conv3d.plan import default_plan
 from tvm_conv3d.spec import Conv3DSpec, Pads
 from tvm_conv3d.targets import resolve
@@ -67,45 +66,14 @@ except ValueError as error:
     assert "open sizes" in error
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def tracker(tmp_path: Path) -> Iterator[int]:
     """A tracker and one device, on this machine."""
     pytest.importorskip("tornado", reason="TVM's RPC needs tornado")
     if shutil.which("g++") is None:
         pytest.skip("linking for a remote device needs a C++ compiler")
-    port, own = free_port(), free_port()
-    common = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    host = ["--host", "127.0.0.1"]
-    command = [sys.executable, "-m", "tvm.exec.rpc_tracker", *host, f"--port={port}", f"--port-end={port + 1}"]
-    server = [sys.executable, "-m", "tvm.exec.rpc_server", *host, f"--port={own}", f"--port-end={own + 1}"]
-    server += [f"--tracker=127.0.0.1:{port}", "--key=board"]
-    with subprocess.Popen(command, **common, start_new_session=True) as first:  # type: ignore[call-overload]
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        with subprocess.Popen(server, **common, start_new_session=True) as second:  # type: ignore[call-overload]
-            try:
-                yield port
-            finally:
-                for process in (second, first):
-                    _end(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and those that it started."""
-    import signal
-
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait(10)
+    with tracked(tmp_path, ["-m", "tvm.exec.rpc_server", "--port-end=65535"]) as port:
+        yield port
 
 
 def test_a_remote_device_measures(tracker: int) -> None:

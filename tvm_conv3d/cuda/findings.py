@@ -42,8 +42,8 @@ def _attempts() -> list[str]:
         result = Executor("cuda")(spec, tensors.wrap(x), kernel, bias, version=0)
     except (ValueError, RuntimeError) as error:
         return [f"fails: {error}"]
-    error = reference.relative_error(result, reference.convolve(spec, x, kernel, bias))
-    return [f"{'right' if error < _WORST_ERROR else 'WRONG'}, relative error {error:.1e}"]
+    off = reference.relative_error(result, reference.convolve(spec, x, kernel, bias))
+    return [f"{'right' if off < _WORST_ERROR else 'WRONG'}, relative error {off:.1e}"]
 
 
 def _gpus() -> str:
