@@ -1,4 +1,4 @@
-"""Shared fixtures: every test run has a module cache of its own."""
+"""Shared fixtures: every test run has a module cache of its own; where kernels for GPUs run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,27 @@ from collections.abc import Iterator
 
 import pytest
 
+from tvm_conv3d.cuda import driver
+
+
+def _has_gpu() -> bool:
+    try:
+        return driver.get().count() > 0
+    except driver.CudaError:
+        return False
+
+
+_ON_A_GPU = (pytest.mark.gpu, pytest.mark.skipif(not _has_gpu(), reason="needs an NVIDIA GPU"))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TVM_CONV3D_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(params=["cpu", pytest.param("gpu", marks=_ON_A_GPU)])
+def machine(request: pytest.FixtureRequest) -> str:
+    """Where kernels for GPUs run: thread by thread on the CPU, and on a real GPU where there is one."""
+    return str(request.param)

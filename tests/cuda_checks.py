@@ -2,46 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import pytest
 
 from cuda_on_cpu import compile_modules, lower_module
+from cuda_on_cpu.execute import Order
 from problems import BOUNDS, data
-from tvm_conv3d import build, reference
+from tvm_conv3d import build, reference, runtime
+from tvm_conv3d.cuda.architectures import gpu_traits
 from tvm_conv3d.objects import activations
 from tvm_conv3d.plan import Plan, algorithm_of, default_plan
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import resolve
+from tvm_conv3d.targets import gpu_target, resolve
+from tvm_conv3d.tuning.gpu_kernel import GpuKernel
 
 #: Kernels that one call of the compiler takes.
 BATCH = 12
+
+#: Input, kernel, bias or None.
+Data = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 
 def default_plans(specs: Iterable[Conv3DSpec], target: str = "cuda:sm_80") -> list[Plan]:
     return [default_plan(spec, resolve(target, 1)) for spec in specs]
 
 
-def assert_right(plans: Sequence[Plan], target: str = "cuda:sm_80", order: object = "forward") -> None:
-    """Each plan's numbers are the oracle's, its accesses are in bounds and its threads do not race."""
+def assert_right(
+    plans: Sequence[Plan], target: str = "cuda:sm_80", order: Order = "forward", machine: str = "cpu"
+) -> None:
+    """Each plan's numbers are the oracle's; on the CPU accesses are in bounds, too, and threads do not race.
+
+    Args:
+        plans: for `target`.
+        target: what is compiled for where it runs on the CPU; on a GPU it is that GPU's own.
+        order: of threads, on the CPU.
+        machine: "cpu" or "gpu".
+    """
     wrong = []
     for start in range(0, len(plans), BATCH):
         few = plans[start : start + BATCH]
-        lowered = [lower_module(build.scheduled_module(plan, resolve(target, 1)), resolve(target, 1)) for plan in few]
-        for plan, compiled in zip(few, compile_modules(lowered), strict=True):
-            for launch in compiled.lowered.launches:
-                assert_launchable(plan, launch.grid, launch.block)
-            x, kernel, bias = data(plan.spec)
-            arrays = arguments(plan, x, kernel, bias)
-            fitting = [
-                None if a is None else bits(a, p) for a, p in zip(arrays, compiled.lowered.parameters, strict=True)
-            ]
-            report = compiled.run(fitting, order)
-            report.check()
-            error = relative_error(plan.spec, report.arrays[3], x, kernel, bias)
+        inputs = [data(plan.spec) for plan in few]
+        for plan, given, out in zip(few, inputs, compute(few, inputs, target, order, machine), strict=True):
+            error = relative_error(plan.spec, out, *given)
             if not error < _bound(plan):
                 wrong.append(f"{error:.1e} {plan.spec.key()} {plan.describe()}")
     assert not wrong, "\n".join(wrong)
+
+
+def compute(
+    plans: Sequence[Plan],
+    inputs: Sequence[Data],
+    target: str = "cuda:sm_80",
+    order: Order = "forward",
+    machine: str = "cpu",
+) -> list[np.ndarray]:
+    """The result of each plan on its input, kernel and bias, in the output's shape and type."""
+    results = _on_gpu(plans, inputs) if machine == "gpu" else _on_cpu(plans, inputs, target, order)
+    return [
+        np.asarray(out).view(given[0].dtype).reshape(plan.spec.output_shape)
+        for out, given, plan in zip(results, inputs, plans, strict=True)
+    ]
+
+
+def _on_cpu(plans: Sequence[Plan], inputs: Sequence[Data], target: str, order: Order) -> Iterator[np.ndarray]:
+    lowered = [lower_module(build.scheduled_module(plan, resolve(target, 1)), resolve(target, 1)) for plan in plans]
+    for plan, given, compiled in zip(plans, inputs, compile_modules(lowered), strict=True):
+        for launch in compiled.lowered.launches:
+            assert_launchable(plan, launch.grid, launch.block)
+        arrays = zip(arguments(plan, *given), compiled.lowered.parameters, strict=True)
+        report = compiled.run([None if array is None else bits(array, p) for array, p in arrays], order)
+        report.check()
+        yield report.arrays[3]
+
+
+def _on_gpu(plans: Sequence[Plan], inputs: Sequence[Data]) -> Iterator[np.ndarray]:
+    target = gpu_target(0)
+    for plan, given in zip(plans, inputs, strict=True):
+        if plan.algorithm == "tensor_gemm" and not gpu_traits(target).has_tensor_cores(plan.spec.dtype):
+            pytest.skip(f"this GPU has no tensor cores for {plan.spec.dtype}")
+        out = np.full(plan.spec.output_shape, np.nan, given[0].dtype)
+        x, kernel, bias, _ = arguments(plan, *given)
+        call = GpuKernel.of(runtime.link(build.compile_plan(plan, target)).function, (x, kernel, bias, out))
+        call()
+        call.fetch(out)
+        yield out
 
 
 def _bound(plan: Plan) -> float:
@@ -72,6 +118,5 @@ def bits(array: np.ndarray, parameter: object) -> np.ndarray:
 def relative_error(
     spec: Conv3DSpec, out: np.ndarray, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None
 ) -> float:
-    result = np.asarray(out).view(x.dtype).reshape(spec.output_shape)
     expected = reference.convolve(spec, x, kernel, bias)
-    return reference.relative_error(result, getattr(activations, spec.activation)(expected))
+    return reference.relative_error(out, getattr(activations, spec.activation)(expected))

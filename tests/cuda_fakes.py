@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import tvm_ffi  # noqa: F401  (looks at `torch` where it is imported: before there is a fake)
 
 from cuda_on_cpu import compile_kernels, run_program
 from cuda_on_cpu.execute import Launch
-from tvm_conv3d.cuda.driver import CudaError, Device
+from tvm_conv3d import targets
+from tvm_conv3d.cuda import driver as drivers
+from tvm_conv3d.cuda.driver import CudaError, Device, Driver
 from tvm_conv3d.cuda.image import Image
 
 
@@ -24,6 +28,8 @@ class FakeDriver:
         self.devices = count
         self.memory: dict[int, np.ndarray] = {}
         self.launched: list[tuple[int, int]] = []
+        self.waited: list[int] = []
+        self.current = 0
         self.uploads = 0
         self.freed = 0
 
@@ -77,7 +83,14 @@ class FakeDriver:
         array.reshape(-1).view(np.uint8)[:] = self.memory[address]
 
     def synchronize(self, number: int, stream: int) -> None:
-        pass
+        self.waited.append(stream)
+
+    @contextlib.contextmanager
+    def on(self, number: int) -> Iterator[None]:
+        """Makes a GPU the current one, on which libraries allocate."""
+        before, self.current = self.current, number
+        yield
+        self.current = before
 
 
 class _Tensor(ctypes.Structure):
@@ -104,18 +117,25 @@ class GpuArray:
 
     __module__ = "cupy"
 
-    def __init__(self, driver: FakeDriver, array: np.ndarray, device: int = 0) -> None:
+    def __init__(self, driver: FakeDriver, array: np.ndarray, device: int | None = None) -> None:
         self.driver = driver
         self.array = np.ascontiguousarray(array)
         self.shape = self.array.shape
-        self.number = device
+        self.number = driver.current if device is None else device
         self.address = driver.adopt(self.array.reshape(-1).view(np.uint8))
         self.kept: list[Any] = []
         self.data = SimpleNamespace(ptr=self.address)
-        self.device = contextlib.nullcontext()
+
+    @property
+    def device(self) -> Any:
+        return self.driver.on(self.number)
+
+    def like(self, array: np.ndarray) -> GpuArray:
+        """Another of the same library on the same GPU."""
+        return type(self)(self.driver, array, self.number)
 
     def copy(self) -> GpuArray:
-        return GpuArray(self.driver, self.array.copy(), self.number)
+        return self.like(self.array.copy())
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return 2, self.number
@@ -124,7 +144,8 @@ class GpuArray:
         extents = (ctypes.c_int64 * len(self.shape))(*self.shape)
         steps = (ctypes.c_int64 * len(self.shape))(*(s // self.array.itemsize for s in self.array.strides))
         bits = 8 * self.array.itemsize
-        tensor = _Tensor(self.address, 2, self.number, len(self.shape), 2, bits, 1, extents, steps, 0, None, None)
+        code = "iuf".index(self.array.dtype.kind)
+        tensor = _Tensor(self.address, 2, self.number, len(self.shape), code, bits, 1, extents, steps, 0, None, None)
         self.kept += [extents, steps, tensor]
         new = ctypes.pythonapi.PyCapsule_New
         new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
@@ -132,19 +153,144 @@ class GpuArray:
 
 
 class FakeCupy(SimpleNamespace):
-    """In the place of the module `cupy`, with one current stream."""
+    """In the place of the module `cupy`, with one current stream for each GPU."""
 
     STREAM = 77
 
     def __init__(self, driver: FakeDriver) -> None:
-        stream = SimpleNamespace(ptr=self.STREAM)
-        super().__init__(driver=driver, cuda=SimpleNamespace(get_current_stream=lambda: stream))
+        cuda = SimpleNamespace(
+            Device=driver.on, get_current_stream=lambda: SimpleNamespace(ptr=self.STREAM + driver.current)
+        )
+        super().__init__(driver=driver, cuda=cuda)
 
     def ascontiguousarray(self, array: GpuArray, dtype: Any) -> GpuArray:
-        if array.array.dtype == dtype:
-            return array
-        return GpuArray(self.driver, array.array.astype(dtype), array.number)
+        return array if array.array.dtype == dtype else GpuArray(self.driver, array.array.astype(dtype))
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> GpuArray:
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return GpuArray(self.driver, np.full(size, 0xFF, np.uint8).view(dtype).reshape(shape))
+        return GpuArray(self.driver, _rubbish(shape, dtype))
+
+
+class JaxArray(GpuArray):
+    """The same, as JAX would show it where 64-bit types are off, as they are by default."""
+
+    __module__ = "jaxlib"
+
+    def astype(self, dtype: str) -> JaxArray:
+        return self.like(self.array.astype(_without_64_bits(dtype)))
+
+    def block_until_ready(self) -> JaxArray:
+        return self
+
+    def devices(self) -> set[int]:
+        return {self.number}
+
+
+class FakeJax(SimpleNamespace):
+    """In the place of the module `jax`."""
+
+    def __init__(self, driver: FakeDriver) -> None:
+        def zeros(shape: tuple[int, ...], dtype: str) -> JaxArray:
+            return JaxArray(driver, np.zeros(shape, _without_64_bits(dtype)))
+
+        def device_put(array: JaxArray, device: int) -> JaxArray:
+            return JaxArray(driver, array.array, device)
+
+        super().__init__(numpy=SimpleNamespace(zeros=zeros), device_put=device_put)
+
+
+class TorchTensor(GpuArray):
+    """The same, as PyTorch would show it."""
+
+    __module__ = "torch"
+
+    requires_grad = False
+    layout = "strided"
+
+    @property
+    def device(self) -> Any:
+        return SimpleNamespace(type="cuda", index=self.number)
+
+    def detach(self) -> TorchTensor:
+        return self
+
+    def contiguous(self) -> TorchTensor:
+        return self
+
+    def to(self, dtype: Any) -> TorchTensor:
+        return self if self.array.dtype == dtype else self.like(self.array.astype(dtype))
+
+    def clone(self) -> TorchTensor:
+        return self.like(self.array.copy())
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+class FakeTorch(SimpleNamespace):
+    """In the place of the module `torch`, with a current stream for each GPU."""
+
+    STREAM = 55
+
+    Tensor = TorchTensor
+    strided = "strided"
+    float32, float64, float16, uint8 = map(np.dtype, ("float32", "float64", "float16", "uint8"))
+
+    def __init__(self, driver: FakeDriver) -> None:
+        def current_stream(device: int) -> Any:
+            return SimpleNamespace(cuda_stream=self.STREAM + device)
+
+        super().__init__(driver=driver, cuda=SimpleNamespace(current_stream=current_stream))
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, device: Any) -> TorchTensor:
+        return TorchTensor(self.driver, _rubbish(shape, dtype), device.index)
+
+    def is_grad_enabled(self) -> bool:
+        return True
+
+
+def _rubbish(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.full(size, 0xFF, np.uint8).view(dtype).reshape(shape)
+
+
+def _without_64_bits(dtype: str) -> str:
+    return "float32" if dtype == "float64" else dtype
+
+
+class FakeLibrary:
+    """In the place of `libcuda.so.1`: notes what is called; functions fail with the status that is told of them."""
+
+    def __init__(self, **statuses: int) -> None:
+        self.statuses = statuses
+        self.called: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def function(*_: Any) -> int:
+            self.called.append(name)
+            return self.statuses.get(name, 0)
+
+        return function
+
+
+def driver_of(library: FakeLibrary) -> Driver:
+    """The real driver's Python side on a library that is not there."""
+    found = Driver.__new__(Driver)
+    found._library = library  # type: ignore[assignment]
+    found._contexts = {}
+    return found
+
+
+@contextlib.contextmanager
+def fake_gpu(monkeypatch: Any, **facts: int) -> Iterator[FakeDriver]:
+    """A :class:`FakeDriver` in the place of the driver, and fake libraries whose tensors lie in its memory."""
+    fake = FakeDriver(**facts)
+    cached = (targets.gpu_target, targets.check_runs_here)
+    with monkeypatch.context() as patch:
+        patch.setattr(drivers, "get", lambda: fake)
+        for name, module in (("cupy", FakeCupy), ("jax", FakeJax), ("torch", FakeTorch)):
+            patch.setitem(sys.modules, name, module(fake))
+        for function in cached:
+            function.cache_clear()
+        yield fake
+    for function in cached:
+        function.cache_clear()

@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cuda_checks import arguments, assert_right, bits, default_plans
-from cuda_on_cpu import compile_modules, lower_module
+from cuda_checks import assert_right, compute, default_plans
 from problems import data
 from tvm_conv3d import build, workspace
 from tvm_conv3d.algorithms import algorithms
@@ -48,24 +47,16 @@ CASES = [
 ]
 
 
-def test_parts_are_right() -> None:
+def test_parts_are_right(machine: str) -> None:
     plans = [in_parts(*case) for case in CASES]
     assert {plan.algorithm for plan in plans} == {"gemm", "tensor_gemm"}
-    assert_right(plans)
+    assert_right(plans, machine=machine)
 
 
 def test_order_of_threads_does_not_matter() -> None:
     """Neither for what is right nor for any bit of it: parts are added in their order."""
-    target = resolve(TARGET, 1)
-    plan = in_parts(SPEC, 9)
-    (code,) = compile_modules([lower_module(build.scheduled_module(plan, target), target)])
-    arrays = zip(arguments(plan, *data(SPEC)), code.lowered.parameters, strict=True)
-    fitting = [None if array is None else bits(array, parameter) for array, parameter in arrays]
-    results = []
-    for order in ("forward", "reverse", ("shuffled", 1)):
-        report = code.run(fitting, order)
-        report.check()
-        results.append(report.arrays[3])
+    plan, given = in_parts(SPEC, 9), data(SPEC)
+    results = [compute([plan], [given], TARGET, order)[0] for order in ("forward", "reverse", ("shuffled", 1))]
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
 
@@ -85,13 +76,13 @@ def test_not_taken_where_tiles_are_many_or_sums_are_short() -> None:
         assert plan.variant.parts == 1
 
 
-def test_default_plans_in_parts_are_right() -> None:
+def test_default_plans_in_parts_are_right(machine: str) -> None:
     small = replace(DEEP, size=(3, 3, 3), channels=160, filters=48)
     plans = [
         default_plan(replace(small, dtype=dtype), resolve(TARGET, 1), exact=True) for dtype in ("float32", "float16")
     ]
     assert all(plan.variant.parts > 1 for plan in plans)
-    assert_right(plans)
+    assert_right(plans, machine=machine)
 
 
 def test_memory_of_parts_is_counted_and_limited() -> None:

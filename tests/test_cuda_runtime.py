@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from cuda_fakes import FakeCupy, FakeDriver, GpuArray
+from cuda_fakes import FakeCupy, FakeDriver, FakeLibrary, GpuArray, driver_of, fake_gpu
 from problems import data
-from tvm_conv3d import Conv3D, reference, targets, tensors
+from tvm_conv3d import Conv3D, build, reference, targets, tensors
 from tvm_conv3d.cuda import driver as drivers
 from tvm_conv3d.cuda import toolkit
 from tvm_conv3d.cuda.architectures import ARCHITECTURES, nearest
-from tvm_conv3d.cuda.driver import CudaError, Driver
+from tvm_conv3d.cuda.driver import CudaError
 from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.cuda.lower import Launch
 from tvm_conv3d.runtime import Executor
 from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.tuning.lab import target_of
 
 SPEC = Conv3DSpec(1, (4, 5, 6), 8, 12, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
 
@@ -32,14 +32,8 @@ def has_gpu() -> bool:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
-    fake = FakeDriver()
-    monkeypatch.setattr(drivers, "get", lambda: fake)
-    monkeypatch.setitem(sys.modules, "cupy", FakeCupy(fake))
-    targets.gpu_target.cache_clear()
-    targets.check_runs_here.cache_clear()
-    yield fake
-    targets.gpu_target.cache_clear()
-    targets.check_runs_here.cache_clear()
+    with fake_gpu(monkeypatch) as fake:
+        yield fake
 
 
 def expected(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
@@ -92,7 +86,8 @@ def test_the_second_gpu(gpu: FakeDriver) -> None:
     gpu.devices = 2
     x, kernel, bias = data(SPEC)
     Executor()(SPEC, tensors.wrap(GpuArray(gpu, x, device=1)), kernel, bias, version=0)
-    assert gpu.launched == [(1, FakeCupy.STREAM)]
+    assert gpu.launched == [(1, FakeCupy.STREAM + 1)]
+    assert gpu.current == 0
 
 
 def test_a_gpu_of_another_architecture(gpu: FakeDriver) -> None:
@@ -148,6 +143,10 @@ def test_targets_of_gpus() -> None:
     assert targets.target_key(target) == targets.instruction_set(target) == "cuda-sm_90"
     assert targets.thread_count(target) == 1
     assert targets.resolve({"kind": "cuda", "arch": "sm_90"}, 1) is targets.resolve(target, 1)
+    # as the tuner's building processes get it
+    again = target_of(build.target_text(target))
+    assert build.target_text(again) == build.target_text(target)
+    assert targets.traits_of(again) is ARCHITECTURES["sm_90"]
 
 
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
@@ -159,13 +158,8 @@ def test_no_gpu_is_said_in_words() -> None:
         Executor("cuda:sm_80")(SPEC, tensors.wrap(x), kernel, bias, version=0)
 
 
-def test_a_driver_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Refusing:
-        def __getattr__(self, name: str) -> object:
-            return lambda *_: 100
-
-    broken = Driver.__new__(Driver)
-    broken._library = Refusing()  # type: ignore[assignment]
+def test_a_driver_that_fails_is_named() -> None:
+    broken = driver_of(FakeLibrary(cuDeviceGetCount=100))
     with pytest.raises(CudaError, match="cuDeviceGetCount fails with error 100: no GPU is visible"):
         broken.count()
 

@@ -13,17 +13,18 @@ from cuda_checks import default_plans
 from cuda_fakes import FakeDriver
 from problems import data
 from tvm_conv3d import build, reference, runtime
+from tvm_conv3d.bench.layers import read_csv
 from tvm_conv3d.build import Artifact
 from tvm_conv3d.cli import main
 from tvm_conv3d.cuda import driver as drivers
 from tvm_conv3d.cuda import report, toolkit
 from tvm_conv3d.cuda.architectures import ARCHITECTURES
 from tvm_conv3d.cuda.executor import Kernels, Memory
-from tvm_conv3d.cuda.findings import findings
 from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.cuda.lower import Launch
 from tvm_conv3d.cuda.toolkit import Resources
-from tvm_conv3d.plan import algorithm_of
+from tvm_conv3d.cuda.work import works_of
+from tvm_conv3d.plan import algorithm_of, default_plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import resolve
 
@@ -114,30 +115,21 @@ def test_default_kernels_do_not_spill(capsys: pytest.CaptureFixture[str]) -> Non
     assert "| voxnet_2 | float16 | tensor_gemm |" in table
 
 
-def test_doctor_says_why() -> None:
-    found = dict(findings())
-    assert found.keys() == {"CUDA, driver and GPUs", "CUDA, compiler", "CUDA, TVM's runtime"}
-    assert all(found.values())
-
-
-def test_doctor_without_driver_and_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
-        raise drivers.CudaError("There is no NVIDIA driver here.")
-
-    monkeypatch.setattr(drivers, "get", refuse)
-    monkeypatch.setattr(toolkit, "find_nvcc", lambda: None)
-    monkeypatch.setattr(toolkit, "find_nvrtc", lambda: None)
-    found = dict(findings())
-    assert "no NVIDIA driver" in found["CUDA, driver and GPUs"]
-    assert "neither nvcc" in found["CUDA, compiler"]
-
-
-def test_doctor_lists_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    for capability, words in ((86, "0: fake, compute capability 8.6, code for sm_86"), (61, "no code for GPUs")):
-        monkeypatch.setattr(drivers, "get", lambda capability=capability: FakeDriver(capability))
-        assert words in dict(findings())["CUDA, driver and GPUs"]
-    monkeypatch.setattr(drivers, "get", lambda: FakeDriver(count=0))
-    assert "CUDA_VISIBLE_DEVICES" in dict(findings())["CUDA, driver and GPUs"]
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_committed_tables_are_of_the_default_plans(arch: str) -> None:
+    text = (LAYERS.parents[1] / "docs" / "cuda.md").read_text().partition(f"### {arch}")[2].partition("\n### ")[0]
+    told = [tuple(map(str.strip, line.split("|")[1:5])) for line in text.splitlines() if line.startswith("| ")][1:]
+    traits = ARCHITECTURES[arch]
+    found = []
+    for layer in read_csv(LAYERS):
+        for dtype in ("float32", "float16"):
+            plan = default_plan(replace(layer.spec, dtype=dtype), resolve(f"cuda:{arch}", 1))
+            kernels = {"winograd_gemm": 3}.get(plan.algorithm, 1 if getattr(plan.variant, "parts", 1) == 1 else 2)
+            works = works_of(plan, (1,) * kernels)
+            nothing = (Resources(1, 0, 0, 0), Launch("", (1, 1, 1), (1, 1, 1), 0, ()))
+            rows = [report.Row(layer.name, plan, traits, *nothing, work, 1, "") for work in works]
+            found += [tuple(map(str.strip, report.line(row).split("|")[1:5])) for row in rows]
+    assert told == found
 
 
 def test_tuning_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cuda_checks import arguments, assert_right, bits, default_plans
-from cuda_fakes import FakeCupy, FakeDriver, GpuArray
-from cuda_on_cpu import CompiledModule, compile_modules, lower_module
+from cuda_checks import Data, assert_right, compute, default_plans
+from cuda_fakes import FakeCupy, FakeDriver, GpuArray, fake_gpu
 from problems import WINOGRAD_BOUND, data
-from tvm_conv3d import build, reference, targets, tensors, workspace
+from tvm_conv3d import build, reference, tensors, workspace
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.bench.layers import read_csv
 from tvm_conv3d.compute.winograd_gemm import WinogradGemmVariant
-from tvm_conv3d.cuda import driver as drivers
 from tvm_conv3d.cuda.architectures import ARCHITECTURES
 from tvm_conv3d.cuda.lower import lower
 from tvm_conv3d.plan import Plan, default_plan, make_plan
@@ -50,17 +48,9 @@ def planned(spec: Conv3DSpec, modes: str, tile: tuple[int, int, int]) -> Plan:
     return Plan(spec, "winograd_gemm", WinogradGemmVariant(modes, tile, *SMALL), {})
 
 
-def compiled(plan: Plan) -> CompiledModule:
-    target = resolve(TARGET, 1)
-    (found,) = compile_modules([lower_module(build.scheduled_module(plan, target), target)])
-    return found
-
-
-def run(plan: Plan, code: CompiledModule, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-    arrays = zip(arguments(plan, x, kernel, bias), code.lowered.parameters, strict=True)
-    report = code.run([None if array is None else bits(array, parameter) for array, parameter in arrays])
-    report.check()
-    return report.arrays[3].reshape(plan.spec.output_shape)
+def run(plan: Plan, given: Data, machine: str) -> np.ndarray:
+    (out,) = compute([plan], [given], TARGET, machine=machine)
+    return out
 
 
 CASES = [
@@ -80,8 +70,8 @@ CASES = [
 ]
 
 
-def test_modes_and_tiles() -> None:
-    assert_right([planned(*case) for case in CASES])
+def test_modes_and_tiles(machine: str) -> None:
+    assert_right([planned(*case) for case in CASES], machine=machine)
 
 
 def test_order_of_threads_does_not_matter() -> None:
@@ -89,10 +79,10 @@ def test_order_of_threads_does_not_matter() -> None:
         assert_right([planned(*case) for case in CASES[:4]], order=order)
 
 
-def test_a_default_plan_is_right() -> None:
+def test_a_default_plan_is_right(machine: str) -> None:
     (plan,) = default_plans([TAKEN])
     assert plan.algorithm == "winograd_gemm"
-    assert_right([plan])
+    assert_right([plan], machine=machine)
 
 
 def test_default_plans_of_all_layers_keep_their_bound() -> None:
@@ -107,14 +97,15 @@ def test_default_plans_of_all_layers_keep_their_bound() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(("modes", "tile"), [("ppp", (2, 2, 2)), ("ppp", (1, 4, 4))])
-def test_non_finite_values_reach_exactly_their_windows(value: float, modes: str, tile: tuple[int, int, int]) -> None:
+def test_non_finite_values_reach_exactly_their_windows(
+    value: float, modes: str, tile: tuple[int, int, int], machine: str
+) -> None:
     plan = planned(replace(BASE, bias=False), modes, tile)
-    code = compiled(plan)
     x, kernel, _ = data(plan.spec)
     kernel = np.abs(kernel) + np.float32(0.1)
-    before = run(plan, code, x, kernel, None)
+    before = run(plan, (x, kernel, None), machine)
     x[0, 2, 3, 4, 5] = value
-    result = run(plan, code, x, kernel, None)
+    result = run(plan, (x, kernel, None), machine)
     touched = np.zeros(plan.spec.input_shape)
     touched[0, 2, 3, 4, 5] = 1
     reached = reference.convolve(plan.spec, touched, kernel) != 0
@@ -123,12 +114,12 @@ def test_non_finite_values_reach_exactly_their_windows(value: float, modes: str,
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_not_finite(value: float) -> None:
+def test_weights_that_are_not_finite(value: float, machine: str) -> None:
     """As the definition has it, with the sign of infinity; zeros of the padding times infinity are NaN."""
     plan = planned(BASE, "ppp", (1, 2, 4))
     x, kernel, bias = data(BASE)
     kernel[0, 1, 2, 3, 5] = value
-    result = run(plan, compiled(plan), x, kernel, bias)
+    result = run(plan, (x, kernel, bias), machine)
     with np.errstate(invalid="ignore"):
         expected = reference.convolve(BASE, x, kernel, bias)
     assert not np.isfinite(expected[..., 5]).any()
@@ -137,12 +128,12 @@ def test_weights_that_are_not_finite(value: float) -> None:
     assert np.isfinite(np.delete(result, 5, axis=-1)).all()
 
 
-def test_sums_that_overflow_in_a_transform_only() -> None:
+def test_sums_that_overflow_in_a_transform_only(machine: str) -> None:
     plan = planned(replace(BASE, bias=False), "ppp", (1, 4, 4))
     x, kernel, _ = data(plan.spec)
     x[0, 1, 1, 1, :] = np.float32(2e38)
     kernel /= 32
-    result = run(plan, compiled(plan), x, kernel, None)
+    result = run(plan, (x, kernel, None), machine)
     expected = reference.convolve(plan.spec, x, kernel)
     assert np.abs(expected).max() < 3e38
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
@@ -191,13 +182,9 @@ def test_dearer_than_the_matrix_product_where_it_moves_more_than_it_saves() -> N
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    fake = FakeDriver()
-    monkeypatch.setattr(drivers, "get", lambda: fake)
-    monkeypatch.setitem(sys.modules, "cupy", FakeCupy(fake))
-    for cached in (targets.gpu_target, targets.check_runs_here):
-        cached.cache_clear()
-    return fake
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
+    with fake_gpu(monkeypatch) as fake:
+        yield fake
 
 
 def test_calls_bring_the_memory_between_kernels(gpu: FakeDriver) -> None:

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from keras_cases import CALLS, expected
 from tvm_conv3d import dtypes, reference
 from tvm_conv3d.layer import Conv3D
 from tvm_conv3d.objects import activations, initializers, regularizers
@@ -19,14 +20,6 @@ SHAPE = (2, 5, 5, 5, 4)
 
 def sample(shape=SHAPE, dtype="float32", seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(dtypes.numpy_dtype(dtype))
-
-
-def expected(layer, x):
-    """The layer's output in float64, from the definition of a convolution."""
-    spec = layer._geometry.spec(x.shape, "float64", layer.bias is not None, "linear")
-    bias = None if layer.bias is None else layer.bias.numpy()
-    out = reference.convolve(spec, x.astype(np.float64), np.asarray(layer.kernel), bias)
-    return layer.activation(out)
 
 
 def random_weights(layer, seed=1):
@@ -226,15 +219,6 @@ def test_compute_output_shape(arguments, shape, output):
 
 
 # Calling
-
-CALLS = [
-    {},
-    {"padding": "same", "activation": "relu"},
-    {"padding": "same", "strides": 2},
-    {"dilation_rate": 2, "use_bias": False},
-    {"groups": 2, "filters": 6},
-    {"data_format": "channels_first", "padding": "same", "strides": (1, 2, 2), "activation": "swish"},
-]
 
 
 @pytest.mark.parametrize("arguments", CALLS)

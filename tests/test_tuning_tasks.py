@@ -5,16 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from rpc_device import Tracked, tracked
 from tvm_conv3d.plan import default_plan
 from tvm_conv3d.spec import Conv3DSpec, Pads
 from tvm_conv3d.targets import resolve
@@ -68,62 +66,23 @@ except ValueError as error:
     assert "open sizes" in error
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
-def devices() -> list[int]:
-    """Process groups of the devices behind the tracker."""
-    return []
-
-
-@pytest.fixture
-def tracker(tmp_path: Path, devices: list[int]) -> Iterator[int]:
+def tracker(tmp_path: Path) -> Iterator[Tracked]:
     """A tracker and one device, on this machine."""
     pytest.importorskip("tornado", reason="TVM's RPC needs tornado")
     if shutil.which("g++") is None:
         pytest.skip("linking for a remote device needs a C++ compiler")
-    port, own = free_port(), free_port()
-    common = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    host = ["--host", "127.0.0.1"]
-    command = [sys.executable, "-m", "tvm.exec.rpc_tracker", *host, f"--port={port}", f"--port-end={port + 1}"]
-    server = [sys.executable, "-m", "tvm.exec.rpc_server", *host, f"--port={own}", f"--port-end={own + 1}"]
-    server += [f"--tracker=127.0.0.1:{port}", "--key=board"]
-    with subprocess.Popen(command, **common, start_new_session=True) as first:  # type: ignore[call-overload]
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        with subprocess.Popen(server, **common, start_new_session=True) as second:  # type: ignore[call-overload]
-            devices.append(second.pid)
-            try:
-                yield port
-            finally:
-                for process in (second, first):
-                    _end(process)
+    with tracked(tmp_path, ["-m", "tvm.exec.rpc_server", "--port-end=65535"]) as both:
+        yield both
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and those that it started."""
-    import signal
-
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(10)
-
-
-def test_a_remote_device_measures(tracker: int) -> None:
+def test_a_remote_device_measures(tracker: Tracked) -> None:
     from tvm_conv3d.tuning.lab import Lab
     from tvm_conv3d.tuning.rpc import RpcMeasurer
 
     target = resolve(None, 2)
     plan = default_plan(SPEC, target, exact=True)
-    measurer = RpcMeasurer("127.0.0.1", tracker, "board", 2)
+    measurer = RpcMeasurer("127.0.0.1", tracker.port, "board", 2)
     with Lab(target, builders=1, measurer=measurer, device=measurer.device) as lab:
         (trial,) = list(lab.try_plans([plan]))
         assert trial.seconds is not None, trial.note
@@ -132,7 +91,7 @@ def test_a_remote_device_measures(tracker: int) -> None:
         assert all(seconds < 1 for seconds in lab.contest([plan, plan]))
 
 
-def test_a_device_that_goes_ends_the_run(tracker: int, monkeypatch: pytest.MonkeyPatch, devices: list[int]) -> None:
+def test_a_device_that_goes_ends_the_run(tracker: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not wait for ever, and no candidate is blamed."""
     import signal
 
@@ -142,11 +101,11 @@ def test_a_device_that_goes_ends_the_run(tracker: int, monkeypatch: pytest.Monke
 
     target = resolve(None, 2)
     plan = default_plan(SPEC, target, exact=True)
-    measurer = rpc.RpcMeasurer("127.0.0.1", tracker, "board", 2)
+    measurer = rpc.RpcMeasurer("127.0.0.1", tracker.port, "board", 2)
     monkeypatch.setattr(rpc, "_PATIENCE", 2)
     with Lab(target, builders=1, measurer=measurer, device=measurer.device) as lab:
         assert next(lab.try_plans([plan])).seconds
-        os.killpg(devices[0], signal.SIGKILL)
+        os.killpg(tracker.device, signal.SIGKILL)
         with pytest.raises(NoWorkerError, match="No device 'board'"):
             next(lab.try_plans([plan]))
 

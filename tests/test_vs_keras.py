@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 import pytest
 
+from keras_cases import FORWARD
 from tvm_conv3d.layer import Conv3D
 from tvm_conv3d.objects import activations, constraints, initializers, regularizers
 from tvm_conv3d.reference import relative_error
@@ -247,22 +248,6 @@ def test_attributes():
     assert repr(ours.dtype_policy) == repr(theirs.dtype_policy)
     assert ours.get_build_config() == theirs.get_build_config()
     assert [weight.path for weight in ours.weights] == [weight.path for weight in theirs.weights]
-
-
-FORWARD = [
-    {},
-    {"padding": "same"},
-    {"padding": "same", "strides": 2},
-    {"strides": (1, 2, 3)},
-    {"dilation_rate": 2},
-    {"dilation_rate": (1, 2, 1), "padding": "same"},
-    {"groups": 2},
-    {"groups": 4, "filters": 8, "use_bias": False},
-    {"kernel_size": (1, 2, 3), "padding": "same", "strides": (2, 1, 2)},
-    {"kernel_size": 1, "activation": "relu"},
-    {"dtype": "float64"},
-    {"dtype": "mixed_bfloat16", "activation": "relu"},
-]
 
 
 @pytest.mark.parametrize("arguments", FORWARD)

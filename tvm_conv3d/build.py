@@ -128,7 +128,7 @@ def artifact_key(plan: Plan, target: Target) -> str:
 
 def target_text(target: Target) -> str:
     """The target as one line, equal for equal targets."""
-    return json.dumps({k: _plain(v) for k, v in target.export().items()}, sort_keys=True)
+    return json.dumps(_plain(target.export()), sort_keys=True)
 
 
 @functools.cache
@@ -151,4 +151,8 @@ def _versions() -> dict[str, str]:
 
 def _plain(value: object) -> object:
     """TVM's containers as JSON's."""
-    return value if isinstance(value, (str, int, float, bool, type(None))) else [str(v) for v in value]  # type: ignore[attr-defined]
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    if hasattr(value, "items"):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [str(v) for v in value]  # type: ignore[attr-defined]

@@ -10,8 +10,9 @@ import numpy as np
 
 from tvm_conv3d import buffers, build, cache, in_flight, tensors, threads, workspace
 from tvm_conv3d.compute.trim import seen_taps
-from tvm_conv3d.cuda.executor import GpuExecutor, Kernels, Weights
+from tvm_conv3d.cuda.executor import GpuExecutor, Kernels, Weights, without_elements
 from tvm_conv3d.cuda.image import Image
+from tvm_conv3d.dtypes import numpy_dtype
 from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.plan import Plan, algorithm_of, make_plan
 from tvm_conv3d.recent import Recent
@@ -170,6 +171,11 @@ class Executor:
 
     def _on_gpu(self, spec: Conv3DSpec, source: tensors.Source, weights: Weights, target: Target) -> Any:
         number = source.gpu.device if source.gpu else 0
+        if spec.empty:
+            check_runs_here(target, number)
+            if source.gpu:
+                return without_elements(source.gpu, spec.output_shape, spec.dtype)
+            return source.restore(np.empty(spec.output_shape, numpy_dtype(spec.dtype)))
         key = (spec, number, target_key(target))
         ready = self._gpu_ready.get(key)
         if ready is None:

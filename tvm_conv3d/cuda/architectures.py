@@ -99,16 +99,16 @@ def gpu_traits(target: Target) -> GpuTraits:
     Raises:
         ValueError: its architecture is none of those that code is made for.
     """
-    return _known(str(target.attrs.get("arch", "")))
+    return known(str(target.attrs.get("arch", "")))
 
 
 def _wished(wish: str | Mapping[str, Any]) -> GpuTraits:
     if isinstance(wish, str):
         _, colon, arch = wish.partition(":")
         if colon:
-            return _known(arch)
+            return known(arch)
     elif "arch" in wish:
-        return _known(str(wish["arch"]))
+        return known(str(wish["arch"]))
     from tvm_conv3d.cuda import driver
 
     return nearest(driver.device(0).capability)
@@ -131,7 +131,12 @@ def nearest(capability: int) -> GpuTraits:
     return max(same, key=lambda traits: traits.arch)
 
 
-def _known(arch: str) -> GpuTraits:
+def known(arch: str) -> GpuTraits:
+    """The architecture of this name, such as "sm_90".
+
+    Raises:
+        ValueError: there is none.
+    """
     if arch not in ARCHITECTURES:
         spelled = re.sub(r"^(sm_?)?", "sm_", arch)
         hint = f" Do you mean cuda:{spelled}?" if spelled in ARCHITECTURES else ""

@@ -78,6 +78,23 @@ def look(value: Any) -> GpuTensor:
     return GpuTensor(value, device, shape, str(tensor.dtype), address, _is_dense(shape, strides))
 
 
+def expect(value: Any, shape: tuple[int, ...], dtype: str, device: int) -> GpuTensor:
+    """`value` as a :class:`GpuTensor` that a kernel for this shape and type may be given.
+
+    Raises:
+        TypeError: it is something else: its library does not have the type, say.
+    """
+    found = look(value)
+    if (found.shape, found.dtype, found.device, found.dense) != (shape, dtype, device, True):
+        layout = "dense" if found.dense else "not dense"
+        raise TypeError(
+            f"{type(value).__module__.partition('.')[0]} should give a dense {dtype} tensor of shape {shape} on GPU "
+            f"{device}. Received: {found.dtype}, {found.shape}, GPU {found.device}, {layout}. For float64, JAX needs "
+            'jax.config.update("jax_enable_x64", True).'
+        )
+    return found
+
+
 def library_of(value: Any) -> Library:
     """How to speak to the library that `value` comes from.
 
@@ -118,14 +135,20 @@ def _torch(torch: Any) -> Library:
 
 def _cupy(cupy: Any) -> Library:
     def prepare(array: Any, dtype: str) -> Any:
-        dense = cupy.ascontiguousarray(array, dtype=_named(dtype))
-        return dense if dense.data.ptr % 16 == 0 else dense.copy()
+        # CuPy allocates on the current GPU, which may be another
+        with array.device:
+            dense = cupy.ascontiguousarray(array, dtype=_named(dtype))
+            return dense if dense.data.ptr % 16 == 0 else dense.copy()
 
     def empty(shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         with like.device:
             return cupy.empty(shape, _named(dtype))
 
-    return Library(prepare, empty, lambda device: int(cupy.cuda.get_current_stream().ptr))
+    def stream(device: int) -> int:
+        with cupy.cuda.Device(device):
+            return int(cupy.cuda.get_current_stream().ptr)
+
+    return Library(prepare, empty, stream)
 
 
 def _jax(jax: Any) -> Library:

@@ -27,18 +27,33 @@ _MAJOR, _MINOR = 75, 76
 _HINTS = {
     1: "an argument is out of range",
     2: "the GPU's memory is full",
+    3: "the driver is not started; a process that was forked from one that used the GPU can't use it: spawn it instead",
+    34: "this libcuda.so.1 is a stub of the CUDA toolkit, not the driver; look at LD_LIBRARY_PATH",
     100: "no GPU is visible to this process; look at CUDA_VISIBLE_DEVICES",
     209: "the code was made for another architecture",
     218: "the code is damaged",
     222: "the code was made by a CUDA newer than the driver",
+    400: "the stream or the kernel belongs to another GPU, or does not exist any more",
     700: "a kernel read or wrote beyond its buffers; the process can't use the GPU any more",
     701: "the kernel needs more threads, registers or shared memory than the GPU gives a block",
+    803: "the driver's library and its kernel module are of different versions; restart after an update",
     804: "the driver is too old for this CUDA",
 }
 
+#: Errors by which the driver says that it and all memory are gone: at the process's end, and in forked children.
+_GONE = (3, 4)
+
 
 class CudaError(RuntimeError):
-    """The GPU can't be used, or did not do what it was asked."""
+    """The GPU can't be used, or did not do what it was asked.
+
+    Attributes:
+        status: CUDA's number of the error, 0 where it is none of the driver's.
+    """
+
+    def __init__(self, text: str, status: int = 0) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -135,15 +150,21 @@ class Driver:
         return address.value
 
     def free(self, number: int, address: int) -> None:
-        """Gives memory back, after what still uses it."""
-        with self._on(number):
-            self._call("cuMemFree_v2", ctypes.c_uint64(address))
+        """Gives memory back, after what still uses it; what went with the driver needs no more."""
+        try:
+            with self._on(number):
+                self._call("cuMemFree_v2", ctypes.c_uint64(address))
+        except CudaError as error:
+            if error.status not in _GONE:
+                raise
 
     def upload(self, number: int, address: int, array: np.ndarray) -> None:
-        """Copies a C-contiguous array to the GPU."""
+        """Copies a C-contiguous array to the GPU; it is there for all streams when this returns."""
         source = ctypes.c_void_p(array.__array_interface__["data"][0])
         with self._on(number):
             self._call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), source, ctypes.c_size_t(array.nbytes))
+            # the call may return before the copy ends, and streams of other libraries don't wait for the default one
+            self._call("cuStreamSynchronize", None)
 
     def download(self, number: int, array: np.ndarray, address: int) -> None:
         """Fills a C-contiguous array from the GPU."""
@@ -177,7 +198,7 @@ class Driver:
             text = ctypes.c_char_p()
             self._library.cuGetErrorString(status, ctypes.byref(text))
             words = _HINTS.get(status) or (text.value or b"unknown error").decode(errors="replace")
-            raise CudaError(f"The GPU can't be used: {name} fails with error {status}: {words}.")
+            raise CudaError(f"The GPU can't be used: {name} fails with error {status}: {words}.", status)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import numpy as np
 
 from tvm_conv3d.compute.trim import seen_taps
 from tvm_conv3d.cuda import arrays, driver
-from tvm_conv3d.cuda.architectures import gpu_traits
+from tvm_conv3d.cuda.architectures import gpu_traits, known
 from tvm_conv3d.cuda.arrays import GpuTensor
 from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.locks import ForkSafeLock
@@ -28,7 +28,8 @@ class Memory:
     def __init__(self, device: int, size: int) -> None:
         runtime = driver.get()
         self.address = runtime.allocate(device, size)
-        weakref.finalize(self, runtime.free, device, self.address)
+        # at the process's end all memory is freed anyway, and the driver may be gone
+        weakref.finalize(self, runtime.free, device, self.address).atexit = False
 
     @classmethod
     def holding(cls, device: int, array: np.ndarray) -> Memory:
@@ -55,11 +56,13 @@ class Kernels:
         """Queues the launches on a stream; addresses are those of input, weights, bias, output and workspaces.
 
         Raises:
+            ValueError: the image is for another architecture.
             tvm_conv3d.cuda.driver.CudaError: the GPU refuses it.
         """
         runtime = driver.get()
         with self._lock:
             if device not in self._by_device:
+                driver.check_runs_here(known(self._image.arch), device)
                 self._by_device[device] = runtime.load(device, self._image)
         for launch in self._image.launches:
             kernel = self._by_device[device][launch.kernel]
@@ -83,6 +86,11 @@ class Weights:
     version: Hashable
 
 
+def without_elements(tensor: GpuTensor, shape: tuple[int, ...], dtype: str) -> Any:
+    """A result that has no element, beside a tensor in a GPU's memory."""
+    return arrays.library_of(tensor.value).empty(shape, dtype, tensor.value)
+
+
 class GpuExecutor:
     """Runs the convolutions of one layer on GPUs; safe to call from several threads.
 
@@ -99,21 +107,20 @@ class GpuExecutor:
 
         Raises:
             ValueError: the code is for another architecture than the tensor's GPU.
-            TypeError: the tensor is of an unknown library.
+            TypeError: the tensor is of an unknown library, or of a type that the library does not have.
             tvm_conv3d.cuda.driver.CudaError: the GPU refuses the launch.
         """
         driver.check_runs_here(gpu_traits(target), tensor.device)
         library = arrays.library_of(tensor.value)
         prepared = library.prepare(tensor.value, plan.spec.dtype)
-        x = arrays.look(prepared)
+        x = arrays.expect(prepared, plan.spec.input_shape, plan.spec.dtype, tensor.device)
         result = library.empty(plan.spec.output_shape, plan.spec.dtype, tensor.value)
-        if plan.spec.empty:
-            return result
+        out = arrays.expect(result, plan.spec.output_shape, plan.spec.dtype, tensor.device)
         packed = self._pack(plan, tensor.device, weights)
         stream = library.stream(tensor.device)
         # of the library, which knows when the stream is done with it
         kept = [library.empty((size,), "uint8", tensor.value) for size in kernels.workspaces]
-        addresses = [x.address, packed.kernel.address, packed.bias.address, arrays.look(result).address]
+        addresses = [x.address, packed.kernel.address, packed.bias.address, out.address]
         kernels(tensor.device, stream, [*addresses, *(arrays.look(workspace).address for workspace in kept)])
         if library.waits:
             driver.get().synchronize(tensor.device, stream)
@@ -128,8 +135,6 @@ class GpuExecutor:
         """
         driver.check_runs_here(gpu_traits(target), 0)
         out = np.empty(plan.spec.output_shape, x.dtype)
-        if plan.spec.empty:
-            return out
         packed = self._pack(plan, 0, weights)
         source, result = Memory.holding(0, x), Memory(0, out.nbytes)
         kept = [Memory(0, size) for size in kernels.workspaces]

@@ -5,17 +5,45 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
+import numpy as np
+
+from tvm_conv3d import reference, tensors
 from tvm_conv3d.cuda import driver, nvrtc, toolkit
 from tvm_conv3d.cuda.architectures import nearest
 from tvm_conv3d.cuda.driver import CudaError
+from tvm_conv3d.spec import Conv3DSpec
 
 #: What TVM's own CUDA runtime loads, which only its tools need.
 _RUNTIME = "libcudart.so.13"
 
+#: Of a convolution that is tried.
+_WORST_ERROR = 1e-5
+
 
 def findings() -> list[tuple[str, str]]:
     """What is checked, and what was found."""
-    return [("CUDA, driver and GPUs", _gpus()), ("CUDA, compiler", _compiler()), ("CUDA, TVM's runtime", _runtime())]
+    found = [("CUDA, driver and GPUs", _gpus()), ("CUDA, compiler", _compiler()), ("CUDA, TVM's runtime", _runtime())]
+    return [*found, *(("CUDA, a convolution", text) for text in _attempts())]
+
+
+def _attempts() -> list[str]:
+    """What comes of a small convolution on the first GPU, where there is one."""
+    from tvm_conv3d.runtime import Executor
+
+    try:
+        if not driver.get().count():
+            return []
+    except CudaError:
+        return []
+    rng = np.random.default_rng(0)
+    spec = Conv3DSpec(1, (4, 4, 4), 16, 16, (3, 3, 3))
+    x, kernel, bias = (rng.standard_normal(s, np.float32) for s in (spec.input_shape, spec.kernel_shape, spec.filters))
+    try:
+        result = Executor("cuda")(spec, tensors.wrap(x), kernel, bias, version=0)
+    except (ValueError, RuntimeError) as error:
+        return [f"fails: {error}"]
+    off = reference.relative_error(result, reference.convolve(spec, x, kernel, bias))
+    return [f"{'right' if off < _WORST_ERROR else 'WRONG'}, relative error {off:.1e}"]
 
 
 def _gpus() -> str:

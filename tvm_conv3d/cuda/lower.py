@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tvm_conv3d.cuda.architectures import GpuTraits, gpu_traits
 from tvm_conv3d.locks import ForkSafeLock
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 _GRID = ("blockIdx.x", "blockIdx.y", "blockIdx.z")
 _BLOCK = ("threadIdx.x", "threadIdx.y", "threadIdx.z")
 _SHARED = "tirx.use_dyn_shared_memory"
+
+#: Blocks along each axis of a grid, and threads along the last one of a block, at most.
+_MOST_BLOCKS = (2**31 - 1, 65535, 65535)
+_MOST_ALONG_Z = 64
 
 #: The function's parameters, by which kernels name their arguments.
 PARAMETERS = ("x", "kernel", "bias", "out")
@@ -68,7 +73,8 @@ def lower(module: IRModule, target: Target) -> DeviceSource:
     """The CUDA source of the scheduled `main`.
 
     Raises:
-        RuntimeError: TVM can't lower it, or the host would have to do more than allocate and launch.
+        RuntimeError: TVM can't lower it, the host would have to do more than allocate and launch, or a launch is too
+            large for the target.
     """
     import tvm
     from tvm.tirx.build import split_host_device_mods
@@ -78,11 +84,55 @@ def lower(module: IRModule, target: Target) -> DeviceSource:
     if len(devices) != 1:
         raise RuntimeError(f"A convolution must have kernels for one device. Received: {len(devices)}")
     (device,) = devices.values()
+    workspaces = _workspaces(host)
+    launches = tuple(_launches(host, workspaces))
+    for launch in launches:
+        _check_limits(launch, _static_shared(device[launch.kernel]), gpu_traits(target))
     with _not_compiling(tvm):
         code = tvm.get_global_func("target.build.cuda")(finalize()(device), target)
-    workspaces = _workspaces(host)
-    sizes = tuple(math.prod(map(int, b.shape)) * np.dtype(str(b.dtype)).itemsize for b in workspaces)
-    return DeviceSource(str(code.inspect_source("cuda")), tuple(_launches(host, workspaces)), sizes)
+    sizes = tuple(map(_bytes_of, workspaces))
+    return DeviceSource(str(code.inspect_source("cuda")), launches, sizes)
+
+
+def _check_limits(launch: Launch, static: int, traits: GpuTraits) -> None:
+    """Refuses what a GPU would refuse at the call.
+
+    Raises:
+        RuntimeError: the launch is too large for the architecture.
+    """
+    shared = static + launch.shared
+    if shared > traits.shared_per_block:
+        raise RuntimeError(
+            f"{launch.kernel} needs {shared} bytes of shared memory for a block, and {traits.name} gives "
+            f"{traits.shared_per_block}: take smaller tiles."
+        )
+    threads = math.prod(launch.block)
+    if threads > traits.threads_per_block or launch.block[2] > _MOST_ALONG_Z:
+        raise RuntimeError(
+            f"{launch.kernel} needs {launch.block} threads in a block, and {traits.name} gives "
+            f"{traits.threads_per_block}, {_MOST_ALONG_Z} of them along the last axis: take smaller tiles."
+        )
+    if any(extent > most for extent, most in zip(launch.grid, _MOST_BLOCKS, strict=True)):
+        raise RuntimeError(f"{launch.kernel} needs {launch.grid} blocks, and a GPU takes {_MOST_BLOCKS}.")
+
+
+def _static_shared(function: Any) -> int:
+    """Bytes of shared memory that the arrays of a kernel take."""
+    import tvm_ffi
+    from tvm.tirx import AllocBuffer
+
+    sizes = [0]
+
+    def note(allocation: AllocBuffer) -> None:
+        if allocation.buffer.scope() == "shared":
+            sizes.append(_bytes_of(allocation.buffer))
+
+    tvm_ffi.structural_walk(function.body, ((AllocBuffer, note),))
+    return sum(sizes)
+
+
+def _bytes_of(buffer: Any) -> int:
+    return math.prod(map(int, buffer.shape)) * np.dtype(str(buffer.dtype).replace("bfloat", "float")).itemsize
 
 
 def _workspaces(host: IRModule) -> list[Any]:

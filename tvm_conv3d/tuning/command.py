@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_conv3d import records, threads
+from tvm_conv3d.cuda import driver
 from tvm_conv3d.cuda.architectures import gpu_traits
 from tvm_conv3d.targets import available_cpus, check_runs_here, is_cuda, resolve, target_key, thread_count
 from tvm_conv3d.tuning import tasks
@@ -75,7 +76,7 @@ def parser(kind: str) -> argparse.ArgumentParser:
     )
     found.add_argument("--target", default=kind, metavar="JSON", help="of TVM, as JSON; default: this machine's")
     found.add_argument("--threads", type=_positive, metavar="N", help="default: all CPUs the process may use")
-    found.add_argument("--rpc", type=_address, metavar="HOST:PORT", help="measure on a device behind a TVM RPC tracker")
+    found.add_argument("--rpc", type=address, metavar="HOST:PORT", help="measure on a device behind a TVM RPC tracker")
     found.add_argument("--rpc-key", default="default", metavar="KEY", help="the device's key; default: %(default)s")
     found.add_argument("--dry-run", action="store_true", help="list the layers and what the records hold")
     found.add_argument("--plot", type=Path, metavar="FILE", help="a picture of the search")
@@ -202,12 +203,12 @@ def _target(options: argparse.Namespace, kind: str) -> Target:
             wish = json.loads(wish)
         except ValueError as error:
             raise UsageError(f"`--target` is no JSON: {error}. Received: {options.target}") from error
+    if wish == "cuda" and options.rpc:
+        raise UsageError("Name the architecture of the remote GPU: --target cuda:sm_90, say.")
     if wish == "cuda" and options.dry_run:
         wish = _some_gpu()
     try:
         target = resolve(wish, threads.get_num_threads())
-        if is_cuda(target) and options.rpc:
-            raise UsageError("GPUs are measured on this machine only: leave `--rpc` out.")
         if options.rpc is None and not options.dry_run:
             check_runs_here(target)
     except ValueError as error:
@@ -234,17 +235,18 @@ def _some_gpu() -> str:
 def _lab(run: Run) -> Lab:
     from tvm_conv3d.tuning.lab import Lab
 
-    if is_cuda(run.target):
-        from tvm_conv3d.cuda import driver
-
-        return Lab(run.target, device=driver.device(0).name)
     if run.options.rpc is None:
-        return Lab(run.target)
+        return Lab(run.target, device=driver.device(0).name if is_cuda(run.target) else None)
+    from tvm_conv3d.tuning.gpu_rpc import GpuRpcMeasurer
     from tvm_conv3d.tuning.rpc import RpcMeasurer
 
     host, port = run.options.rpc
+    where = (host, port, run.options.rpc_key)
     try:
-        measurer = RpcMeasurer(host, port, run.options.rpc_key, thread_count(run.target))
+        if is_cuda(run.target):
+            measurer: RpcMeasurer = GpuRpcMeasurer(*where, gpu_traits(run.target))
+        else:
+            measurer = RpcMeasurer(*where, thread_count(run.target))
     except (RuntimeError, OSError) as error:
         raise UsageError(str(error)) from error
     return Lab(run.target, measurer=measurer, device=measurer.device)
@@ -270,7 +272,8 @@ def _duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def _address(text: str) -> tuple[str, int]:
+def address(text: str) -> tuple[str, int]:
+    """The argument HOST:PORT."""
     host, _, port = text.rpartition(":")
     if not host or not port.isdigit():
         raise argparse.ArgumentTypeError(f"HOST:PORT is wanted, not {text!r}")

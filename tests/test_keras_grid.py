@@ -1,0 +1,22 @@
+"""Every combination of the layer's arguments that changes the mathematics, on the CPU against the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from keras_cases import grid, spec_of
+from problems import assert_right
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_grid(padding: str, data_format: str) -> None:
+    wanted: dict[str, Any] = {"padding": padding, "data_format": data_format}
+    cases = [arguments for arguments in grid() if arguments.items() >= wanted.items()]
+    assert len(cases) == 39
+    for arguments in cases:
+        assert_right(spec_of(arguments))

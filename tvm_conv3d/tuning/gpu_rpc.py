@@ -1,0 +1,119 @@
+"""Measuring on a GPU behind TVM's RPC tracker: the tuner's side, and the server of the GPU's machine.
+
+There `python -m tvm_conv3d.tuning.gpu_rpc --tracker HOST:PORT --key KEY` runs: a server of TVM's that knows how to load
+and time this package's code. Beside the package it needs the GPU's driver only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm_conv3d.cuda.architectures import GpuTraits
+from tvm_conv3d.tuning.measure import Bench, Request, perform
+from tvm_conv3d.tuning.rpc import RpcMeasurer
+
+#: What the server offers: measuring, and facts of its GPU.
+_MEASURE, _FACTS = "tvm_conv3d.measure", "tvm_conv3d.gpu"
+
+
+class GpuRpcMeasurer(RpcMeasurer):
+    """Measures on a remote GPU.
+
+    Args:
+        host, port: of the tracker.
+        key: of the devices to ask for.
+        traits: of the architecture that code is compiled for.
+
+    Raises:
+        RuntimeError: the tracker can't be reached, has no free device of that key, or the device can't run the code.
+    """
+
+    def __init__(self, host: str, port: int, key: str, traits: GpuTraits) -> None:
+        super().__init__(host, port, key, threads=1)
+        try:
+            facts = json.loads(self._session.get_function(_FACTS)(traits.name))
+        except AttributeError as error:
+            raise RuntimeError(
+                f"The device {key!r} runs a server that can't measure GPUs. Run there: python -m {__name__} "
+                f"--tracker {host}:{port} --key {key}"
+            ) from error
+        if "problem" in facts:
+            raise RuntimeError(f"On the device {key!r}: {facts['problem']}")
+        self.device = facts["name"]
+
+    def _perform(self, request: Request) -> list[float]:
+        answer = json.loads(self._session.get_function(_MEASURE)(bytearray(pickle.dumps(request))))
+        if "problem" in answer:
+            raise RuntimeError(answer["problem"])
+        return [float(number) for number in answer["numbers"]]
+
+
+def offer() -> None:
+    """Registers what the server offers; the GPU is not touched before a session asks, in a process of its own."""
+    import tvm
+
+    benches: dict[str, Bench] = {}
+
+    def measure(data: bytes) -> str:
+        request: Request = pickle.loads(bytes(data))
+        spec = request.plans[0][0].spec
+        if spec.key() not in benches:
+            benches.clear()
+            benches[spec.key()] = Bench.of(spec)
+        return _answer(lambda: {"numbers": perform(request, benches[spec.key()])})
+
+    tvm.register_global_func(_MEASURE, measure, override=True)
+    tvm.register_global_func(_FACTS, lambda arch: _answer(lambda: _facts(arch)), override=True)
+
+
+def _answer(work: Callable[[], dict[str, Any]]) -> str:
+    try:
+        return json.dumps(work())
+    except (ValueError, RuntimeError, MemoryError) as error:
+        return json.dumps({"problem": str(error)})
+
+
+def _facts(arch: str) -> dict[str, Any]:
+    from tvm_conv3d.cuda import driver
+    from tvm_conv3d.cuda.architectures import known
+
+    driver.check_runs_here(known(arch))
+    return {"name": driver.device(0).name}
+
+
+def serve(arguments: Sequence[str] | None = None, init: Callable[[], None] = offer) -> int:
+    """Runs the server until it is interrupted; returns the exit status.
+
+    Args:
+        arguments: of the command line.
+        init: what the server's process does first.
+    """
+    from tvm_conv3d.tuning.command import address
+
+    found = argparse.ArgumentParser(description="Lends this machine's GPU to tuners, by TVM's RPC tracker.")
+    found.add_argument("--tracker", type=address, required=True, metavar="HOST:PORT", help="whose clients are trusted")
+    found.add_argument("--key", default="default", metavar="KEY", help="of this device; default: %(default)s")
+    found.add_argument("--host", default="0.0.0.0", help="to listen at; default: %(default)s")
+    found.add_argument("--port", type=int, default=9090, help="the first that is tried; default: %(default)s")
+    options = found.parse_args(arguments)
+    from tvm import rpc
+
+    ports = options.port, options.port + 100
+    server = rpc.Server(options.host, *ports, False, options.tracker, options.key, server_init_callback=init)
+    print(f"Port {server.port}, key {options.key!r}. Ctrl-C ends it.", flush=True)
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        server.terminate()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(serve())
