@@ -158,7 +158,7 @@ class _Builder:
 
     def _input(self, gather: te.Tensor) -> te.Tensor:
         """The input's transforms, along width, height and depth; the last in the layout of the product."""
-        (sd, sh, sw), (bd, bh, bw) = self.steps, self.variant.block
+        (sd, sh, sw), (_, bh, bw) = self.steps, self.variant.block
         lanes, (ad, ah, aw) = self.variant.lanes, self.frequencies
         sides = zip(self.variant.block, self.variant.tile, strict=True)
         rows_d, rows_h, _ = self.axes.cells([b * m for b, m in sides])
