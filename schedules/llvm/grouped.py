@@ -14,7 +14,7 @@ from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.compute.grouped import GroupedVariant
+from tvm_conv3d.compute.grouped import GroupedVariant, shuffles
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.schedules.llvm import skip_padding, stream_stores
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll
@@ -39,11 +39,11 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[s
     most = _MOST_COLUMNS if traits.registers >= 32 else _MOST_COLUMNS // 2
     # overhanging columns are wasted; the taps' weights are loaded once a tile
     columns = min(range(1, min(most, width) + 1), key=lambda c: -(-width // c) * (c + 1))
-    depth, rows, column_tiles = task_box(
-        s, traits, (1, columns), s.group_channels * lanes * np.dtype(s.accumulator).itemsize
-    )
+    shuffled = shuffles(s, lanes)
+    copied = (1 if shuffled else s.group_channels) * lanes * np.dtype(s.accumulator).itemsize
+    depth, rows, column_tiles = task_box(s, traits, (1, columns), copied)
     few_tasks = tasks(s, (1, columns), (depth, rows, column_tiles)) < TASKS_PER_THREAD * traits.cores
-    variant = GroupedVariant(lanes, 1, columns, parallel_blocks=few_tasks and s.filters > lanes)
+    variant = GroupedVariant(lanes, 1, columns, parallel_blocks=few_tasks and s.filters > lanes, shuffled=shuffled)
     return variant, {"depth": depth, "rows": rows, "columns": column_tiles}
 
 
@@ -109,9 +109,14 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: GroupedVariant, decide: Deci
     _, hi, _, wi, lanes, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-9:]
     if variant.rows == 1:
         skip_padding.mark(sch, s, {0: tap_d, 1: tap_h})
+    along_row = (channel, tap_w)
     if s.kernel[2] * s.group_channels <= _MOST_UNROLLED:
-        unroll(sch, (channel, tap_w))
-    keep_in_registers(sch, conv, (tap_d, tap_h, channel, tap_w), (hi, wi, lanes))
+        unroll(sch, along_row)
+    elif variant.shuffled:
+        # an exchange of lanes is part of the code
+        along_row = (tap_w, channel)
+        sch.unroll(channel)
+    keep_in_registers(sch, conv, (tap_d, tap_h, *along_row), (hi, wi, lanes))
     gather = sch.get_sblock("gather")
     sch.compute_at(gather, copy_at, preserve_unit_loops=True)
     if last and s.filters % variant.lanes == 0:
