@@ -11,8 +11,8 @@ from typing import Any
 
 import tvm_ffi
 from tvm import IRModule, ir, sym, tirx
-from tvm.tirx import transform
 from tvm.target import Target
+from tvm.tirx import transform
 
 from tvm_conv3d.schedules.llvm.lower import to_vectors
 
