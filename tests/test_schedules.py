@@ -245,3 +245,24 @@ def test_a_layer_tells_its_plan() -> None:
     plan = Conv3D(8, 3, padding="same").plan_for((1, 6, 7, 8, 4))
     assert (plan.algorithm, plan.origin) == ("direct", "default")
     assert plan.spec.key() == "n1_i6x7x8x4_o8_k3x3x3_s1x1x1_d1x1x1_p1.1x1.1x1.1_g1_ndhwc_float32_bias_linear"
+
+
+def test_depthwise_layers_take_half_vectors_where_those_are_whole() -> None:
+    """A strided layer of 184 channels: rows of cells would be copied phase by phase."""
+    target = resolve({"mtriple": "x86_64-linux-gnu", **AVX512}, 2)
+    strided = make_plan(same(1, (50, 22, 22), 184, 184, 3, groups=184, strides=(1, 2, 2)), target)
+    assert (strided.algorithm, strided.variant.lanes) == ("grouped", 8)
+    few = make_plan(same(1, (16, 56, 56), 24, 24, 3, groups=24), target)
+    assert (few.algorithm, few.variant.lanes) == ("depthwise", 16)
+    assert make_plan(same(1, (9, 15, 17), 12, 12, 3, groups=12, strides=(1, 2, 2)), target).variant.lanes == 16
+
+
+@pytest.mark.parametrize("cores", [2, 3, 16])
+def test_tasks_of_grouped_layers_feed_all_threads(cores: int) -> None:
+    traits = CpuTraits(512, 32, cores, 32 << 10, 1 << 20, 32 << 20)
+    for spec in (same(1, (50, 22, 22), 184, 184, 3, groups=184), same(1, (8, 56, 56), 128, 128, 3, groups=32)):
+        found = algorithms("llvm")["grouped"].default(spec, traits)
+        assert found is not None
+        variant, box = found
+        sizes = tuple(box[name] for name in ("depth", "rows", "columns"))
+        assert tile_rule.tasks(spec, (1, variant.columns), sizes) >= tile_rule.TASKS_PER_THREAD * cores  # type: ignore[arg-type]

@@ -86,9 +86,10 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
 
         image = compile_image(module, target)
         return Artifact(image.to_bytes(), _shapes(module), module.script(), (sum(image.workspaces), 0))
-    from tvm_conv3d.schedules.llvm import stream_stores
+    from tvm_conv3d.schedules.llvm import shuffles, stream_stores
 
-    lowered = stream_stores.rewrite(module, target) if plan.variant.stream else module
+    lowered = shuffles.rewrite(module, target) if getattr(plan.variant, "shuffled", False) else module
+    lowered = stream_stores.rewrite(lowered, target) if plan.variant.stream else lowered
     code = _object_code(tvm.compile(lowered, target=target).mod)
     if not code:
         raise RuntimeError(f"LLVM wrote no code for {plan.spec.key()} on {target}.")

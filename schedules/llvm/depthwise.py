@@ -18,7 +18,7 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.depthwise import DepthwiseVariant, applies, period
 from tvm_conv3d.schedules.decisions import Decisions, divisors
-from tvm_conv3d.schedules.llvm import skip_padding, stream_stores
+from tvm_conv3d.schedules.llvm import grouped, skip_padding, stream_stores
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, vectorize_copy
 from tvm_conv3d.schedules.llvm.tile_rule import TASKS_PER_THREAD
 from tvm_conv3d.spec import Conv3DSpec
@@ -30,6 +30,9 @@ _LOAD, _COPY = 1.6, 6.0
 #: How much longer a task takes whose rows end within a vector, as these are stored by way of the stack.
 _THROUGH_STACK = 1.3
 
+#: How much more the cost model of :mod:`grouped` expects for the same time, with a margin for this module.
+_GROUPED_EXPECTS_MORE = 1.15
+
 #: Variants that compete while tuning.
 _MOST_VARIANTS = 10
 
@@ -38,7 +41,10 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DepthwiseVariant, dict
     """The variant and the decisions taken where nothing was tuned; None where :mod:`grouped` is as good."""
     if not applies(spec) or spec.channels % traits.lanes(spec.accumulator) == 0:
         return None
-    cheapest = _candidates(collapse(spec), traits)[0]
+    s = collapse(spec)
+    cheapest = _candidates(s, traits)[0]
+    if grouped.cycles(spec, traits) < _GROUPED_EXPECTS_MORE * _cost(s, traits, cheapest)[2]:
+        return None
     return cheapest.variant, {"depth": cheapest.depth, "rows": cheapest.row_tiles}
 
 
@@ -107,25 +113,28 @@ def _candidates(s: Conv3DSpec, traits: CpuTraits) -> list[_Candidate]:
     depth, height, width = s.out_size
     row_parts = list(dict.fromkeys(_row_parts(s, lanes, -(-width * s.channels // lanes))))
 
-    def cost(candidate: _Candidate) -> tuple[bool, bool, float, int]:
-        variant = candidate.variant
-        parts = -(-width * s.channels // (lanes * variant.vectors))
-        tasks = s.batch * (depth // candidate.depth) * (-(-height // variant.rows) // candidate.row_tiles) * parts
-        copied = _copied_vectors(s, candidate)
-        whole = width * s.channels % (variant.vectors * lanes) == 0
-        cells = candidate.depth * candidate.row_tiles * variant.vectors
-        compute = cells * s.kernel[0] * s.kernel[2] * _step(s, traits, variant.rows) * (1 if whole else _THROUGH_STACK)
-        too_large = copied * traits.vector_bits // 8 > traits.l2 // 2
-        too_few = tasks < TASKS_PER_THREAD * traits.cores
-        return too_few, too_large, tasks * (compute + _COPY * copied), -variant.vectors
-
     found = [
         _Candidate(DepthwiseVariant(lanes, rows, vectors), d, h)
         for rows in range(1, max(1, min(height, _most_rows(traits))) + 1)
         for d, h in itertools.product(divisors(depth), divisors(-(-height // rows)))
         for vectors in row_parts
     ]
-    return sorted(found, key=cost)
+    return sorted(found, key=lambda candidate: _cost(s, traits, candidate))
+
+
+def _cost(s: Conv3DSpec, traits: CpuTraits, candidate: _Candidate) -> tuple[bool, bool, float, int]:
+    """What candidates are sorted by; the third is the layer's cycles."""
+    variant, (_, height, width) = candidate.variant, s.out_size
+    row = variant.vectors * variant.lanes
+    parts = -(-width * s.channels // row)
+    tasks = s.batch * (s.out_size[0] // candidate.depth) * (-(-height // variant.rows) // candidate.row_tiles) * parts
+    copied = _copied_vectors(s, candidate)
+    whole = width * s.channels % row == 0
+    cells = candidate.depth * candidate.row_tiles * variant.vectors
+    compute = cells * s.kernel[0] * s.kernel[2] * _step(s, traits, variant.rows) * (1 if whole else _THROUGH_STACK)
+    too_large = copied * traits.vector_bits // 8 > traits.l2 // 2
+    too_few = tasks < TASKS_PER_THREAD * traits.cores
+    return too_few, too_large, tasks * (compute + _COPY * copied), -variant.vectors
 
 
 def _most_rows(traits: CpuTraits) -> int:

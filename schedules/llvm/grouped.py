@@ -1,12 +1,15 @@
 """Design space of the grouped and depthwise convolution on a CPU.
 
 A task owns a box of output cells of one or all blocks of filters. For each block it copies the cells it reads into a
-buffer of its own, one vector a cell, and computes register tiles in which a row's taps are unrolled, so that a loaded
+buffer of its own, one vector a cell (of groups of several channels that are not shuffled: one for each of a group's
+channels), and computes register tiles in which a row's taps are unrolled, so that a loaded
 cell serves all the columns whose windows hold it.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,19 +17,30 @@ from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.compute.grouped import GroupedVariant
-from tvm_conv3d.schedules.decisions import Decisions
+from tvm_conv3d.compute.grouped import GroupedVariant, shuffles
+from tvm_conv3d.compute.stages import window_extents
+from tvm_conv3d.schedules.decisions import Decisions, divisors
 from tvm_conv3d.schedules.llvm import skip_padding, stream_stores
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll
-from tvm_conv3d.schedules.llvm.tile_rule import TASKS_PER_THREAD, fitting_lanes, task_box, tasks
+from tvm_conv3d.schedules.llvm.tile_rule import TASKS_PER_THREAD, fitting_lanes, tasks, tiles_of
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
-#: Columns of a tile: wider ones run out of registers beside the unrolled taps.
-_MOST_COLUMNS = 8
+#: Columns of a tile, and of one of a single channel a group: wider ones run out of registers beside the unrolled taps.
+_MOST_COLUMNS, _MOST_OF_ONE_CHANNEL = 8, 12
 
 #: Taps of a row times channels of a group up to which both are unrolled.
 _MOST_UNROLLED = 32
+
+#: Cycles of copying a vector; how much longer it takes where the channels' other vectors were read before and are gone
+#: from L2, and the size of what was read, in L2, from which on they are. Fitted to depthwise layers.
+_COPY, _READ_AGAIN, _HELD_BETWEEN_PASSES = 6.0, 1.6, 2
+
+#: How much longer it takes where vectors overhang the filters, as these are copied and stored in pieces.
+_OVERHANG = 1.4
+
+#: Lanes up to which vectors are not halved: without AVX-512, half a vector takes as long as a whole one.
+_LEAST_LANES = 8
 
 
 def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[str, int]] | None:
@@ -34,17 +48,53 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[s
     s = collapse(spec)
     if s.groups == 1 or s.group_filters >= traits.lanes(s.accumulator):
         return None
-    lanes = fitting_lanes(traits, s.accumulator, s.filters)
+    lanes = _whole_vectors(s, fitting_lanes(traits, s.accumulator, s.filters))
     width = s.out_size[2]
-    most = _MOST_COLUMNS if traits.registers >= 32 else _MOST_COLUMNS // 2
+    most = _MOST_OF_ONE_CHANNEL if s.group_channels == 1 else _MOST_COLUMNS
+    most = most if traits.registers >= 32 else most // 2
     # overhanging columns are wasted; the taps' weights are loaded once a tile
     columns = min(range(1, min(most, width) + 1), key=lambda c: -(-width // c) * (c + 1))
-    depth, rows, column_tiles = task_box(
-        s, traits, (1, columns), s.group_channels * lanes * np.dtype(s.accumulator).itemsize
-    )
+    variant = GroupedVariant(lanes, 1, columns, shuffled=shuffles(s, lanes))
+    _, (depth, rows, column_tiles) = _best_box(s, traits, variant)
     few_tasks = tasks(s, (1, columns), (depth, rows, column_tiles)) < TASKS_PER_THREAD * traits.cores
-    variant = GroupedVariant(lanes, 1, columns, parallel_blocks=few_tasks and s.filters > lanes)
+    variant = replace(variant, parallel_blocks=few_tasks and s.filters > lanes)
     return variant, {"depth": depth, "rows": rows, "columns": column_tiles}
+
+
+def cycles(spec: Conv3DSpec, traits: CpuTraits) -> float:
+    """What the cost model expects of the default; infinite where there is none."""
+    found = default(spec, traits)
+    return _best_box(collapse(spec), traits, found[0])[0] if found else math.inf
+
+
+def _best_box(s: Conv3DSpec, traits: CpuTraits, variant: GroupedVariant) -> tuple[float, tuple[int, int, int]]:
+    """The cheapest task (depth, rows and tiles of columns), and the layer's cycles with it."""
+    tile = (1, variant.columns)
+    item = np.dtype(s.accumulator).itemsize
+    # two halves take as long as a whole vector, or less where loads decide
+    share = variant.lanes / traits.lanes(s.accumulator)
+    multiplied = math.prod(s.kernel) * s.group_channels
+    copies = 1 if variant.shuffled else s.group_channels
+    overhanging = _OVERHANG if s.filters % variant.lanes else 1.0
+
+    def cost(box: tuple[int, int, int]) -> tuple[bool, bool, float, int, int]:
+        cells = math.prod(box) * variant.columns
+        copied = math.prod(window_extents(s, (*box[:2], box[2] * variant.columns)))
+        again = _READ_AGAIN if copied * s.channels * item > _HELD_BETWEEN_PASSES * traits.l2 else 1.0
+        count = tasks(s, tile, box)
+        rounds = -(-count // traits.cores) * traits.cores
+        each = rounds * (cells * multiplied * share + again * _COPY * copies * copied)
+        too_few = count < TASKS_PER_THREAD * traits.cores
+        too_large = copied * copies * variant.lanes * item > traits.l2 // 2
+        return too_few, too_large, each * overhanging * -(-s.filters // variant.lanes), -box[2], -box[1]
+
+    best = min(itertools.product(*map(divisors, tiles_of(s, tile))), key=cost)
+    return cost(best)[2], best
+
+
+def _whole_vectors(s: Conv3DSpec, lanes: int) -> int:
+    """`lanes`, or half of them where only those divide the filters: vectors that overhang are copied in pieces."""
+    return lanes // 2 if s.filters % lanes and s.filters % (lanes // 2) == 0 and lanes > _LEAST_LANES else lanes
 
 
 def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[GroupedVariant]:
@@ -109,9 +159,14 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: GroupedVariant, decide: Deci
     _, hi, _, wi, lanes, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-9:]
     if variant.rows == 1:
         skip_padding.mark(sch, s, {0: tap_d, 1: tap_h})
+    along_row = (channel, tap_w)
     if s.kernel[2] * s.group_channels <= _MOST_UNROLLED:
-        unroll(sch, (channel, tap_w))
-    keep_in_registers(sch, conv, (tap_d, tap_h, channel, tap_w), (hi, wi, lanes))
+        unroll(sch, along_row)
+    elif variant.shuffled:
+        # an exchange of lanes is part of the code
+        along_row = (tap_w, channel)
+        sch.unroll(channel)
+    keep_in_registers(sch, conv, (tap_d, tap_h, *along_row), (hi, wi, lanes))
     gather = sch.get_sblock("gather")
     sch.compute_at(gather, copy_at, preserve_unit_loops=True)
     if last and s.filters % variant.lanes == 0:

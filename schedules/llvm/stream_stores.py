@@ -15,9 +15,9 @@ from typing import Any
 
 import tvm_ffi
 from tvm import IRModule, ir, tirx
-from tvm.s_tir import transform
 from tvm.target import Target
 
+from tvm_conv3d.schedules.llvm.lower import to_vectors
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -70,27 +70,8 @@ def _stored_bytes(spec: Conv3DSpec, lanes: int) -> int:
 
 
 def rewrite(module: IRModule, target: Target) -> IRModule:
-    """A scheduled function with the vector stores to its output made non-temporal.
-
-    It is lowered as far as to vectors by TVM's own passes, which find nothing more to do when it is compiled.
-    """
-    passes = (
-        transform.CanonicalizeLoop(),
-        transform.LowerInitBlock(),
-        transform.PlanAndUpdateBufferAllocationLocation(),
-        transform.ConvertBlocksToOpaque(),
-        transform.CompactBufferAllocation(),
-        transform.LowerMatchBuffer(),
-        transform.StmtSimplify(),
-        transform.LowerOpaqueBlock(),
-        tirx.transform.FlattenBuffer(),
-        tirx.transform.BF16ComputeLegalize(),
-        tirx.transform.NarrowDataType(32),
-        transform.LoopPartition(),
-        tirx.transform.VectorizeLoop(True),
-    )
-    with target:
-        lowered = ir.transform.Sequential((tirx.transform.BindTarget(target), *passes))(module)
+    """A scheduled function with the vector stores to its output made non-temporal."""
+    lowered = to_vectors(module, target)
     function = lowered["main"]
     used: dict[str, str] = {}
 

@@ -2,6 +2,8 @@
 
 The gathered copy repeats each input channel over the lanes of its group's filters, so that a plain vector
 multiply-add serves filters of different groups. For depthwise layers nothing is repeated and the copy is contiguous.
+Groups of 2, 4, 8, ... channels and as many filters need no repetition either (`shuffled`): step r of the reduction
+exchanges the lanes of a vector so that lane l has the value of lane l xor r, which is in the same group.
 
 Stages: gather, conv, tile, out, as in :mod:`tvm_conv3d.compute.direct`.
 """
@@ -30,6 +32,7 @@ class GroupedVariant:
         lanes: filters in one vector register, of any number of groups.
         rows, columns: output cells of a register tile.
         parallel_blocks: blocks of filters are tasks of their own.
+        shuffled: a vector is copied once, and its channels change lanes within their groups in registers.
         stream: the result is stored past the caches.
     """
 
@@ -38,6 +41,13 @@ class GroupedVariant:
     columns: int
     parallel_blocks: bool = False
     stream: bool = False
+    shuffled: bool = False
+
+
+def shuffles(spec: Conv3DSpec, lanes: int) -> bool:
+    """Whether vectors of `lanes` hold whole groups of a power of two channels, and as many filters."""
+    channels = spec.group_channels
+    return 1 < channels == spec.group_filters and channels & (channels - 1) == 0 and lanes % channels == 0
 
 
 def declare(spec: Conv3DSpec, variant: GroupedVariant) -> Declaration:
@@ -52,14 +62,14 @@ def declare(spec: Conv3DSpec, variant: GroupedVariant) -> Declaration:
     x = te.placeholder(s.input_shape, storage_dtype(s.dtype), name="x")
     kernel = te.placeholder((blocks, *s.kernel, s.group_channels, lanes), acc, name="kernel")
     bias = te.placeholder((blocks, lanes), acc, name="bias")
-    gather = _gather(s, x, blocks, lanes, (depth, row_tiles * rows, column_tiles * columns))
+    gather = _gather(s, variant, x, (depth, row_tiles * rows, column_tiles * columns))
     taps, channel = reduction(s)
 
     def conv_at(n, b, d, ho, hi, wo, wi, lane):  # type: ignore[no-untyped-def]
         at = (d, ho * rows + hi, wo * columns + wi)
         cell = under_tap(s, at, taps)
-        value, weight = gather[(n, b, *cell, channel, lane)], kernel[(b, *taps, channel, lane)]
-        return te.sum(value * weight, axis=[*taps, channel])
+        place = (0, lane ^ channel) if variant.shuffled else (channel, lane)
+        return te.sum(gather[(n, b, *cell, *place)] * kernel[(b, *taps, channel, lane)], axis=[*taps, channel])
 
     conv_shape = (s.batch, blocks, depth, row_tiles, rows, column_tiles, columns, lanes)
     conv = te.compute(conv_shape, conv_at, name="conv")
@@ -80,6 +90,10 @@ def pack_kernel(spec: Conv3DSpec, variant: GroupedVariant, kernel: np.ndarray) -
     """Weights (kd, kh, kw, channels / groups, filters) as (blocks, kd, kh, kw, channels / groups, lanes)."""
     blocks = -(-spec.filters // variant.lanes)
     padded = np.zeros((*kernel.shape[:4], blocks * variant.lanes), spec.accumulator)
+    if variant.shuffled:
+        # the channel that a lane meets is its own, with the bits of the step flipped
+        step, lane = np.ogrid[: kernel.shape[3], : spec.filters]
+        kernel = np.take_along_axis(kernel, (lane % kernel.shape[3] ^ step)[None, None, None], 3)
     padded[..., : spec.filters] = kernel
     return np.ascontiguousarray(np.moveaxis(padded.reshape(*kernel.shape[:4], blocks, variant.lanes), 4, 0))
 
@@ -98,20 +112,20 @@ def error_bound(spec: Conv3DSpec, variant: GroupedVariant) -> float:
     return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel))
 
 
-def _gather(spec: Conv3DSpec, x: te.Tensor, blocks: int, lanes: int, cells: tuple[int, ...]) -> te.Tensor:
-    """For each block of filters: the input cells with zeros around, and each lane's own channels."""
-    extents = window_extents(spec, cells)
+def _gather(s: Conv3DSpec, variant: GroupedVariant, x: te.Tensor, cells: tuple[int, ...]) -> te.Tensor:
+    """For each block of filters: the input cells with zeros around, and each lane's own channels, or one of them."""
+    extents, lanes = window_extents(s, cells), variant.lanes
 
     def at(n, b, d, h, w, c, lane):  # type: ignore[no-untyped-def]
         of_filter = b * lanes + lane
-        channel = of_filter // spec.group_filters * spec.group_channels + c
+        channel = of_filter if variant.shuffled else of_filter // s.group_filters * s.group_channels + c
 
         def read(cell: list[Any]) -> Any:
-            index = (n, *cell, channel) if spec.data_format == CHANNELS_LAST else (n, channel, *cell)
-            return widen(x[index], spec.dtype, spec.accumulator)
+            index = (n, *cell, channel) if s.data_format == CHANNELS_LAST else (n, channel, *cell)
+            return widen(x[index], s.dtype, s.accumulator)
 
-        inside = [of_filter < spec.filters] if spec.filters % lanes else []
-        return zero_padded(spec, extents, (d, h, w), read, inside)
+        inside = [of_filter < s.filters] if s.filters % lanes else []
+        return zero_padded(s, extents, (d, h, w), read, inside)
 
-    shape = (spec.batch, blocks, *extents, spec.group_channels, lanes)
+    shape = (s.batch, -(-s.filters // lanes), *extents, 1 if variant.shuffled else s.group_channels, lanes)
     return te.compute(shape, at, name="gather")
