@@ -59,3 +59,18 @@ def test_shared_sums_are_the_products(m: int, r: int) -> None:
         values = [Fraction(int(number)) for number in rng.integers(-9, 10, len(matrix[0]))]
         expected = [sum((a * v for a, v in zip(row, values, strict=True)), Fraction(0)) for row in matrix]
         assert row_sums(matrix, values, Fraction) == expected
+
+
+@pytest.mark.parametrize(("m", "r", "stride"), [(2, 3, 2), (4, 3, 2), (3, 7, 2), (4, 5, 3), (2, 2, 3), (6, 4, 2)])
+def test_strided_is_exact(m: int, r: int, stride: int) -> None:
+    """For every unit tap and every unit input, with a product for each input."""
+    a, g, b = transforms(m, r, stride)
+    cells = (m - 1) * stride + r
+    if r >= stride:
+        assert len(b) == cells
+    for tap in range(r):
+        for cell in range(cells):
+            products = [g[i][tap] * b[i][cell] for i in range(len(b))]
+            for out in range(m):
+                total = sum((x * p for x, p in zip(a[out], products, strict=True)), Fraction(0))
+                assert total == (1 if out * stride + tap == cell else 0)

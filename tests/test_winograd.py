@@ -58,6 +58,16 @@ VARIANTS = [
         WinogradVariant("sss", (2, 2, 3), (1, 1, 2), 16, 1, 2),
     ),
     (
+        "polyphase",
+        dense((9, 11, 12), 20, 24, (3, 3, 3), strides=(2, 2, 2)),
+        WinogradVariant("yyy", (2, 4, 3), (1, 2, 2), 16, 1, 4),
+    ),
+    (
+        "polyphase, folded and strided",
+        dense((7, 13, 10), 16, 16, (3, 5, 7), strides=(2, 2, 3)),
+        WinogradVariant("fys", (1, 3, 2), (2, 1, 2), 16, 1, 2),
+    ),
+    (
         "dilated depth",
         dense((9, 8, 8), 8, 16, (3, 3, 3), dilation=(2, 1, 1)),
         WinogradVariant("fpp", (1, 4, 4), (3, 1, 2), 16, 1, 2),
