@@ -42,9 +42,22 @@ _OVERHANG = 1.4
 #: Lanes up to which vectors are not halved: without AVX-512, half a vector takes as long as a whole one.
 _LEAST_LANES = 8
 
+#: Channels and filters of a group from which on its filters alone make vectors that are worth it.
+_LEAST_NARROW = 4
+
 
 def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[str, int]] | None:
-    """The variant and the decisions taken where nothing was tuned; None where a group fills whole vectors."""
+    """The variant and the decisions taken where nothing was tuned; None where :mod:`direct` is as good.
+
+    That is where a group fills whole vectors, and where repeating its many channels costs more than narrow vectors.
+    """
+    found = _cheapest(spec, traits)
+    narrow = min(spec.group_channels, spec.group_filters) >= _LEAST_NARROW
+    return None if found is None or (narrow and not found[0].shuffled) else found
+
+
+def _cheapest(spec: Conv3DSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[str, int]] | None:
+    """The variant and the decisions of least cost; None where a group fills whole vectors."""
     s = collapse(spec)
     if s.groups == 1 or s.group_filters >= traits.lanes(s.accumulator):
         return None
@@ -63,7 +76,7 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[s
 
 def cycles(spec: Conv3DSpec, traits: CpuTraits) -> float:
     """What the cost model expects of the default; infinite where there is none."""
-    found = default(spec, traits)
+    found = _cheapest(spec, traits)
     return _best_box(collapse(spec), traits, found[0])[0] if found else math.inf
 
 
@@ -99,7 +112,7 @@ def _whole_vectors(s: Conv3DSpec, lanes: int) -> int:
 
 def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[GroupedVariant]:
     """The variants that compete while tuning, the default first; none where a group fills whole vectors."""
-    found = default(spec, traits)
+    found = _cheapest(spec, traits)
     if found is None:
         return []
     first, _ = found
