@@ -70,20 +70,19 @@ def worthwhile(spec: Conv3DSpec, traits: CpuTraits) -> WinogradRowsVariant | Non
 
 
 def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[WinogradRowsVariant]:
+    """All tiles within the error limit, in all tasks of which no whole register tile overhangs."""
     lanes = fitting_lanes(traits, s.accumulator, s.filters)
-    depth, height, width = s.out_size
+    unrounded, (depth, height, width) = replace(s, dtype=s.accumulator), s.out_size
     for m in _TILES:
+        if m + s.kernel[2] > MOST_TAPS_AND_OUTPUTS:
+            continue
+        if error_bound(unrounded, WinogradRowsVariant(m, (1, 1, 1), lanes, 1, 1)) > ERROR_LIMIT:
+            continue
         tiles = -(-width // m)
-        for (rows, columns), d, h, w in itertools.product(
-            _REGISTER_TILES[min(32, traits.registers)], _DEPTHS, _ROWS, _COLUMNS
-        ):
-            # what overhangs a whole register tile is never worth it
-            if d < 2 * depth and h < height + rows and w < tiles + columns and h % rows == w % columns == 0:
-                variant = WinogradRowsVariant(m, (d, h, w), lanes, rows, columns)
-                if (
-                    m + s.kernel[2] <= MOST_TAPS_AND_OUTPUTS
-                    and error_bound(replace(s, dtype=s.accumulator), variant) <= ERROR_LIMIT
-                ):
+        for rows, columns in _REGISTER_TILES[min(32, traits.registers)]:
+            for d, h, w in itertools.product(_DEPTHS, _ROWS, _COLUMNS):
+                if d < 2 * depth and h < height + rows and w < tiles + columns and h % rows == w % columns == 0:
+                    variant = WinogradRowsVariant(m, (d, h, w), lanes, rows, columns)
                     few = math.prod(_tasks(s, variant)[:-1]) < TASKS_PER_THREAD * traits.cores
                     yield replace(variant, parallel_blocks=few)
 
