@@ -138,7 +138,7 @@ def test_a_candidate_that_crashes_or_hangs_costs_only_itself(monkeypatch: pytest
     orders = ("filters_spatial", "spatial_filters", "filters_parallel")
     others = [replace(plan, variant=replace(plan.variant, order=order)) for order in orders]
     monkeypatch.setenv("TEST_MOODS", json.dumps({orders[0]: CRASHING, orders[1]: HANGING}))
-    with Lab(target(), Limits(run=3), builders=1, measurer=Worker(serve_mines)) as lab:
+    with Lab(target(), Limits(run=8), builders=1, measurer=Worker(serve_mines)) as lab:
         trials = list(lab.try_plans(others))
         assert "SIGABRT" in trials[0].note
         assert "out of time" in trials[1].note
