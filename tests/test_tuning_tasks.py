@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rpc_device import Tracked, tracked
+from rpc_device import Tracked, free_port, tracked
 from tvm_conv3d.plan import default_plan
 from tvm_conv3d.spec import Conv3DSpec, Pads
 from tvm_conv3d.targets import resolve

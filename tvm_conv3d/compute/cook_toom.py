@@ -116,7 +116,7 @@ def _toom_cook(m: int, r: int) -> Transforms:
 
 @functools.cache
 def amplification(m: int, r: int, stride: int = 1) -> float:
-    """How much more rounding F(m, r) (see :func:`transforms`) shows than the plain sum, for inputs and weights of equal variance.
+    """How much more rounding F(m, r) shows than the plain sum, for inputs and weights of equal variance.
 
     The variance of the products' rounding in an output, against the output's own: sqrt(mean_j sum_i A_ji^2 |G_i|^2
     |B_i|^2 / r). Along several axes the factors multiply.
