@@ -29,7 +29,7 @@ def tracked(folder: Path, server: Sequence[str]) -> Iterator[Tracked]:
         folder: in which both run.
         server: arguments of Python that start the device's server, but those that both kinds of servers have.
     """
-    port, own = _free_port(), _free_port()
+    port, own = free_port(), free_port()
     common: dict[str, Any] = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     common |= {"start_new_session": True}
     host = ["--host", "127.0.0.1"]
@@ -50,7 +50,8 @@ def tracked(folder: Path, server: Sequence[str]) -> Iterator[Tracked]:
                     _end(process)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

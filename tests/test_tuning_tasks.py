@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rpc_device import Tracked, tracked
+from rpc_device import Tracked, free_port, tracked
 from tvm_conv3d.plan import default_plan
 from tvm_conv3d.spec import Conv3DSpec, Pads
 from tvm_conv3d.targets import resolve
@@ -117,4 +117,4 @@ def test_no_tracker_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     # TVM itself tries for a minute
     monkeypatch.setattr(rpc, "_PATIENCE", 1)
     with pytest.raises(RuntimeError, match="No device 'board'"):
-        rpc.RpcMeasurer("127.0.0.1", 9, "board", 2)
+        rpc.RpcMeasurer("127.0.0.1", free_port(), "board", 2)

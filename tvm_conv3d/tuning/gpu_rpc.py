@@ -7,6 +7,7 @@ and time this package's code. Beside the package it needs the GPU's driver only.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import pickle
 import sys
@@ -16,10 +17,45 @@ from typing import Any
 
 from tvm_conv3d.cuda.architectures import GpuTraits
 from tvm_conv3d.tuning.measure import Bench, Request, perform
-from tvm_conv3d.tuning.rpc import RpcMeasurer
+from tvm_conv3d.tuning.rpc import Device, RpcMeasurer
+from tvm_conv3d.tuning.workers import NoWorkerError
 
 #: What the server offers: measuring, and facts of its GPU.
 _MEASURE, _FACTS = "tvm_conv3d.measure", "tvm_conv3d.gpu"
+
+
+class GpuDevice(Device):
+    """A GPU whose machine runs this module.
+
+    Args:
+        arch: that code is compiled for.
+        host, port, key, threads: see :class:`tvm_conv3d.tuning.rpc.Device`.
+    """
+
+    def __init__(self, arch: str, host: str, port: int, key: str, threads: int) -> None:
+        super().__init__(host, port, key, threads)
+        self._arch = arch
+
+    def _describe(self) -> str:
+        try:
+            facts_of = self._session.get_function(_FACTS)
+        except AttributeError as error:
+            host, port = self._address
+            raise NoWorkerError(
+                f"The device {self._key!r} runs a server that can't measure GPUs. Run there: python -m {__name__} "
+                f"--tracker {host}:{port} --key {self._key}"
+            ) from error
+        facts = json.loads(facts_of(self._arch))
+        if "problem" in facts:
+            raise NoWorkerError(f"On the device {self._key!r}: {facts['problem']}")
+        return str(facts["name"])
+
+    def _perform(self, request: Request) -> list[float]:
+        answer = json.loads(self._session.get_function(_MEASURE)(bytearray(pickle.dumps(request))))
+        if "problem" in answer:
+            # in one line, as of several only the last is passed on
+            raise RuntimeError(f"on the device: {' '.join(answer['problem'].split())}")
+        return [float(number) for number in answer["numbers"]]
 
 
 class GpuRpcMeasurer(RpcMeasurer):
@@ -31,27 +67,11 @@ class GpuRpcMeasurer(RpcMeasurer):
         traits: of the architecture that code is compiled for.
 
     Raises:
-        RuntimeError: the tracker can't be reached, has no free device of that key, or the device can't run the code.
+        NoWorkerError: the tracker can't be reached, has no free device of that key, or the device can't run the code.
     """
 
     def __init__(self, host: str, port: int, key: str, traits: GpuTraits) -> None:
-        super().__init__(host, port, key, threads=1)
-        try:
-            facts = json.loads(self._session.get_function(_FACTS)(traits.name))
-        except AttributeError as error:
-            raise RuntimeError(
-                f"The device {key!r} runs a server that can't measure GPUs. Run there: python -m {__name__} "
-                f"--tracker {host}:{port} --key {key}"
-            ) from error
-        if "problem" in facts:
-            raise RuntimeError(f"On the device {key!r}: {facts['problem']}")
-        self.device = facts["name"]
-
-    def _perform(self, request: Request) -> list[float]:
-        answer = json.loads(self._session.get_function(_MEASURE)(bytearray(pickle.dumps(request))))
-        if "problem" in answer:
-            raise RuntimeError(answer["problem"])
-        return [float(number) for number in answer["numbers"]]
+        super().__init__(host, port, key, threads=1, kind=functools.partial(GpuDevice, traits.name))
 
 
 def offer() -> None:

@@ -13,6 +13,8 @@ import os
 import statistics
 import tempfile
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -40,76 +42,19 @@ _SET_THREADS = "runtime.config_threadpool"
 _CONNECT = "connect"
 
 
-class RpcMeasurer:
-    """Measures on a device behind an RPC tracker; stands in for the measuring process of this machine.
-
-    It speaks to the device from a process of its own, which can be left when the device does not answer.
+class Device(ABC):
+    """A session on a device behind a tracker, made anew before the device ends it.
 
     Args:
         host, port: of the tracker.
         key: of the devices to ask for.
         threads: that a kernel uses there.
-
-    Raises:
-        RuntimeError: the tracker can't be reached, or has no free device of that key.
     """
-
-    def __init__(self, host: str, port: int, key: str, threads: int) -> None:
-        self._name = f"No device {key!r} at the tracker {host}:{port}"
-        self.device = f"{key} behind {host}"
-        self._worker = Worker(functools.partial(_serve, host, port, key, threads))
-        self._connect(_PATIENCE)
-
-    def ask(self, request: Request, timeout: float) -> list[float]:
-        """A number for each plan; see :class:`tvm_conv3d.tuning.measure.Request`.
-
-        Raises:
-            WorkerError: the device reports an error or does not answer in `timeout` seconds.
-            NoWorkerError: there is no device any more.
-        """
-        began = time.monotonic()
-        try:
-            return list(self._worker.ask((request, timeout), timeout + _TRANSFER))
-        except WorkerError:
-            # the next request gets a session of its own; a candidate that hangs holds the device until the old one ends
-            self._worker.close()
-            self._connect(_PATIENCE + (_SESSION if time.monotonic() - began >= timeout else 0))
-            raise
-
-    def close(self) -> None:
-        """Gives the device back."""
-        self._worker.close()
-
-    def _connect(self, patience: float) -> None:
-        try:
-            self._worker.ask(_CONNECT, patience)
-        except WorkerError as error:
-            self._worker.close()
-            raise NoWorkerError(f"{self._name}: {error}.") from error
-
-
-def _serve(host: str, port: int, key: str, threads: int, connection: Connection) -> None:
-    """Passes requests on to the device: the process of :class:`RpcMeasurer`."""
-    device = _Device(host, port, key, threads)
-
-    def handle(request: Any) -> list[float]:
-        if request == _CONNECT:
-            device.connect()
-            return []
-        return device.ask(*request)
-
-    answer_requests(connection, handle)
-
-
-class _Device:
-    """A session on a device behind a tracker, made anew before the device ends it."""
 
     def __init__(self, host: str, port: int, key: str, threads: int) -> None:
         self._address, self._key, self._threads = (host, port), key, threads
         self._session: Any = None
         self._ends = 0.0
-        self._bench: Bench | None = None
-        self._numbers = itertools.count()
 
     def ask(self, request: Request, timeout: float) -> list[float]:
         """A number for each plan."""
@@ -117,8 +62,12 @@ class _Device:
             self.connect()
         return self._perform(request)
 
-    def connect(self) -> None:
-        """Takes a device; waits until one is free."""
+    def connect(self) -> str:
+        """Takes a device, waiting until one is free; returns its name.
+
+        Raises:
+            NoWorkerError: it can't run the code.
+        """
         from tvm import rpc
 
         self._session = None
@@ -127,6 +76,27 @@ class _Device:
         self._ends = time.monotonic() + _SESSION
         # 1: no preference among kinds of cores
         self._session.get_function(_SET_THREADS)(1, self._threads)
+        return self._describe()
+
+    @abstractmethod
+    def _describe(self) -> str:
+        """The name of the device, once it can run the code."""
+
+    @abstractmethod
+    def _perform(self, request: Request) -> list[float]:
+        """A number for each plan."""
+
+
+class CpuDevice(Device):
+    """A device that runs TVM's own server."""
+
+    def __init__(self, host: str, port: int, key: str, threads: int) -> None:
+        super().__init__(host, port, key, threads)
+        self._bench: Bench | None = None
+        self._numbers = itertools.count()
+
+    def _describe(self) -> str:
+        return f"{self._key} behind {self._address[0]}"
 
     def _perform(self, request: Request) -> list[float]:
         spec = request.plans[0][0].spec
@@ -182,3 +152,69 @@ class _Device:
     def _once(self, module: Any, arguments: list[Any], count: int) -> float:
         evaluator = module.time_evaluator(build.ENTRY, self._session.cpu(), number=count, repeat=1)
         return float(evaluator(*arguments).mean)
+
+
+#: Makes a device of host, port, key and threads.
+MakeDevice = Callable[[str, int, str, int], Device]
+
+
+class RpcMeasurer:
+    """Measures on a device behind an RPC tracker; stands in for the measuring process of this machine.
+
+    It speaks to the device from a process of its own, which can be left when the device does not answer.
+
+    Args:
+        host, port: of the tracker.
+        key: of the devices to ask for.
+        threads: that a kernel uses there.
+        kind: of device; made of these arguments, and importable by name.
+
+    Raises:
+        NoWorkerError: the tracker can't be reached, has no free device of that key, or the device can't run the code.
+    """
+
+    def __init__(self, host: str, port: int, key: str, threads: int, kind: MakeDevice = CpuDevice) -> None:
+        self._name = f"No device {key!r} at the tracker {host}:{port}"
+        self._worker = Worker(functools.partial(_serve, functools.partial(kind, host, port, key, threads)))
+        self.device = self._connect(_PATIENCE)
+
+    def ask(self, request: Request, timeout: float) -> list[float]:
+        """A number for each plan; see :class:`tvm_conv3d.tuning.measure.Request`.
+
+        Raises:
+            WorkerError: the device reports an error or does not answer in `timeout` seconds.
+            NoWorkerError: there is no device any more.
+        """
+        began = time.monotonic()
+        try:
+            return list(self._worker.ask((request, timeout), timeout + _TRANSFER))
+        except WorkerError:
+            # the next request gets a session of its own; a candidate that hangs holds the device until the old one ends
+            self._worker.close()
+            self._connect(_PATIENCE + (_SESSION if time.monotonic() - began >= timeout else 0))
+            raise
+
+    def close(self) -> None:
+        """Gives the device back."""
+        self._worker.close()
+
+    def _connect(self, patience: float) -> str:
+        """The name of the device."""
+        try:
+            return str(self._worker.ask(_CONNECT, patience))
+        except WorkerError as error:
+            self._worker.close()
+            raise NoWorkerError(f"{self._name}: {error}.") from error
+        except NoWorkerError:
+            self._worker.close()
+            raise
+
+
+def _serve(make: Callable[[], Device], connection: Connection) -> None:
+    """Passes requests on to the device: the process of :class:`RpcMeasurer`."""
+    device = make()
+
+    def handle(request: Any) -> str | list[float]:
+        return device.connect() if request == _CONNECT else device.ask(*request)
+
+    answer_requests(connection, handle)
