@@ -86,13 +86,26 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
 
         image = compile_image(module, target)
         return Artifact(image.to_bytes(), _shapes(module), module.script(), (sum(image.workspaces), 0))
-    from tvm_conv3d.schedules.llvm import stream_stores
-
-    lowered = stream_stores.rewrite(module, target) if plan.variant.stream else module
-    code = _object_code(tvm.compile(lowered, target=target).mod)
+    code = _object_code(tvm.compile(machine_module(module, target, plan.variant.stream), target=target).mod)
     if not code:
         raise RuntimeError(f"LLVM wrote no code for {plan.spec.key()} on {target}.")
     return Artifact(code, _shapes(module), module.script(), astuple(workspace.of_module(module)))
+
+
+def machine_module(module: IRModule, target: Target, stream: bool) -> IRModule:
+    """A scheduled module for a CPU with what only LLVM's own language expresses: see :mod:`flat`.
+
+    Args:
+        module: scheduled.
+        target: what it is compiled for.
+        stream: whether the result is stored past the caches.
+    """
+    from tvm_conv3d.schedules.llvm import flat, stream_stores
+
+    if not (stream or flat.is_marked(module)):
+        return module
+    module = flat.lowered(module, target)
+    return stream_stores.rewrite(module) if stream else module
 
 
 def _shapes(module: IRModule) -> tuple[tuple[int, ...], ...]:
