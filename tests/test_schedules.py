@@ -13,7 +13,7 @@ from tvm_conv3d import build, targets
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.plan import algorithm_of, make_plan
 from tvm_conv3d.schedules.decisions import Decisions, largest_divisor
-from tvm_conv3d.schedules.llvm import tile_rule
+from tvm_conv3d.schedules.llvm import direct, tile_rule
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads, same_padding
 from tvm_conv3d.targets import CpuTraits, check_runs_here, cpu_traits, host_target, resolve, target_key
 
@@ -266,3 +266,14 @@ def test_tasks_of_grouped_layers_feed_all_threads(cores: int) -> None:
         variant, box = found
         sizes = tuple(box[name] for name in ("depth", "rows", "columns"))
         assert tile_rule.tasks(spec, (1, variant.columns), sizes) >= tile_rule.TASKS_PER_THREAD * cores  # type: ignore[arg-type]
+
+
+def test_weights_that_outgrow_the_cache_are_read_once() -> None:
+    """Few cells and many weights: blocks of filters are the tasks, each with all cells."""
+    traits = replace(cpu_traits(host_target(2)), l2=1 << 20, l3=32 << 20)
+    tail = Conv3DSpec(1, (2, 7, 7), 512, 512, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
+    for spec, order in ((tail, "filters_parallel"), (replace(tail, size=(16, 28, 28)), "filters_spatial")):
+        variant, decisions = direct.default(spec, traits)
+        assert variant.order == order
+        if order == "filters_parallel":
+            assert decisions["depth"] * decisions["rows"] * variant.rows >= 14

@@ -47,10 +47,13 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[st
     cells = (tile.rows, tile.columns)
     item = np.dtype(s.accumulator).itemsize
     box = task_box(s, traits, cells, s.channels * item)
-    if tasks(s, cells, box) < 2 * traits.cores:
+    weights, inputs = (math.prod(shape) * item for shape in (s.kernel_shape, s.input_shape))
+    # each task would read all weights from memory, while all of the input stays in cache
+    weights_decide = weights > traits.l3 // 2 and inputs <= traits.l2 // 2
+    if tasks(s, cells, box) < 2 * traits.cores or weights_decide:
         box = tiles_of(s, cells)
         variant = replace(variant, order="filters_parallel", gather="none" if variant.gather == "none" else "root")
-    elif not by_rows and math.prod(s.kernel_shape) * item <= traits.l2 // 8:
+    elif not by_rows and weights <= traits.l2 // 8:
         # all weights stay in cache: filters inside, so that outputs are written in the order they lie in memory
         variant = replace(variant, order="spatial_filters")
     unroll_channels = s.group_channels if few_channels else 1
