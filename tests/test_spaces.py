@@ -52,6 +52,13 @@ SHAPES = {
         same((6, 8, 9), 16, 32, 3, dilation=(2, 2, 1), activation="relu"),
         same((2, 11, 5), 20, 17, 5),
     ],
+    "winograd_rows": [
+        same((9, 6, 10), 20, 20, 3, groups=20),
+        same((4, 9, 9), 24, 12, 5, groups=6, strides=(1, 2, 1)),
+        replace(same((3, 5, 17), 15, 45, 2, groups=15), batch=2),
+        same((5, 7, 7), 16, 16, 3, groups=4, data_format=CHANNELS_FIRST),
+        same((5, 6, 13), 33, 33, 7, groups=33, activation="relu"),
+    ],
 }
 
 
