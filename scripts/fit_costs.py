@@ -16,13 +16,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import lsq_linear
+from tvm.target import Target
 
-from tvm_conv3d import cache, threads
+from tvm_conv3d import cache
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.schedules.llvm import winograd_cost
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import CpuTraits, available_cpus, cpu_traits, host_target, target_key, thread_count
+from tvm_conv3d.targets import available_cpus, cpu_traits, host_target, target_key, thread_count
 
 #: Rounds of reweighting, and the error below which a sample's weight grows no more.
 ROUNDS, LEAST_ERROR = 30, 0.02
@@ -43,9 +44,9 @@ class Sample:
         return sum(costs[name] * amount for name, amount in self.amounts.items())
 
 
-def read(traits: CpuTraits, ghz: float) -> list[Sample]:
-    """The Winograd trials of all journals, of each variant the fastest."""
-    target = host_target(threads.get_num_threads())
+def read(target: Target, ghz: float) -> list[Sample]:
+    """The Winograd trials of the target's journals, of each variant the fastest."""
+    traits = cpu_traits(target)
     folder = cache.cache_root() / "trials" / target_key(target) / f"threads{thread_count(target)}"
     fastest: dict[tuple[str, str], Sample] = {}
     for path in sorted(folder.glob("*.jsonl")):
@@ -102,8 +103,7 @@ def main() -> None:
     options.add_argument("--ghz", type=float, default=3.75, help="clock of the cores under this load")
     options.add_argument("--threads", type=int, default=available_cpus(), help="of the journals")
     given = options.parse_args()
-    threads.set_num_threads(given.threads)
-    samples = read(cpu_traits(host_target(given.threads)), given.ghz)
+    samples = read(host_target(given.threads), given.ghz)
     if not samples:
         raise SystemExit("There are no trials of Winograd variants. Run scripts/tune_llvm.py first.")
     print(f"{len(samples)} trials of {len({s.layer for s in samples})} layers")
