@@ -11,7 +11,6 @@ from problems import data, execute
 from tvm_conv3d import buffers, build, reference
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.plan import Plan, default_plan
-from tvm_conv3d.schedules.llvm import stream_stores
 from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, Pads
 from tvm_conv3d.targets import cpu_traits, host_target, resolve
 
@@ -57,7 +56,7 @@ def test_the_instruction_is_emitted(cpu: str, instruction: str) -> None:
     algorithm = algorithms("llvm")["direct"]
     variant = next(v for v in algorithm.variants(LARGE, cpu_traits(target)) if v.stream)
     module = build.scheduled_module(Plan(LARGE, "direct", variant, {}), target)
-    text = str(tvm.compile(stream_stores.rewrite(module, target), target=target).mod.inspect_source("asm"))
+    text = str(tvm.compile(build.machine_module(module, target, variant), target=target).mod.inspect_source("asm"))
     assert re.search(instruction, text)
     assert not re.search("vmovnt", str(tvm.compile(module, target=target).mod.inspect_source("asm")))
 

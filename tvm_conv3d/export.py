@@ -77,4 +77,5 @@ def _gpu_files(artifact: Artifact, about: dict[str, Any]) -> dict[str, bytes]:
 def _assembly(plan: Plan, target: Any) -> bytes:
     import tvm
 
-    return str(tvm.compile(build.scheduled_module(plan, target), target=target).mod.inspect_source("asm")).encode()
+    module = build.machine_module(build.scheduled_module(plan, target), target, plan.variant)
+    return str(tvm.compile(module, target=target).mod.inspect_source("asm")).encode()

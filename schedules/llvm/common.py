@@ -7,6 +7,8 @@ from typing import Any
 
 from tvm.s_tir import Schedule
 
+from tvm_conv3d.schedules.llvm import rows, transpose
+
 LoopRV = Any
 BlockRV = Any
 
@@ -54,9 +56,17 @@ def vectorize_copy(sch: Schedule, loop: LoopRV, lanes: int) -> None:
         sch.vectorize(loop)
 
 
-def read_whole_rows(sch: Schedule, width: LoopRV, *channels: LoopRV) -> None:
-    """Copies from channels_first a row of one channel after the other.
+def turn(sch: Schedule, at: LoopRV, row: LoopRV, length: int | None) -> None:
+    """Transposes block "turned" inside loop `at`, then stores a row of each filter by vectors.
 
-    The channels of one cell lie a plane apart, often in one set of the cache: each line would be fetched once a cell.
+    Args:
+        sch: the schedule.
+        at: the loop in which the sums of one part of the output are complete.
+        row: the loop of the store along a row, the innermost.
+        length: of a row of the output; None where its cells do not lie side by side.
     """
-    sch.reorder(*channels, width)
+    turned = place(sch, "turned", at)
+    lanes, columns = sch.get_loops(turned)[-2:]
+    transpose.mark(sch, columns, lanes)
+    if length is not None:
+        rows.mark(sch, row, length)

@@ -16,8 +16,8 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.direct import DirectVariant, needs_gather
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
-from tvm_conv3d.schedules.llvm import skip_padding, stream_stores
-from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, read_whole_rows, unroll, vectorize_copy
+from tvm_conv3d.schedules.llvm import skip_padding, stream_stores, transpose
+from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, turn, unroll, vectorize_copy
 from tvm_conv3d.schedules.llvm.tile_rule import best_tile, good_tiles, task_box, tasks, tiles_of
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
@@ -36,6 +36,11 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[st
     s = collapse(spec)
     few_channels = s.group_channels * s.kernel[2] <= FEW_CHANNELS and s.kernel[2] > 1
     tile = best_tile(s, traits, s.group_filters, s.kernel[2] if few_channels else 1)
+    by_rows = few_channels and s.data_format != CHANNELS_LAST
+    if by_rows:
+        # little is computed and much stored: whole vectors along the rows of one vector of filters
+        columns = min(tile.lanes, s.out_size[2], traits.registers // 2)
+        tile = replace(tile, vectors=1, rows=1, columns=columns)
     variant = DirectVariant(tile.lanes, tile.vectors, tile.rows, tile.columns, unroll_taps=few_channels)
     if not needs_gather(spec, variant):
         variant = replace(variant, gather="none")
@@ -48,7 +53,7 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[st
     if tasks(s, cells, box) < 2 * traits.cores or weights_decide:
         box = tiles_of(s, cells)
         variant = replace(variant, order="filters_parallel", gather="none" if variant.gather == "none" else "root")
-    elif weights <= traits.l2 // 8:
+    elif not by_rows and weights <= traits.l2 // 8:
         # all weights stay in cache: filters inside, so that outputs are written in the order they lie in memory
         variant = replace(variant, order="spatial_filters")
     unroll_channels = s.group_channels if few_channels else 1
@@ -152,15 +157,16 @@ def _out_loops(
 
 
 def _store_through_stack(sch: Schedule, s: Conv3DSpec, inner: tuple[LoopRV, LoopRV, LoopRV], at: LoopRV) -> None:
-    """Finishes a tile as whole vectors on the stack, from where the store takes any layout and any odd count."""
+    """Leaves a tile as whole vectors on the stack, from where the store takes any layout and any odd count."""
     _, wi, f = inner
+    if s.data_format != CHANNELS_LAST:
+        turn(sch, at, wi, s.out_size[2])
+        return
     tile = place(sch, "tile", at)
     _, _, rows, _, columns, vectors, lanes = sch.get_loops(tile)[-7:]
     unroll(sch, (rows, columns, vectors))
     sch.vectorize(lanes)
-    if s.data_format != CHANNELS_LAST:
-        sch.vectorize(wi)
-    elif s.group_filters == int(sch.get(f).extent):
+    if s.group_filters == int(sch.get(f).extent):
         sch.vectorize(f)
 
 
@@ -172,7 +178,8 @@ def _gather(sch: Schedule, s: Conv3DSpec, variant: DirectVariant, task: LoopRV) 
     if variant.gather == "root":
         sch.parallel(sch.fuse(*outer))
     if s.data_format != CHANNELS_LAST:
-        read_whole_rows(sch, width, g, c)
+        sch.reorder(g, c, width)
+        transpose.mark(sch, sch.fuse(g, c), width)
     else:
         channels = sch.fuse(g, c)
         if int(sch.get(channels).extent) % variant.lanes == 0:

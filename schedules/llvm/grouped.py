@@ -20,8 +20,8 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.grouped import GroupedVariant, shuffles
 from tvm_conv3d.compute.stages import window_extents
 from tvm_conv3d.schedules.decisions import Decisions, divisors
-from tvm_conv3d.schedules.llvm import skip_padding, stream_stores
-from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll
+from tvm_conv3d.schedules.llvm import skip_padding, stream_stores, transpose
+from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, turn, unroll
 from tvm_conv3d.schedules.llvm.tile_rule import TASKS_PER_THREAD, fitting_lanes, tasks, tiles_of
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
@@ -161,13 +161,13 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: GroupedVariant, decide: Deci
         sch.compute_inline(sch.get_sblock("tile"))
         unroll(sch, (hi, wi))
         sch.vectorize(lane)
-    else:
+    elif last:
         tile = place(sch, "tile", w_in)
         _, rows, _, columns, lanes = sch.get_loops(tile)[-5:]
         unroll(sch, (rows, columns))
         sch.vectorize(lanes)
-        if not last:
-            sch.vectorize(wi)
+    else:
+        turn(sch, w_in, wi, s.out_size[2])
     conv = place(sch, "conv", w_in)
     _, hi, _, wi, lanes, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-9:]
     if variant.rows == 1:
@@ -182,5 +182,9 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: GroupedVariant, decide: Deci
     keep_in_registers(sch, conv, (tap_d, tap_h, *along_row), (hi, wi, lanes))
     gather = sch.get_sblock("gather")
     sch.compute_at(gather, copy_at, preserve_unit_loops=True)
-    if last and s.filters % variant.lanes == 0:
-        sch.vectorize(sch.get_loops(gather)[-1])
+    width, channel, lane = sch.get_loops(gather)[-3:]
+    if not last:
+        sch.reorder(channel, lane, width)
+        transpose.mark(sch, lane, width)
+    elif s.filters % variant.lanes == 0:
+        sch.vectorize(lane)

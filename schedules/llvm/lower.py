@@ -1,4 +1,7 @@
-"""Lowering of a scheduled function as far as to vectors, for changes that only its vectors show."""
+"""Lowering of a scheduled function by TVM's own passes, for changes that only its loops or its vectors show.
+
+The passes find nothing more to do when the module is compiled.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from tvm.s_tir import transform
 from tvm.target import Target
 
 
-def to_vectors(module: IRModule, target: Target) -> IRModule:
-    """`module` lowered by TVM's own passes, which find nothing more to do when it is compiled."""
+def to_loops(module: IRModule, target: Target) -> IRModule:
+    """A scheduled module as plain loops over memory with a single index; vectorized loops are still loops."""
     passes = (
+        tirx.transform.BindTarget(target),
         transform.CanonicalizeLoop(),
         transform.LowerInitBlock(),
         transform.PlanAndUpdateBufferAllocationLocation(),
@@ -22,7 +26,12 @@ def to_vectors(module: IRModule, target: Target) -> IRModule:
         tirx.transform.BF16ComputeLegalize(),
         tirx.transform.NarrowDataType(32),
         transform.LoopPartition(),
-        tirx.transform.VectorizeLoop(True),
     )
     with target:
-        return ir.transform.Sequential((tirx.transform.BindTarget(target), *passes))(module)
+        return ir.transform.Sequential(passes)(module)
+
+
+def to_vectors(module: IRModule, target: Target) -> IRModule:
+    """A module of plain loops with operations on vectors in place of its vectorized loops."""
+    with target:
+        return tirx.transform.VectorizeLoop(True)(module)

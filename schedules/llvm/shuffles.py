@@ -1,62 +1,122 @@
-"""Vectors loaded with their elements in another order, as one load and a shuffle in registers.
+"""Transposition of a small matrix in vector registers, as an LLVM function of two-operand shuffles.
 
-TVM loads a vector at any other than consecutive places element by element. Where these places are all of one vector, in
-another order, that vector is loaded and shuffled: TVM has an expression for it, but nothing that makes one.
+Whole vectors are stored where a loop would store single elements a plane apart. The shuffles are of kinds that x86 and
+AArch64 have as single instructions: interleaving within 128 bits, then picking every other 128 bits of two vectors.
 """
 
 from __future__ import annotations
 
-import operator
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-import tvm_ffi
-from tvm import IRModule, ir, sym, tirx
-from tvm.target import Target
-from tvm.tirx import transform
+from tvm_conv3d.schedules.llvm.functions import LLVM_TYPES
 
-from tvm_conv3d.schedules.llvm.lower import to_vectors
-
-#: How indices of vectors are computed.
-_OPERATIONS = {tirx.Add: operator.add, tirx.Mul: operator.mul, tirx.BitwiseXor: operator.xor}
+#: Bytes within which vectors are interleaved.
+_CHUNK = 16
 
 
-def rewrite(module: IRModule, target: Target) -> IRModule:
-    """A scheduled function, lowered to vectors, in which permuted loads are shuffles."""
-    # what a loop permutes by is a number once that loop is unrolled
-    lowered = transform.UnrollLoop()(to_vectors(module, target))
-    analyzer = sym.Analyzer()
+@dataclass(frozen=True)
+class _Vector:
+    """A register: its name in the text, and which (row, column) of the matrix each lane holds."""
 
-    def shuffled(load: ir.TensorLoad) -> Any:
-        index = load.indices[0]
-        lanes = getattr(index.ty.dtype, "lanes", 1) if not isinstance(index, tirx.Ramp) else 1
-        if lanes == 1:
-            return load
-        places = [_lane(index, lane) for lane in range(lanes)]
-        if any(place is None for place in places):
-            return load
-        offsets = [analyzer.simplify(place - places[0]) for place in places]
-        if not all(isinstance(offset, tirx.IntImm) for offset in offsets):
-            return load
-        least = min(int(offset) for offset in offsets)
-        order = [int(offset) - least for offset in offsets]
-        if sorted(order) != list(range(lanes)):
-            return load
-        base = analyzer.simplify(places[0] + least)
-        vector = tirx.BufferLoad(load.source, [tirx.Ramp(base, tirx.const(1, base.ty.dtype), lanes)])
-        return tirx.Shuffle([vector], [tirx.const(place, "int32") for place in order])
-
-    function = lowered["main"]
-    body = tvm_ffi.structural_map(function.body, (ir.TensorLoad, shuffled))
-    return IRModule({"main": function.with_body(body)})
+    name: str
+    lanes: tuple[tuple[int, int], ...]
 
 
-def _lane(index: Any, lane: int) -> Any:
-    """Element `lane` of a vector of indices; None where it is made of what no index of ours is."""
-    if isinstance(index, tirx.Ramp):
-        return index.base + index.stride * lane
-    if isinstance(index, tirx.Broadcast):
-        return index.value
-    if type(index) not in _OPERATIONS:
-        return None
-    left, right = _lane(index.a, lane), _lane(index.b, lane)
-    return None if left is None or right is None else _OPERATIONS[type(index)](left, right)
+@dataclass
+class _Text:
+    """The instructions written so far."""
+
+    element: str
+    lines: list[str] = field(default_factory=list)
+
+    def shuffle(self, a: _Vector, b: _Vector, picks: Sequence[int]) -> _Vector:
+        """The lanes `picks` of `a` and `b`, one after the other."""
+        name = f"%s{len(self.lines)}"
+        mask = ", ".join(f"i32 {pick}" for pick in picks)
+        kind = f"<{len(a.lanes)} x {self.element}>"
+        self.lines.append(f"{name} = shufflevector {kind} {a.name}, {kind} {b.name}, <{len(picks)} x i32> <{mask}>")
+        both = a.lanes + b.lanes
+        return _Vector(name, tuple(both[pick] for pick in picks))
+
+
+def turn_function(dtype: str, rows: int, columns: int) -> tuple[str, str]:
+    """Name and text of void(`rows` vectors of `columns` lanes, place, pitch): column c goes to place + c * pitch.
+
+    Both numbers are powers of two; the pitch is in elements.
+    """
+    element, size = LLVM_TYPES[dtype]
+    name = f"tvm_conv3d_turn_{dtype}_{rows}x{columns}"
+    text = _Text(element)
+    given = [_Vector(f"%v{r}", tuple((r, c) for c in range(columns))) for r in range(rows)]
+    stores = []
+    for c, vector in enumerate(_turned(text, given, _CHUNK // size)):
+        stores += [
+            f"%o{c} = mul i64 %pitch, {c}",
+            f"%p{c} = getelementptr {element}, ptr %place, i64 %o{c}",
+            f"store <{rows} x {element}> {vector.name}, ptr %p{c}, align {size}",
+        ]
+    arguments = ", ".join(f"<{columns} x {element}> {vector.name}" for vector in given)
+    body = "\n  ".join((*text.lines, *stores, "ret void"))
+    return name, f"define void @{name}({arguments}, ptr %place, i64 %pitch) alwaysinline nounwind {{\n  {body}\n}}\n"
+
+
+def _turned(text: _Text, rows: list[_Vector], chunk: int) -> list[_Vector]:
+    """The columns of a matrix whose rows are given."""
+    height, width = len(rows), len(rows[0].lanes)
+    if height > width:
+        parts = [_turned(text, rows[i : i + width], chunk) for i in range(0, height, width)]
+        while len(parts) > 1:
+            picks = range(2 * len(parts[0][0].lanes))
+            parts = [
+                [text.shuffle(a, b, picks) for a, b in zip(first, second, strict=True)]
+                for first, second in zip(parts[::2], parts[1::2], strict=True)
+            ]
+        return parts[0]
+    if height < width:
+        pieces = [[text.shuffle(row, row, range(i, i + height)) for row in rows] for i in range(0, width, height)]
+        return [column for piece in pieces for column in _turned(text, piece, chunk)]
+    return _square(text, rows, min(chunk, height))
+
+
+def _square(text: _Text, rows: list[_Vector], chunk: int) -> list[_Vector]:
+    """The same of a square matrix: squares of `chunk` within their chunks first, then the chunks among the vectors."""
+    size = len(rows)
+    groups = []
+    for start in range(0, size, chunk):
+        group = rows[start : start + chunk]
+        unit = 1
+        while unit < chunk:
+            halves = [_interleave(size, chunk, unit, half) for half in (0, 1)]
+            group = _step(text, group, halves)
+            unit *= 2
+        groups.append(sorted(group, key=_column))
+    columns = []
+    every_other = [[lane for lane in range(2 * size) if lane // chunk % 2 == odd] for odd in (0, 1)]
+    for same_place in zip(*groups, strict=True):
+        vectors = list(same_place)
+        for _ in range((size // chunk).bit_length() - 1):
+            vectors = _step(text, vectors, every_other)
+        columns += vectors
+    return sorted(columns, key=_column)
+
+
+def _step(text: _Text, vectors: list[_Vector], masks: Sequence[Sequence[int]]) -> list[_Vector]:
+    """Each pair of neighbours becomes two vectors; the first ones of all pairs come first."""
+    pairs = list(zip(vectors[::2], vectors[1::2], strict=True))
+    return [text.shuffle(a, b, mask) for mask in masks for a, b in pairs]
+
+
+def _interleave(lanes: int, chunk: int, unit: int, half: int) -> list[int]:
+    """Lanes of two vectors, in each chunk by turns units of one half of each vector's chunk."""
+    return [
+        vector * lanes + start + half * chunk // 2 + at + i
+        for start in range(0, lanes, chunk)
+        for at in range(0, chunk // 2, unit)
+        for vector in (0, 1)
+        for i in range(unit)
+    ]
+
+
+def _column(vector: _Vector) -> int:
+    return vector.lanes[0][1]

@@ -20,8 +20,8 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.winograd import WinogradVariant
 from tvm_conv3d.compute.winograd_axes import axes_of
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
-from tvm_conv3d.schedules.llvm import stream_stores, winograd_rule
-from tvm_conv3d.schedules.llvm.common import in_registers, keep_in_registers, read_whole_rows, unroll, vectorize_copy
+from tvm_conv3d.schedules.llvm import stream_stores, transpose, winograd_rule
+from tvm_conv3d.schedules.llvm.common import in_registers, keep_in_registers, turn, unroll, vectorize_copy
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -105,7 +105,17 @@ def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:
     same = sch.get_loops(sch.get_sblock("flags"))[: len(outer)]
     task = sch.merge(sch.fuse(*outer), sch.fuse(*same))
     sch.parallel(task)
+    if not last:
+        _turn(sch, s, variant)
     return task
+
+
+def _turn(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> None:
+    """Transposes the sums of a vector of filters, one row of cells, then stores its rows."""
+    f, w = sch.get_loops(sch.get_sblock("out"))[-2:]
+    vector, _ = sch.split(f, [None, variant.lanes])
+    parts = axes_of(s, variant.modes).parts[2]
+    turn(sch, vector, w, s.out_size[2] if parts == 1 else None)
 
 
 def _tasks_of_input(sch: Schedule) -> LoopRV:
@@ -142,7 +152,9 @@ def _gather(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant, task: LoopRV
     sch.compute_at(block, task, preserve_unit_loops=True)
     width, channels = sch.get_loops(block)[-2:]
     if s.data_format != CHANNELS_LAST:
-        read_whole_rows(sch, width, channels)
+        vector, lane = sch.split(channels, [None, variant.lanes])
+        sch.reorder(vector, width)
+        transpose.mark(sch, lane, width)
     elif s.channels % variant.lanes == 0:
         vectorize_copy(sch, channels, variant.lanes)
 

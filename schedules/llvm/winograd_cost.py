@@ -41,8 +41,11 @@ COSTS = {
     "task": 400.0,
 }
 
-#: Cells that a cache line and the start of its copy cost as much as, where a row of a channel is copied by itself.
-_LINE = 24.0
+#: Cells that the start of a row costs as much as, in channels_first: each row of a channel lies in a page of its own.
+_ROW = 40.0
+
+#: Cells of a row from which on a direct convolution's tasks are no longer.
+_LONG_ROW = 64
 
 
 def cycles(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> float:
@@ -90,6 +93,9 @@ def direct_cycles(s: Conv3DSpec, traits: CpuTraits) -> float:
     copied = math.prod(s.output_shape) / tile.lanes
     if s.window != (1, 1, 1):
         copied += 2 * math.prod(s.input_shape) / tile.lanes
+    if s.data_format != CHANNELS_LAST:
+        both = math.prod(s.input_shape) + math.prod(s.output_shape)
+        copied += both * (1 + _ROW / min(width, _LONG_ROW)) / tile.lanes
     done = {
         "product": steps * seen * WIDTH_PENALTY[tile.vectors],
         "copy": copied,
@@ -107,9 +113,9 @@ def _copied(s: Conv3DSpec, variant: WinogradVariant, axes: Axes, channels: int, 
     gathered = math.prod(axes.cells([b * m for b, m in zip(variant.block, variant.tile, strict=True)])) * channels
     stored = math.prod(variant.block) * math.prod(variant.tile) * filters
     if s.data_format != CHANNELS_LAST:
-        # each row of a channel is read and written by itself, in whole cache lines
+        # transposed on the way, each row of a channel by itself
         row = variant.block[2] * variant.tile[2]
-        return {"copy": (3 * gathered + 2 * stored + (gathered + stored) * _LINE / row) / variant.lanes}
+        return {"copy": (3 * gathered + 2 * stored + (gathered + stored) * _ROW / row) / variant.lanes}
     if s.channels % variant.lanes:
         return {"copy": stored / variant.lanes, "element": gathered}
     return {"copy": (2 * gathered + stored) / variant.lanes}

@@ -17,7 +17,7 @@ from tvm_conv3d.compute.winograd import WinogradVariant, error_bound
 from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, POLYPHASE, STRIDED, Axes, axes_of
 from tvm_conv3d.schedules.llvm import winograd_cost
 from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, fitting_lanes
-from tvm_conv3d.spec import Conv3DSpec, Triple
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
 from tvm_conv3d.targets import CpuTraits
 
 #: Largest relative error (2-norm) that a default plan may be expected to have.
@@ -139,7 +139,8 @@ def _blocked(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Iter
     sizes = []
     for count, most_parts in zip(tiles, (4, 8, 8), strict=True):
         parts = range(1, min(most_parts, count) + 1)
-        sizes.append(sorted({-(-count // p) for p in parts} | {min(count, size) for size in (1, 2, 4, 7, 8, 14, 16)}))
+        usual = (1, 2, 4, 7, 8, 14, 16) if s.data_format == CHANNELS_LAST else (1, 2, 4, 7, 8, 14, 16, 32, 64)
+        sizes.append(sorted({-(-count // p) for p in parts} | {min(count, size) for size in usual}))
     for bd, bh, bw in itertools.product(*sizes):
         block = (bd, bh, bw)
         if math.prod(block) <= 64:

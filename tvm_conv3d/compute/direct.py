@@ -4,8 +4,9 @@ Stages, each a block that a schedule places:
 
 gather    a zero-padded copy of the input cells, channels innermost, widened to the accumulator's type
 conv      the sums of one register tile: `rows` x `columns` output cells by `vectors` x `lanes` filters
-tile      bias and activation, where the result cannot be stored straight from the registers
-out       the store in the user's layout, narrowed to the user's type
+tile      of channels_last: bias and activation, where the result cannot be stored straight from the registers
+turned    of channels_first: the sums of a tile in rows of each filter
+out       the store in the user's layout, in channels_first with bias and activation, narrowed to the user's type
 
 Filters are padded to whole register tiles in the packed weights only.
 """
@@ -86,18 +87,25 @@ def declare(spec: Conv3DSpec, variant: DirectVariant) -> Declaration:
     conv_shape = (s.batch, s.groups, blocks, depth, row_tiles, rows, column_tiles, columns, vectors, lanes)
     conv = te.compute(conv_shape, conv_at, name="conv")
 
-    tile = te.compute(conv_shape, lambda *i: finish(s, conv(*i), bias[i[1], i[2], i[8], i[9]]), name="tile")
-
-    def out_at(n, g, f, d, h, w):  # type: ignore[no-untyped-def]
+    def place(n, g, f, d, h, w):  # type: ignore[no-untyped-def]
         b, v, lane = f // (vectors * lanes), f % (vectors * lanes) // lanes, f % lanes
-        return tile[n, g, b, d, h // rows, h % rows, w // columns, w % columns, v, lane]
+        return n, g, b, d, h // rows, h % rows, w // columns, w % columns, v, lane
 
     if s.data_format == CHANNELS_LAST:
+        tile = te.compute(conv_shape, lambda *i: finish(s, conv(*i), bias[i[1], i[2], i[8], i[9]]), name="tile")
         out_shape = (s.batch, depth, height, width, s.groups, s.group_filters)
-        out = te.compute(out_shape, lambda n, d, h, w, g, f: out_at(n, g, f, d, h, w), name="out")
+        out = te.compute(out_shape, lambda n, d, h, w, g, f: tile(*place(n, g, f, d, h, w)), name="out")
     else:
+        turned = te.compute(
+            (*conv_shape[:7], vectors, lanes, columns), lambda *i: conv(*i[:7], i[9], i[7], i[8]), name="turned"
+        )
+
+        def finished(n, g, f, d, h, w):  # type: ignore[no-untyped-def]
+            *cell, wi, v, lane = place(n, g, f, d, h, w)
+            return finish(s, turned(*cell, v, lane, wi), bias[g, cell[2], v, lane])
+
         out_shape = (s.batch, s.groups, s.group_filters, depth, height, width)
-        out = te.compute(out_shape, lambda n, g, f, d, h, w: out_at(n, g, f, d, h, w), name="out")
+        out = te.compute(out_shape, finished, name="out")
     return Declaration((x, kernel, bias, out))
 
 

@@ -5,7 +5,7 @@ multiply-add serves filters of different groups. For depthwise layers nothing is
 Groups of 2, 4, 8, ... channels and as many filters need no repetition either (`shuffled`): step r of the reduction
 exchanges the lanes of a vector so that lane l has the value of lane l xor r, which is in the same group.
 
-Stages: gather, conv, tile, out, as in :mod:`tvm_conv3d.compute.direct`.
+Stages: gather, conv, tile or turned, out, as in :mod:`tvm_conv3d.compute.direct`.
 """
 
 from __future__ import annotations
@@ -74,15 +74,20 @@ def declare(spec: Conv3DSpec, variant: GroupedVariant) -> Declaration:
     conv_shape = (s.batch, blocks, depth, row_tiles, rows, column_tiles, columns, lanes)
     conv = te.compute(conv_shape, conv_at, name="conv")
 
-    tile = te.compute(conv_shape, lambda *i: finish(s, conv(*i), bias[i[1], i[7]]), name="tile")
-
-    def out_at(n, f, d, h, w):  # type: ignore[no-untyped-def]
-        return tile[n, f // lanes, d, h // rows, h % rows, w // columns, w % columns, f % lanes]
+    def place(n, f, d, h, w):  # type: ignore[no-untyped-def]
+        return n, f // lanes, d, h // rows, h % rows, w // columns, w % columns, f % lanes
 
     if s.data_format == CHANNELS_LAST:
-        out = te.compute(s.output_shape, lambda n, d, h, w, f: out_at(n, f, d, h, w), name="out")
+        tile = te.compute(conv_shape, lambda *i: finish(s, conv(*i), bias[i[1], i[7]]), name="tile")
+        out = te.compute(s.output_shape, lambda n, d, h, w, f: tile(*place(n, f, d, h, w)), name="out")
     else:
-        out = te.compute(s.output_shape, out_at, name="out")
+        turned = te.compute((*conv_shape[:6], lanes, columns), lambda *i: conv(*i[:6], i[7], i[6]), name="turned")
+
+        def finished(n, f, d, h, w):  # type: ignore[no-untyped-def]
+            *cell, wi, lane = place(n, f, d, h, w)
+            return finish(s, turned(*cell, lane, wi), bias[cell[1], lane])
+
+        out = te.compute(s.output_shape, finished, name="out")
     return Declaration((x, kernel, bias, out))
 
 

@@ -9,6 +9,7 @@ gather                      zero-padded input cells of each part, phases and fol
 input_w, input_h, input_d   the input's transforms along each transformed axis, the last in the layout of the product
 product                     for each of the frequencies a matrix product: tiles x channels by channels x filters
 output_d, output_h, output_w  the inverse transforms
+turned                      of channels_first only: sums in rows of each filter
 out                         bias, activation and store
 flags                       not finite where a sum is not: a Winograd tile spreads NaN and infinity over its cells
 """
@@ -143,7 +144,8 @@ class _Builder:
         bias = te.placeholder((spec.filters,), self.acc, name="bias")
         product = self._product(self._input(self._gather(x)), kernel)
         sums = self._output(product)
-        return Declaration((x, kernel, bias, self._out(sums, bias), self._flags(sums)))
+        by_cell = self._cells_of(sums) if spec.data_format == CHANNELS_LAST else self._turned(sums)
+        return Declaration((x, kernel, bias, self._out(by_cell, bias), self._flags(sums)))
 
     def _gather(self, x: te.Tensor) -> te.Tensor:
         spec, axes, lanes = self.spec, self.axes, self.variant.lanes
@@ -251,29 +253,55 @@ class _Builder:
         """sum_i matrix[row, i] * read(i, ...), where the row is the index that is `from_end` before the end."""
         return _Stage(transform(self.acc, shape, name, matrix, read, from_end))
 
-    def _sum_at(self, sums: Callable[..., Expr], n: Expr, cells: Sequence[Expr], f: Expr) -> Expr:
+    def _cells_of(self, sums: Callable[..., Expr]) -> Callable[..., Expr]:
+        """The sums by task, place of a cell within it, and filter."""
+        (md, mh, mw), (_, bh, bw) = self.variant.tile, self.variant.block
+
+        def at(*index):  # type: ignore[no-untyped-def]
+            *outer, d, h, w, f = index
+            t = (d // md * bh + h // mh) * bw + w // mw
+            return sums(*outer, d % md, h % mh, w % mw, t, f // self.variant.lanes, f % self.variant.lanes)
+
+        return at
+
+    def _turned(self, sums: Callable[..., Expr]) -> Callable[..., Expr]:
+        """:meth:`_cells_of` as a tensor with rows of each filter."""
+        at, lanes = self._cells_of(sums), self.variant.lanes
+        depth, height, width = (b * m for b, m in zip(self.variant.block, self.variant.tile, strict=True))
+        shape = (*self.outer, depth, height, self.filter_blocks * self.variant.vectors, lanes, width)
+
+        def row(*index):  # type: ignore[no-untyped-def]
+            *cell, f, lane, w = index
+            return at(*cell, w, f * lanes + lane)
+
+        turned = te.compute(shape, row, name="turned", varargs_names=index_names(shape))
+
+        def read(*index):  # type: ignore[no-untyped-def]
+            *cell, w, f = index
+            return turned(*cell, f // lanes, f % lanes, w)
+
+        return read
+
+    def _sum_at(self, by_cell: Callable[..., Expr], n: Expr, cells: Sequence[Expr], f: Expr) -> Expr:
         """The sum of an output cell; parted axes have two indices, that within its part and the part."""
-        parts, groups, tiles, within = [], [], [], []
+        parts, groups, within = [], [], []
         left = list(cells)
         for axis, (m, b) in enumerate(zip(self.variant.tile, self.variant.block, strict=True)):
             o = left.pop(0)
             if axis in self.parted:
                 parts.append(left.pop(0))
             groups.append(o // (m * b))
-            tiles.append(o // m % b)
-            within.append(o % m)
-        _, bh, bw = self.variant.block
-        t = (tiles[0] * bh + tiles[1]) * bw + tiles[2]
-        return sums(n, *parts, *groups, *within, t, f // self.variant.lanes, f % self.variant.lanes)
+            within.append(o % (m * b))
+        return by_cell(n, *parts, *groups, *within, f)
 
-    def _out(self, sums: Callable[..., Expr], bias: te.Tensor) -> te.Tensor:
+    def _out(self, by_cell: Callable[..., Expr], bias: te.Tensor) -> te.Tensor:
         size: list[int] = []
         for axis, (o, parts) in enumerate(zip(self.spec.out_size, self.axes.parts, strict=True)):
             size += [o // parts, parts] if axis in self.parted else [o]
 
         def last(*index):  # type: ignore[no-untyped-def]
             n, *cells, f = index
-            return finish(self.spec, self._sum_at(sums, n, cells, f), bias[f])
+            return finish(self.spec, self._sum_at(by_cell, n, cells, f), bias[f])
 
         def first(*index):  # type: ignore[no-untyped-def]
             n, f, *cells = index

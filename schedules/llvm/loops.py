@@ -1,0 +1,83 @@
+"""Reading the loops of a lowered function: where an index goes as loop variables step, and where it stays in bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tvm_ffi
+from tvm import ir, sym, tirx
+
+Expr = Any
+
+
+def put(expression: Expr, values: Mapping[Any, Expr]) -> Expr:
+    """`expression` with values for some of its variables, simplified."""
+
+    return sym.Analyzer().simplify(put_all(expression, values))
+
+
+def put_all(part: Any, values: Mapping[Any, Expr]) -> Any:
+    """The same of a statement or expression, as it is."""
+
+    def value(var: ir.Var) -> Expr:
+        for known, given in values.items():
+            if var.same_as(known):
+                return tirx.const(given, str(var.ty.dtype)) if isinstance(given, int) else given
+        return var
+
+    return tvm_ffi.structural_map(part, (ir.Var, value))
+
+
+def step(expression: Expr, var: Any, others: Mapping[Any, Expr]) -> int | None:
+    """By how much `expression` grows with `var`; None where that is not the same everywhere."""
+    difference = put(put(expression, {**others, var: var + 1}) - put(expression, {**others, var: var}), {})
+    return int(difference) if isinstance(difference, ir.prim.expr.IntImm) else None
+
+
+def uses(expression: Expr, var: Any) -> bool:
+    """Whether `var` occurs."""
+    found: list[Any] = []
+    tvm_ffi.structural_walk(expression, (ir.Var, lambda other: found.append(other) if other.same_as(var) else None))
+    return bool(found)
+
+
+def conjuncts(condition: Expr) -> list[Expr]:
+    """What has to hold all together."""
+    if isinstance(condition, tirx.And):
+        return [*conjuncts(condition.a), *conjuncts(condition.b)]
+    return [condition]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Elements of a row that may be read: from the largest of `first` on, up to the least of `end`."""
+
+    first: list[Expr]
+    end: list[Expr]
+
+
+def bounds(conditions: list[Expr], var: Any, stride: int) -> Bounds:
+    """Bounds of the elements at `stride` times `var`.
+
+    Raises:
+        ValueError: a condition is no comparison that grows or falls evenly with `var`.
+    """
+    found = Bounds([], [])
+    for condition in conditions:
+        if not isinstance(condition, (tirx.LT, tirx.LE, tirx.GT, tirx.GE)):
+            raise ValueError(f"Only a comparison bounds a row. Received: {condition}")
+        swapped = isinstance(condition, (tirx.GT, tirx.GE))
+        strict = isinstance(condition, (tirx.LT, tirx.GT))
+        # that this is negative, or not positive where the comparison is not strict
+        below = condition.b - condition.a if swapped else condition.a - condition.b
+        start, slope = put(below, {var: 0}), step(below, var, {})
+        if not slope or stride % slope:
+            raise ValueError(f"Only what grows evenly along a row bounds it. Received: {condition}")
+        edge = start * (stride // abs(slope))
+        if slope > 0:
+            found.end.append(put(-edge if strict else 1 - edge, {}))
+        else:
+            found.first.append(put(edge + 1 if strict else edge, {}))
+    return found

@@ -1,0 +1,103 @@
+"""Copies that change the layout, transposed in registers: their numbers and their instructions."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from problems import assert_right
+from tvm_conv3d import build
+from tvm_conv3d.plan import default_plan
+from tvm_conv3d.schedules.llvm import marked_loops
+from tvm_conv3d.schedules.llvm.shuffles import turn_function
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
+from tvm_conv3d.targets import resolve
+
+DENSE = Conv3DSpec(
+    1,
+    (5, 9, 19),
+    21,
+    37,
+    (3, 3, 3),
+    pads=(Pads(1, 1), Pads(1, 1), Pads(1, 1)),  # type: ignore[arg-type]
+    data_format=CHANNELS_FIRST,
+    activation="relu",
+)
+TARGETS = {
+    "avx512": {"kind": "llvm", "mcpu": "znver4", "mtriple": "x86_64-linux-gnu"},
+    "avx2": {"kind": "llvm", "mcpu": "haswell", "mtriple": "x86_64-linux-gnu"},
+    "sse": {"kind": "llvm", "mcpu": "x86-64", "mtriple": "x86_64-linux-gnu"},
+    "neon": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-n1"},
+}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("columns", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_shuffles_transpose(dtype: str, rows: int, columns: int) -> None:
+    """Replays the text: what is stored at column c is row after row of that column."""
+    _, text = turn_function(dtype, rows, columns)
+    vectors = {f"%v{r}": [(r, c) for c in range(columns)] for r in range(rows)}
+    shuffle = re.compile(r"(%s\d+) = shufflevector <[^>]*> (%\w+), <[^>]*> (%\w+), <[^>]*> <([^>]*)>")
+    for result, a, b, mask in shuffle.findall(text):
+        both = vectors[a] + vectors[b]
+        vectors[result] = [both[int(pick.split()[1])] for pick in mask.split(",")]
+    stored = re.findall(r"store <[^>]*> (%\w+), ptr %p(\d+)", text)
+    assert [int(c) for _, c in stored] == list(range(columns))
+    for name, c in stored:
+        assert vectors[name] == [(r, int(c)) for r in range(rows)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"size": (3, 4, 1)},
+        {"size": (2, 3, 70), "channels": 3},
+        {"channels": 80, "filters": 16, "kernel": (1, 1, 1), "pads": (Pads(0, 0),) * 3, "size": (3, 5, 31)},
+        {"strides": (2, 2, 2)},
+        {"strides": (1, 3, 5)},
+        {"dilation": (1, 2, 2), "size": (5, 8, 20)},
+        {"groups": 21, "filters": 21},
+        {"groups": 7, "filters": 14},
+        {"filters": 1},
+        {"pads": (Pads(0, 2), Pads(3, 0), Pads(5, 4)), "batch": 2},
+    ],
+)
+def test_channels_first_is_right(change: dict[str, object], dtype: str) -> None:
+    assert_right(replace(DENSE, dtype=dtype, activation="linear", **change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("change", [{}, {"strides": (2, 2, 2)}, {"groups": 21, "filters": 21}, {"dtype": "float16"}])
+def test_all_targets_compile(name: str, change: dict[str, object]) -> None:
+    spec = replace(DENSE, **change)  # type: ignore[arg-type]
+    target = resolve(TARGETS[name], 2)
+    assert build.compile_plan(default_plan(spec, target), target).object_code
+
+
+@pytest.mark.parametrize(
+    ("name", "instruction"),
+    [("avx512", r"vunpcklps\s.*%zmm"), ("avx2", r"vunpcklps\s.*%ymm"), ("neon", r"zip1\s+v\d+\.4s")],
+)
+def test_vectors_are_shuffled(name: str, instruction: str) -> None:
+    """Whole vectors are interleaved; no element is stored or gathered by itself in channels_first."""
+    import tvm
+
+    target = resolve(TARGETS[name], 2)
+    spec = replace(DENSE, size=(5, 9, 32), channels=32, filters=32)
+    plan = default_plan(spec, target)
+    module = build.machine_module(build.scheduled_module(plan, target), target, plan.variant)
+    text = str(tvm.compile(module, target=target).mod.inspect_source("asm"))
+    assert len(re.findall(instruction, text)) >= 8
+    assert not re.search("vscatter|vgather", text)
+
+
+def test_channels_last_needs_none() -> None:
+    target = resolve(TARGETS["avx512"], 2)
+    for data_format in (CHANNELS_LAST, CHANNELS_FIRST):
+        module = build.scheduled_module(default_plan(replace(DENSE, data_format=data_format), target), target)
+        assert marked_loops.has_some(module) == (data_format == CHANNELS_FIRST)
