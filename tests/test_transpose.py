@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 
 import pytest
+import tvm_ffi
+from tvm import IRModule, tirx
+from tvm.s_tir import Schedule
+from tvm.s_tir.transform import CompactBufferAllocation
 
 from problems import assert_right
 from tvm_conv3d import build
+from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.plan import default_plan
+from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.schedules.llvm import marked_loops
 from tvm_conv3d.schedules.llvm.shuffles import turn_function
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
-from tvm_conv3d.targets import resolve
+from tvm_conv3d.targets import cpu_traits, resolve
 
 DENSE = Conv3DSpec(
     1,
@@ -94,6 +101,39 @@ def test_vectors_are_shuffled(name: str, instruction: str) -> None:
     text = str(tvm.compile(module, target=target).mod.inspect_source("asm"))
     assert len(re.findall(instruction, text)) >= 8
     assert not re.search("vscatter|vgather", text)
+
+
+def written_by_calls(module: IRModule) -> list[tuple[str, int]]:
+    """Name and elements of each buffer that is written in rows or turned."""
+    found: list[tuple[str, int]] = []
+
+    def on_buffer(statement: tirx.AllocBuffer) -> None:
+        if statement.buffer.name.startswith(("gather", "turned")):
+            found.append((statement.buffer.name, math.prod(int(extent) for extent in statement.buffer.shape)))
+
+    tvm_ffi.structural_walk(module["main"].body, (tirx.AllocBuffer, on_buffer))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "change"),
+    [
+        ("direct", {}),
+        ("direct", {"size": (1, 17, 3), "channels": 3, "filters": 70}),
+        ("grouped", {"groups": 7, "filters": 14}),
+        ("winograd", {}),
+    ],
+)
+def test_buffers_stay_as_large_as_what_is_accessed(algorithm: str, change: dict[str, object]) -> None:
+    """TVM's passes shrink a buffer to what they see of it, and lay it on the stack: they must see calls access it."""
+    target, spec = resolve(TARGETS["avx512"], 2), replace(DENSE, **change)  # type: ignore[arg-type]
+    rule = algorithms("llvm")[algorithm]
+    for variant in rule.variants(spec, cpu_traits(target))[:8]:
+        schedule = Schedule(rule.declare(spec, variant).module(), seed=1)
+        rule.apply(schedule, spec, variant, Decisions(schedule, None))
+        module = build.machine_module(rule.finish(schedule.mod, spec), target, variant)
+        assert written_by_calls(module)
+        assert written_by_calls(CompactBufferAllocation()(module)) == written_by_calls(module), variant
 
 
 def test_channels_last_needs_none() -> None:

@@ -16,3 +16,11 @@ def imported(body: Any, texts: Mapping[str, str]) -> Any:
     for text in texts.values():
         body = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", ir.StringImm(text), body)
     return body
+
+
+def address(buffer: Any, place: Any, access: str) -> Any:
+    """Where element `place` of a buffer lies, for a function that reads ("r") or writes ("w") from there on.
+
+    TVM shrinks buffers to what it sees accessed. Of the address of a load it sees that one element, of this one all.
+    """
+    return buffer.access_ptr(access, offset=place)

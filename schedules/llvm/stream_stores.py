@@ -16,7 +16,7 @@ from typing import Any
 import tvm_ffi
 from tvm import IRModule, tirx
 
-from tvm_conv3d.schedules.llvm.functions import LLVM_TYPES, imported
+from tvm_conv3d.schedules.llvm.functions import LLVM_TYPES, address, imported
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -84,7 +84,7 @@ def rewrite(module: IRModule) -> IRModule:
         used[name] = _FUNCTION.format(
             name=name, lanes=lanes, type=llvm_type, mask=size - 1, bytes=size, element=element
         )
-        place = tirx.address_of(tirx.BufferLoad(store.buffer, [index.base]))
+        place = address(store.buffer, index.base, "w")
         return tirx.Evaluate(tirx.call_extern("void", name, place, store.value))
 
     body = tvm_ffi.structural_map(function.body, (tirx.BufferStore, streamed))

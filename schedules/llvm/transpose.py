@@ -18,6 +18,7 @@ from tvm.s_tir import Schedule
 
 from tvm_conv3d.schedules.decisions import LoopRV
 from tvm_conv3d.schedules.llvm import loops
+from tvm_conv3d.schedules.llvm.functions import address
 from tvm_conv3d.schedules.llvm.padded_load import can_load, load_function
 from tvm_conv3d.schedules.llvm.shuffles import turn_function
 from tvm_conv3d.targets import CpuTraits
@@ -169,14 +170,13 @@ class _Calls:
             str(source.source.dtype), self.copy.accumulator, self.columns, self.copy.stride, bool(bounds)
         )
         self.texts[name] = text
-        place = tirx.address_of(tirx.BufferLoad(source.source, [self.copy.at(source.indices[0], row, column)]))
+        place = address(source.source, self.copy.at(source.indices[0], row, column), "r")
         return tirx.call_extern(f"{self.copy.accumulator}x{self.columns}", name, place, *bounds)
 
     def _turn(self, vectors: list[Any], row: Any, column: Any) -> Any:
         name, text = turn_function(self.copy.accumulator, self.rows, self.columns)
         self.texts[name] = text
-        place = self.copy.at(self.copy.store.indices[0], row, column)
-        to = tirx.address_of(tirx.BufferLoad(self.copy.store.buffer, [place]))
+        to = address(self.copy.store.buffer, self.copy.at(self.copy.store.indices[0], row, column), "w")
         return tirx.Evaluate(tirx.call_extern("void", name, *vectors, to, tirx.const(self.pitch, "int64")))
 
 
