@@ -38,6 +38,13 @@ SHAPES = {
         same((5, 7, 7), 16, 16, 3, groups=4, data_format=CHANNELS_FIRST),
         same((5, 6, 13), 33, 33, 5, groups=33, activation="relu"),
     ],
+    "planes": [
+        same((5, 7, 19), 13, 19, 3, data_format=CHANNELS_FIRST),
+        replace(same((4, 9, 40), 20, 20, 3, groups=20, data_format=CHANNELS_FIRST, activation="relu"), batch=2),
+        same((4, 9, 33), 24, 12, 3, groups=6, strides=(1, 2, 2), dilation=(2, 1, 1), data_format=CHANNELS_FIRST),
+        same((3, 4, 16), 32, 48, 1, data_format=CHANNELS_FIRST),
+        replace(same((7, 9, 11), 8, 5, 2, strides=(2, 1, 3), data_format=CHANNELS_FIRST), pads=NO_PADS),
+    ],
     "depthwise": [
         same((9, 6, 10), 20, 20, 3, groups=20),
         same((5, 9, 11), 13, 13, 3, groups=13, strides=(1, 2, 2)),

@@ -22,6 +22,7 @@ SPECS = {
     "depthwise": replace(
         LARGE, channels=36, filters=36, groups=36, kernel=(1, 3, 3), pads=(Pads(0, 0), *[Pads(1, 1)] * 2)
     ),  # type: ignore[arg-type]
+    "planes": replace(LARGE, size=(6, 40, 48), data_format=CHANNELS_FIRST),
 }
 
 

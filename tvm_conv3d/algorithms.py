@@ -74,16 +74,18 @@ def named(name: str) -> Algorithm:
 
 
 def _for_cpus() -> tuple[Algorithm, ...]:
-    from tvm_conv3d.compute import depthwise, direct, grouped, winograd, winograd_rows
+    from tvm_conv3d.compute import depthwise, direct, grouped, planes, winograd, winograd_rows
     from tvm_conv3d.schedules.llvm import depthwise as depthwise_loops
     from tvm_conv3d.schedules.llvm import direct as direct_loops
     from tvm_conv3d.schedules.llvm import grouped as grouped_loops
+    from tvm_conv3d.schedules.llvm import planes as planes_loops
     from tvm_conv3d.schedules.llvm import winograd as winograd_loops
     from tvm_conv3d.schedules.llvm import winograd_rows as winograd_rows_loops
 
     return (
         _join("winograd", winograd.WinogradVariant, winograd, winograd_loops, exact=False),
         _join("winograd_rows", winograd_rows.WinogradRowsVariant, winograd_rows, winograd_rows_loops, exact=False),
+        _join("planes", planes.PlanesVariant, planes, planes_loops),
         _join("depthwise", depthwise.DepthwiseVariant, depthwise, depthwise_loops),
         _join("grouped", grouped.GroupedVariant, grouped, grouped_loops),
         _join("direct", direct.DirectVariant, direct, direct_loops),

@@ -100,13 +100,13 @@ def machine_module(module: IRModule, target: Target, variant: Any) -> IRModule:
         target: what it is compiled for.
         variant: the plan's; says whether vectors are shuffled, and whether results are stored past the caches.
     """
-    from tvm_conv3d.schedules.llvm import lower, marked_loops, permuted_loads, stream_stores
+    from tvm_conv3d.schedules.llvm import lower, marked_loops, permuted_loads, rows, stream_stores
 
     shuffled = getattr(variant, "shuffled", False)
     if not (shuffled or variant.stream or marked_loops.has_some(module)):
         return module
     module = marked_loops.rewrite(lower.to_loops(module, target), cpu_traits(target))
-    module = lower.to_vectors(module, target)
+    module = rows.store_parts(lower.to_vectors(module, target))
     module = permuted_loads.rewrite(module) if shuffled else module
     return stream_stores.rewrite(module) if variant.stream else module
 

@@ -16,7 +16,7 @@ def has_some(module: IRModule) -> bool:
     found: list[tirx.For] = []
 
     def on_loop(loop: tirx.For) -> None:
-        if transpose.TURNS in loop.annotations or rows.ROWS in loop.annotations:
+        if any(mark in loop.annotations for mark in (transpose.TURNS, transpose.COPIES, rows.ROWS)):
             found.append(loop)
 
     tvm_ffi.structural_walk(module["main"].body, (tirx.For, on_loop))
@@ -28,10 +28,10 @@ def rewrite(module: IRModule, traits: CpuTraits) -> IRModule:
     texts: dict[str, str] = {}
 
     def on_loop(loop: tirx.For) -> Any:
-        if transpose.TURNS in loop.annotations:
+        if transpose.TURNS in loop.annotations or transpose.COPIES in loop.annotations:
             return transpose.calls(loop, traits, texts)
         if rows.ROWS in loop.annotations:
-            return rows.vectors(loop, traits.lanes("float32"))
+            return rows.vectors(loop, traits)
         return loop
 
     function = module["main"]

@@ -1,32 +1,61 @@
-"""Stores of a row by vectors, whatever its length: vectors overlap the one before where they do not divide it.
+"""Stores of a row by vectors, whatever its length.
 
-A schedule marks the loop, and says how many elements the last task has where tasks overhang the output.
+The last vector has a mask where the CPU has masked stores and what is stored is padded to whole vectors, else it
+overlaps the one before. A schedule marks the loop, and says how many elements the last task has where tasks overhang
+the output.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from tvm import ir, tirx
+import tvm_ffi
+from tvm import IRModule, ir, tirx
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.schedules.decisions import LoopRV
 from tvm_conv3d.schedules.llvm import loops
+from tvm_conv3d.schedules.llvm.functions import LLVM_TYPES, address, imported
+from tvm_conv3d.targets import CpuTraits
 
-#: Annotation of a loop along a row: elements of the row's last part.
-ROWS = "tvm_conv3d.last_of_row"
+#: Annotations of a loop along a row: elements of the row's last part, and of the vectors that it is padded to.
+ROWS, PADDED = "tvm_conv3d.last_of_row", "tvm_conv3d.padded_row"
+
+#: Attribute of the store of a vector: elements of it that are stored.
+_PART = "tvm_conv3d.part"
+
+#: Bits of a vector from which on CPUs have fast masked stores.
+_MASKED_BITS = 512
 
 #: Vectors of a row up to which their code is written out.
 _FEW = 4
 
+_FUNCTION = """
+declare void @llvm.masked.store.v{lanes}{suffix}.p0(<{lanes} x {type}>, ptr, i32, <{lanes} x i1>)
+define void @{name}(ptr %place, <{lanes} x {type}> %value) alwaysinline nounwind {{
+  call void @llvm.masked.store.v{lanes}{suffix}.p0(
+    <{lanes} x {type}> %value, ptr %place, i32 {bytes}, <{lanes} x i1> <{mask}>)
+  ret void
+}}
+"""
 
-def mark(sch: Schedule, loop: LoopRV, length: int) -> None:
-    """Marks a loop, the innermost, that stores a part of a row of `length` elements."""
+
+def mark(sch: Schedule, loop: LoopRV, length: int, padded: int = 0) -> None:
+    """Marks a loop, the innermost, that stores a part of a row of `length` elements.
+
+    Args:
+        sch: the schedule.
+        loop: the loop.
+        length: elements of the row.
+        padded: lanes of the vectors of which there is what is stored, also behind the row's end; 0 where there is not.
+    """
     extent = int(sch.get(loop).extent)
     sch.annotate(loop, ROWS, length - (length - 1) // extent * extent)
+    if padded:
+        sch.annotate(loop, PADDED, padded)
 
 
-def vectors(loop: tirx.For, lanes: int) -> Any:
+def vectors(loop: tirx.For, traits: CpuTraits) -> Any:
     """What does the work of a marked loop, not yet vectorized."""
     extent, last = int(loop.extent), int(loop.annotations[ROWS])
     body, overhangs = loop.body, []
@@ -35,25 +64,75 @@ def vectors(loop: tirx.For, lanes: int) -> Any:
         overhangs = [condition for condition in conditions if loops.uses(condition, loop.loop_var)]
         others = [condition for condition in conditions if not loops.uses(condition, loop.loop_var)]
         body = tirx.IfThenElse(tirx.all(*others), body.then_case, None) if others else body.then_case
-    whole = _stores(loop.loop_var, body, extent, lanes)
+    dtype = _stored_type(body)
+    masked = PADDED in loop.annotations and dtype in LLVM_TYPES and traits.vector_bits >= _MASKED_BITS
+    lanes = int(loop.annotations[PADDED]) if masked else traits.lanes(dtype if dtype in LLVM_TYPES else "float32")
+    whole = _stores(loop.loop_var, body, extent, lanes, masked)
     if not overhangs:
         return whole
-    inside = tirx.all(*(loops.put(condition, {loop.loop_var: extent - 1}) for condition in overhangs))
-    return tirx.IfThenElse(inside, whole, _stores(loop.loop_var, body, last, lanes))
+    begins, inside = (
+        tirx.all(*(loops.put(condition, {loop.loop_var: element}) for condition in overhangs))
+        for element in (0, extent - 1)
+    )
+    # a part may also lie behind the row's end as a whole; TVM hoists an `if` out of an `else` over both branches
+    part = _stores(loop.loop_var, body, last, lanes, masked)
+    return tirx.SeqStmt(
+        [tirx.IfThenElse(inside, whole, None), tirx.IfThenElse(tirx.all(begins, tirx.Not(inside)), part, None)]
+    )
 
 
-def _stores(var: Any, body: Any, extent: int, lanes: int) -> Any:
-    size = min(lanes, 1 << extent.bit_length() - 1)
-    starts = [min(start, extent - size) for start in range(0, extent, size)]
+def _stores(var: Any, body: Any, extent: int, lanes: int, masked: bool) -> Any:
+    size = lanes if masked else min(lanes, 1 << extent.bit_length() - 1)
 
-    def vector(start: Any) -> Any:
-        if size == 1:
+    def vector(start: Any, part: int = 0) -> Any:
+        if size == 1 or part == 1:
             return loops.put_all(body, {var: start})
         lane = ir.Var("lane", "int32")
-        return tirx.For(lane, 0, size, tirx.ForKind.VECTORIZED, loops.put_all(body, {var: start + lane}))
+        store = tirx.For(lane, 0, size, tirx.ForKind.VECTORIZED, loops.put_all(body, {var: start + lane}))
+        return tirx.AttrStmt(tirx.const(0, "int32"), _PART, tirx.const(part, "int32"), store) if part else store
 
+    if masked:
+        parts = [vector(start, extent - start if extent - start < size else 0) for start in range(0, extent, size)]
+        return _one_statement(parts)
+    starts = [min(start, extent - size) for start in range(0, extent, size)]
     if len(starts) <= _FEW:
-        parts = [vector(start) for start in starts]
-        return tirx.SeqStmt(parts) if len(parts) > 1 else parts[0]
+        return _one_statement([vector(start) for start in starts])
     number = ir.Var("vector", "int32")
     return tirx.For(number, 0, len(starts), tirx.ForKind.SERIAL, vector(tirx.min(number * size, extent - size)))
+
+
+def store_parts(module: IRModule) -> IRModule:
+    """A function lowered to vectors in which only parts of the last vectors of rows are stored."""
+    texts: dict[str, str] = {}
+
+    def on_part(statement: tirx.AttrStmt) -> Any:
+        if statement.attr_key != _PART:
+            return statement
+        return tvm_ffi.structural_map(
+            statement.body, (tirx.BufferStore, lambda store: _masked(store, int(statement.value), texts))
+        )
+
+    function = module["main"]
+    body = tvm_ffi.structural_map(function.body, (tirx.AttrStmt, on_part))
+    return IRModule({"main": function.with_body(imported(body, texts))})
+
+
+def _masked(store: tirx.BufferStore, part: int, texts: dict[str, str]) -> Any:
+    dtype, index = str(store.buffer.dtype), store.indices[0]
+    lanes, (llvm_type, element) = int(index.lanes), LLVM_TYPES[dtype]
+    name = f"tvm_conv3d_store_{dtype}x{lanes}_{part}"
+    mask = ", ".join(f"i1 {int(lane < part)}" for lane in range(lanes))
+    texts[name] = _FUNCTION.format(
+        name=name, lanes=lanes, type=llvm_type, suffix=f"f{8 * element}", bytes=element, mask=mask
+    )
+    return tirx.Evaluate(tirx.call_extern("void", name, address(store.buffer, index.base, "w"), store.value))
+
+
+def _stored_type(body: Any) -> str:
+    found: list[tirx.BufferStore] = []
+    tvm_ffi.structural_walk(body, (tirx.BufferStore, found.append))
+    return str(found[0].buffer.dtype)
+
+
+def _one_statement(parts: list[Any]) -> Any:
+    return tirx.SeqStmt(parts) if len(parts) > 1 else parts[0]

@@ -16,6 +16,7 @@ from typing import Any
 import tvm_ffi
 from tvm import IRModule, tirx
 
+from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.schedules.llvm.functions import LLVM_TYPES, address, imported
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
@@ -49,19 +50,31 @@ through:
 """
 
 
-def streaming(spec: Conv3DSpec, variants: Sequence[Variant], lanes: int) -> list[Variant]:
+def streaming(spec: Conv3DSpec, variants: Sequence[Variant], lanes: int, run: int = 0) -> list[Variant]:
     """The variants with such stores; none where the output is small or not made of whole vectors of `lanes`."""
-    return [replace(variant, stream=True) for variant in variants] if _stored_bytes(spec, lanes) >= LEAST_BYTES else []
+    large = _stored_bytes(spec, lanes, run) >= LEAST_BYTES
+    return [replace(variant, stream=True) for variant in variants] if large else []
 
 
-def outgrows_caches(spec: Conv3DSpec, traits: CpuTraits, lanes: int) -> bool:
-    """Whether so much is stored in whole vectors that little of it is left in the caches for the next layer."""
-    return _stored_bytes(spec, lanes) >= max(LEAST_BYTES, traits.l3 // 2)
+def outgrows_caches(spec: Conv3DSpec, traits: CpuTraits, lanes: int, run: int = 0) -> bool:
+    """Whether so much is stored in whole vectors that little of it is left in the caches for the next layer.
+
+    Args:
+        spec: the problem.
+        traits: the CPU.
+        lanes: of the vectors.
+        run: in channels_first, neighbouring elements of a row that are stored one after the other.
+    """
+    return _stored_bytes(spec, lanes, run) >= max(LEAST_BYTES, traits.l3 // 2)
 
 
-def _stored_bytes(spec: Conv3DSpec, lanes: int) -> int:
+def _stored_bytes(spec: Conv3DSpec, lanes: int, run: int = 0) -> int:
     """Bytes of the output, none where it is not made of whole vectors."""
-    if spec.dtype not in LLVM_TYPES or spec.data_format != CHANNELS_LAST or spec.filters % lanes:
+    if spec.data_format == CHANNELS_LAST:
+        whole = spec.filters % lanes == 0
+    else:
+        whole = run > 0 and run % lanes == 0 and collapse(spec).out_size[2] % lanes == 0
+    if spec.dtype not in LLVM_TYPES or not whole:
         return 0
     return math.prod(spec.output_shape) * LLVM_TYPES[spec.dtype][1]
 

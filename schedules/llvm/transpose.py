@@ -26,6 +26,9 @@ from tvm_conv3d.targets import CpuTraits
 #: Annotation of the outer of two loops: `inner` steps along the memory that is read, `outer` along what is written.
 TURNS = "tvm_conv3d.turns"
 
+#: Annotation of a loop that copies a row, from and to neighbouring places.
+COPIES = "tvm_conv3d.copies_row"
+
 #: Blocks along the written memory up to which their code is written out.
 _FEW = 4
 
@@ -39,15 +42,22 @@ def mark(sch: Schedule, outer: LoopRV, inner: LoopRV) -> None:
     sch.annotate(outer, TURNS, 1)
 
 
+def mark_copy(sch: Schedule, row: LoopRV) -> None:
+    """Marks a loop that copies a row, maybe every second or third element of one."""
+    sch.annotate(row, COPIES, 1)
+
+
 def unmarked(loop: tirx.For) -> tirx.For:
     """The loop as it is, without its mark."""
-    others = {key: value for key, value in loop.annotations.items() if key != TURNS}
+    others = {key: value for key, value in loop.annotations.items() if key not in (TURNS, COPIES)}
     return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, loop.body, loop.thread_binding, others)
 
 
 def calls(loop: tirx.For, traits: CpuTraits, texts: dict[str, str]) -> Any:
     """What does the work of a marked loop; the functions that it calls are added to `texts`."""
-    copy = _Copy.of(loop)
+    copies_row = COPIES in loop.annotations
+    # a row is a matrix of one
+    copy = _Copy.of(tirx.For(ir.Var("row", "int32"), 0, 1, tirx.ForKind.SERIAL, loop) if copies_row else loop)
     return unmarked(loop) if copy is None else _Calls(copy, traits.lanes(copy.accumulator), texts).statement()
 
 
@@ -80,7 +90,8 @@ class _Copy:
         start = {outer.loop_var: 0, inner.loop_var: 0}
         place, source = store.indices[0], found[0].indices[0]
         stride = loops.step(source, inner.loop_var, start)
-        if loops.step(place, outer.loop_var, start) != 1 or stride is None or not 1 <= stride <= _LARGEST_STRIDE:
+        along = outer if int(outer.extent) > 1 else inner
+        if loops.step(place, along.loop_var, start) != 1 or stride is None or not 1 <= stride <= _LARGEST_STRIDE:
             return None
         return cls(outer, inner, store, found[0], conditions, stride)
 
@@ -174,10 +185,17 @@ class _Calls:
         return tirx.call_extern(f"{self.copy.accumulator}x{self.columns}", name, place, *bounds)
 
     def _turn(self, vectors: list[Any], row: Any, column: Any) -> Any:
+        if self.rows == self.pitch == 1 < self.columns:
+            return self._store(vectors[0], row, column)
         name, text = turn_function(self.copy.accumulator, self.rows, self.columns)
         self.texts[name] = text
         to = address(self.copy.store.buffer, self.copy.at(self.copy.store.indices[0], row, column), "w")
         return tirx.Evaluate(tirx.call_extern("void", name, *vectors, to, tirx.const(self.pitch, "int64")))
+
+    def _store(self, vector: Any, row: Any, column: Any) -> Any:
+        place = self.copy.at(self.copy.store.indices[0], row, column)
+        places = tirx.Ramp(place, tirx.const(1, place.ty.dtype), self.columns)
+        return tirx.BufferStore(self.copy.store.buffer, vector, [places])
 
 
 def _one_statement(parts: list[Any]) -> Any:

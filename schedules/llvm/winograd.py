@@ -37,7 +37,8 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[
     variant = winograd_rule.worthwhile(spec, traits)
     if variant is None:
         return None
-    stream = stream_stores.outgrows_caches(spec, traits, variant.lanes)
+    run = variant.tile[2] * variant.block[2] if axes_of(collapse(spec), variant.modes).parts[2] == 1 else 0
+    stream = stream_stores.outgrows_caches(spec, traits, variant.lanes, run)
     return replace(variant, stream=stream), {"unroll": 1}
 
 

@@ -16,7 +16,7 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
-from tvm_conv3d.schedules.llvm import stream_stores, winograd_rows_rule
+from tvm_conv3d.schedules.llvm import rows, stream_stores, transpose, winograd_rows_rule
 from tvm_conv3d.schedules.llvm.common import BlockRV, in_registers, keep_in_registers, unroll
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
@@ -98,18 +98,30 @@ def _input(sch: Schedule, s: Conv3DSpec, variant: WinogradRowsVariant, at: LoopR
     in_registers(sch, [d, h, t, channel], frequency, lane)
     gather = sch.get_sblock("gather")
     sch.compute_at(gather, h, preserve_unit_loops=True)
-    if s.data_format == CHANNELS_LAST and s.filters % variant.lanes == 0:
-        sch.vectorize(sch.get_loops(gather)[-1])
+    width, channel, lane = sch.get_loops(gather)[-3:]
+    if s.data_format != CHANNELS_LAST:
+        sch.reorder(channel, lane, width)
+        transpose.mark(sch, lane, width)
+    elif s.filters % variant.lanes == 0:
+        sch.vectorize(lane)
 
 
 def _store(sch: Schedule, s: Conv3DSpec, variant: WinogradRowsVariant, depth: LoopRV) -> None:
+    last = s.data_format == CHANNELS_LAST
+    if not last:
+        turned = sch.get_sblock("turned")
+        sch.reverse_compute_at(turned, depth, preserve_unit_loops=True)
+        sch.set_scope(turned, 0, "local")
+        lane, w = sch.get_loops(turned)[-2:]
+        transpose.mark(sch, w, lane)
     block = sch.get_sblock("out")
     sch.reverse_compute_at(block, depth, preserve_unit_loops=True)
-    hi, wi, o, lane = sch.get_loops(block)[-4:]
-    if s.data_format != CHANNELS_LAST:
-        sch.reorder(lane, hi, wi, o)
+    if not last:
+        _, hi, _, lane, w = sch.get_loops(block)[-5:]
+        sch.reorder(lane, hi, w)
+        rows.mark(sch, w, s.out_size[2])
     elif s.filters % variant.lanes == 0:
-        sch.vectorize(lane)
+        sch.vectorize(sch.get_loops(block)[-1])
 
 
 def _flags(sch: Schedule, block: LoopRV, depth: LoopRV) -> None:

@@ -24,11 +24,14 @@ from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant, applies, error
 from tvm_conv3d.schedules.llvm import stream_stores
 from tvm_conv3d.schedules.llvm.tile_rule import TASKS_PER_THREAD, fitting_lanes
 from tvm_conv3d.schedules.llvm.winograd_rule import ERROR_LIMIT
-from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
 #: Cycles, measured on depthwise layers of 24 to 192 channels with kernels of 3 to 7 (Zen 4).
 _TAP, _PRODUCT, _CELL, _VECTOR = 1.15, 6.0, 8.0, 25.0
+
+#: Columns of a piece of a row in channels_first that take as long to copy as it takes to get to it.
+_ROW = 20
 
 #: The estimate, which is hopeful where tasks are small, must be below that of the definition by this factor.
 _ADVANTAGE = 0.75
@@ -57,7 +60,7 @@ def priced(spec: Conv3DSpec, traits: CpuTraits) -> list[Priced]:
     if not applies(spec) or s.accumulator != "float32" or s.group_filters >= traits.lanes(s.accumulator):
         return []
     found = [Priced(v, _cycles(s, traits, v)) for v in _candidates(s, traits) if _fits(s, traits, v)]
-    return sorted(found, key=lambda candidate: candidate.cycles)
+    return sorted(found, key=lambda candidate: (candidate.cycles, *_equals(s, candidate.variant)))
 
 
 def worthwhile(spec: Conv3DSpec, traits: CpuTraits) -> WinogradRowsVariant | None:
@@ -66,7 +69,15 @@ def worthwhile(spec: Conv3DSpec, traits: CpuTraits) -> WinogradRowsVariant | Non
     if not found or found[0].cycles > _ADVANTAGE * _cycles_of_definition(collapse(spec), traits):
         return None
     variant = found[0].variant
-    return replace(variant, stream=stream_stores.outgrows_caches(spec, traits, variant.lanes))
+    run = variant.tile * variant.columns
+    return replace(variant, stream=stream_stores.outgrows_caches(spec, traits, variant.lanes, run))
+
+
+def _equals(s: Conv3DSpec, variant: WinogradRowsVariant) -> tuple[bool, int]:
+    """What variants of equal cost are sorted by: in channels_first, whole vectors along the rows of a tile, depth."""
+    if s.data_format == CHANNELS_LAST:
+        return False, 0
+    return variant.tile * variant.columns % variant.lanes != 0, -variant.block[0]
 
 
 def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[WinogradRowsVariant]:
@@ -100,7 +111,8 @@ def _own_bytes(s: Conv3DSpec, variant: WinogradRowsVariant) -> int:
 
 
 def _fits(s: Conv3DSpec, traits: CpuTraits, variant: WinogradRowsVariant) -> bool:
-    return _own_bytes(s, variant) <= traits.l2
+    # channels_first: longer rows are worth more
+    return _own_bytes(s, variant) <= traits.l2 * (1 if s.data_format == CHANNELS_LAST else 2)
 
 
 def _cycles(s: Conv3DSpec, traits: CpuTraits, variant: WinogradRowsVariant) -> float:
@@ -108,7 +120,9 @@ def _cycles(s: Conv3DSpec, traits: CpuTraits, variant: WinogradRowsVariant) -> f
     window = window_extents(s, (*variant.block[:2], 1))[:2]
     rows = math.prod(variant.block[:2])
     products = rows * (math.prod(s.kernel[:2]) * s.group_channels * _TAP + _PRODUCT)
-    transformed = math.prod(window) * s.group_channels * _CELL
+    # channels_first: short pieces of the rows of many channels
+    short = 1 + _ROW / (variant.block[2] * variant.tile) if s.data_format != CHANNELS_LAST else 1
+    transformed = math.prod(window) * s.group_channels * _CELL * short
     stored = rows * variant.tile * _VECTOR
     tasks = math.prod(_tasks(s, variant))
     rounds = -(-tasks // traits.cores) if variant.parallel_blocks else tasks / traits.cores

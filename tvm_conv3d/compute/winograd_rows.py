@@ -12,6 +12,7 @@ gather    zero-padded input cells, for each lane those of its group
 input     the rows' transform: one image for each frequency
 product   the sums over channels and the taps of depth and height, on register tiles
 output    the inverse transform
+turned    of channels_first only: sums in rows of each filter
 out       bias, activation and store
 seen      a number of each register tile, finite where all its sums are
 flags     the sum of these for a task: Winograd spreads NaN and infinity over its tiles
@@ -196,12 +197,25 @@ class _Builder:
         return transform(self.acc, shape, "output", self.matrices.output, read, from_end=2)
 
     def _out(self, sums: te.Tensor, bias: te.Tensor) -> te.Tensor:
-        """The output in whole register tiles."""
+        """The output in whole register tiles; in channels_first, rows of each lane's filter."""
+        last = self.spec.data_format == CHANNELS_LAST
+        read = sums if last else self._turned(sums)
 
         def at(*index):  # type: ignore[no-untyped-def]
-            return finish(self.spec, sums[index], bias[index[4], index[-1]])
+            return finish(self.spec, read[index], bias[index[4], index[-1 if last else -2]])
 
-        return te.compute(sums.shape, at, name="out", varargs_names=index_names(sums.shape))
+        return te.compute(read.shape, at, name="out", varargs_names=index_names(read.shape))
+
+    def _turned(self, sums: te.Tensor) -> te.Tensor:
+        """The sums of a register tile with its columns innermost."""
+        *outer, wi, m, lanes = (int(extent) for extent in sums.shape)
+
+        def at(*index):  # type: ignore[no-untyped-def]
+            *cell, lane, w = index
+            return sums[(*cell, w // m, w % m, lane)]
+
+        shape = (*outer, lanes, wi * m)
+        return te.compute(shape, at, name="turned", varargs_names=index_names(shape))
 
     def _tiling(self) -> Tiling:
         """How the axes of :meth:`_out` make those of the real output."""
@@ -209,10 +223,11 @@ class _Builder:
         bd, bh, bw = variant.block
         d = (term(1, bd), term(5))
         h = (term(2, bh), term(6, variant.rows), term(7))
-        w = (term(3, bw * m), term(8, variant.columns * m), term(9, m), term(10))
-        f = (term(4, variant.lanes), term(11))
-        axes = ((term(0),), d, h, w, f) if self.spec.data_format == CHANNELS_LAST else ((term(0),), f, d, h, w)
-        return Tiling(self.spec.output_shape, axes)
+        w, block = (term(3, bw * m), term(8, variant.columns * m)), term(4, variant.lanes)
+        if self.spec.data_format == CHANNELS_LAST:
+            cells = (d, h, (*w, term(9, m), term(10)))
+            return Tiling(self.spec.output_shape, ((term(0),), *cells, (block, term(11))))
+        return Tiling(self.spec.output_shape, ((term(0),), (block, term(9)), d, h, (*w, term(10))))
 
     def _flags(self, sums: te.Tensor) -> te.Tensor:
         """A sum that is finite if and only if all its terms are; TVM would fold x * 0 and x - x to zero."""

@@ -1,0 +1,202 @@
+"""Design space of the convolution of channels_first on planes, on a CPU.
+
+A task owns a box of output depths, rows and columns of one group; it copies the rows it reads, zeros included, into a
+buffer of its own. A register tile is some vectors of some rows of some filters. Of one row, a vector of weights' values
+serves all its vectors; of several, a loaded vector of input serves all rows whose windows hold it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from tvm import IRModule
+from tvm.s_tir import Schedule
+
+from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.planes import PlanesVariant, applies, needs_gather
+from tvm_conv3d.schedules.decisions import Decisions, divisors
+from tvm_conv3d.schedules.llvm import rows, skip_padding, stream_stores, transpose
+from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll
+from tvm_conv3d.schedules.llvm.tile_rule import LATENCY, TASKS_PER_THREAD, seen_share, tiles_of
+from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.targets import CpuTraits
+
+#: Cycles of loading a vector of a row, as most of them cross a cache line.
+_LOAD = 1.6
+
+#: Vectors of a row and rows of a tile, at most.
+_MOST_VECTORS, _MOST_ROWS = 4, 8
+
+#: Channels a task may read as they lie: rows of more planes, which often share a set, fall out of L1.
+_MOST_PLANES = 64
+
+#: Filters for each channel from which on what is written decides: plane by plane, not to many planes by turns.
+_MANY_FILTERS = 4
+
+#: Share of the vectors' lanes that rows have to fill, and of layers in groups, for which other algorithms copy more.
+_LEAST_FILLED, _LEAST_IN_GROUPS = 0.8, 0.65
+
+#: Taps of a row times channels up to which the taps are unrolled.
+_FEW = 12
+
+#: Register tiles that compete while tuning.
+_MOST_TILES = 8
+
+
+def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[PlanesVariant, dict[str, int]] | None:
+    """The variant and the decisions taken where nothing was tuned; None where rows fill too few lanes."""
+    if not applies(spec) or spec.empty:
+        return None
+    s = collapse(spec)
+    lanes, width = traits.lanes(s.accumulator), s.out_size[2]
+    least = _LEAST_FILLED if s.groups == 1 else _LEAST_IN_GROUPS
+    if width < least * lanes * -(-width // lanes):
+        return None
+    variant = _tiles(s, traits, 1)[0]
+    variant = replace(
+        variant,
+        gather=needs_gather(spec, variant) or s.group_channels > _MOST_PLANES,
+    )
+    depth, row_tiles, column_tiles = _box(s, traits, variant)
+    return variant, {"depth": depth, "rows": row_tiles, "columns": column_tiles, "unroll": 1}
+
+
+def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[PlanesVariant]:
+    """The variants that compete while tuning, the cheapest first; none in channels_last."""
+    if not applies(spec) or spec.empty:
+        return []
+    found = []
+    for tile in _tiles(collapse(spec), traits, _MOST_TILES):
+        found.append(tile)
+        if not needs_gather(spec, tile):
+            found.append(replace(tile, gather=False))
+    first = found[0]
+    streamed = stream_stores.streaming(spec, [first], first.lanes, first.lanes * first.vectors)
+    return [first, replace(first, filters_first=not first.filters_first), *streamed, *found[1:]]
+
+
+def apply(sch: Schedule, spec: Conv3DSpec, variant: PlanesVariant, decide: Decisions) -> None:
+    """Schedules `compute.planes.declare(spec, variant)`.
+
+    Decisions: `depth`, `rows`, `columns`: output cells of a task, the latter two in register tiles; `unroll`: channels
+    per step of the reduction.
+    """
+    s = collapse(spec)
+    n, g, f, d, h, w = sch.get_loops(sch.get_sblock("out"))
+    row_tiles, hi = sch.split(h, [None, variant.rows], preserve_unit_iters=True)
+    column_tiles, wi = sch.split(w, [None, variant.vectors * variant.lanes], preserve_unit_iters=True)
+    block, fi = sch.split(f, [None, variant.filters], preserve_unit_iters=True)
+    d_task, d_in = decide.tile("depth", d, default=1)
+    h_task, h_in = decide.tile("rows", row_tiles, default=4)
+    w_task, w_in = decide.tile("columns", column_tiles, default=16)
+    cells, at = (d_in, h_in, w_in), w_in if variant.filters_first else block
+    sch.reorder(
+        n, g, d_task, h_task, w_task, *((block, *cells) if variant.filters_first else (*cells, block)), fi, hi, wi
+    )
+    task = sch.fuse(n, g, d_task, h_task, w_task)
+    sch.parallel(task)
+    if _whole(s, variant):
+        sch.compute_inline(sch.get_sblock("tile"))
+        vectors, lane = sch.split(wi, [None, variant.lanes], preserve_unit_iters=True)
+        unroll(sch, (fi, hi, vectors))
+        sch.vectorize(lane)
+    else:
+        *outer, lane = sch.get_loops(place(sch, "tile", at))[-4:]
+        unroll(sch, outer)
+        sch.vectorize(lane)
+        unroll(sch, (fi, hi))
+        rows.mark(sch, wi, s.out_size[2], padded=variant.lanes)
+    _sums(sch, s, variant, decide, at)
+    if variant.gather:
+        gather = sch.get_sblock("gather")
+        sch.compute_at(gather, task, preserve_unit_loops=True)
+        transpose.mark_copy(sch, sch.get_loops(gather)[-1])
+
+
+def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+    """What is changed after scheduling: taps that see only padding are skipped."""
+    return skip_padding.guard(module, collapse(spec), {0: 3, 1: 4})
+
+
+def _sums(sch: Schedule, s: Conv3DSpec, variant: PlanesVariant, decide: Decisions, at: object) -> None:
+    """The sums of a register tile."""
+    conv = place(sch, "conv", at)
+    *tile, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-8:]
+    outer, few = decide.tile("unroll", channel, default=1, limit=8)
+    sch.unroll(few)
+    if variant.rows > 1:
+        skip_padding.mark(sch, s, {0: tap_d})
+        reduction = (tap_d, outer, few, tap_w, tap_h)
+        sch.unroll(tap_h)
+    else:
+        skip_padding.mark(sch, s, {0: tap_d, 1: tap_h})
+        reduction = (tap_d, tap_h, outer, few, tap_w)
+        if s.kernel[2] * s.group_channels <= _FEW:
+            sch.unroll(tap_w)
+    keep_in_registers(sch, conv, reduction, tile)
+
+
+def _whole(s: Conv3DSpec, variant: PlanesVariant) -> bool:
+    """Whether the output is made of whole register tiles."""
+    sizes = (s.group_filters, *s.out_size[1:])
+    of_tile = (variant.filters, variant.rows, variant.vectors * variant.lanes)
+    return all(size % part == 0 for size, part in zip(sizes, of_tile, strict=True))
+
+
+def _tiles(s: Conv3DSpec, traits: CpuTraits, count: int) -> list[PlanesVariant]:
+    """The cheapest register tiles, the best first."""
+    seen = seen_share(s, 1)
+    return heapq.nsmallest(count, _candidates(s, traits), key=lambda tile: _cycles(s, traits, tile, seen))
+
+
+def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[PlanesVariant]:
+    whole, (_, height, width) = traits.lanes(s.accumulator), s.out_size
+    # of many filters, a loaded vector serves all that the registers have room for
+    several_rows = range(2, min(_MOST_ROWS, height) + 1) if s.kernel[1] > 1 and s.group_filters == 1 else ()
+    filters_first = s.group_filters >= _MANY_FILTERS * s.group_channels
+    for lanes, most in ((whole, _MOST_VECTORS), (whole // 2, 2 * _MOST_VECTORS if whole > 8 else 0)):
+        for vectors in range(1, min(most, -(-width // lanes)) + 1):
+            for filters in range(1, min(s.group_filters, traits.registers // vectors) + 1):
+                for height_of_tile in (1, *several_rows):
+                    if filters * height_of_tile * vectors + vectors + 1 <= traits.registers:
+                        yield PlanesVariant(lanes, vectors, height_of_tile, filters, filters_first=filters_first)
+
+
+def _cycles(s: Conv3DSpec, traits: CpuTraits, tile: PlanesVariant, seen: float) -> tuple[float, int, int, int]:
+    """Cycles for each channel, tap of depth and tap of width; of equals, whole vectors and large tiles come first."""
+    _, height, width = s.out_size
+    taps, sums = s.kernel[1], tile.filters * tile.rows * tile.vectors
+    if tile.rows == 1:
+        step = taps * seen * max(sums, LATENCY, (_LOAD * tile.vectors + tile.filters) / 2)
+    else:
+        loaded = min((tile.rows - 1) * s.strides[1] + taps, tile.rows * taps)
+        spilled = max(0, sums + taps + 2 - traits.registers)
+        step = max(taps * sums, _LOAD * loaded * tile.vectors + taps * tile.filters) + 2 * taps * spilled
+    share = tile.lanes / traits.lanes(s.accumulator)
+    tiles = (
+        share * -(-s.group_filters // tile.filters) * -(-height // tile.rows) * -(-width // (tile.vectors * tile.lanes))
+    )
+    return tiles * step, -tile.lanes, -sums, -tile.vectors
+
+
+def _box(s: Conv3DSpec, traits: CpuTraits, variant: PlanesVariant) -> tuple[int, int, int]:
+    """Depth, row tiles and column tiles of a task: those that copy least and leave enough tasks, in half of L2."""
+    columns = variant.vectors * variant.lanes
+    whole = tiles_of(s, (variant.rows, columns))
+    item = np.dtype(s.accumulator).itemsize
+
+    def cost(box: tuple[int, int, int]) -> tuple[bool, bool, float, int, int]:
+        cells = (box[0], box[1] * variant.rows, box[2] * columns)
+        copied = s.group_channels * math.prod(
+            (cell - 1) * stride + window for cell, stride, window in zip(cells, s.strides, s.window, strict=True)
+        )
+        count = s.batch * s.groups * math.prod(size // inner for size, inner in zip(whole, box, strict=True))
+        too_few = count < TASKS_PER_THREAD * traits.cores
+        return too_few, copied * item > traits.l2 // 2, round(copied * count, 6), -box[2], -box[1]
+
+    return min(itertools.product(*map(divisors, whole)), key=cost)

@@ -1,0 +1,104 @@
+"""Convolution of channels_first on planes as they lie: its numbers, its rule and its instructions."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from problems import BOUNDS, run_plan
+from tvm_conv3d import build
+from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.compute.planes import needs_gather
+from tvm_conv3d.plan import Plan, default_plan
+from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, Pads
+from tvm_conv3d.targets import cpu_traits, host_target, resolve
+
+AVX512 = {"kind": "llvm", "mcpu": "znver4", "mtriple": "x86_64-linux-gnu"}
+AVX2 = {"kind": "llvm", "mcpu": "haswell", "mtriple": "x86_64-linux-gnu"}
+NEON = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-n1"}
+
+DEPTHWISE = Conv3DSpec(
+    2,
+    (4, 9, 30),
+    6,
+    6,
+    (3, 3, 3),
+    pads=(Pads(1, 1),) * 3,  # type: ignore[arg-type]
+    groups=6,
+    data_format=CHANNELS_FIRST,
+)
+
+
+def first_plan(spec: Conv3DSpec) -> Plan:
+    return Plan(spec, "planes", algorithms("llvm")["planes"].variants(spec, cpu_traits(host_target(2)))[0], {})
+
+
+def assembly(spec: Conv3DSpec, target_fields: dict[str, object]) -> str:
+    import tvm
+
+    target = resolve(target_fields, 2)
+    plan = default_plan(spec, target)
+    assert plan.algorithm == "planes"
+    module = build.machine_module(build.scheduled_module(plan, target), target, plan.variant)
+    return str(tvm.compile(module, target=target).mod.inspect_source("asm"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"size": (3, 4, 1)},
+        {"size": (3, 4, 17)},
+        {"strides": (1, 2, 2)},
+        {"strides": (2, 1, 5)},
+        {"dilation": (1, 2, 3), "kernel": (1, 2, 3)},
+        {"groups": 3, "filters": 9},
+        {"groups": 1, "channels": 3, "filters": 41},
+        {"groups": 1, "channels": 5, "filters": 1, "kernel": (1, 1, 1), "pads": NO_PADS, "size": (2, 3, 32)},
+        {"kernel": (3, 1, 1), "pads": (Pads(1, 1), Pads(0, 0), Pads(0, 0))},
+        {"pads": (Pads(0, 2), Pads(3, 0), Pads(5, 4))},
+    ],
+)
+def test_numbers_are_right(change: dict[str, object], dtype: str) -> None:
+    spec = replace(DEPTHWISE, dtype=dtype, **change)  # type: ignore[arg-type]
+    assert run_plan(first_plan(spec)) < BOUNDS[dtype]
+
+
+def test_the_input_is_read_as_it_is_where_that_will_do() -> None:
+    pointwise = replace(DEPTHWISE, size=(4, 9, 32), kernel=(1, 1, 1), pads=NO_PADS, groups=1)
+    plan = default_plan(pointwise, host_target(2))
+    assert plan.algorithm == "planes" and not plan.variant.gather
+    assert run_plan(plan) < BOUNDS["float32"]
+    variant = replace(plan.variant, gather=False)
+    assert needs_gather(DEPTHWISE, variant)
+    with pytest.raises(ValueError, match="padded copy"):
+        build.scheduled_module(Plan(DEPTHWISE, "planes", variant, {}), host_target(2))
+
+
+def test_rows_that_fill_their_vectors_are_left_as_they_lie() -> None:
+    target = resolve(AVX512, 2)
+    assert default_plan(DEPTHWISE, target).algorithm == "planes"
+    assert default_plan(replace(DEPTHWISE, data_format="channels_last"), target).algorithm != "planes"
+    assert default_plan(replace(DEPTHWISE, size=(4, 9, 7)), target).algorithm != "planes"
+
+
+def test_other_layouts_are_refused() -> None:
+    plan = first_plan(DEPTHWISE)
+    with pytest.raises(ValueError, match="channels_first"):
+        algorithms("llvm")["planes"].declare(replace(DEPTHWISE, data_format="channels_last"), plan.variant)
+
+
+def test_the_end_of_a_row_is_stored_with_a_mask() -> None:
+    """Straight from the registers: nothing is stored one by one, and what lies behind the row is left alone."""
+    text = assembly(DEPTHWISE, AVX512)
+    assert re.search(r"vmovups\t%[xyz]mm\d+, .*\{%k\d\}", text)
+    assert not re.search("vscatter|vgather", text)
+
+
+@pytest.mark.parametrize("target", [AVX2, NEON])
+def test_other_instruction_sets_overlap_vectors(target: dict[str, object]) -> None:
+    text = assembly(replace(DEPTHWISE, size=(4, 9, 31)), target)
+    assert not re.search(r"vmaskmovps\t%ymm\d+, %ymm\d+, [^%]*\(", text)

@@ -1,0 +1,162 @@
+"""Direct convolution of channels_first, on planes as they lie: vectors run along the rows, weights are broadcast.
+
+Nothing is transposed. Where rows fill whole vectors this suits depthwise and grouped layers, and those that compute
+little: pointwise ones and stems.
+
+Stages, each a block that a schedule places:
+
+gather    a zero-padded copy of the rows a task reads, widened to the accumulator's type; phases of columns apart
+conv      the sums of one register tile: `filters` x `rows` rows of `vectors` vectors
+tile      the same on the stack, where rows do not fill whole tiles
+out       bias, activation and store, narrowed to the user's type
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import te
+
+from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.declaration import Declaration
+from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, window_extents, zero_padded
+from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec
+
+
+@dataclass(frozen=True)
+class PlanesVariant:
+    """What the loops of a convolution on planes are cut into; one TE declaration each.
+
+    Attributes:
+        lanes: columns in one vector register.
+        vectors: vector registers of a row in a tile.
+        rows: rows of a tile.
+        filters: filters of a tile.
+        gather: whether the rows are copied; else the input is read as it is: it must have no pads, and tiles must
+            divide the output.
+        filters_first: a task computes all its cells of some filters, then of the next; else of one tile of cells all
+            filters.
+        stream: the result is stored past the caches.
+    """
+
+    lanes: int
+    vectors: int
+    rows: int
+    filters: int
+    gather: bool = True
+    filters_first: bool = False
+    stream: bool = False
+
+
+def applies(spec: Conv3DSpec) -> bool:
+    """Whether the layout is that of planes."""
+    return spec.data_format == CHANNELS_FIRST
+
+
+def needs_gather(spec: Conv3DSpec, variant: PlanesVariant) -> bool:
+    """Whether the rows have to be copied: for pads, strides, another type, or tiles that overhang the output."""
+    s = collapse(spec)
+    _, height, width = s.out_size
+    return (
+        s.pads != ((0, 0),) * 3
+        or s.strides[2] != 1
+        or s.dtype != s.accumulator
+        or height % variant.rows != 0
+        or width % (variant.vectors * variant.lanes) != 0
+    )
+
+
+def declare(spec: Conv3DSpec, variant: PlanesVariant) -> Declaration:
+    """The TE declaration; arguments as in :func:`tvm_conv3d.compute.direct.declare`.
+
+    Raises:
+        ValueError: the spec is in channels_last, or `variant` reads the input as it is although that won't do.
+    """
+    if not applies(spec):
+        raise ValueError(f"Only a convolution in channels_first is taken. Received: {spec.key()}")
+    if not variant.gather and needs_gather(spec, variant):
+        raise ValueError(f"{spec.key()} needs a padded copy of its input. Received: {variant}")
+    s = collapse(spec)
+    acc, lanes, vectors, rows, filters = s.accumulator, variant.lanes, variant.vectors, variant.rows, variant.filters
+    depth, height, width = s.out_size
+    row_tiles, column_tiles, blocks = -(-height // rows), -(-width // (vectors * lanes)), _blocks(s, variant)
+
+    x = te.placeholder((s.batch, s.groups, s.group_channels, *s.size), storage_dtype(s.dtype), name="x")
+    kernel = te.placeholder((s.groups, blocks, *s.kernel, s.group_channels, filters), acc, name="kernel")
+    bias = te.placeholder((s.groups, blocks, filters), acc, name="bias")
+    read = _gather(s, x, (depth, row_tiles * rows), column_tiles * vectors * lanes) if variant.gather else _read(x)
+    taps, channel = reduction(s)
+
+    def conv_at(n, g, b, d, ho, wo, fi, hi, v, lane):  # type: ignore[no-untyped-def]
+        at_d = d * s.strides[0] + taps[0] * s.dilation[0]
+        at_h = (ho * rows + hi) * s.strides[1] + taps[1] * s.dilation[1]
+        away = taps[2] * s.dilation[2]
+        at_w = (wo * vectors + v) * lanes + lane + away // s.strides[2]
+        weight = kernel[(g, b, *taps, channel, fi)]
+        return te.sum(read(n, g, channel, at_d, at_h, away % s.strides[2], at_w) * weight, axis=[*taps, channel])
+
+    shape = (s.batch, s.groups, blocks, depth, row_tiles, column_tiles, filters, rows, vectors, lanes)
+    conv = te.compute(shape, conv_at, name="conv")
+    tile = te.compute(shape, lambda *i: conv(*i), name="tile")
+
+    def out_at(n, g, f, d, h, w):  # type: ignore[no-untyped-def]
+        b, fi, wo, wi = f // filters, f % filters, w // (vectors * lanes), w % (vectors * lanes)
+        value = tile[n, g, b, d, h // rows, wo, fi, h % rows, wi // lanes, wi % lanes]
+        return finish(s, value, bias[g, b, fi])
+
+    out = te.compute((s.batch, s.groups, s.group_filters, *s.out_size), out_at, name="out")
+    return Declaration((x, kernel, bias, out))
+
+
+def pack_kernel(spec: Conv3DSpec, variant: PlanesVariant, kernel: np.ndarray) -> np.ndarray:
+    """Weights (kd, kh, kw, channels / groups, filters) as (groups, blocks, kd, kh, kw, channels, filters of a tile)."""
+    s = collapse(spec)
+    # collapsing may have moved taps from one axis to another
+    per_group = kernel.reshape(*s.kernel, s.group_channels, s.groups, s.group_filters)
+    blocks = _blocks(s, variant)
+    padded = np.zeros((*per_group.shape[:5], blocks * variant.filters), s.accumulator)
+    padded[..., : s.group_filters] = per_group
+    blocked = padded.reshape(*per_group.shape[:5], blocks, variant.filters)
+    return np.ascontiguousarray(blocked.transpose(4, 5, 0, 1, 2, 3, 6))
+
+
+def pack_bias(spec: Conv3DSpec, variant: PlanesVariant, bias: np.ndarray | None) -> np.ndarray:
+    """Bias (filters,) as (groups, blocks, filters of a tile); zeros where there is none."""
+    blocks = _blocks(spec, variant)
+    padded = np.zeros((spec.groups, blocks * variant.filters), spec.accumulator)
+    if bias is not None:
+        padded[:, : spec.group_filters] = bias.reshape(spec.groups, spec.group_filters)
+    return padded.reshape(spec.groups, blocks, variant.filters)
+
+
+def error_bound(spec: Conv3DSpec, variant: PlanesVariant) -> float:
+    """The relative error (2-norm) to expect of data and weights without structure."""
+    return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel))
+
+
+def _blocks(spec: Conv3DSpec, variant: PlanesVariant) -> int:
+    return -(-spec.group_filters // variant.filters)
+
+
+def _read(x: te.Tensor) -> Any:
+    """Reads the input as it is, whose columns have one phase."""
+    return lambda n, g, c, d, h, _, w: x[n, g, c, d, h, w]
+
+
+def _gather(s: Conv3DSpec, x: te.Tensor, cells: tuple[int, int], length: int) -> te.Tensor:
+    """The rows that the windows of `cells` output depths and rows see, with zeros around; phases of columns apart."""
+    phases = s.strides[2]
+    extents = window_extents(s, (*cells, 1))[:2]
+    length += (s.window[2] - 1) // phases
+
+    def at(n, g, c, d, h, phase, w):  # type: ignore[no-untyped-def]
+        def read(cell: list[Any]) -> Any:
+            return widen(x[(n, g, c, *cell)], s.dtype, s.accumulator)
+
+        return zero_padded(s, (*extents, length * phases), (d, h, w * phases + phase), read)
+
+    return te.compute((s.batch, s.groups, s.group_channels, *extents, phases, length), at, name="gather")
