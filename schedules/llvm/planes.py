@@ -177,11 +177,13 @@ def _cycles(s: Conv3DSpec, traits: CpuTraits, tile: PlanesVariant, seen: float) 
         loaded = min((tile.rows - 1) * s.strides[1] + taps, tile.rows * taps)
         spilled = max(0, sums + taps + 2 - traits.registers)
         step = max(taps * sums, _LOAD * loaded * tile.vectors + taps * tile.filters) + 2 * taps * spilled
+    # two halves of a vector take as long as a whole one
     share = tile.lanes / traits.lanes(s.accumulator)
     tiles = (
         share * -(-s.group_filters // tile.filters) * -(-height // tile.rows) * -(-width // (tile.vectors * tile.lanes))
     )
-    return tiles * step, -tile.lanes, -sums, -tile.vectors
+    # plane by plane, long rows are stored best; else many filters share what is loaded
+    return tiles * step, -tile.lanes, -sums, -tile.vectors if tile.filters_first else tile.vectors
 
 
 def _box(s: Conv3DSpec, traits: CpuTraits, variant: PlanesVariant) -> tuple[int, int, int]:
