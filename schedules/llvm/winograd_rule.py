@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.winograd import WinogradVariant, error_bound
 from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, POLYPHASE, STRIDED, Axes, axes_of
 from tvm_conv3d.schedules.llvm import winograd_cost
+from tvm_conv3d.schedules.llvm.priced import Priced
 from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, fitting_lanes
 from tvm_conv3d.spec import Conv3DSpec, Triple
 from tvm_conv3d.targets import CpuTraits
@@ -40,15 +41,7 @@ _ROWS = (4, 7, 14)
 _SHORT_LIST = 6
 
 
-@dataclass(frozen=True)
-class Priced:
-    """A variant and its estimated cycles on each core."""
-
-    variant: WinogradVariant
-    cycles: float
-
-
-def priced(spec: Conv3DSpec, traits: CpuTraits) -> list[Priced]:
+def priced(spec: Conv3DSpec, traits: CpuTraits) -> list[Priced[WinogradVariant]]:
     """The variants within the error limit, the cheapest first; empty where Winograd does not apply."""
     s = collapse(spec)
     if s.groups != 1 or s.accumulator != "float32" or s.empty or s.filters < _LEAST_FILTERS:
@@ -84,7 +77,7 @@ def _modes(s: Conv3DSpec) -> Iterator[str]:
     return ("".join(combination) for combination in itertools.product(*options))
 
 
-def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[Priced]:
+def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[Priced[WinogradVariant]]:
     """All modes and tiles within the error limit, each in the best task of one row of tiles."""
     lanes = fitting_lanes(traits, s.accumulator, s.filters)
     vectors = _vectors(s, lanes)
@@ -146,5 +139,5 @@ def _blocked(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Iter
             yield _with_columns(replace(variant, block=block), traits)
 
 
-def _price(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Priced:
+def _price(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Priced[WinogradVariant]:
     return Priced(variant, winograd_cost.cycles(s, traits, variant))
