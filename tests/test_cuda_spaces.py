@@ -173,6 +173,8 @@ def test_launches_are_those_of_the_host_code() -> None:
         Conv3DSpec(1, (600, 600, 600), 16, 16, (3, 3, 3), pads=(Pads(1, 1),) * 3, dtype="float16"),
         Conv3DSpec(1, (600, 600, 600), 20, 20, (3, 3, 3), pads=(Pads(1, 1),) * 3, groups=20),
         Conv3DSpec(3, (600, 600, 600), 20, 20, (3, 3, 3), pads=(Pads(1, 1),) * 3, data_format=CHANNELS_FIRST),
+        Conv3DSpec(1, (600, 600, 600), 20, 20, (1, 1, 1), groups=20),
+        Conv3DSpec(2, (600, 600, 600), 20, 20, (1, 1, 1), groups=20, data_format=CHANNELS_FIRST),
     ],
     ids=lambda spec: spec.key(),
 )
