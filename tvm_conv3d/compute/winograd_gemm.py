@@ -31,7 +31,7 @@ import numpy as np
 from tvm import te, tirx
 
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.compute.cook_toom import transforms
+from tvm_conv3d.compute.cook_toom import Transforms, transforms
 from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype
@@ -187,7 +187,6 @@ class _Builder:
         self.e = extents_of(spec, variant)
         self.axes = self.e.axes
         self.acc = spec.accumulator
-        self.matrices = [transforms(m, t) for m, t in zip(variant.tile, self.axes.taps, strict=True)]
         self.padded_channels = self.e.steps * variant.step
 
     def declaration(self) -> Declaration:
@@ -204,6 +203,10 @@ class _Builder:
         bad = self._bad(totals)
         out = self._out(totals, bad, self._direct(cell, kernel, bad), bias)
         return Declaration((x, kernel, bias, out), self._tiling(), (data, sums), aligned=True)
+
+    def _matrices(self, axis: int) -> Transforms:
+        """Of a transformed axis."""
+        return transforms(self.variant.tile[axis], self.axes.taps[axis])
 
     def _cell(self, x: te.Tensor) -> Callable[..., Expr]:
         """(sample, part, cell of the part, channel) -> input."""
@@ -236,7 +239,7 @@ class _Builder:
         current = te.compute((*outer, *e.frequencies), at, name="window", varargs_names=index_names((*outer, 1, 1, 1)))
         for axis, name in ((2, "input_w"), (1, "input_h"), (0, "input_d")):
             if self.variant.tile[axis] > 1:
-                current = self._along(current, name, axis, self.matrices[axis].input)
+                current = self._along(current, name, axis, self._matrices(axis).input)
         _, high, wide = e.frequencies
 
         def spread(f, c, row, t):  # type: ignore[no-untyped-def]
@@ -300,7 +303,7 @@ class _Builder:
         current = te.compute(shape, at, name="spectrum", varargs_names=index_names(shape))
         for axis, name in enumerate(("output_d", "output_h", "output_w")):
             if variant.tile[axis] > 1:
-                current = self._along(current, name, axis, self.matrices[axis].output)
+                current = self._along(current, name, axis, self._matrices(axis).output)
         return current
 
     def _bad(self, totals: te.Tensor) -> te.Tensor:
