@@ -14,11 +14,11 @@ from dataclasses import replace
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.winograd import WinogradVariant, error_bound
-from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, POLYPHASE, STRIDED, Axes, axes_of
+from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, POLYPHASE, STRIDED, axes_of
 from tvm_conv3d.schedules.llvm import winograd_cost
 from tvm_conv3d.schedules.llvm.priced import Priced
 from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, fitting_lanes
-from tvm_conv3d.spec import Conv3DSpec, Triple
+from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
 #: Largest relative error (2-norm) that a default plan may be expected to have.
@@ -67,7 +67,7 @@ def _modes(s: Conv3DSpec) -> Iterator[str]:
         if kernel == 1 and stride > 1:
             options.append(FOLDED)
         elif dilation > 1:
-            options.append((DILATED if stride == 1 and out % dilation == 0 else "") + FOLDED)
+            options.append((DILATED if stride == 1 and out > dilation else "") + FOLDED)
         elif stride > 1:
             options.append(STRIDED + FOLDED + (POLYPHASE if kernel > stride else ""))
         elif kernel == 1:
@@ -84,7 +84,7 @@ def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[Priced[WinogradVar
     unrounded = replace(s, dtype=s.accumulator)
     for modes in _modes(s):
         axes = axes_of(s, modes)
-        part = _part_size(s, axes)
+        part = axes.part_size(s.out_size)
         sizes = [
             [1]
             if taps == 1
@@ -100,12 +100,6 @@ def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[Priced[WinogradVar
             if error_bound(unrounded, variant) <= ERROR_LIMIT:
                 rows = [replace(variant, block=(1, 1, min(width, tiles))) for tiles in _ROWS]
                 yield min((_price(s, traits, _with_columns(row, traits)) for row in rows), key=lambda p: p.cycles)
-
-
-def _part_size(s: Conv3DSpec, axes: Axes) -> Triple:
-    """Output cells of one part along each axis."""
-    depth, height, width = (o // parts for o, parts in zip(s.out_size, axes.parts, strict=True))
-    return depth, height, width
 
 
 def _vectors(s: Conv3DSpec, lanes: int) -> int:
@@ -127,7 +121,7 @@ def _with_columns(variant: WinogradVariant, traits: CpuTraits) -> WinogradVarian
 
 def _blocked(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Iterator[WinogradVariant]:
     """The variant with all sensible sizes of tasks."""
-    part = _part_size(s, axes_of(s, variant.modes))
+    part = axes_of(s, variant.modes).part_size(s.out_size)
     tiles = [-(-o // m) for o, m in zip(part, variant.tile, strict=True)]
     sizes = []
     for count, most_parts in zip(tiles, (4, 8, 8), strict=True):
