@@ -164,6 +164,10 @@ def test_it_is_no_choice_for_other_types_and_groups() -> None:
             known.declare(spec, WinogradGemmVariant("ppp", (1, 2, 2), *SMALL))
     with pytest.raises(ValueError, match="Only depth may have taps and no transform"):
         known.declare(TAKEN, WinogradGemmVariant("ppp", (2, 2, 1), *SMALL))
+    with pytest.raises(ValueError, match="whole parts"):
+        known.declare(
+            replace(TAKEN, dilation=(1, 2, 1), size=(4, 13, 8)), WinogradGemmVariant("pdp", (1, 2, 2), *SMALL)
+        )
 
 
 def test_memory_between_kernels_is_counted_and_limited() -> None:

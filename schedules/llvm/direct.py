@@ -16,7 +16,7 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.direct import DirectVariant, needs_gather
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
-from tvm_conv3d.schedules.llvm import skip_padding, stream_stores
+from tvm_conv3d.schedules.llvm import prefetch, skip_padding, stream_stores
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, read_whole_rows, unroll, vectorize_copy
 from tvm_conv3d.schedules.llvm.tile_rule import best_tile, good_tiles, task_box, tasks, tiles_of
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
@@ -108,13 +108,16 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decis
     else:
         reduction = (tap_d, tap_h, tap_w, outer, few)
     keep_in_registers(sch, conv, reduction, (hi, wi, vectors, lanes))
+    if variant.gather == "none" and prefetch.pays(s):
+        prefetch.mark(sch, task, few, variant.rows, variant.columns)
     if variant.gather != "none":
         _gather(sch, s, variant, task)
 
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
-    """What is changed after scheduling: taps that see only padding are skipped."""
-    return skip_padding.guard(module, collapse(spec), {0: 3, 1: 4})
+    """What is changed after scheduling: taps that see only padding are skipped, inputs of the next tile are fetched."""
+    s = collapse(spec)
+    return prefetch.insert(skip_padding.guard(module, s, {0: 3, 1: 4}), s)
 
 
 def _out_loops(

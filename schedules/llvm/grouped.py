@@ -53,7 +53,10 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[s
     """
     found = _cheapest(spec, traits)
     narrow = min(spec.group_channels, spec.group_filters) >= _LEAST_NARROW
-    return None if found is None or (narrow and not found[0].shuffled) else found
+    if found is None or (narrow and not found[0].shuffled):
+        return None
+    variant, decisions = found
+    return replace(variant, stream=stream_stores.outgrows_caches(spec, traits, variant.lanes)), decisions
 
 
 def _cheapest(spec: Conv3DSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[str, int]] | None:

@@ -1,9 +1,12 @@
-"""Lowering of a scheduled function as far as to vectors, for changes that only its vectors show."""
+"""Ways into a scheduled function: what its blocks' axes are bound to, and its lowering as far as to vectors."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import tvm_ffi
 from tvm import IRModule, ir, tirx
-from tvm.s_tir import transform
+from tvm.s_tir import SBlockRealize, transform
 from tvm.target import Target
 
 
@@ -26,3 +29,15 @@ def to_vectors(module: IRModule, target: Target) -> IRModule:
     )
     with target:
         return ir.transform.Sequential((tirx.transform.BindTarget(target), *passes))(module)
+
+
+def values_in(loop: tirx.For) -> list[Any]:
+    """What the axes of the block in `loop` are bound to, as known in the loop's body: inner loops at their start."""
+    found: list[Any] = []
+    loops: list[tirx.For] = []
+    tvm_ffi.structural_walk(loop.body, ((SBlockRealize, found.append), (tirx.For, loops.append)))
+
+    def known(var: ir.Var) -> Any:
+        return next((inner.min for inner in loops if var.same_as(inner.loop_var)), var)
+
+    return [tvm_ffi.structural_map(value, (ir.Var, known)) for value in found[0].iter_values]

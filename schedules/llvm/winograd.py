@@ -17,6 +17,7 @@ from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.cut import cut_output, is_tiled
 from tvm_conv3d.compute.winograd import WinogradVariant
 from tvm_conv3d.compute.winograd_axes import axes_of
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
@@ -78,8 +79,8 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradVariant, decide: Dec
 
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
-    """Nothing is changed after scheduling."""
-    return module
+    """What is changed after scheduling: an output of parts that differ in size gets its layout."""
+    return cut_output(module) if is_tiled(module) else module
 
 
 def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:

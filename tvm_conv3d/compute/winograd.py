@@ -25,6 +25,7 @@ from tvm import te, tirx
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import Matrix, transforms
+from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype
 from tvm_conv3d.compute.stages import finish
@@ -64,8 +65,8 @@ class WinogradVariant:
 def groups_of_part(spec: Conv3DSpec, variant: WinogradVariant) -> Triple:
     """Groups of tiles of one part along each axis of `spec`, whose axes are collapsed."""
     axes = axes_of(spec, variant.modes)
-    sides = zip(spec.out_size, axes.parts, variant.tile, variant.block, strict=True)
-    return triple([-(-(o // parts) // (m * b)) for o, parts, m, b in sides])
+    sides = zip(axes.part_size(spec.out_size), variant.tile, variant.block, strict=True)
+    return triple([-(-o // (m * b)) for o, m, b in sides])
 
 
 def declare(spec: Conv3DSpec, variant: WinogradVariant) -> Declaration:
@@ -143,7 +144,7 @@ class _Builder:
         bias = te.placeholder((spec.filters,), self.acc, name="bias")
         product = self._product(self._input(self._gather(x)), kernel)
         sums = self._output(product)
-        return Declaration((x, kernel, bias, self._out(sums, bias), self._flags(sums)))
+        return Declaration((x, kernel, bias, self._out(sums, bias), self._flags(sums)), self._tiling())
 
     def _gather(self, x: te.Tensor) -> te.Tensor:
         spec, axes, lanes = self.spec, self.axes, self.variant.lanes
@@ -267,10 +268,6 @@ class _Builder:
         return sums(n, *parts, *groups, *within, t, f // self.variant.lanes, f % self.variant.lanes)
 
     def _out(self, sums: Callable[..., Expr], bias: te.Tensor) -> te.Tensor:
-        size: list[int] = []
-        for axis, (o, parts) in enumerate(zip(self.spec.out_size, self.axes.parts, strict=True)):
-            size += [o // parts, parts] if axis in self.parted else [o]
-
         def last(*index):  # type: ignore[no-untyped-def]
             n, *cells, f = index
             return finish(self.spec, self._sum_at(sums, n, cells, f), bias[f])
@@ -279,12 +276,29 @@ class _Builder:
             n, f, *cells = index
             return last(n, *cells, f)
 
+        size = [extent for axis in range(3) for extent in self._declared(axis)]
         batch, filters = self.spec.batch, self.spec.filters
         if self.spec.data_format == CHANNELS_LAST:
             shape, at = (batch, *size, filters), last
         else:
             shape, at = (batch, filters, *size), first
         return te.compute(shape, at, name="out", varargs_names=index_names(shape))
+
+    def _declared(self, axis: int) -> tuple[int, ...]:
+        """Extents of the output's axis as declared: of parted ones the cells of a part, and the parts."""
+        size = self.axes.part_size(self.spec.out_size)[axis]
+        return (size, self.axes.parts[axis]) if axis in self.parted else (size,)
+
+    def _tiling(self) -> Tiling | None:
+        """How the declared output makes the real one, where its parts differ in size."""
+        if not any(o % parts for o, parts in zip(self.spec.out_size, self.axes.parts, strict=True)):
+            return None
+        axes: list[tuple[Term, ...]] = []
+        declared = 0
+        for parts in (1, *self.axes.parts, 1) if self.spec.data_format == CHANNELS_LAST else (1, 1, *self.axes.parts):
+            axes.append((term(declared, parts), term(declared + 1)) if parts > 1 else (term(declared),))
+            declared += len(axes[-1])
+        return Tiling(self.spec.output_shape, tuple(axes))
 
     def _flags(self, sums: Callable[..., Expr]) -> te.Tensor:
         """A sum that is finite if and only if all its terms are; TVM would fold x * 0 and x - x to zero."""

@@ -108,9 +108,11 @@ def extents_of(spec: Conv3DSpec, variant: WinogradGemmVariant) -> Extents:
     """How `variant` cuts `spec`, whose axes are collapsed.
 
     Raises:
-        ValueError: an axis other than depth has several taps and no transform.
+        ValueError: an axis other than depth has several taps and no transform, or a dilated axis no whole parts.
     """
     axes = axes_of(spec, variant.modes)
+    if any(o % parts for o, parts in zip(spec.out_size, axes.parts, strict=True)):
+        raise ValueError(f"Dilated axes need an output of whole parts. Received: {variant} for {spec.key()}")
     untransformed = [t if m == 1 else 1 for m, t in zip(variant.tile, axes.taps, strict=True)]
     if max(untransformed[1:]) > 1:
         raise ValueError(f"Only depth may have taps and no transform. Received: {variant} for {spec.key()}")
