@@ -89,14 +89,14 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decis
     """
     s = collapse(spec)
     task, at, inner = _out_loops(sch, s, variant, decide)
-    if s.data_format == CHANNELS_LAST and s.group_filters % variant.lanes == 0:
+    if s.data_format == CHANNELS_LAST and s.group_filters % variant.lanes == 0 and variant.interleaved == 1:
         sch.compute_inline(sch.get_sblock("tile"))
         hi, wi, f = inner
         vectors, lanes = sch.split(f, [None, variant.lanes])
         unroll(sch, (hi, wi, vectors))
         sch.vectorize(lanes)
     else:
-        _store_through_stack(sch, s, inner, at)
+        _store_through_stack(sch, s, variant, inner, at)
     conv = place(sch, "conv", at)
     skip_padding.mark(sch, s, dict(enumerate(sch.get_loops(conv)[-4 : -3 if variant.rows > 1 else -2])))
     _, _, hi, _, wi, vectors, lanes, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-11:]
@@ -127,7 +127,7 @@ def _out_loops(
         n, g, f, d, h, w = sch.get_loops(sch.get_sblock("out"))
     row_tiles, hi = sch.split(h, [None, variant.rows])
     column_tiles, wi = sch.split(w, [None, variant.columns])
-    if s.group_filters <= variant.vectors * variant.lanes:
+    if s.group_filters * variant.interleaved <= variant.vectors * variant.lanes:
         block, fi = sch.split(f, [1, None], preserve_unit_iters=True)
     else:
         block, fi = sch.split(f, [None, variant.vectors * variant.lanes])
@@ -151,15 +151,24 @@ def _out_loops(
     return parallel, at, (hi, wi, fi)
 
 
-def _store_through_stack(sch: Schedule, s: Conv3DSpec, inner: tuple[LoopRV, LoopRV, LoopRV], at: LoopRV) -> None:
+def _store_through_stack(
+    sch: Schedule, s: Conv3DSpec, variant: DirectVariant, inner: tuple[LoopRV, LoopRV, LoopRV], at: LoopRV
+) -> None:
     """Finishes a tile as whole vectors on the stack, from where the store takes any layout and any odd count."""
-    _, wi, f = inner
+    hi, wi, f = inner
     tile = place(sch, "tile", at)
     _, _, rows, _, columns, vectors, lanes = sch.get_loops(tile)[-7:]
     unroll(sch, (rows, columns, vectors))
     sch.vectorize(lanes)
     if s.data_format != CHANNELS_LAST:
         sch.vectorize(wi)
+    elif variant.interleaved > 1:
+        # each vector by itself, its lanes brought back in order
+        unroll(sch, (hi, wi))
+        if int(sch.get(f).extent) % variant.lanes == 0:
+            vector, f = sch.split(f, [None, variant.lanes])
+            sch.unroll(vector)
+        sch.vectorize(f)
     elif s.group_filters == int(sch.get(f).extent):
         sch.vectorize(f)
 
@@ -168,10 +177,15 @@ def _gather(sch: Schedule, s: Conv3DSpec, variant: DirectVariant, task: LoopRV) 
     block = sch.get_sblock("gather")
     if variant.gather == "task":
         sch.compute_at(block, task, preserve_unit_loops=True)
-    *outer, width, g, c = sch.get_loops(block)
+    loops = sch.get_loops(block)
+    *outer, width, g, c = loops if variant.interleaved == 1 else loops[:-1]
     if variant.gather == "root":
         sch.parallel(sch.fuse(*outer))
-    if s.data_format != CHANNELS_LAST:
+    if variant.interleaved > 1:
+        turn = loops[-1]
+        sch.reorder(c, turn)
+        sch.unroll(turn)
+    elif s.data_format != CHANNELS_LAST:
         read_whole_rows(sch, width, g, c)
     else:
         channels = sch.fuse(g, c)
