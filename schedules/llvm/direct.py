@@ -17,7 +17,15 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.direct import DirectVariant, needs_gather
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm import skip_padding, stream_stores
-from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, read_whole_rows, unroll, vectorize_copy
+from tvm_conv3d.schedules.llvm.common import (
+    gather_in_turns,
+    keep_in_registers,
+    place,
+    read_whole_rows,
+    store_in_order,
+    unroll,
+    vectorize_copy,
+)
 from tvm_conv3d.schedules.llvm.tile_rule import best_tile, good_tiles, task_box, tasks, tiles_of
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
@@ -165,10 +173,7 @@ def _store_through_stack(
     elif variant.interleaved > 1:
         # each vector by itself, its lanes brought back in order
         unroll(sch, (hi, wi))
-        if int(sch.get(f).extent) % variant.lanes == 0:
-            vector, f = sch.split(f, [None, variant.lanes])
-            sch.unroll(vector)
-        sch.vectorize(f)
+        store_in_order(sch, f, variant.lanes)
     elif s.group_filters == int(sch.get(f).extent):
         sch.vectorize(f)
 
@@ -182,9 +187,7 @@ def _gather(sch: Schedule, s: Conv3DSpec, variant: DirectVariant, task: LoopRV) 
     if variant.gather == "root":
         sch.parallel(sch.fuse(*outer))
     if variant.interleaved > 1:
-        turn = loops[-1]
-        sch.reorder(c, turn)
-        sch.unroll(turn)
+        gather_in_turns(sch, c, loops[-1])
     elif s.data_format != CHANNELS_LAST:
         read_whole_rows(sch, width, g, c)
     else:
