@@ -26,7 +26,16 @@ from tvm_conv3d.schedules.llvm.common import (
     unroll,
     vectorize_copy,
 )
-from tvm_conv3d.schedules.llvm.tile_rule import best_tile, good_tiles, task_box, tasks, tiles_of
+from tvm_conv3d.schedules.llvm.tile_rule import (
+    Tile,
+    best_tile,
+    good_tiles,
+    sharings,
+    task_box,
+    tasks,
+    tiles_of,
+    worthwhile_sharing,
+)
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -36,6 +45,9 @@ FEW_CHANNELS = 12
 #: Register tiles that compete while tuning.
 MOST_TILES = 8
 
+#: Ways of sharing vectors among groups that do.
+MOST_SHARINGS = 3
+
 ORDERS = ("filters_spatial", "spatial_filters", "filters_parallel")
 
 
@@ -43,8 +55,11 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[st
     """The variant and the decisions taken where nothing was tuned."""
     s = collapse(spec)
     few_channels = s.group_channels * s.kernel[2] <= FEW_CHANNELS and s.kernel[2] > 1
-    tile = best_tile(s, traits, s.group_filters, s.kernel[2] if few_channels else 1)
-    variant = DirectVariant(tile.lanes, tile.vectors, tile.rows, tile.columns, unroll_taps=few_channels)
+    sharing = worthwhile_sharing(s, traits)
+    tile = best_tile(s, traits, s.group_filters, s.kernel[2] if few_channels else 1, sharing)
+    variant = DirectVariant(
+        tile.lanes, tile.vectors, tile.rows, tile.columns, unroll_taps=few_channels, interleaved=tile.interleaved
+    )
     if not needs_gather(spec, variant):
         variant = replace(variant, gather="none")
     cells = (tile.rows, tile.columns)
@@ -67,20 +82,39 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[DirectVariant]:
     """The variants that compete while tuning, the default first: tiles of low cost, then other orders and copies."""
     s = collapse(spec)
     first, _ = default(spec, traits)
-    few = good_tiles(s, traits, s.group_filters, s.kernel[2] if first.unroll_taps else 1, count=MOST_TILES)
-    tiles = [replace(first, vectors=t.vectors, rows=t.rows, columns=t.columns) for t in few]
+    sharing = worthwhile_sharing(s, traits)
+    taps = s.kernel[2] if first.unroll_taps else 1
+    few = good_tiles(s, traits, s.group_filters, taps, sharing, count=MOST_TILES)
+    tiles = [_with_tile(first, tile) for tile in few]
     orders = [replace(first, order=order) for order in ORDERS]
     found = [first, *stream_stores.streaming(spec, [first], first.lanes), *orders, *tiles[:4]]
     if needs_gather(spec, first):
         found += [replace(variant, gather="root" if variant.gather == "task" else "task") for variant in orders]
+    # groups that share vectors in other ways, or do not
+    others = [other for other in (*sharings(s, traits)[:MOST_SHARINGS], None) if other != sharing]
+    found += [_with_tile(first, best_tile(s, traits, s.group_filters, taps, other)) for other in others]
     if s.kernel[2] > 1:
-        narrow = best_tile(s, traits, s.group_filters, s.kernel[2])
-        taps = replace(first, vectors=narrow.vectors, rows=narrow.rows, columns=narrow.columns, unroll_taps=True)
-        found.append(taps if not first.unroll_taps else replace(tiles[0], unroll_taps=False))
+        narrow = best_tile(s, traits, s.group_filters, s.kernel[2], sharing)
+        found.append(
+            replace(tiles[0], unroll_taps=False)
+            if first.unroll_taps
+            else replace(_with_tile(first, narrow), unroll_taps=True)
+        )
     found += tiles[4:]
     # without a copy only tiles that divide the output will do; a variant that needs none saves it
     gathers = [replace(v, gather=_fitting_gather(spec, v)) for v in found]
     return list(dict.fromkeys(gathers))
+
+
+def _with_tile(variant: DirectVariant, tile: Tile) -> DirectVariant:
+    return replace(
+        variant,
+        lanes=tile.lanes,
+        vectors=tile.vectors,
+        rows=tile.rows,
+        columns=tile.columns,
+        interleaved=tile.interleaved,
+    )
 
 
 def _fitting_gather(spec: Conv3DSpec, variant: DirectVariant) -> str:
