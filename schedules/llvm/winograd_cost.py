@@ -24,7 +24,13 @@ from tvm_conv3d.compute.cook_toom import transforms
 from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.winograd import WinogradVariant, groups_of_part, side_by_side
 from tvm_conv3d.compute.winograd_axes import Axes, axes_of
-from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, best_tile, seen_share, share_of_vector, worthwhile_sharing
+from tvm_conv3d.schedules.llvm.tile_rule import (
+    WIDTH_PENALTY,
+    best_tile,
+    seen_share,
+    share_of_vector,
+    worthwhile_sharing,
+)
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
