@@ -179,9 +179,12 @@ def tasks(spec: Conv3DSpec, tile: tuple[int, int], box: tuple[int, int, int]) ->
 
 
 def sharings(spec: Conv3DSpec, traits: CpuTraits) -> list[Sharing]:
-    """The ways of sharing vectors among groups of few filters, the cheapest first; none for depthwise layers."""
+    """The ways of sharing vectors among groups of few filters, the cheapest first.
+
+    None for groups of one filter, as then no number is loaded for more than one lane: :mod:`grouped` is as good.
+    """
     whole = traits.lanes(spec.accumulator)
-    if spec.group_channels == spec.group_filters == 1:
+    if spec.group_filters == 1:
         return []
     found = []
     most = whole if spec.group_channels == 1 else _MOST_IN_TURNS
