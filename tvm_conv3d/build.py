@@ -88,7 +88,8 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
         return Artifact(image.to_bytes(), _shapes(module), module.script(), (sum(image.workspaces), 0))
     from tvm_conv3d.schedules.llvm import shuffles, stream_stores
 
-    lowered = shuffles.rewrite(module, target) if getattr(plan.variant, "shuffled", False) else module
+    permuted = getattr(plan.variant, "shuffled", False) or getattr(plan.variant, "interleaved", 1) > 1
+    lowered = shuffles.rewrite(module, target) if permuted else module
     lowered = stream_stores.rewrite(lowered, target) if plan.variant.stream else lowered
     code = _object_code(tvm.compile(lowered, target=target).mod)
     if not code:

@@ -60,3 +60,18 @@ def read_whole_rows(sch: Schedule, width: LoopRV, *channels: LoopRV) -> None:
     The channels of one cell lie a plane apart, often in one set of the cache: each line would be fetched once a cell.
     """
     sch.reorder(*channels, width)
+
+
+def store_in_order(sch: Schedule, filters: LoopRV, lanes: int) -> None:
+    """Stores filters of interleaved groups, of one set after the other, as vectors whose lanes change their places."""
+    shared = int(sch.get(filters).extent)
+    if shared % lanes == 0:
+        vector, filters = sch.split(filters, [None, lanes])
+        sch.unroll(vector)
+    sch.vectorize(filters)
+
+
+def gather_in_turns(sch: Schedule, channel: LoopRV, turn: LoopRV) -> None:
+    """Copies the channels of interleaved groups: LLVM reads vectors of each group, and shuffles them."""
+    sch.reorder(channel, turn)
+    sch.unroll(turn)

@@ -17,8 +17,25 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.direct import DirectVariant, needs_gather
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm import prefetch, skip_padding, stream_stores
-from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, read_whole_rows, unroll, vectorize_copy
-from tvm_conv3d.schedules.llvm.tile_rule import best_tile, good_tiles, task_box, tasks, tiles_of
+from tvm_conv3d.schedules.llvm.common import (
+    gather_in_turns,
+    keep_in_registers,
+    place,
+    read_whole_rows,
+    store_in_order,
+    unroll,
+    vectorize_copy,
+)
+from tvm_conv3d.schedules.llvm.tile_rule import (
+    Tile,
+    best_tile,
+    good_tiles,
+    sharings,
+    task_box,
+    tasks,
+    tiles_of,
+    worthwhile_sharing,
+)
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -28,6 +45,9 @@ FEW_CHANNELS = 12
 #: Register tiles that compete while tuning.
 MOST_TILES = 8
 
+#: Ways of sharing vectors among groups that do.
+MOST_SHARINGS = 3
+
 ORDERS = ("filters_spatial", "spatial_filters", "filters_parallel")
 
 
@@ -35,8 +55,11 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[st
     """The variant and the decisions taken where nothing was tuned."""
     s = collapse(spec)
     few_channels = s.group_channels * s.kernel[2] <= FEW_CHANNELS and s.kernel[2] > 1
-    tile = best_tile(s, traits, s.group_filters, s.kernel[2] if few_channels else 1)
-    variant = DirectVariant(tile.lanes, tile.vectors, tile.rows, tile.columns, unroll_taps=few_channels)
+    sharing = worthwhile_sharing(s, traits)
+    tile = best_tile(s, traits, s.group_filters, s.kernel[2] if few_channels else 1, sharing)
+    variant = DirectVariant(
+        tile.lanes, tile.vectors, tile.rows, tile.columns, unroll_taps=few_channels, interleaved=tile.interleaved
+    )
     if not needs_gather(spec, variant):
         variant = replace(variant, gather="none")
     cells = (tile.rows, tile.columns)
@@ -59,20 +82,39 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[DirectVariant]:
     """The variants that compete while tuning, the default first: tiles of low cost, then other orders and copies."""
     s = collapse(spec)
     first, _ = default(spec, traits)
-    few = good_tiles(s, traits, s.group_filters, s.kernel[2] if first.unroll_taps else 1, count=MOST_TILES)
-    tiles = [replace(first, vectors=t.vectors, rows=t.rows, columns=t.columns) for t in few]
+    sharing = worthwhile_sharing(s, traits)
+    taps = s.kernel[2] if first.unroll_taps else 1
+    few = good_tiles(s, traits, s.group_filters, taps, sharing, count=MOST_TILES)
+    tiles = [_with_tile(first, tile) for tile in few]
     orders = [replace(first, order=order) for order in ORDERS]
     found = [first, *stream_stores.streaming(spec, [first], first.lanes), *orders, *tiles[:4]]
     if needs_gather(spec, first):
         found += [replace(variant, gather="root" if variant.gather == "task" else "task") for variant in orders]
+    # groups that share vectors in other ways, or do not
+    others = [other for other in (*sharings(s, traits)[:MOST_SHARINGS], None) if other != sharing]
+    found += [_with_tile(first, best_tile(s, traits, s.group_filters, taps, other)) for other in others]
     if s.kernel[2] > 1:
-        narrow = best_tile(s, traits, s.group_filters, s.kernel[2])
-        taps = replace(first, vectors=narrow.vectors, rows=narrow.rows, columns=narrow.columns, unroll_taps=True)
-        found.append(taps if not first.unroll_taps else replace(tiles[0], unroll_taps=False))
+        narrow = best_tile(s, traits, s.group_filters, s.kernel[2], sharing)
+        found.append(
+            replace(tiles[0], unroll_taps=False)
+            if first.unroll_taps
+            else replace(_with_tile(first, narrow), unroll_taps=True)
+        )
     found += tiles[4:]
     # without a copy only tiles that divide the output will do; a variant that needs none saves it
     gathers = [replace(v, gather=_fitting_gather(spec, v)) for v in found]
     return list(dict.fromkeys(gathers))
+
+
+def _with_tile(variant: DirectVariant, tile: Tile) -> DirectVariant:
+    return replace(
+        variant,
+        lanes=tile.lanes,
+        vectors=tile.vectors,
+        rows=tile.rows,
+        columns=tile.columns,
+        interleaved=tile.interleaved,
+    )
 
 
 def _fitting_gather(spec: Conv3DSpec, variant: DirectVariant) -> str:
@@ -89,14 +131,14 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decis
     """
     s = collapse(spec)
     task, at, inner = _out_loops(sch, s, variant, decide)
-    if s.data_format == CHANNELS_LAST and s.group_filters % variant.lanes == 0:
+    if s.data_format == CHANNELS_LAST and s.group_filters % variant.lanes == 0 and variant.interleaved == 1:
         sch.compute_inline(sch.get_sblock("tile"))
         hi, wi, f = inner
         vectors, lanes = sch.split(f, [None, variant.lanes])
         unroll(sch, (hi, wi, vectors))
         sch.vectorize(lanes)
     else:
-        _store_through_stack(sch, s, inner, at)
+        _store_through_stack(sch, s, variant, inner, at)
     conv = place(sch, "conv", at)
     skip_padding.mark(sch, s, dict(enumerate(sch.get_loops(conv)[-4 : -3 if variant.rows > 1 else -2])))
     _, _, hi, _, wi, vectors, lanes, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-11:]
@@ -130,7 +172,7 @@ def _out_loops(
         n, g, f, d, h, w = sch.get_loops(sch.get_sblock("out"))
     row_tiles, hi = sch.split(h, [None, variant.rows])
     column_tiles, wi = sch.split(w, [None, variant.columns])
-    if s.group_filters <= variant.vectors * variant.lanes:
+    if s.group_filters * variant.interleaved <= variant.vectors * variant.lanes:
         block, fi = sch.split(f, [1, None], preserve_unit_iters=True)
     else:
         block, fi = sch.split(f, [None, variant.vectors * variant.lanes])
@@ -154,15 +196,21 @@ def _out_loops(
     return parallel, at, (hi, wi, fi)
 
 
-def _store_through_stack(sch: Schedule, s: Conv3DSpec, inner: tuple[LoopRV, LoopRV, LoopRV], at: LoopRV) -> None:
+def _store_through_stack(
+    sch: Schedule, s: Conv3DSpec, variant: DirectVariant, inner: tuple[LoopRV, LoopRV, LoopRV], at: LoopRV
+) -> None:
     """Finishes a tile as whole vectors on the stack, from where the store takes any layout and any odd count."""
-    _, wi, f = inner
+    hi, wi, f = inner
     tile = place(sch, "tile", at)
     _, _, rows, _, columns, vectors, lanes = sch.get_loops(tile)[-7:]
     unroll(sch, (rows, columns, vectors))
     sch.vectorize(lanes)
     if s.data_format != CHANNELS_LAST:
         sch.vectorize(wi)
+    elif variant.interleaved > 1:
+        # each vector by itself, its lanes brought back in order
+        unroll(sch, (hi, wi))
+        store_in_order(sch, f, variant.lanes)
     elif s.group_filters == int(sch.get(f).extent):
         sch.vectorize(f)
 
@@ -171,10 +219,13 @@ def _gather(sch: Schedule, s: Conv3DSpec, variant: DirectVariant, task: LoopRV) 
     block = sch.get_sblock("gather")
     if variant.gather == "task":
         sch.compute_at(block, task, preserve_unit_loops=True)
-    *outer, width, g, c = sch.get_loops(block)
+    loops = sch.get_loops(block)
+    *outer, width, g, c = loops if variant.interleaved == 1 else loops[:-1]
     if variant.gather == "root":
         sch.parallel(sch.fuse(*outer))
-    if s.data_format != CHANNELS_LAST:
+    if variant.interleaved > 1:
+        gather_in_turns(sch, c, loops[-1])
+    elif s.data_format != CHANNELS_LAST:
         read_whole_rows(sch, width, g, c)
     else:
         channels = sch.fuse(g, c)

@@ -18,11 +18,20 @@ from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import cut_output, is_tiled
-from tvm_conv3d.compute.winograd import WinogradVariant
+from tvm_conv3d.compute.filter_vectors import FilterVectors
+from tvm_conv3d.compute.winograd import WinogradVariant, side_by_side
 from tvm_conv3d.compute.winograd_axes import axes_of
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm import stream_stores, winograd_rule
-from tvm_conv3d.schedules.llvm.common import in_registers, keep_in_registers, read_whole_rows, unroll, vectorize_copy
+from tvm_conv3d.schedules.llvm.common import (
+    gather_in_turns,
+    in_registers,
+    keep_in_registers,
+    read_whole_rows,
+    store_in_order,
+    unroll,
+    vectorize_copy,
+)
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -100,7 +109,9 @@ def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:
     outer = [n, *parted, *groups]
     # channels_first: a row of one filter after the other, from sums that stay in L1 meanwhile
     sch.reorder(*outer, *((*inner, f) if last else (*inner[:2], f, inner[2])))
-    if last:
+    if last and variant.interleaved > 1:
+        store_in_order(sch, sch.split(f, [None, FilterVectors.of(s, variant).shared_filters])[1], variant.lanes)
+    elif last:
         vectorize_copy(sch, f, variant.lanes)
     # two stages read the sums: both must run in the same task
     same = sch.get_loops(sch.get_sblock("flags"))[: len(outer)]
@@ -142,9 +153,12 @@ def _gather(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant, task: LoopRV
     block = sch.get_sblock("gather")
     sch.compute_at(block, task, preserve_unit_loops=True)
     width, channels = sch.get_loops(block)[-2:]
-    if s.data_format != CHANNELS_LAST:
+    if variant.interleaved > 1:
+        _, channel, turn = sch.split(channels, [None, s.group_channels, variant.interleaved])
+        gather_in_turns(sch, channel, turn)
+    elif s.data_format != CHANNELS_LAST:
         read_whole_rows(sch, width, channels)
-    elif s.channels % variant.lanes == 0:
+    elif side_by_side(s, variant) % variant.lanes == 0:
         vectorize_copy(sch, channels, variant.lanes)
 
 

@@ -7,7 +7,7 @@ Stages, each a block that a schedule places:
 
 gather                      zero-padded input cells of each part, phases and folded taps as channels, whole vectors
 input_w, input_h, input_d   the input's transforms along each transformed axis, the last in the layout of the product
-product                     for each of the frequencies a matrix product: tiles x channels by channels x filters
+product                     for each of the frequencies, and each group, tiles x channels by channels x filters
 output_d, output_h, output_w  the inverse transforms
 out                         bias, activation and store
 flags                       not finite where a sum is not: a Winograd tile spreads NaN and infinity over its cells
@@ -28,6 +28,7 @@ from tvm_conv3d.compute.cook_toom import Matrix, transforms
 from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype
+from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.stages import finish
 from tvm_conv3d.compute.winograd_axes import axes_of, triple
 from tvm_conv3d.compute.winograd_stages import expected_error, gathered, index_names, split_taps, transform, transformed
@@ -50,6 +51,7 @@ class WinogradVariant:
         stream: the result is stored past the caches.
         staged: each stage is done for the whole input before the next begins: the weights of a frequency are read once,
             and the transformed input and the products go through memory.
+        interleaved: groups that take turns in the lanes of a vector (:mod:`tvm_conv3d.compute.filter_vectors`).
     """
 
     modes: str
@@ -60,6 +62,7 @@ class WinogradVariant:
     columns: int
     stream: bool = False
     staged: bool = False
+    interleaved: int = 1
 
 
 def groups_of_part(spec: Conv3DSpec, variant: WinogradVariant) -> Triple:
@@ -69,6 +72,13 @@ def groups_of_part(spec: Conv3DSpec, variant: WinogradVariant) -> Triple:
     return triple([-(-o // (m * b)) for o, m, b in sides])
 
 
+def side_by_side(spec: Conv3DSpec, variant: WinogradVariant) -> int:
+    """Channels of `spec`, whose axes are collapsed, that are gathered as they lie in the input."""
+    if variant.interleaved > 1:
+        return 1
+    return spec.channels if math.prod(axes_of(spec, variant.modes).phases) == 1 else spec.group_channels
+
+
 def declare(spec: Conv3DSpec, variant: WinogradVariant) -> Declaration:
     """The TE declaration; arguments: input, transformed weights, packed bias, output, flags.
 
@@ -76,10 +86,8 @@ def declare(spec: Conv3DSpec, variant: WinogradVariant) -> Declaration:
     dilated axes, groups of tiles along depth, height, width, lanes).
 
     Raises:
-        ValueError: the spec has groups, or `variant` does not suit it.
+        ValueError: `variant` does not suit the spec.
     """
-    if spec.groups != 1:
-        raise ValueError(f"Winograd takes one group. Received: {spec.key()}")
     return _Builder(collapse(spec), variant).declaration()
 
 
@@ -87,17 +95,14 @@ def pack_kernel(spec: Conv3DSpec, variant: WinogradVariant, kernel: np.ndarray) 
     """Weights (kd, kh, kw, channels, filters), transformed in float64, as the product reads them.
 
     Returns:
-        (frequencies along depth, height, width, blocks of filters, channels, vectors, lanes).
+        (frequencies along depth, height, width, blocks of filters, channels of a group, vectors, lanes).
     """
     s = collapse(spec)
     axes = axes_of(s, variant.modes)
-    taps = transformed(split_taps(spec, axes, kernel), variant.tile, axes.strides)
-    width = variant.vectors * variant.lanes
-    blocks = -(-spec.filters // width)
-    whole = np.zeros((*taps.shape[:4], blocks * width), spec.accumulator)
-    whole[..., : spec.filters] = taps
-    blocked = whole.reshape(*whole.shape[:4], blocks, variant.vectors, variant.lanes)
-    return np.ascontiguousarray(np.moveaxis(blocked, 4, 3))
+    taps = transformed(split_taps(axes, kernel), variant.tile, axes.strides)
+    blocked = FilterVectors.of(s, variant).pack(taps, spec.accumulator)
+    in_order = blocked.transpose(0, 1, 2, 4, 5, 3, 6, 7)
+    return np.ascontiguousarray(in_order).reshape(*in_order.shape[:3], -1, *in_order.shape[5:])
 
 
 def pack_bias(spec: Conv3DSpec, variant: WinogradVariant, bias: np.ndarray | None) -> np.ndarray:
@@ -108,7 +113,7 @@ def pack_bias(spec: Conv3DSpec, variant: WinogradVariant, bias: np.ndarray | Non
 def error_bound(spec: Conv3DSpec, variant: WinogradVariant) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
     axes = axes_of(collapse(spec), variant.modes)
-    return expected_error(spec, axes.channels, zip(variant.tile, axes.taps, axes.strides, strict=True))
+    return expected_error(spec, axes.channels // spec.groups, zip(variant.tile, axes.taps, axes.strides, strict=True))
 
 
 class _Builder:
@@ -127,8 +132,10 @@ class _Builder:
         self.outer = (spec.batch, *(self.axes.parts[axis] for axis in self.parted), *self.groups_of_part)
         self.tiles = math.prod(variant.block)
         self.channel_blocks = -(-self.axes.channels // variant.lanes)
-        width = variant.vectors * variant.lanes
-        self.filter_blocks = -(-spec.filters // width)
+        self.filters = FilterVectors.of(spec, variant)
+        self.filter_blocks = self.filters.sharing * self.filters.blocks
+        #: channels that a sum runs over
+        self.group_channels = self.axes.channels // spec.groups
         sizes = zip(variant.tile, self.axes.taps, self.axes.strides, strict=True)
         self.matrices = [transforms(*size) for size in sizes]
         #: gathered cells from tile to tile, per axis
@@ -139,7 +146,7 @@ class _Builder:
     def declaration(self) -> Declaration:
         spec, variant = self.spec, self.variant
         x = te.placeholder(spec.input_shape, storage_dtype(spec.dtype), name="x")
-        shape = (*self.frequencies, self.filter_blocks, self.axes.channels, variant.vectors, variant.lanes)
+        shape = (*self.frequencies, self.filter_blocks, self.group_channels, variant.vectors, variant.lanes)
         kernel = te.placeholder(shape, self.acc, name="kernel")
         bias = te.placeholder((spec.filters,), self.acc, name="bias")
         product = self._product(self._input(self._gather(x)), kernel)
@@ -151,9 +158,10 @@ class _Builder:
         sides = zip(self.groups_of_part, self.variant.block, self.variant.tile, strict=True)
         extents = axes.cells([g * b * m for g, b, m in sides])
         padded = self.channel_blocks * lanes
+        read = gathered(spec, axes, extents, padded, x, self.variant.interleaved)
 
         def at(n, a, b, g, d, h, w, c):  # type: ignore[no-untyped-def]
-            return gathered(spec, axes, extents, padded, x)(n, (a, b, g), (d, h, w), c)
+            return read(n, (a, b, g), (d, h, w), c)
 
         return te.compute((spec.batch, *axes.parts, *extents, padded), at, name="gather")
 
@@ -212,12 +220,16 @@ class _Builder:
         return gather[(n, *parts, *(group * (b * step) + i for group, b, step, i in sides), channel)]
 
     def _product(self, data: te.Tensor, kernel: te.Tensor) -> te.Tensor:
-        lanes, vectors = self.variant.lanes, self.variant.vectors
-        channel = te.reduce_axis((0, self.axes.channels), name="channel")
+        lanes, vectors, together = self.variant.lanes, self.variant.vectors, self.variant.interleaved
+        channel = te.reduce_axis((0, self.group_channels), name="channel")
 
         def at(*index):  # type: ignore[no-untyped-def]
             *outer, e, y, x, f, t, lane = index
-            value = data[(*outer, e, y, x, channel // lanes, t, channel % lanes)]
+            number, each = channel, lanes // together
+            if self.filters.sharing > 1:
+                number += f // (self.filters.blocks * vectors) * self.group_channels
+            place = number % each * together
+            value = data[(*outer, e, y, x, number // each, t, place + lane % together if together > 1 else place)]
             weight = kernel[e, y, x, f // vectors, channel, f % vectors, lane]
             return te.sum(value * weight, axis=[channel])
 
@@ -265,7 +277,9 @@ class _Builder:
             within.append(o % m)
         _, bh, bw = self.variant.block
         t = (tiles[0] * bh + tiles[1]) * bw + tiles[2]
-        return sums(n, *parts, *groups, *within, t, f // self.variant.lanes, f % self.variant.lanes)
+        vector, lane = self.filters.place(f % self.filters.shared_filters)
+        vector += f // self.filters.shared_filters * (self.filters.blocks * self.variant.vectors)
+        return sums(n, *parts, *groups, *within, t, vector, lane)
 
     def _out(self, sums: Callable[..., Expr], bias: te.Tensor) -> te.Tensor:
         def last(*index):  # type: ignore[no-untyped-def]

@@ -153,7 +153,7 @@ def pack_kernel(spec: Conv3DSpec, variant: WinogradGemmVariant, kernel: np.ndarr
     """
     s = collapse(spec)
     e = extents_of(s, variant)
-    plain = split_taps(spec, e.axes, kernel)
+    plain = split_taps(e.axes, kernel)
     # an untransformed depth keeps its taps
     parts = [plain] if variant.tile[0] > 1 else [plain[i : i + 1] for i in range(e.taps)]
     there = np.stack([transformed(part, variant.tile) for part in parts], axis=3)
