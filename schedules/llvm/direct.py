@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from tvm import IRModule
@@ -16,7 +17,7 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.direct import DirectVariant, needs_gather
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
-from tvm_conv3d.schedules.llvm import skip_padding, stream_stores
+from tvm_conv3d.schedules.llvm import overhang, runs, skip_padding, stream_stores
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, read_whole_rows, unroll, vectorize_copy
 from tvm_conv3d.schedules.llvm.tile_rule import best_tile, good_tiles, task_box, tasks, tiles_of
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
@@ -84,12 +85,18 @@ def _fitting_gather(spec: Conv3DSpec, variant: DirectVariant) -> str:
 def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decisions) -> None:
     """Schedules `compute.direct.declare(spec, variant)`.
 
-    Decisions: `depth`, `rows`, `columns`: output cells of a task, the latter two in register tiles; `unroll`: channels
-    per step of the reduction.
+    Decisions: `depth`, `rows`, `columns`: output cells of a task, the latter two in register tiles; `strip`, where
+    there are strips: register tiles of one; `unroll`: channels per step of the reduction.
     """
     s = collapse(spec)
-    task, at, inner = _out_loops(sch, s, variant, decide)
-    if s.data_format == CHANNELS_LAST and s.group_filters % variant.lanes == 0:
+    strips = variant.order == "strips"
+    copy = sch.cache_write(sch.get_sblock("out"), 0, "local") if strips else None
+    loops = _out_loops(sch, s, variant, decide)
+    task, at, inner = loops.task, loops.tile, loops.cells_filters
+    if strips:
+        sch.reverse_compute_at(copy, loops.strip, preserve_unit_loops=True)
+        runs.mark(sch, *sch.get_loops(copy)[-3:])
+    if s.data_format == CHANNELS_LAST and (s.group_filters % variant.lanes == 0 or overhang.storable(s)):
         sch.compute_inline(sch.get_sblock("tile"))
         hi, wi, f = inner
         vectors, lanes = sch.split(f, [None, variant.lanes])
@@ -114,13 +121,20 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decis
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
     """What is changed after scheduling: taps that see only padding are skipped."""
-    return skip_padding.guard(module, collapse(spec), {0: 3, 1: 4})
+    return runs.note(overhang.mark(skip_padding.guard(module, collapse(spec), {0: 3, 1: 4})))
 
 
-def _out_loops(
-    sch: Schedule, s: Conv3DSpec, variant: DirectVariant, decide: Decisions
-) -> tuple[LoopRV, LoopRV, tuple[LoopRV, LoopRV, LoopRV]]:
-    """Tiles the output: (parallel loop of tasks, loop of one register tile, loops inside the tile)."""
+class _Loops(NamedTuple):
+    """Loops around the output: over tasks, strips of a task, register tiles, and the loops inside a tile."""
+
+    task: LoopRV
+    strip: LoopRV
+    tile: LoopRV
+    cells_filters: tuple[LoopRV, LoopRV, LoopRV]
+
+
+def _out_loops(sch: Schedule, s: Conv3DSpec, variant: DirectVariant, decide: Decisions) -> _Loops:
+    """Tiles the output."""
     if s.data_format == CHANNELS_LAST:
         n, d, h, w, g, f = sch.get_loops(sch.get_sblock("out"))
     else:
@@ -136,19 +150,22 @@ def _out_loops(
     w_task, w_in = decide.tile("columns", column_tiles, default=16)
     task = [n, d_task, h_task, w_task]
     inner = (hi, wi, fi) if s.data_format == CHANNELS_LAST else (fi, hi, wi)
+    strip = None
     if variant.order == "filters_spatial":
         sch.reorder(*task, g, block, d_in, h_in, w_in, *inner)
         at = w_in
-    elif variant.order == "spatial_filters":
-        sch.reorder(*task, d_in, h_in, w_in, g, block, *inner)
-        at = block
-    else:
+    elif variant.order == "filters_parallel":
         task = [g, block, *task]
         sch.reorder(*task, d_in, h_in, w_in, *inner)
         at = w_in
+    else:
+        if variant.order == "strips":
+            strip, w_in = decide.tile("strip", w_in, default=1)
+        sch.reorder(*task, d_in, h_in, *([strip] if strip else []), w_in, g, block, *inner)
+        at = block
     parallel = sch.fuse(*task)
     sch.parallel(parallel)
-    return parallel, at, (hi, wi, fi)
+    return _Loops(parallel, strip, at, (hi, wi, fi))
 
 
 def _store_through_stack(sch: Schedule, s: Conv3DSpec, inner: tuple[LoopRV, LoopRV, LoopRV], at: LoopRV) -> None:

@@ -1,0 +1,77 @@
+"""Filters that fill no whole vectors: stored in parts of vectors, or copied to the output in runs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from problems import data, execute
+from tvm_conv3d import build, buffers, reference
+from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.plan import Plan, default_plan
+from tvm_conv3d.spec import NO_PADS, Conv3DSpec, Pads, same_padding
+from tvm_conv3d.targets import cpu_traits, host_target, resolve
+
+SAME = (Pads(1, 1),) * 3
+BASE = Conv3DSpec(1, (5, 9, 11), 6, 23, (3, 3, 3), pads=SAME, activation="relu")
+SPECS = {
+    "dense": BASE,
+    "batch": replace(BASE, batch=2, filters=37),
+    "strided": replace(BASE, strides=(1, 2, 2), pads=same_padding(BASE.size, (3, 3, 3), (1, 2, 2), (1, 1, 1))),
+    "few": replace(BASE, filters=5),
+    "pointwise": replace(BASE, kernel=(1, 1, 1), pads=NO_PADS, filters=181),
+    "stem": replace(BASE, channels=1, kernel=(1, 3, 3), pads=(Pads(0, 0), Pads(1, 1), Pads(1, 1)), filters=70),
+    "groups": replace(BASE, channels=12, filters=46, groups=2),
+    "double": replace(BASE, dtype="float64", filters=13),
+    "half": replace(BASE, dtype="float16"),
+    "depthwise": replace(BASE, channels=41, filters=41, groups=41),
+    "long rows": replace(BASE, channels=21, filters=21, groups=21, kernel=(1, 1, 7), pads=same_padding(BASE.size, (1, 1, 7), (1, 1, 1), (1, 1, 1))),
+    "narrow": replace(BASE, size=(7, 3, 1), filters=9),
+}
+FENCE = 64
+
+
+def stored(plan: Plan, offset: int) -> None:
+    """Runs `plan` into an output `offset` elements behind a cache line, and looks around it."""
+    spec = plan.spec
+    x, kernel, bias = data(spec)
+    size = int(np.prod(spec.output_shape))
+    room = buffers.empty((max(size + 2 * FENCE + offset, (1 << 20) // x.itemsize),), x.dtype)
+    assert room.ctypes.data % 64 == 0
+    room.fill(7)
+    out = room[FENCE + offset :][:size].reshape(spec.output_shape)
+    _, trusted = execute(plan, x, kernel, bias, out)
+    assert trusted
+    expected = np.maximum(reference.convolve(spec, x, kernel, bias), 0)
+    assert reference.relative_error(out, expected) < (1e-3 if spec.dtype == "float16" else 1e-5)
+    assert (room[: FENCE + offset] == 7).all()
+    assert (room[FENCE + offset + size :] == 7).all()
+
+
+def plans(spec: Conv3DSpec) -> list[Plan]:
+    traits = cpu_traits(host_target(2))
+    found = [(name, algorithm.default(spec, traits)) for name, algorithm in algorithms("llvm").items()]
+    found += [(name, (v, {})) for name, a in algorithms("llvm").items() for v in a.variants(spec, traits)[:1]]
+    return list({plan.describe(): plan for plan in (Plan(spec, name, *f) for name, f in found if f)}.values())
+
+
+@pytest.mark.parametrize("offset", [0, 1, 5])
+@pytest.mark.parametrize("name", SPECS)
+def test_parts_of_vectors(name: str, offset: int) -> None:
+    for plan in plans(SPECS[name]):
+        stored(plan, offset)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 5])
+@pytest.mark.parametrize("past", [False, True])
+@pytest.mark.parametrize("name", [name for name in SPECS if name not in ("half", "depthwise", "long rows")])
+def test_runs(name: str, past: bool, offset: int) -> None:
+    traits = cpu_traits(host_target(2))
+    for algorithm in ("direct", "winograd"):
+        for variant in algorithms("llvm")[algorithm].variants(SPECS[name], traits)[:1]:
+            strips = {"order": "strips"} if algorithm == "direct" else {"strip": True}
+            plan = Plan(SPECS[name], algorithm, replace(variant, stream=past, **strips), {"strip": 2})
+            stored(plan, offset)
