@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from problems import data, execute
-from tvm_conv3d import build, buffers, reference
+from tvm_conv3d import buffers, build, reference
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.plan import Plan, default_plan
+from tvm_conv3d.schedules.llvm import direct
 from tvm_conv3d.spec import NO_PADS, Conv3DSpec, Pads, same_padding
 from tvm_conv3d.targets import cpu_traits, host_target, resolve
 
@@ -28,9 +30,12 @@ SPECS = {
     "double": replace(BASE, dtype="float64", filters=13),
     "half": replace(BASE, dtype="float16"),
     "depthwise": replace(BASE, channels=41, filters=41, groups=41),
-    "long rows": replace(BASE, channels=21, filters=21, groups=21, kernel=(1, 1, 7), pads=same_padding(BASE.size, (1, 1, 7), (1, 1, 1), (1, 1, 1))),
+    "long rows": replace(
+        BASE, channels=21, filters=21, groups=21, kernel=(1, 1, 7), pads=(Pads(0, 0), Pads(0, 0), Pads(3, 3))
+    ),
     "narrow": replace(BASE, size=(7, 3, 1), filters=9),
 }
+#: Elements around an output that must stay as they are.
 FENCE = 64
 
 
@@ -69,9 +74,53 @@ def test_parts_of_vectors(name: str, offset: int) -> None:
 @pytest.mark.parametrize("past", [False, True])
 @pytest.mark.parametrize("name", [name for name in SPECS if name not in ("half", "depthwise", "long rows")])
 def test_runs(name: str, past: bool, offset: int) -> None:
-    traits = cpu_traits(host_target(2))
-    for algorithm in ("direct", "winograd"):
-        for variant in algorithms("llvm")[algorithm].variants(SPECS[name], traits)[:1]:
-            strips = {"order": "strips"} if algorithm == "direct" else {"strip": True}
-            plan = Plan(SPECS[name], algorithm, replace(variant, stream=past, **strips), {"strip": 2})
-            stored(plan, offset)
+    variant, decisions = direct.default(SPECS[name], cpu_traits(host_target(2)))
+    variant = replace(variant, order="strips", stream=past)
+    stored(Plan(SPECS[name], "direct", variant, {**decisions, "strip": 2}), offset)
+
+
+def assembly(plan: Plan, cpu: str) -> str:
+    import tvm
+
+    target = resolve({"kind": "llvm", "mcpu": cpu, "mtriple": "x86_64-linux-gnu"}, 2)
+    lowered = build.lowered_module(build.scheduled_module(plan, target), plan, target)
+    return str(tvm.compile(lowered, target=target).mod.inspect_source("asm"))
+
+
+@pytest.mark.parametrize(
+    ("cpu", "masked"), [("znver4", r"vmovups\t%zmm\d+, .*\{%k\d\}"), ("haswell", r"vmaskmovps\t%ymm")]
+)
+@pytest.mark.parametrize("name", ["pointwise", "dense"])
+def test_no_vector_is_stored_in_single_elements(name: str, cpu: str, masked: str) -> None:
+    target = resolve({"kind": "llvm", "mcpu": cpu, "mtriple": "x86_64-linux-gnu"}, 2)
+    text = assembly(default_plan(SPECS[name], target), cpu)
+    assert re.search(masked, text)
+    assert not re.search(r"v(movss|extractps)\t.*, -?\d*\(", text)
+
+
+@pytest.mark.parametrize("name", ["pointwise", "stem"])
+def test_runs_that_outgrow_the_caches_go_past_them(name: str) -> None:
+    target = host_target(2)
+    row = int(np.prod(SPECS[name].output_shape[2:])) * 4
+    most = cpu_traits(target).l3 // row
+    for depth, past in ((most // 2, False), (most, True)):
+        plan = default_plan(replace(SPECS[name], size=(depth, *SPECS[name].size[1:])), target)
+        assert (plan.variant.order == "strips", plan.variant.stream) == (past, past)
+
+
+@pytest.mark.parametrize("strips", [False, True])
+def test_indices_of_64_bits(strips: bool) -> None:
+    large = replace(SPECS["pointwise"], size=(1024, 256, 256))
+    plan = default_plan(large, host_target(2))
+    changes: dict[str, Any] = {} if strips else {"order": "spatial_filters", "stream": False}
+    plan = replace(plan, variant=replace(plan.variant, **changes))
+    assert (plan.variant.order == "strips") == strips
+    assert build.compile_plan(plan, host_target(2)).object_code
+
+
+def test_a_large_output_of_short_sums_is_written_cell_by_cell() -> None:
+    target = resolve({"kind": "llvm", "mcpu": "znver4", "mtriple": "x86_64-linux-gnu"}, 2)
+    cells = cpu_traits(target).l3 // 2 // (181 * 4)
+    for size, channels, vectors in (((1, 1, cells), 3, 12), ((1, 1, cells), 100, 2), ((1, 1, cells // 8), 3, 2)):
+        variant = default_plan(replace(SPECS["pointwise"], size=size, channels=channels), target).variant
+        assert (variant.vectors, variant.columns == 1) == (vectors, vectors == 12)

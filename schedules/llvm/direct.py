@@ -17,7 +17,7 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.direct import DirectVariant, needs_gather
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
-from tvm_conv3d.schedules.llvm import overhang, runs, skip_padding, stream_stores
+from tvm_conv3d.schedules.llvm import overhang, runs, skip_padding, store_rule, stream_stores
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, read_whole_rows, unroll, vectorize_copy
 from tvm_conv3d.schedules.llvm.tile_rule import best_tile, good_tiles, task_box, tasks, tiles_of
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
@@ -43,6 +43,7 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[st
     cells = (tile.rows, tile.columns)
     item = np.dtype(s.accumulator).itemsize
     box = task_box(s, traits, cells, s.channels * item)
+    decisions = {"unroll": s.group_channels if few_channels else 1}
     weights, inputs = (math.prod(shape) * item for shape in (s.kernel_shape, s.input_shape))
     # each task would read all weights from memory, while all of the input stays in cache
     weights_decide = weights > traits.l3 // 2 and inputs <= traits.l2 // 2
@@ -52,8 +53,9 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[st
     elif weights <= traits.l2 // 8:
         # all weights stay in cache: filters inside, so that outputs are written in the order they lie in memory
         variant = replace(variant, order="spatial_filters")
-    unroll_channels = s.group_channels if few_channels else 1
-    return variant, {"depth": box[0], "rows": box[1], "columns": box[2], "unroll": unroll_channels}
+        variant, box, strip = store_rule.for_large_outputs(spec, traits, variant, box)
+        decisions |= strip
+    return variant, {"depth": box[0], "rows": box[1], "columns": box[2], **decisions}
 
 
 def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[DirectVariant]:
@@ -61,14 +63,16 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[DirectVariant]:
     s = collapse(spec)
     first, _ = default(spec, traits)
     few = good_tiles(s, traits, s.group_filters, s.kernel[2] if first.unroll_taps else 1, count=MOST_TILES)
-    tiles = [replace(first, vectors=t.vectors, rows=t.rows, columns=t.columns) for t in few]
-    orders = [replace(first, order=order) for order in ORDERS]
-    found = [first, *stream_stores.streaming(spec, [first], first.lanes), *orders, *tiles[:4]]
+    plain = replace(first, order="spatial_filters" if first.order == "strips" else first.order, stream=False)
+    tiles = [replace(plain, vectors=t.vectors, rows=t.rows, columns=t.columns) for t in few]
+    orders = [replace(plain, order=order) for order in ORDERS]
+    strips = [store_rule.in_strips(plain)] if runs.competes(spec) else []
+    found = [first, *stream_stores.streaming(spec, [plain], first.lanes), *strips, *orders, *tiles[:4]]
     if needs_gather(spec, first):
         found += [replace(variant, gather="root" if variant.gather == "task" else "task") for variant in orders]
     if s.kernel[2] > 1:
         narrow = best_tile(s, traits, s.group_filters, s.kernel[2])
-        taps = replace(first, vectors=narrow.vectors, rows=narrow.rows, columns=narrow.columns, unroll_taps=True)
+        taps = replace(plain, vectors=narrow.vectors, rows=narrow.rows, columns=narrow.columns, unroll_taps=True)
         found.append(taps if not first.unroll_taps else replace(tiles[0], unroll_taps=False))
     found += tiles[4:]
     # without a copy only tiles that divide the output will do; a variant that needs none saves it

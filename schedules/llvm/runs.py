@@ -17,9 +17,15 @@ from tvm.s_tir import SBlockRealize, Schedule
 from tvm_conv3d.schedules.decisions import LoopRV
 from tvm_conv3d.schedules.llvm import injected
 from tvm_conv3d.schedules.llvm.overhang import all_of, conjuncts
+from tvm_conv3d.schedules.llvm.stream_stores import LEAST_BYTES
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.targets import CpuTraits
 
 #: Annotation of a loop over a run: numbers of a cell. Attribute of that loop: how many of its numbers exist.
 _RUN = "tvm_conv3d.run"
+
+#: Share of the last cache from which on memory decides. Measured: 17 MB of 32 are better kept, 29 are not.
+_SHARE_OF_CACHE = 0.75
 
 #: Bytes of a cache line, and of the vectors in which a run is copied.
 _LINE = 64
@@ -68,6 +74,26 @@ rest:
 }}
 !0 = !{{i32 1}}
 """
+
+
+def competes(spec: Conv3DSpec) -> bool:
+    """Whether results of `spec` can be copied in runs, and are large enough for that to be tried."""
+    return stored_bytes(spec) >= LEAST_BYTES
+
+
+def outgrows_caches(spec: Conv3DSpec, traits: CpuTraits) -> bool:
+    """Whether so much is stored that the caches hold little of it at the end: runs are best stored past them.
+
+    Less is stored as fast from the registers: even across its lines, a cache takes more than memory does.
+    """
+    return stored_bytes(spec) >= _SHARE_OF_CACHE * traits.l3
+
+
+def stored_bytes(spec: Conv3DSpec) -> int:
+    """Bytes of the output, none where it is not made of runs."""
+    if spec.dtype not in injected.TYPES or spec.data_format != CHANNELS_LAST:
+        return 0
+    return math.prod(spec.output_shape) * injected.TYPES[spec.dtype][1]
 
 
 def mark(sch: Schedule, cells: LoopRV, *inner: LoopRV) -> None:

@@ -20,7 +20,7 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.winograd import WinogradVariant
 from tvm_conv3d.compute.winograd_axes import axes_of
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
-from tvm_conv3d.schedules.llvm import overhang, runs, stream_stores, winograd_rule
+from tvm_conv3d.schedules.llvm import overhang, stream_stores, winograd_rule
 from tvm_conv3d.schedules.llvm.common import in_registers, keep_in_registers, read_whole_rows, unroll, vectorize_copy
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
@@ -79,13 +79,12 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradVariant, decide: Dec
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
     """What is changed after scheduling: vectors that overhang the filters are stored in part."""
-    return runs.note(overhang.mark(module))
+    return overhang.mark(module)
 
 
 def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:
     """Cuts the output into groups of tiles; returns the parallel loop over them."""
     last = s.data_format == CHANNELS_LAST
-    copy = sch.cache_write(sch.get_sblock("out"), 0, "local") if variant.strip else None
     loops = sch.get_loops(sch.get_sblock("out"))
     n, *cells, f = loops if last else (loops[0], *loops[2:], loops[1])
     parted: list[LoopRV] = []
@@ -108,9 +107,6 @@ def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:
     same = sch.get_loops(sch.get_sblock("flags"))[: len(outer)]
     task = sch.merge(sch.fuse(*outer), sch.fuse(*same))
     sch.parallel(task)
-    if variant.strip:
-        sch.reverse_compute_at(copy, inner[1], preserve_unit_loops=True)
-        runs.mark(sch, *sch.get_loops(copy)[-2:])
     return task
 
 

@@ -59,7 +59,6 @@ class WinogradVariant:
     columns: int
     stream: bool = False
     staged: bool = False
-    strip: bool = False
 
 
 def groups_of_part(spec: Conv3DSpec, variant: WinogradVariant) -> Triple:
