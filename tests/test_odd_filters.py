@@ -12,7 +12,9 @@ import pytest
 from problems import data, execute
 from tvm_conv3d import buffers, build, reference
 from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.compute import direct as direct_sums
 from tvm_conv3d.plan import Plan, default_plan
+from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.schedules.llvm import direct
 from tvm_conv3d.spec import NO_PADS, Conv3DSpec, Pads, same_padding
 from tvm_conv3d.targets import cpu_traits, host_target, resolve
@@ -98,14 +100,22 @@ def test_no_vector_is_stored_in_single_elements(name: str, cpu: str, masked: str
     assert not re.search(r"v(movss|extractps)\t.*, -?\d*\(", text)
 
 
-@pytest.mark.parametrize("name", ["pointwise", "stem"])
-def test_runs_that_outgrow_the_caches_go_past_them(name: str) -> None:
-    target = host_target(2)
-    row = int(np.prod(SPECS[name].output_shape[2:])) * 4
-    most = cpu_traits(target).l3 // row
-    for depth, past in ((most // 2, False), (most, True)):
-        plan = default_plan(replace(SPECS[name], size=(depth, *SPECS[name].size[1:])), target)
-        assert (plan.variant.order == "strips", plan.variant.stream) == (past, past)
+@pytest.mark.parametrize(
+    ("name", "filters", "order", "past"),
+    [
+        ("pointwise", 181, "strips", True),
+        ("pointwise", 176, "spatial_filters", True),
+        ("stem", 70, "spatial_filters", False),
+        ("stem", 16, "spatial_filters", True),
+    ],
+)
+def test_what_outgrows_the_caches_goes_past_them(name: str, filters: int, order: str, past: bool) -> None:
+    target = resolve({"kind": "llvm", "mcpu": "znver4", "mtriple": "x86_64-linux-gnu"}, 2)
+    spec = replace(SPECS[name], filters=filters)
+    most = cpu_traits(target).l3 // (int(np.prod(spec.output_shape[2:])) * 4)
+    for depth, outgrows in ((most // 2, False), (most, True)):
+        variant = default_plan(replace(spec, size=(depth, *spec.size[1:])), target).variant
+        assert (variant.order, variant.stream) == ((order, past) if outgrows else ("spatial_filters", False))
 
 
 @pytest.mark.parametrize("strips", [False, True])
@@ -124,3 +134,18 @@ def test_a_large_output_of_short_sums_is_written_cell_by_cell() -> None:
     for size, channels, vectors in (((1, 1, cells), 3, 12), ((1, 1, cells), 100, 2), ((1, 1, cells // 8), 3, 2)):
         variant = default_plan(replace(SPECS["pointwise"], size=size, channels=channels), target).variant
         assert (variant.vectors, variant.columns == 1) == (vectors, vectors == 12)
+
+
+@pytest.mark.parametrize("name", ["batch", "strided"])
+def test_random_strips(name: str) -> None:
+    from tvm.s_tir import Schedule
+
+    spec = SPECS[name]
+    variant, _ = direct.default(spec, cpu_traits(host_target(2)))
+    variant = replace(variant, order="strips", columns=2)
+    for seed in range(1, 5):
+        schedule = Schedule(direct_sums.declare(spec, variant).module(), seed=seed)
+        decisions = Decisions(schedule, None)
+        direct.apply(schedule, spec, variant, decisions)
+        assert "strip" in decisions.taken()
+        stored(Plan(spec, "direct", variant, decisions.taken()), 1)

@@ -34,8 +34,11 @@ def for_large_outputs(
     s = collapse(spec)
     item = np.dtype(s.accumulator).itemsize
     if runs.outgrows_caches(spec, traits):
-        if s.filters == variant.vectors * variant.lanes:
-            # as it is stored in the order it lies in memory, line by line
+        block = variant.vectors * variant.lanes
+        if variant.unroll_taps and s.filters > block:
+            # the longer sums of a stem take as long as its stores, block after block
+            return variant, box, {}
+        if s.group_filters % variant.lanes == 0:
             return replace(variant, stream=True), box, {}
         tile = variant.rows * variant.columns * s.filters * item
         return in_strips(variant), box, {"strip": max(1, traits.l1 // 2 // tile)}
