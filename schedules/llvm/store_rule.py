@@ -34,14 +34,12 @@ def for_large_outputs(
     s = collapse(spec)
     item = np.dtype(s.accumulator).itemsize
     if runs.outgrows_caches(spec, traits):
-        block = variant.vectors * variant.lanes
-        if variant.unroll_taps and s.filters > block:
-            # the longer sums of a stem take as long as its stores, block after block
-            return variant, box, {}
-        if s.group_filters % variant.lanes == 0:
-            return replace(variant, stream=True), box, {}
-        tile = variant.rows * variant.columns * s.filters * item
-        return in_strips(variant), box, {"strip": max(1, traits.l1 // 2 // tile)}
+        if s.group_filters % variant.lanes:
+            tile = variant.rows * variant.columns * s.filters * item
+            return in_strips(variant), box, {"strip": max(1, traits.l1 // 2 // tile)}
+        # the longer sums of a stem take as long as its stores, block of filters after block
+        stem = variant.unroll_taps and s.filters > variant.vectors * variant.lanes
+        return replace(variant, stream=not stem), box, {}
     few = math.prod(s.kernel) * s.group_channels <= _FEW_TERMS and not variant.unroll_taps
     if few and runs.stored_bytes(spec) >= _LARGE * traits.l3:
         vectors = -(-s.filters // variant.lanes)
