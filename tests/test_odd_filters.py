@@ -32,6 +32,15 @@ SPECS = {
     "double": replace(BASE, dtype="float64", filters=13),
     "half": replace(BASE, dtype="float16"),
     "depthwise": replace(BASE, channels=41, filters=41, groups=41),
+    "depthwise strided": replace(
+        BASE,
+        size=(5, 9, 11),
+        channels=13,
+        filters=13,
+        groups=13,
+        strides=(1, 2, 2),
+        pads=same_padding((5, 9, 11), (3, 3, 3), (1, 2, 2), (1, 1, 1)),
+    ),
     "long rows": replace(
         BASE, channels=21, filters=21, groups=21, kernel=(1, 1, 7), pads=(Pads(0, 0), Pads(0, 0), Pads(3, 3))
     ),
@@ -74,7 +83,9 @@ def test_parts_of_vectors(name: str, offset: int) -> None:
 
 @pytest.mark.parametrize("offset", [0, 1, 5])
 @pytest.mark.parametrize("past", [False, True])
-@pytest.mark.parametrize("name", [name for name in SPECS if name not in ("half", "depthwise", "long rows")])
+@pytest.mark.parametrize(
+    "name", [name for name in SPECS if name not in ("half", "depthwise", "depthwise strided", "long rows")]
+)
 def test_runs(name: str, past: bool, offset: int) -> None:
     variant, decisions = direct.default(SPECS[name], cpu_traits(host_target(2)))
     variant = replace(variant, order="strips", stream=past)

@@ -66,8 +66,10 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[DirectVariant]:
     plain = replace(first, order="spatial_filters" if first.order == "strips" else first.order, stream=False)
     tiles = [replace(plain, vectors=t.vectors, rows=t.rows, columns=t.columns) for t in few]
     orders = [replace(plain, order=order) for order in ORDERS]
-    strips = [store_rule.in_strips(plain)] if runs.competes(spec) else []
-    found = [first, *stream_stores.streaming(spec, [plain], first.lanes), *strips, *orders, *tiles[:4]]
+    stores = stream_stores.streaming(spec, [plain], first.lanes)
+    if runs.competes(spec):
+        stores += [store_rule.in_strips(plain), *store_rule.cell_by_cell(spec, traits, plain)]
+    found = [first, *stores, *orders, *tiles[:4]]
     if needs_gather(spec, first):
         found += [replace(variant, gather="root" if variant.gather == "task" else "task") for variant in orders]
     if s.kernel[2] > 1:

@@ -14,6 +14,7 @@ import tvm_ffi
 from tvm import IRModule, sym, tirx
 from tvm.s_tir import SBlockRealize
 
+from tvm_conv3d.compute.cut import STORE
 from tvm_conv3d.schedules.llvm import injected
 from tvm_conv3d.spec import Conv3DSpec
 
@@ -36,12 +37,14 @@ def storable(spec: Conv3DSpec) -> bool:
 
 
 def mark(module: IRModule) -> IRModule:
-    """A scheduled function with a note beside each store of vectors of which only some lanes exist."""
+    """A scheduled function with a note beside each store of results in vectors of which only some lanes exist."""
     analyzer = sym.Analyzer()
 
     def bounded(loop: tirx.For) -> Any:
         realize = loop.body
         if loop.kind != tirx.ForKind.VECTORIZED or not isinstance(realize, SBlockRealize):
+            return loop
+        if realize.block.name_hint != STORE:
             return loop
         conditions = list(conjuncts(realize.predicate))
         bounds = [condition for condition in conditions if injected.depends_on(condition, loop.loop_var)]

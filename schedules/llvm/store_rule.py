@@ -27,6 +27,16 @@ def in_strips(variant: DirectVariant) -> DirectVariant:
     return replace(variant, order="strips", stream=True)
 
 
+def cell_by_cell(spec: Conv3DSpec, traits: CpuTraits, variant: DirectVariant) -> list[DirectVariant]:
+    """`variant` with all filters of one cell as its register tile; none where they are too few or too many for that."""
+    s = collapse(spec)
+    vectors = -(-s.filters // variant.lanes)
+    if s.groups > 1 or not max(WIDTH_PENALTY) < vectors <= traits.registers // 2 - 2:
+        return []
+    cell = replace(variant, vectors=vectors, rows=1, columns=1, order="spatial_filters", stream=False)
+    return [replace(cell, gather="task" if needs_gather(spec, cell) else "none")]
+
+
 def for_large_outputs(
     spec: Conv3DSpec, traits: CpuTraits, variant: DirectVariant, box: Triple
 ) -> tuple[DirectVariant, Triple, dict[str, int]]:
@@ -42,9 +52,6 @@ def for_large_outputs(
         return replace(variant, stream=not stem), box, {}
     few = math.prod(s.kernel) * s.group_channels <= _FEW_TERMS and not variant.unroll_taps
     if few and runs.stored_bytes(spec) >= _LARGE * traits.l3:
-        vectors = -(-s.filters // variant.lanes)
-        if s.groups == 1 and max(WIDTH_PENALTY) < vectors <= traits.registers // 2 - 2:
-            cell = replace(variant, vectors=vectors, rows=1, columns=1)
-            cell = replace(cell, gather="task" if needs_gather(spec, cell) else "none")
+        for cell in cell_by_cell(spec, traits, variant):
             return cell, task_box(s, traits, (1, 1), s.channels * item), {}
     return variant, box, {}
