@@ -86,15 +86,20 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
 
         image = compile_image(module, target)
         return Artifact(image.to_bytes(), _shapes(module), module.script(), (sum(image.workspaces), 0))
-    from tvm_conv3d.schedules.llvm import shuffles, stream_stores
-
-    permuted = getattr(plan.variant, "shuffled", False) or getattr(plan.variant, "interleaved", 1) > 1
-    lowered = shuffles.rewrite(module, target) if permuted else module
-    lowered = stream_stores.rewrite(lowered, target) if plan.variant.stream else lowered
+    lowered = lowered_module(module, plan, target)
     code = _object_code(tvm.compile(lowered, target=target).mod)
     if not code:
         raise RuntimeError(f"LLVM wrote no code for {plan.spec.key()} on {target}.")
     return Artifact(code, _shapes(module), module.script(), astuple(workspace.of_module(module)))
+
+
+def lowered_module(module: IRModule, plan: Plan, target: Target) -> IRModule:
+    """The scheduled function of `plan` as TVM's compiler takes it."""
+    if is_cuda(target):
+        return module
+    from tvm_conv3d.schedules.llvm import pipeline
+
+    return pipeline.lowered(module, plan.variant, target)
 
 
 def _shapes(module: IRModule) -> tuple[tuple[int, ...], ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from tvm import IRModule
@@ -16,7 +17,7 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.direct import DirectVariant, needs_gather
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
-from tvm_conv3d.schedules.llvm import prefetch, skip_padding, stream_stores
+from tvm_conv3d.schedules.llvm import overhang, prefetch, runs, skip_padding, store_rule, stream_stores
 from tvm_conv3d.schedules.llvm.common import (
     gather_in_turns,
     keep_in_registers,
@@ -65,6 +66,7 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[st
     cells = (tile.rows, tile.columns)
     item = np.dtype(s.accumulator).itemsize
     box = task_box(s, traits, cells, s.channels * item)
+    decisions = {"unroll": s.group_channels if few_channels else 1}
     weights, inputs = (math.prod(shape) * item for shape in (s.kernel_shape, s.input_shape))
     # each task would read all weights from memory, while all of the input stays in cache
     weights_decide = weights > traits.l3 // 2 and inputs <= traits.l2 // 2
@@ -74,8 +76,10 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[st
     elif weights <= traits.l2 // 8:
         # all weights stay in cache: filters inside, so that outputs are written in the order they lie in memory
         variant = replace(variant, order="spatial_filters")
-    unroll_channels = s.group_channels if few_channels else 1
-    return variant, {"depth": box[0], "rows": box[1], "columns": box[2], "unroll": unroll_channels}
+        if variant.interleaved == 1:
+            variant, box, strip = store_rule.for_large_outputs(spec, traits, variant, box)
+            decisions |= strip
+    return variant, {"depth": box[0], "rows": box[1], "columns": box[2], **decisions}
 
 
 def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[DirectVariant]:
@@ -85,20 +89,24 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[DirectVariant]:
     sharing = worthwhile_sharing(s, traits)
     taps = s.kernel[2] if first.unroll_taps else 1
     few = good_tiles(s, traits, s.group_filters, taps, sharing, count=MOST_TILES)
-    tiles = [_with_tile(first, tile) for tile in few]
-    orders = [replace(first, order=order) for order in ORDERS]
-    found = [first, *stream_stores.streaming(spec, [first], first.lanes), *orders, *tiles[:4]]
+    plain = replace(first, order="spatial_filters" if first.order == "strips" else first.order, stream=False)
+    tiles = [_with_tile(plain, tile) for tile in few]
+    orders = [replace(plain, order=order) for order in ORDERS]
+    stores = stream_stores.streaming(spec, [plain], first.lanes)
+    if runs.competes(spec) and sharing is None:
+        stores += [store_rule.in_strips(plain), *store_rule.cell_by_cell(spec, traits, plain)]
+    found = [first, *stores, *orders, *tiles[:4]]
     if needs_gather(spec, first):
         found += [replace(variant, gather="root" if variant.gather == "task" else "task") for variant in orders]
     # groups that share vectors in other ways, or do not
     others = [other for other in (*sharings(s, traits)[:MOST_SHARINGS], None) if other != sharing]
-    found += [_with_tile(first, best_tile(s, traits, s.group_filters, taps, other)) for other in others]
+    found += [_with_tile(plain, best_tile(s, traits, s.group_filters, taps, other)) for other in others]
     if s.kernel[2] > 1:
         narrow = best_tile(s, traits, s.group_filters, s.kernel[2], sharing)
         found.append(
             replace(tiles[0], unroll_taps=False)
             if first.unroll_taps
-            else replace(_with_tile(first, narrow), unroll_taps=True)
+            else replace(_with_tile(plain, narrow), unroll_taps=True)
         )
     found += tiles[4:]
     # without a copy only tiles that divide the output will do; a variant that needs none saves it
@@ -126,12 +134,19 @@ def _fitting_gather(spec: Conv3DSpec, variant: DirectVariant) -> str:
 def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decisions) -> None:
     """Schedules `compute.direct.declare(spec, variant)`.
 
-    Decisions: `depth`, `rows`, `columns`: output cells of a task, the latter two in register tiles; `unroll`: channels
-    per step of the reduction.
+    Decisions: `depth`, `rows`, `columns`: output cells of a task, the latter two in register tiles; `strip`, where
+    there are strips: register tiles of one; `unroll`: channels per step of the reduction.
     """
     s = collapse(spec)
-    task, at, inner = _out_loops(sch, s, variant, decide)
-    if s.data_format == CHANNELS_LAST and s.group_filters % variant.lanes == 0 and variant.interleaved == 1:
+    strips = variant.order == "strips"
+    copy = sch.cache_write(sch.get_sblock("out"), 0, "local") if strips else None
+    loops = _out_loops(sch, s, variant, decide)
+    task, at, inner = loops.task, loops.tile, loops.cells_filters
+    if strips:
+        sch.reverse_compute_at(copy, loops.strip, preserve_unit_loops=True)
+        runs.mark(sch, *sch.get_loops(copy)[-3:])
+    whole = s.group_filters % variant.lanes == 0 or overhang.storable(s)
+    if s.data_format == CHANNELS_LAST and whole and variant.interleaved == 1:
         sch.compute_inline(sch.get_sblock("tile"))
         hi, wi, f = inner
         vectors, lanes = sch.split(f, [None, variant.lanes])
@@ -157,15 +172,23 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decis
 
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
-    """What is changed after scheduling: taps that see only padding are skipped, inputs of the next tile are fetched."""
+    """What is changed after scheduling: padding is skipped, the next input fetched, odd filters stored in part."""
     s = collapse(spec)
-    return prefetch.insert(skip_padding.guard(module, s, {0: 3, 1: 4}), s)
+    fetching = prefetch.insert(skip_padding.guard(module, s, {0: 3, 1: 4}), s)
+    return runs.note(overhang.mark(fetching))
 
 
-def _out_loops(
-    sch: Schedule, s: Conv3DSpec, variant: DirectVariant, decide: Decisions
-) -> tuple[LoopRV, LoopRV, tuple[LoopRV, LoopRV, LoopRV]]:
-    """Tiles the output: (parallel loop of tasks, loop of one register tile, loops inside the tile)."""
+class _Loops(NamedTuple):
+    """Loops around the output: over tasks, strips of a task, register tiles, and the loops inside a tile."""
+
+    task: LoopRV
+    strip: LoopRV
+    tile: LoopRV
+    cells_filters: tuple[LoopRV, LoopRV, LoopRV]
+
+
+def _out_loops(sch: Schedule, s: Conv3DSpec, variant: DirectVariant, decide: Decisions) -> _Loops:
+    """Tiles the output."""
     if s.data_format == CHANNELS_LAST:
         n, d, h, w, g, f = sch.get_loops(sch.get_sblock("out"))
     else:
@@ -181,19 +204,22 @@ def _out_loops(
     w_task, w_in = decide.tile("columns", column_tiles, default=16)
     task = [n, d_task, h_task, w_task]
     inner = (hi, wi, fi) if s.data_format == CHANNELS_LAST else (fi, hi, wi)
+    strip = None
     if variant.order == "filters_spatial":
         sch.reorder(*task, g, block, d_in, h_in, w_in, *inner)
         at = w_in
-    elif variant.order == "spatial_filters":
-        sch.reorder(*task, d_in, h_in, w_in, g, block, *inner)
-        at = block
-    else:
+    elif variant.order == "filters_parallel":
         task = [g, block, *task]
         sch.reorder(*task, d_in, h_in, w_in, *inner)
         at = w_in
+    else:
+        if variant.order == "strips":
+            strip, w_in = decide.tile("strip", w_in, default=1)
+        sch.reorder(*task, d_in, h_in, *([strip] if strip else []), w_in, g, block, *inner)
+        at = block
     parallel = sch.fuse(*task)
     sch.parallel(parallel)
-    return parallel, at, (hi, wi, fi)
+    return _Loops(parallel, strip, at, (hi, wi, fi))
 
 
 def _store_through_stack(

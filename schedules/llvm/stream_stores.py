@@ -14,9 +14,10 @@ from dataclasses import replace
 from typing import Any
 
 import tvm_ffi
-from tvm import IRModule, ir, tirx
+from tvm import IRModule, tirx
 from tvm.target import Target
 
+from tvm_conv3d.schedules.llvm import injected
 from tvm_conv3d.schedules.llvm.lower import to_vectors
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
@@ -31,8 +32,6 @@ LEAST_BYTES = 1 << 20
 
 #: Name of the buffer that holds the result.
 OUTPUT = "out"
-
-_LLVM_TYPES = {"float32": ("float", 4), "float64": ("double", 8)}
 
 #: An address that is not aligned, as that of a foreign buffer, is stored to in the ordinary way.
 _FUNCTION = """
@@ -64,9 +63,9 @@ def outgrows_caches(spec: Conv3DSpec, traits: CpuTraits, lanes: int) -> bool:
 
 def _stored_bytes(spec: Conv3DSpec, lanes: int) -> int:
     """Bytes of the output, none where it is not made of whole vectors."""
-    if spec.dtype not in _LLVM_TYPES or spec.data_format != CHANNELS_LAST or spec.filters % lanes:
+    if spec.dtype not in injected.TYPES or spec.data_format != CHANNELS_LAST or spec.filters % lanes:
         return 0
-    return math.prod(spec.output_shape) * _LLVM_TYPES[spec.dtype][1]
+    return math.prod(spec.output_shape) * injected.TYPES[spec.dtype][1]
 
 
 def rewrite(module: IRModule, target: Target) -> IRModule:
@@ -78,9 +77,9 @@ def rewrite(module: IRModule, target: Target) -> IRModule:
     def streamed(store: tirx.BufferStore) -> Any:
         index = store.indices[0]
         dtype = str(store.buffer.dtype)
-        if store.buffer.name != OUTPUT or dtype not in _LLVM_TYPES or not isinstance(index, tirx.Ramp):
+        if store.buffer.name != OUTPUT or dtype not in injected.TYPES or not isinstance(index, tirx.Ramp):
             return store
-        lanes, (llvm_type, element) = int(index.lanes), _LLVM_TYPES[dtype]
+        lanes, (llvm_type, element) = int(index.lanes), injected.TYPES[dtype]
         if int(index.stride) != 1 or lanes * element not in _VECTOR_BYTES:
             return store
         name = f"tvm_conv3d_stream_{dtype}x{lanes}"
@@ -88,10 +87,7 @@ def rewrite(module: IRModule, target: Target) -> IRModule:
         used[name] = _FUNCTION.format(
             name=name, lanes=lanes, type=llvm_type, mask=size - 1, bytes=size, element=element
         )
-        place = tirx.address_of(tirx.BufferLoad(store.buffer, [index.base]))
-        return tirx.Evaluate(tirx.call_extern("void", name, place, store.value))
+        return injected.call(name, injected.address(store.buffer, index.base), store.value)
 
     body = tvm_ffi.structural_map(function.body, (tirx.BufferStore, streamed))
-    for text in used.values():
-        body = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", ir.StringImm(text), body)
-    return IRModule({"main": function.with_body(body)}) if used else module
+    return IRModule({"main": function.with_body(injected.with_functions(body, used.values()))}) if used else module

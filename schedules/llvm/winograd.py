@@ -22,7 +22,7 @@ from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.winograd import WinogradVariant, side_by_side
 from tvm_conv3d.compute.winograd_axes import axes_of
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
-from tvm_conv3d.schedules.llvm import stream_stores, winograd_rule
+from tvm_conv3d.schedules.llvm import overhang, stream_stores, winograd_rule
 from tvm_conv3d.schedules.llvm.common import (
     gather_in_turns,
     in_registers,
@@ -88,8 +88,8 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradVariant, decide: Dec
 
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
-    """What is changed after scheduling: an output of parts that differ in size gets its layout."""
-    return cut_output(module) if is_tiled(module) else module
+    """What is changed after scheduling: parts that differ in size get their layout, odd filters are stored in part."""
+    return overhang.mark(cut_output(module) if is_tiled(module) else module)
 
 
 def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:
@@ -111,6 +111,8 @@ def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:
     sch.reorder(*outer, *((*inner, f) if last else (*inner[:2], f, inner[2])))
     if last and variant.interleaved > 1:
         store_in_order(sch, sch.split(f, [None, FilterVectors.of(s, variant).shared_filters])[1], variant.lanes)
+    elif last and s.groups == 1 and overhang.storable(s):
+        sch.vectorize(sch.split(f, [None, variant.lanes])[1])
     elif last:
         vectorize_copy(sch, f, variant.lanes)
     # two stages read the sums: both must run in the same task

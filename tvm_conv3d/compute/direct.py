@@ -37,8 +37,9 @@ class DirectVariant:
         rows, columns: output cells of a tile.
         gather: where the padded copy is made: "task" (each task its own part), "root" (all of it, first) or "none"
             (the input is read as it is: it must have no pads, and tiles must divide the output).
-        order: which loop encloses which: "filters_spatial", "spatial_filters", or "filters_parallel", where blocks
-            of filters are tasks of their own.
+        order: which loop encloses which: "filters_spatial", "spatial_filters", "filters_parallel", where blocks of
+            filters are tasks of their own, or "strips": as "spatial_filters", with the results of some cells put
+            together in L1 and copied to the output in one run (in channels_last only).
         unroll_taps: the taps of a row are unrolled beside the tile (pays when channels are few).
         stream: the result is stored past the caches.
         interleaved: groups that take turns in the lanes of a vector, all their filters in one tile

@@ -106,8 +106,11 @@ def pack_kernel(spec: Conv3DSpec, variant: WinogradVariant, kernel: np.ndarray) 
 
 
 def pack_bias(spec: Conv3DSpec, variant: WinogradVariant, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,), zeros where there is none."""
-    return np.zeros(spec.filters, spec.accumulator) if bias is None else bias.astype(spec.accumulator)
+    """Bias (filters,) with zeros up to whole vectors; all zeros where there is none."""
+    padded = np.zeros(-(-spec.filters // variant.lanes) * variant.lanes, spec.accumulator)
+    if bias is not None:
+        padded[: spec.filters] = bias
+    return padded
 
 
 def error_bound(spec: Conv3DSpec, variant: WinogradVariant) -> float:
@@ -148,7 +151,7 @@ class _Builder:
         x = te.placeholder(spec.input_shape, storage_dtype(spec.dtype), name="x")
         shape = (*self.frequencies, self.filter_blocks, self.group_channels, variant.vectors, variant.lanes)
         kernel = te.placeholder(shape, self.acc, name="kernel")
-        bias = te.placeholder((spec.filters,), self.acc, name="bias")
+        bias = te.placeholder((-(-spec.filters // variant.lanes) * variant.lanes,), self.acc, name="bias")
         product = self._product(self._input(self._gather(x)), kernel)
         sums = self._output(product)
         return Declaration((x, kernel, bias, self._out(sums, bias), self._flags(sums)), self._tiling())
