@@ -108,25 +108,13 @@ def test_it_tells_what_kernels_need() -> None:
 
 
 def test_spilling_kernels_are_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    # launch bounds would overrule the number of registers
-    source = re.sub(r"__launch_bounds__\(\d+\)", "", source_of(POINTWISE, "sm_80"))
-    monkeypatch.setattr(toolkit, "_REGISTERS", "--maxrregcount=24")
-    monkeypatch.setattr(toolkit, "_OTHER_REGISTERS", ())
-    (spilling,) = toolkit.measure(source, "sm_80").values()
-    assert spilling.spills > 0
-    monkeypatch.setattr(toolkit, "_OTHER_REGISTERS", ("--maxrregcount=128",))
-    (mended,) = toolkit.measure(source, "sm_80").values()
-    assert mended.spills == 0
-
-
-def test_kernels_that_spill_always_get_registers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By launch bounds, which overrule the options; here those that leave too few are planted."""
+    """With launch bounds that grant more registers; here bounds that leave too few are planted."""
     source = source_of(replace(POINTWISE, size=(16, 56, 56)), "sm_80")
     threads = int(re.findall(r"__launch_bounds__\((\d+)\)", source)[0])
     source = source.replace(f"__launch_bounds__({threads})", f"__launch_bounds__({threads}, {2048 // threads})")
     (mended,) = toolkit.measure(source, "sm_80").values()
     assert mended.spills == 0
-    monkeypatch.setattr(toolkit, "_LAST_REGISTERS", ())
+    monkeypatch.setattr(toolkit, "_GRANTED", ())
     (spilling,) = toolkit.measure(source, "sm_80").values()
     assert spilling.spills > 0
 

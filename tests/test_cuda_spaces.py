@@ -21,7 +21,7 @@ from tvm_conv3d.cuda.architectures import ARCHITECTURES
 from tvm_conv3d.cuda.lower import lower
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.schedules.decisions import Decisions
-from tvm_conv3d.spec import CHANNELS_FIRST, FUSED_ACTIVATIONS, Conv3DSpec, Pads, same_padding
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, FUSED_ACTIVATIONS, Conv3DSpec, Pads, same_padding
 from tvm_conv3d.targets import resolve, traits_of
 
 #: Points drawn from the spaces of each problem.
@@ -87,13 +87,30 @@ def test_random_points_are_many_and_of_all_algorithms() -> None:
 
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(some=st.lists(specs(), min_size=8, max_size=8))
-def test_any_problem(some: list[Conv3DSpec]) -> None:
-    assert_right(default_plans(some))
+def test_any_problem(some: list[Conv3DSpec], machine: str) -> None:
+    assert_right(default_plans(some), machine=machine)
+
+
+def large_specs() -> st.SearchStrategy[Conv3DSpec]:
+    """Problems too large for the CPU: many channels, kernels of any length."""
+    taps, channels = st.sampled_from((1, 2, 3, 5, 7, 11, 16, 31)), st.sampled_from((1, 16, 48, 100, 256))
+    return st.builds(
+        Conv3DSpec,
+        st.sampled_from((1, 2, 130)),
+        st.tuples(*3 * [st.integers(31, 150)]),
+        channels,
+        channels,
+        st.tuples(taps, taps, taps),
+        strides=st.tuples(*3 * [st.sampled_from((1, 1, 2, 16))]),
+        pads=st.tuples(*3 * [st.builds(Pads, st.integers(0, 15), st.integers(0, 15))]),
+        data_format=st.sampled_from((CHANNELS_LAST, CHANNELS_FIRST)),
+        dtype=st.sampled_from(("float32", "float32", "float64", "float16", "bfloat16")),
+    )
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(spec=specs())
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(spec=specs() | large_specs())
 def test_any_problem_is_within_the_limits_of_every_architecture(arch: str, spec: Conv3DSpec) -> None:
     """All loops are bound, and `lower` refuses what the GPU would."""
     (plan,) = default_plans([spec], f"cuda:{arch}")
@@ -173,6 +190,8 @@ def test_launches_are_those_of_the_host_code() -> None:
         Conv3DSpec(1, (600, 600, 600), 16, 16, (3, 3, 3), pads=(Pads(1, 1),) * 3, dtype="float16"),
         Conv3DSpec(1, (600, 600, 600), 20, 20, (3, 3, 3), pads=(Pads(1, 1),) * 3, groups=20),
         Conv3DSpec(3, (600, 600, 600), 20, 20, (3, 3, 3), pads=(Pads(1, 1),) * 3, data_format=CHANNELS_FIRST),
+        Conv3DSpec(1, (600, 600, 600), 20, 20, (1, 1, 1), groups=20),
+        Conv3DSpec(2, (600, 600, 600), 20, 20, (1, 1, 1), groups=20, data_format=CHANNELS_FIRST),
     ],
     ids=lambda spec: spec.key(),
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,6 +105,40 @@ def test_occupancy_is_cudas() -> None:
     assert report.resident_blocks(hopper, Resources(32, 0, 0, 0), launch) == (8, "threads")
     assert report.resident_blocks(hopper, Resources(32, 0, 0, 47 << 10), launch) == (4, "shared memory")
     assert report.resident_blocks(ampere, Resources(40, 0, 0, 0), launch) == (6, "threads")
+
+
+_ENTRY = 'extern "C" __global__ void __launch_bounds__({}) {}(float* x) {{}}\n'
+
+_TOLD = "Compiling entry function '{}' for 'sm_90'\n{} bytes spill stores, 0 bytes spill loads\nUsed 40 registers\n"
+
+
+def fake_compiler(needs: dict[str, int], seen: list[str]) -> toolkit._Compiler:
+    """Kernels spill until launch bounds leave each thread the registers that it needs."""
+
+    def compile_source(source: str, options: Sequence[str]) -> tuple[bytes, str]:
+        seen.append(source)
+        told = ""
+        for threads, blocks, name in re.findall(r"__launch_bounds__\((\d+)(?:, (\d+))?\) (\w+)", source):
+            given = (64 << 10) // (int(threads) * int(blocks)) if blocks else 32
+            told += _TOLD.format(name, 8 * (given < needs[name]))
+        return b"code", told
+
+    return compile_source
+
+
+def test_kernels_that_spill_get_no_more_registers_than_they_need() -> None:
+    """Each by itself, so that as many blocks as can be lie on a multiprocessor."""
+    source = _ENTRY.format(128, "a") + _ENTRY.format(256, "b") + _ENTRY.format(128, "c")
+    seen: list[str] = []
+    toolkit._without_spills(fake_compiler({"a": 52, "b": 90, "c": 20}, seen), source)
+    assert re.findall(r"__launch_bounds__\(([^)]*)\)", seen[-1]) == ["128, 9", "256, 2", "128"]
+
+
+def test_a_kernel_that_spills_whatever_it_gets_stays_as_it_was() -> None:
+    seen: list[str] = []
+    _, told = toolkit._without_spills(fake_compiler({"a": 200}, seen), _ENTRY.format(128, "a"))
+    assert "8 bytes spill" in told
+    assert len(set(seen)) == len(seen)
 
 
 @needs_nvcc

@@ -61,6 +61,7 @@ CASES = [
     (like_base((3, 1, 1)), "ppp", (4, 1, 1)),
     (like_base((1, 3, 3), batch=2, bias=False), "ppp", (1, 4, 4)),
     (like_base((5, 5, 5)), "ppp", (1, 2, 2)),
+    (like_base((14, 3, 1), size=(14, 4, 2)), "ppp", (1, 2, 1)),
     (like_base((2, 4, 3), data_format=CHANNELS_FIRST), "ppp", (1, 2, 3)),
     (like_base((3, 3, 3), strides=(1, 2, 2)), "pss", (1, 2, 2)),
     (like_base((3, 3, 3), strides=(2, 2, 1)), "fsp", (1, 2, 4)),
@@ -163,6 +164,10 @@ def test_it_is_no_choice_for_other_types_and_groups() -> None:
             known.declare(spec, WinogradGemmVariant("ppp", (1, 2, 2), *SMALL))
     with pytest.raises(ValueError, match="Only depth may have taps and no transform"):
         known.declare(TAKEN, WinogradGemmVariant("ppp", (2, 2, 1), *SMALL))
+    with pytest.raises(ValueError, match="whole parts"):
+        known.declare(
+            replace(TAKEN, dilation=(1, 2, 1), size=(4, 13, 8)), WinogradGemmVariant("pdp", (1, 2, 2), *SMALL)
+        )
 
 
 def test_memory_between_kernels_is_counted_and_limited() -> None:
@@ -179,6 +184,15 @@ def test_dearer_than_the_matrix_product_where_it_moves_more_than_it_saves() -> N
     temporal = Conv3DSpec(1, (16, 56, 56), 64, 64, (3, 1, 1), pads=(Pads(1, 1), Pads(0, 0), Pads(0, 0)))
     assert winograd_rule.candidates(temporal, traits)
     assert winograd_rule.worthwhile(temporal, traits) is None
+
+
+@pytest.mark.parametrize(("kernel", "depths"), [((1, 1, 11), set()), ((3, 16, 1), set()), ((31, 3, 3), {1})])
+def test_kernels_too_long_for_a_transform(kernel: tuple[int, int, int], depths: set[int]) -> None:
+    """Along depth the product sums their taps; along other axes Winograd is no choice."""
+    spec = like_base(kernel, size=(32, 40, 40), channels=64, filters=64)
+    found = winograd_rule.candidates(spec, ARCHITECTURES["sm_80"])
+    assert {variant.tile[0] for variant in found} == depths
+    assert default_plans([spec])
 
 
 @pytest.fixture

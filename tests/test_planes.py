@@ -41,7 +41,7 @@ def assembly(spec: Conv3DSpec, target_fields: dict[str, object]) -> str:
     target = resolve(target_fields, 2)
     plan = default_plan(spec, target)
     assert plan.algorithm == "planes"
-    module = build.machine_module(build.scheduled_module(plan, target), target, plan.variant)
+    module = build.lowered_module(build.scheduled_module(plan, target), plan, target)
     return str(tvm.compile(module, target=target).mod.inspect_source("asm"))
 
 

@@ -30,6 +30,8 @@ SHAPES = {
         same((6, 13, 13), 32, 48, 1),
         replace(same((7, 9, 8), 8, 5, 2, strides=(2, 1, 3)), pads=NO_PADS),
         same((4, 9, 9), 40, 40, 3, groups=2, dilation=(1, 2, 1), activation="relu"),
+        same((4, 7, 11), 20, 16, 3, groups=4, activation="relu"),
+        replace(same((3, 7, 6), 40, 24, 3, groups=8, strides=(1, 2, 1), data_format=CHANNELS_FIRST), batch=2),
     ],
     "grouped": [
         same((9, 6, 10), 20, 20, 3, groups=20),
@@ -58,6 +60,8 @@ SHAPES = {
         same((7, 9, 8), 8, 24, 3, strides=(2, 1, 2)),
         same((6, 8, 9), 16, 32, 3, dilation=(2, 2, 1), activation="relu"),
         same((2, 11, 5), 20, 17, 5),
+        same((5, 7, 9), 24, 20, 3, groups=4, activation="relu"),
+        replace(same((4, 9, 8), 36, 60, 3, groups=3, strides=(2, 1, 2), data_format=CHANNELS_FIRST), batch=2),
     ],
     "winograd_rows": [
         same((9, 6, 10), 20, 20, 3, groups=20),

@@ -17,7 +17,7 @@ from tvm_conv3d import build
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.plan import default_plan
 from tvm_conv3d.schedules.decisions import Decisions
-from tvm_conv3d.schedules.llvm import marked_loops
+from tvm_conv3d.schedules.llvm import marked_loops, pipeline
 from tvm_conv3d.schedules.llvm.shuffles import turn_function
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
 from tvm_conv3d.targets import cpu_traits, resolve
@@ -97,18 +97,18 @@ def test_vectors_are_shuffled(name: str, instruction: str) -> None:
     target = resolve(TARGETS[name], 2)
     spec = replace(DENSE, size=(5, 9, 32), channels=32, filters=32)
     plan = default_plan(spec, target)
-    module = build.machine_module(build.scheduled_module(plan, target), target, plan.variant)
+    module = build.lowered_module(build.scheduled_module(plan, target), plan, target)
     text = str(tvm.compile(module, target=target).mod.inspect_source("asm"))
     assert len(re.findall(instruction, text)) >= 8
     assert not re.search("vscatter|vgather", text)
 
 
 def written_by_calls(module: IRModule) -> list[tuple[str, int]]:
-    """Name and elements of each buffer that is written in rows or turned."""
+    """Name and elements of each buffer that is written in rows or turned, or copied in runs."""
     found: list[tuple[str, int]] = []
 
     def on_buffer(statement: tirx.AllocBuffer) -> None:
-        if statement.buffer.name.startswith(("gather", "turned")):
+        if statement.buffer.name.startswith(("gather", "turned", "out")):
             found.append((statement.buffer.name, math.prod(int(extent) for extent in statement.buffer.shape)))
 
     tvm_ffi.structural_walk(module["main"].body, (tirx.AllocBuffer, on_buffer))
@@ -121,7 +121,10 @@ def written_by_calls(module: IRModule) -> list[tuple[str, int]]:
         ("direct", {}),
         ("direct", {"size": (1, 17, 3), "channels": 3, "filters": 70}),
         ("grouped", {"groups": 7, "filters": 14}),
+        ("grouped", {"groups": 21, "filters": 21, "size": (5, 9, 32)}),
         ("winograd", {}),
+        ("winograd", {"groups": 3, "filters": 72}),
+        ("planes", {"size": (5, 9, 32)}),
     ],
 )
 def test_buffers_stay_as_large_as_what_is_accessed(algorithm: str, change: dict[str, object]) -> None:
@@ -131,9 +134,22 @@ def test_buffers_stay_as_large_as_what_is_accessed(algorithm: str, change: dict[
     for variant in rule.variants(spec, cpu_traits(target))[:8]:
         schedule = Schedule(rule.declare(spec, variant).module(), seed=1)
         rule.apply(schedule, spec, variant, Decisions(schedule, None))
-        module = build.machine_module(rule.finish(schedule.mod, spec), target, variant)
+        module = pipeline.lowered(rule.finish(schedule.mod, spec), variant, target)
         assert written_by_calls(module)
         assert written_by_calls(CompactBufferAllocation()(module)) == written_by_calls(module), variant
+
+
+def test_strips_stay_as_large_as_the_runs_that_are_copied_from_them() -> None:
+    target = resolve(TARGETS["avx512"], 2)
+    spec = replace(DENSE, size=(16, 48, 48), data_format=CHANNELS_LAST)
+    rule = algorithms("llvm")["direct"]
+    strips = [variant for variant in rule.variants(spec, cpu_traits(target)) if variant.order == "strips"]
+    schedule = Schedule(rule.declare(spec, strips[0]).module(), seed=1)
+    rule.apply(schedule, spec, strips[0], Decisions(schedule, {"strip": 2}))
+    module = pipeline.lowered(rule.finish(schedule.mod, spec), strips[0], target)
+    strip = [size for name, size in written_by_calls(module) if name.startswith("out")]
+    assert strip == [2 * strips[0].rows * strips[0].columns * spec.filters]
+    assert written_by_calls(CompactBufferAllocation()(module)) == written_by_calls(module)
 
 
 def test_channels_last_needs_none() -> None:

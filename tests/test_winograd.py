@@ -82,6 +82,21 @@ VARIANTS = [
         dense((6, 6, 10), 16, 16, (3, 2, 3), dilation=(2, 3, 5)),
         WinogradVariant("ddd", (3, 2, 2), (1, 1, 1), 16, 1, 1),
     ),
+    (
+        "parts that differ in size",
+        dense((7, 9, 11), 13, 20, (3, 3, 3), dilation=(2, 2, 3)),
+        WinogradVariant("ddd", (2, 3, 2), (2, 1, 2), 16, 1, 4),
+    ),
+    (
+        "parts that differ in size, staged",
+        dense((5, 9, 8), 16, 16, (1, 3, 3), dilation=(1, 2, 2)),
+        WinogradVariant("pdd", (1, 3, 2), (2, 1, 2), 16, 1, 4, staged=True),
+    ),
+    (
+        "parts that differ in size, one of them empty",
+        dense((5, 8, 3), 16, 16, (1, 3, 3), dilation=(1, 1, 4)),
+        WinogradVariant("ppd", (1, 3, 2), (2, 1, 1), 16, 1, 2),
+    ),
     ("all folded", dense((5, 6, 7), 3, 16, (3, 2, 3)), WinogradVariant("fff", (1, 1, 1), (1, 2, 7), 16, 1, 7)),
 ]
 
@@ -106,13 +121,20 @@ def test_modes_must_suit(modes: str) -> None:
         axes_of(dense((8, 8, 8), 16, 16, (3, 3, 3), strides=(2, 1, 1), dilation=(1, 2, 2)), modes)
 
 
-def test_parts_must_be_whole() -> None:
-    with pytest.raises(ValueError, match="whole parts"):
-        axes_of(dense((8, 9, 8), 16, 16, (3, 3, 3), dilation=(1, 2, 1)), "pdp")
-
-
 def big(**more: object) -> Conv3DSpec:
     return dense((8, 14, 14), 32, 32, (3, 3, 3), **more)
+
+
+def modes_of(spec: Conv3DSpec) -> str:
+    """The modes of the default's axes."""
+    variant = winograd_rule.worthwhile(spec, cpu_traits(host_target(2)))
+    assert variant is not None
+    return variant.modes
+
+
+def test_few_channels_take_the_taps_of_an_axis_as_channels() -> None:
+    assert "f" in modes_of(dense((16, 64, 64), 2, 96, (5, 5, 5)))
+    assert "f" not in modes_of(dense((16, 64, 64), 24, 96, (5, 5, 5)))
 
 
 def test_the_default_takes_it_where_it_pays() -> None:
@@ -120,6 +142,8 @@ def test_the_default_takes_it_where_it_pays() -> None:
     assert make_plan(big(), target).algorithm == "winograd"
     assert make_plan(big(), target, exact=True).algorithm == "direct"
     assert make_plan(replace(big(), dilation=(2, 2, 2), pads=((2, 2),) * 3), target).algorithm == "winograd"  # type: ignore[arg-type]
+    odd = dense((9, 23, 19), 64, 32, (3, 3, 3), dilation=(2, 2, 2))
+    assert modes_of(odd) == "ddd"
     for spec in (
         big(dtype="float64"),
         big(groups=32),

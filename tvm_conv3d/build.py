@@ -10,11 +10,11 @@ import tempfile
 from dataclasses import astuple, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm_conv3d import workspace
 from tvm_conv3d.plan import Plan, algorithm_of
-from tvm_conv3d.targets import cpu_traits, is_cuda
+from tvm_conv3d.targets import is_cuda
 
 if TYPE_CHECKING:
     from tvm import IRModule
@@ -86,29 +86,20 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
 
         image = compile_image(module, target)
         return Artifact(image.to_bytes(), _shapes(module), module.script(), (sum(image.workspaces), 0))
-    code = _object_code(tvm.compile(machine_module(module, target, plan.variant), target=target).mod)
+    lowered = lowered_module(module, plan, target)
+    code = _object_code(tvm.compile(lowered, target=target).mod)
     if not code:
         raise RuntimeError(f"LLVM wrote no code for {plan.spec.key()} on {target}.")
     return Artifact(code, _shapes(module), module.script(), astuple(workspace.of_module(module)))
 
 
-def machine_module(module: IRModule, target: Target, variant: Any) -> IRModule:
-    """A scheduled module for a CPU with what TVM's scheduling and code generation do not express, where there is any.
-
-    Args:
-        module: scheduled.
-        target: what it is compiled for.
-        variant: the plan's; says whether vectors are shuffled, and whether results are stored past the caches.
-    """
-    from tvm_conv3d.schedules.llvm import lower, marked_loops, permuted_loads, rows, stream_stores
-
-    shuffled = getattr(variant, "shuffled", False)
-    if not (shuffled or variant.stream or marked_loops.has_some(module)):
+def lowered_module(module: IRModule, plan: Plan, target: Target) -> IRModule:
+    """The scheduled function of `plan` as TVM's compiler takes it."""
+    if is_cuda(target):
         return module
-    module = marked_loops.rewrite(lower.to_loops(module, target), cpu_traits(target))
-    module = rows.store_parts(lower.to_vectors(module, target))
-    module = permuted_loads.rewrite(module) if shuffled else module
-    return stream_stores.rewrite(module) if variant.stream else module
+    from tvm_conv3d.schedules.llvm import pipeline
+
+    return pipeline.lowered(module, plan.variant, target)
 
 
 def _shapes(module: IRModule) -> tuple[tuple[int, ...], ...]:

@@ -77,5 +77,5 @@ def _gpu_files(artifact: Artifact, about: dict[str, Any]) -> dict[str, bytes]:
 def _assembly(plan: Plan, target: Any) -> bytes:
     import tvm
 
-    module = build.machine_module(build.scheduled_module(plan, target), target, plan.variant)
-    return str(tvm.compile(module, target=target).mod.inspect_source("asm")).encode()
+    lowered = build.lowered_module(build.scheduled_module(plan, target), plan, target)
+    return str(tvm.compile(lowered, target=target).mod.inspect_source("asm")).encode()

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 
 from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, STRIDED, axes_of
 from tvm_conv3d.compute.winograd_gemm import LANES, WinogradGemmVariant, error_bound, extents_of
 from tvm_conv3d.cuda.architectures import GpuTraits
@@ -86,7 +87,7 @@ def _possible(s: Conv3DSpec) -> Iterator[WinogradGemmVariant]:
         parts = [o // p for o, p in zip(s.out_size, axes.parts, strict=True)]
         tiles: list[list[int]] = []
         for axis, (taps, out) in enumerate(zip(axes.taps, parts, strict=True)):
-            largest = min(_LARGEST_TILE, max(2, out))
+            largest = min(_LARGEST_TILE, max(2, out), MOST_TAPS_AND_OUTPUTS - taps)
             # only depth's taps may be left to the product
             tiles.append([1] if taps == 1 else [1] * (axis == 0) + list(range(2, largest + 1)))
         waste = 1 - axes.channels / (-(-axes.channels // _STEPS[0]) * _STEPS[0])

@@ -70,3 +70,18 @@ def turn(sch: Schedule, at: LoopRV, row: LoopRV, length: int | None) -> None:
     transpose.mark(sch, columns, lanes)
     if length is not None:
         rows.mark(sch, row, length)
+
+
+def store_in_order(sch: Schedule, filters: LoopRV, lanes: int) -> None:
+    """Stores filters of interleaved groups, of one set after the other, as vectors whose lanes change their places."""
+    shared = int(sch.get(filters).extent)
+    if shared % lanes == 0:
+        vector, filters = sch.split(filters, [None, lanes])
+        sch.unroll(vector)
+    sch.vectorize(filters)
+
+
+def gather_in_turns(sch: Schedule, channel: LoopRV, turn: LoopRV) -> None:
+    """Copies the channels of interleaved groups: LLVM reads vectors of each group, and shuffles them."""
+    sch.reorder(channel, turn)
+    sch.unroll(turn)

@@ -18,7 +18,7 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.depthwise import DepthwiseVariant, applies, period
 from tvm_conv3d.schedules.decisions import Decisions, divisors
-from tvm_conv3d.schedules.llvm import grouped, skip_padding, stream_stores
+from tvm_conv3d.schedules.llvm import grouped, overhang, skip_padding, stream_stores
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, vectorize_copy
 from tvm_conv3d.schedules.llvm.tile_rule import TASKS_PER_THREAD
 from tvm_conv3d.spec import Conv3DSpec
@@ -71,7 +71,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DepthwiseVariant, decide: De
     sch.reorder(n, d_task, h_task, v_task, d_in, v_in, h_in, hi, lane)
     task = sch.fuse(n, d_task, h_task, v_task)
     sch.parallel(task)
-    if s.out_size[2] * s.channels % (variant.lanes * variant.vectors) == 0:
+    if s.out_size[2] * s.channels % (variant.lanes * variant.vectors) == 0 or overhang.storable(s):
         sch.compute_inline(sch.get_sblock("tile"))
         sch.unroll(hi)
         sch.vectorize(lane)
@@ -95,7 +95,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DepthwiseVariant, decide: De
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
     """What is changed after scheduling: taps that see only padding are skipped."""
-    return skip_padding.guard(module, collapse(spec), {0: 1})
+    return overhang.mark(skip_padding.guard(module, collapse(spec), {0: 1}))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from tvm import IRModule
@@ -16,9 +17,26 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.direct import DirectVariant, needs_gather
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
-from tvm_conv3d.schedules.llvm import skip_padding, stream_stores, transpose
-from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, turn, unroll, vectorize_copy
-from tvm_conv3d.schedules.llvm.tile_rule import best_tile, good_tiles, task_box, tasks, tiles_of
+from tvm_conv3d.schedules.llvm import overhang, prefetch, runs, skip_padding, store_rule, stream_stores, transpose
+from tvm_conv3d.schedules.llvm.common import (
+    gather_in_turns,
+    keep_in_registers,
+    place,
+    store_in_order,
+    turn,
+    unroll,
+    vectorize_copy,
+)
+from tvm_conv3d.schedules.llvm.tile_rule import (
+    Tile,
+    best_tile,
+    good_tiles,
+    sharings,
+    task_box,
+    tasks,
+    tiles_of,
+    worthwhile_sharing,
+)
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -28,6 +46,9 @@ FEW_CHANNELS = 12
 #: Register tiles that compete while tuning.
 MOST_TILES = 8
 
+#: Ways of sharing vectors among groups that do.
+MOST_SHARINGS = 3
+
 ORDERS = ("filters_spatial", "spatial_filters", "filters_parallel")
 
 
@@ -35,18 +56,22 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[st
     """The variant and the decisions taken where nothing was tuned."""
     s = collapse(spec)
     few_channels = s.group_channels * s.kernel[2] <= FEW_CHANNELS and s.kernel[2] > 1
-    tile = best_tile(s, traits, s.group_filters, s.kernel[2] if few_channels else 1)
-    by_rows = few_channels and s.data_format != CHANNELS_LAST
+    sharing = worthwhile_sharing(s, traits)
+    tile = best_tile(s, traits, s.group_filters, s.kernel[2] if few_channels else 1, sharing)
+    by_rows = few_channels and s.data_format != CHANNELS_LAST and tile.interleaved == 1
     if by_rows:
         # little is computed and much stored: whole vectors along the rows of one vector of filters
         columns = min(tile.lanes, s.out_size[2], traits.registers // 2)
         tile = replace(tile, vectors=1, rows=1, columns=columns)
-    variant = DirectVariant(tile.lanes, tile.vectors, tile.rows, tile.columns, unroll_taps=few_channels)
+    variant = DirectVariant(
+        tile.lanes, tile.vectors, tile.rows, tile.columns, unroll_taps=few_channels, interleaved=tile.interleaved
+    )
     if not needs_gather(spec, variant):
         variant = replace(variant, gather="none")
     cells = (tile.rows, tile.columns)
     item = np.dtype(s.accumulator).itemsize
     box = task_box(s, traits, cells, s.channels * item)
+    decisions = {"unroll": s.group_channels if few_channels else 1}
     weights, inputs = (math.prod(shape) * item for shape in (s.kernel_shape, s.input_shape))
     # each task would read all weights from memory, while all of the input stays in cache
     weights_decide = weights > traits.l3 // 2 and inputs <= traits.l2 // 2
@@ -56,28 +81,53 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[st
     elif not by_rows and weights <= traits.l2 // 8:
         # all weights stay in cache: filters inside, so that outputs are written in the order they lie in memory
         variant = replace(variant, order="spatial_filters")
-    unroll_channels = s.group_channels if few_channels else 1
-    return variant, {"depth": box[0], "rows": box[1], "columns": box[2], "unroll": unroll_channels}
+        if variant.interleaved == 1:
+            variant, box, strip = store_rule.for_large_outputs(spec, traits, variant, box)
+            decisions |= strip
+    return variant, {"depth": box[0], "rows": box[1], "columns": box[2], **decisions}
 
 
 def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[DirectVariant]:
     """The variants that compete while tuning, the default first: tiles of low cost, then other orders and copies."""
     s = collapse(spec)
     first, _ = default(spec, traits)
-    few = good_tiles(s, traits, s.group_filters, s.kernel[2] if first.unroll_taps else 1, count=MOST_TILES)
-    tiles = [replace(first, vectors=t.vectors, rows=t.rows, columns=t.columns) for t in few]
-    orders = [replace(first, order=order) for order in ORDERS]
-    found = [first, *stream_stores.streaming(spec, [first], first.lanes), *orders, *tiles[:4]]
+    sharing = worthwhile_sharing(s, traits)
+    taps = s.kernel[2] if first.unroll_taps else 1
+    few = good_tiles(s, traits, s.group_filters, taps, sharing, count=MOST_TILES)
+    plain = replace(first, order="spatial_filters" if first.order == "strips" else first.order, stream=False)
+    tiles = [_with_tile(plain, tile) for tile in few]
+    orders = [replace(plain, order=order) for order in ORDERS]
+    stores = stream_stores.streaming(spec, [plain], first.lanes)
+    if runs.competes(spec) and sharing is None:
+        stores += [store_rule.in_strips(plain), *store_rule.cell_by_cell(spec, traits, plain)]
+    found = [first, *stores, *orders, *tiles[:4]]
     if needs_gather(spec, first):
         found += [replace(variant, gather="root" if variant.gather == "task" else "task") for variant in orders]
+    # groups that share vectors in other ways, or do not
+    others = [other for other in (*sharings(s, traits)[:MOST_SHARINGS], None) if other != sharing]
+    found += [_with_tile(plain, best_tile(s, traits, s.group_filters, taps, other)) for other in others]
     if s.kernel[2] > 1:
-        narrow = best_tile(s, traits, s.group_filters, s.kernel[2])
-        taps = replace(first, vectors=narrow.vectors, rows=narrow.rows, columns=narrow.columns, unroll_taps=True)
-        found.append(taps if not first.unroll_taps else replace(tiles[0], unroll_taps=False))
+        narrow = best_tile(s, traits, s.group_filters, s.kernel[2], sharing)
+        found.append(
+            replace(tiles[0], unroll_taps=False)
+            if first.unroll_taps
+            else replace(_with_tile(plain, narrow), unroll_taps=True)
+        )
     found += tiles[4:]
     # without a copy only tiles that divide the output will do; a variant that needs none saves it
     gathers = [replace(v, gather=_fitting_gather(spec, v)) for v in found]
     return list(dict.fromkeys(gathers))
+
+
+def _with_tile(variant: DirectVariant, tile: Tile) -> DirectVariant:
+    return replace(
+        variant,
+        lanes=tile.lanes,
+        vectors=tile.vectors,
+        rows=tile.rows,
+        columns=tile.columns,
+        interleaved=tile.interleaved,
+    )
 
 
 def _fitting_gather(spec: Conv3DSpec, variant: DirectVariant) -> str:
@@ -89,19 +139,26 @@ def _fitting_gather(spec: Conv3DSpec, variant: DirectVariant) -> str:
 def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decisions) -> None:
     """Schedules `compute.direct.declare(spec, variant)`.
 
-    Decisions: `depth`, `rows`, `columns`: output cells of a task, the latter two in register tiles; `unroll`: channels
-    per step of the reduction.
+    Decisions: `depth`, `rows`, `columns`: output cells of a task, the latter two in register tiles; `strip`, where
+    there are strips: register tiles of one; `unroll`: channels per step of the reduction.
     """
     s = collapse(spec)
-    task, at, inner = _out_loops(sch, s, variant, decide)
-    if s.data_format == CHANNELS_LAST and s.group_filters % variant.lanes == 0:
+    strips = variant.order == "strips"
+    copy = sch.cache_write(sch.get_sblock("out"), 0, "local") if strips else None
+    loops = _out_loops(sch, s, variant, decide)
+    task, at, inner = loops.task, loops.tile, loops.cells_filters
+    if strips:
+        sch.reverse_compute_at(copy, loops.strip, preserve_unit_loops=True)
+        runs.mark(sch, *sch.get_loops(copy)[-3:])
+    whole = s.group_filters % variant.lanes == 0 or overhang.storable(s)
+    if s.data_format == CHANNELS_LAST and whole and variant.interleaved == 1:
         sch.compute_inline(sch.get_sblock("tile"))
         hi, wi, f = inner
         vectors, lanes = sch.split(f, [None, variant.lanes])
         unroll(sch, (hi, wi, vectors))
         sch.vectorize(lanes)
     else:
-        _store_through_stack(sch, s, inner, at)
+        _store_through_stack(sch, s, variant, inner, at)
     conv = place(sch, "conv", at)
     skip_padding.mark(sch, s, dict(enumerate(sch.get_loops(conv)[-4 : -3 if variant.rows > 1 else -2])))
     _, _, hi, _, wi, vectors, lanes, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-11:]
@@ -113,26 +170,37 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decis
     else:
         reduction = (tap_d, tap_h, tap_w, outer, few)
     keep_in_registers(sch, conv, reduction, (hi, wi, vectors, lanes))
+    if variant.gather == "none" and prefetch.pays(s):
+        prefetch.mark(sch, task, few, variant.rows, variant.columns)
     if variant.gather != "none":
         _gather(sch, s, variant, task)
 
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
-    """What is changed after scheduling: taps that see only padding are skipped."""
-    return skip_padding.guard(module, collapse(spec), {0: 3, 1: 4})
+    """What is changed after scheduling: padding is skipped, the next input fetched, odd filters stored in part."""
+    s = collapse(spec)
+    fetching = prefetch.insert(skip_padding.guard(module, s, {0: 3, 1: 4}), s)
+    return runs.note(overhang.mark(fetching))
 
 
-def _out_loops(
-    sch: Schedule, s: Conv3DSpec, variant: DirectVariant, decide: Decisions
-) -> tuple[LoopRV, LoopRV, tuple[LoopRV, LoopRV, LoopRV]]:
-    """Tiles the output: (parallel loop of tasks, loop of one register tile, loops inside the tile)."""
+class _Loops(NamedTuple):
+    """Loops around the output: over tasks, strips of a task, register tiles, and the loops inside a tile."""
+
+    task: LoopRV
+    strip: LoopRV
+    tile: LoopRV
+    cells_filters: tuple[LoopRV, LoopRV, LoopRV]
+
+
+def _out_loops(sch: Schedule, s: Conv3DSpec, variant: DirectVariant, decide: Decisions) -> _Loops:
+    """Tiles the output."""
     if s.data_format == CHANNELS_LAST:
         n, d, h, w, g, f = sch.get_loops(sch.get_sblock("out"))
     else:
         n, g, f, d, h, w = sch.get_loops(sch.get_sblock("out"))
     row_tiles, hi = sch.split(h, [None, variant.rows])
     column_tiles, wi = sch.split(w, [None, variant.columns])
-    if s.group_filters <= variant.vectors * variant.lanes:
+    if s.group_filters * variant.interleaved <= variant.vectors * variant.lanes:
         block, fi = sch.split(f, [1, None], preserve_unit_iters=True)
     else:
         block, fi = sch.split(f, [None, variant.vectors * variant.lanes])
@@ -141,32 +209,43 @@ def _out_loops(
     w_task, w_in = decide.tile("columns", column_tiles, default=16)
     task = [n, d_task, h_task, w_task]
     inner = (hi, wi, fi) if s.data_format == CHANNELS_LAST else (fi, hi, wi)
+    strip = None
     if variant.order == "filters_spatial":
         sch.reorder(*task, g, block, d_in, h_in, w_in, *inner)
         at = w_in
-    elif variant.order == "spatial_filters":
-        sch.reorder(*task, d_in, h_in, w_in, g, block, *inner)
-        at = block
-    else:
+    elif variant.order == "filters_parallel":
         task = [g, block, *task]
         sch.reorder(*task, d_in, h_in, w_in, *inner)
         at = w_in
+    else:
+        if variant.order == "strips":
+            strip, w_in = decide.tile("strip", w_in, default=1)
+        sch.reorder(*task, d_in, h_in, *([strip] if strip else []), w_in, g, block, *inner)
+        at = block
     parallel = sch.fuse(*task)
     sch.parallel(parallel)
-    return parallel, at, (hi, wi, fi)
+    return _Loops(parallel, strip, at, (hi, wi, fi))
 
 
-def _store_through_stack(sch: Schedule, s: Conv3DSpec, inner: tuple[LoopRV, LoopRV, LoopRV], at: LoopRV) -> None:
+def _store_through_stack(
+    sch: Schedule, s: Conv3DSpec, variant: DirectVariant, inner: tuple[LoopRV, LoopRV, LoopRV], at: LoopRV
+) -> None:
     """Leaves a tile as whole vectors on the stack, from where the store takes any layout and any odd count."""
-    _, wi, f = inner
-    if s.data_format != CHANNELS_LAST:
+    hi, wi, f = inner
+    if s.data_format != CHANNELS_LAST and variant.interleaved == 1:
         turn(sch, at, wi, s.out_size[2])
         return
     tile = place(sch, "tile", at)
     _, _, rows, _, columns, vectors, lanes = sch.get_loops(tile)[-7:]
     unroll(sch, (rows, columns, vectors))
     sch.vectorize(lanes)
-    if s.group_filters == int(sch.get(f).extent):
+    if s.data_format != CHANNELS_LAST:
+        sch.vectorize(wi)
+    elif variant.interleaved > 1:
+        # each vector by itself, its lanes brought back in order
+        unroll(sch, (hi, wi))
+        store_in_order(sch, f, variant.lanes)
+    elif s.group_filters == int(sch.get(f).extent):
         sch.vectorize(f)
 
 
@@ -174,10 +253,13 @@ def _gather(sch: Schedule, s: Conv3DSpec, variant: DirectVariant, task: LoopRV) 
     block = sch.get_sblock("gather")
     if variant.gather == "task":
         sch.compute_at(block, task, preserve_unit_loops=True)
-    *outer, width, g, c = sch.get_loops(block)
+    loops = sch.get_loops(block)
+    *outer, width, g, c = loops if variant.interleaved == 1 else loops[:-1]
     if variant.gather == "root":
         sch.parallel(sch.fuse(*outer))
-    if s.data_format != CHANNELS_LAST:
+    if variant.interleaved > 1:
+        gather_in_turns(sch, c, loops[-1])
+    elif s.data_format != CHANNELS_LAST:
         sch.reorder(g, c, width)
         transpose.mark(sch, sch.fuse(g, c), width)
     else:

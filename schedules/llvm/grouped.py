@@ -22,7 +22,13 @@ from tvm_conv3d.compute.stages import window_extents
 from tvm_conv3d.schedules.decisions import Decisions, divisors
 from tvm_conv3d.schedules.llvm import skip_padding, stream_stores, transpose
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, turn, unroll
-from tvm_conv3d.schedules.llvm.tile_rule import TASKS_PER_THREAD, fitting_lanes, tasks, tiles_of
+from tvm_conv3d.schedules.llvm.tile_rule import (
+    TASKS_PER_THREAD,
+    fitting_lanes,
+    tasks,
+    tiles_of,
+    worthwhile_sharing,
+)
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -49,11 +55,18 @@ _LEAST_NARROW = 4
 def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[str, int]] | None:
     """The variant and the decisions taken where nothing was tuned; None where :mod:`direct` is as good.
 
-    That is where a group fills whole vectors, and where repeating its many channels costs more than narrow vectors.
+    That is where a group fills whole vectors, where groups had better share vectors that are not made of repeated
+    channels, and where repeating a group's many channels costs more than narrow vectors.
     """
     found = _cheapest(spec, traits)
-    narrow = min(spec.group_channels, spec.group_filters) >= _LEAST_NARROW
-    return None if found is None or (narrow and not found[0].shuffled) else found
+    if found is None:
+        return None
+    variant, decisions = found
+    if not variant.shuffled:
+        narrow = min(spec.group_channels, spec.group_filters) >= _LEAST_NARROW
+        if narrow or worthwhile_sharing(collapse(spec), traits) is not None:
+            return None
+    return replace(variant, stream=stream_stores.outgrows_caches(spec, traits, variant.lanes)), decisions
 
 
 def _cheapest(spec: Conv3DSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[str, int]] | None:

@@ -1,12 +1,15 @@
-"""Lowering of a scheduled function by TVM's own passes, for changes that only its loops or its vectors show.
+"""Ways into a scheduled function: what its blocks' axes are bound to, and its lowering by TVM's own passes.
 
 The passes find nothing more to do when the module is compiled.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import tvm_ffi
 from tvm import IRModule, ir, tirx
-from tvm.s_tir import transform
+from tvm.s_tir import SBlockRealize, transform
 from tvm.target import Target
 
 
@@ -35,3 +38,15 @@ def to_vectors(module: IRModule, target: Target) -> IRModule:
     """A module of plain loops with operations on vectors in place of its vectorized loops."""
     with target:
         return tirx.transform.VectorizeLoop(True)(module)
+
+
+def values_in(loop: tirx.For) -> list[Any]:
+    """What the axes of the block in `loop` are bound to, as known in the loop's body: inner loops at their start."""
+    found: list[Any] = []
+    loops: list[tirx.For] = []
+    tvm_ffi.structural_walk(loop.body, ((SBlockRealize, found.append), (tirx.For, loops.append)))
+
+    def known(var: ir.Var) -> Any:
+        return next((inner.min for inner in loops if var.same_as(inner.loop_var)), var)
+
+    return [tvm_ffi.structural_map(value, (ir.Var, known)) for value in found[0].iter_values]

@@ -7,7 +7,7 @@ from typing import Any
 import tvm_ffi
 from tvm import IRModule, tirx
 
-from tvm_conv3d.schedules.llvm import functions, rows, transpose
+from tvm_conv3d.schedules.llvm import injected, rows, transpose
 from tvm_conv3d.targets import CpuTraits
 
 
@@ -36,4 +36,4 @@ def rewrite(module: IRModule, traits: CpuTraits) -> IRModule:
 
     function = module["main"]
     body = tvm_ffi.structural_map(function.body, (tirx.For, on_loop))
-    return IRModule({"main": function.with_body(functions.imported(body, texts))})
+    return IRModule({"main": function.with_body(injected.with_functions(body, texts.values()))})

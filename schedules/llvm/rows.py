@@ -14,8 +14,7 @@ from tvm import IRModule, ir, tirx
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.schedules.decisions import LoopRV
-from tvm_conv3d.schedules.llvm import loops
-from tvm_conv3d.schedules.llvm.functions import LLVM_TYPES, address, imported
+from tvm_conv3d.schedules.llvm import injected, loops
 from tvm_conv3d.targets import CpuTraits
 
 #: Annotations of a loop along a row: elements of the row's last part, and of the vectors that it is padded to.
@@ -65,8 +64,8 @@ def vectors(loop: tirx.For, traits: CpuTraits) -> Any:
         others = [condition for condition in conditions if not loops.uses(condition, loop.loop_var)]
         body = tirx.IfThenElse(tirx.all(*others), body.then_case, None) if others else body.then_case
     dtype = _stored_type(body)
-    masked = PADDED in loop.annotations and dtype in LLVM_TYPES and traits.vector_bits >= _MASKED_BITS
-    lanes = int(loop.annotations[PADDED]) if masked else traits.lanes(dtype if dtype in LLVM_TYPES else "float32")
+    masked = PADDED in loop.annotations and dtype in injected.TYPES and traits.vector_bits >= _MASKED_BITS
+    lanes = int(loop.annotations[PADDED]) if masked else traits.lanes(dtype if dtype in injected.TYPES else "float32")
     whole = _stores(loop.loop_var, body, extent, lanes, masked)
     if not overhangs:
         return whole
@@ -114,18 +113,18 @@ def store_parts(module: IRModule) -> IRModule:
 
     function = module["main"]
     body = tvm_ffi.structural_map(function.body, (tirx.AttrStmt, on_part))
-    return IRModule({"main": function.with_body(imported(body, texts))})
+    return IRModule({"main": function.with_body(injected.with_functions(body, texts.values()))})
 
 
 def _masked(store: tirx.BufferStore, part: int, texts: dict[str, str]) -> Any:
     dtype, index = str(store.buffer.dtype), store.indices[0]
-    lanes, (llvm_type, element) = int(index.lanes), LLVM_TYPES[dtype]
+    lanes, (llvm_type, element) = int(index.lanes), injected.TYPES[dtype]
     name = f"tvm_conv3d_store_{dtype}x{lanes}_{part}"
     mask = ", ".join(f"i1 {int(lane < part)}" for lane in range(lanes))
     texts[name] = _FUNCTION.format(
         name=name, lanes=lanes, type=llvm_type, suffix=f"f{8 * element}", bytes=element, mask=mask
     )
-    return tirx.Evaluate(tirx.call_extern("void", name, address(store.buffer, index.base, "w"), store.value))
+    return injected.call(name, injected.address(store.buffer, index.base, "w"), store.value)
 
 
 def _stored_type(body: Any) -> str:

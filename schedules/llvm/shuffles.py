@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tvm_conv3d.schedules.llvm.functions import LLVM_TYPES
+from tvm_conv3d.schedules.llvm.injected import TYPES
 
 #: Bytes within which vectors are interleaved.
 _CHUNK = 16
@@ -45,7 +45,7 @@ def turn_function(dtype: str, rows: int, columns: int) -> tuple[str, str]:
 
     Both numbers are powers of two; the pitch is in elements.
     """
-    element, size = LLVM_TYPES[dtype]
+    element, size = TYPES[dtype]
     name = f"tvm_conv3d_turn_{dtype}_{rows}x{columns}"
     text = _Text(element)
     given = [_Vector(f"%v{r}", tuple((r, c) for c in range(columns))) for r in range(rows)]

@@ -7,13 +7,12 @@ dropped without a word), so the loops are guarded after scheduling.
 
 from __future__ import annotations
 
-from typing import Any
-
 import tvm_ffi
-from tvm import IRModule, ir, tirx
-from tvm.s_tir import SBlockRealize, Schedule
+from tvm import IRModule, tirx
+from tvm.s_tir import Schedule
 
 from tvm_conv3d.schedules.decisions import LoopRV
+from tvm_conv3d.schedules.llvm.lower import values_in
 from tvm_conv3d.spec import Conv3DSpec
 
 #: Annotation of a loop over taps: the axis whose padding it may see.
@@ -41,7 +40,7 @@ def guard(module: IRModule, spec: Conv3DSpec, cell_axes: dict[int, int]) -> IRMo
             return loop
         axis = int(loop.annotations[SKIPS])
         others = {key: value for key, value in loop.annotations.items() if key != SKIPS}
-        cell = _cell(loop.body, cell_axes[axis])
+        cell = values_in(loop)[cell_axes[axis]]
         at = cell * spec.strides[axis] + loop.loop_var * spec.dilation[axis] - spec.pads[axis].before
         inside = tirx.all(at >= 0, at < spec.size[axis])
         body = tirx.IfThenElse(inside, loop.body, None)
@@ -50,19 +49,3 @@ def guard(module: IRModule, spec: Conv3DSpec, cell_axes: dict[int, int]) -> IRMo
     function = module["main"]
     body = tvm_ffi.structural_map(function.body, (tirx.For, guarded))
     return IRModule({"main": function.with_body(body)})
-
-
-def _cell(body: Any, position: int) -> Any:
-    """The output cell of the block in `body`, as known outside of it: the loops in `body` do not move the cell."""
-    found: list[Any] = []
-    loops: list[ir.Var] = []
-
-    def on_loop(loop: tirx.For) -> None:
-        loops.append(loop.loop_var)
-
-    tvm_ffi.structural_walk(body, ((SBlockRealize, found.append), (tirx.For, on_loop)))
-
-    def known(var: ir.Var) -> Any:
-        return tirx.const(0, "int32") if any(var.same_as(loop) for loop in loops) else var
-
-    return tvm_ffi.structural_map(found[0].iter_values[position], (ir.Var, known))

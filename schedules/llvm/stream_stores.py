@@ -17,7 +17,7 @@ import tvm_ffi
 from tvm import IRModule, tirx
 
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.schedules.llvm.functions import LLVM_TYPES, address, imported
+from tvm_conv3d.schedules.llvm import injected
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -74,9 +74,9 @@ def _stored_bytes(spec: Conv3DSpec, lanes: int, run: int = 0) -> int:
         whole = spec.filters % lanes == 0
     else:
         whole = run > 0 and run % lanes == 0 and collapse(spec).out_size[2] % lanes == 0
-    if spec.dtype not in LLVM_TYPES or not whole:
+    if spec.dtype not in injected.TYPES or not whole:
         return 0
-    return math.prod(spec.output_shape) * LLVM_TYPES[spec.dtype][1]
+    return math.prod(spec.output_shape) * injected.TYPES[spec.dtype][1]
 
 
 def rewrite(module: IRModule) -> IRModule:
@@ -87,9 +87,9 @@ def rewrite(module: IRModule) -> IRModule:
     def streamed(store: tirx.BufferStore) -> Any:
         index = store.indices[0]
         dtype = str(store.buffer.dtype)
-        if store.buffer.name != OUTPUT or dtype not in LLVM_TYPES or not isinstance(index, tirx.Ramp):
+        if store.buffer.name != OUTPUT or dtype not in injected.TYPES or not isinstance(index, tirx.Ramp):
             return store
-        lanes, (llvm_type, element) = int(index.lanes), LLVM_TYPES[dtype]
+        lanes, (llvm_type, element) = int(index.lanes), injected.TYPES[dtype]
         if int(index.stride) != 1 or lanes * element not in _VECTOR_BYTES:
             return store
         name = f"tvm_conv3d_stream_{dtype}x{lanes}"
@@ -97,8 +97,7 @@ def rewrite(module: IRModule) -> IRModule:
         used[name] = _FUNCTION.format(
             name=name, lanes=lanes, type=llvm_type, mask=size - 1, bytes=size, element=element
         )
-        place = address(store.buffer, index.base, "w")
-        return tirx.Evaluate(tirx.call_extern("void", name, place, store.value))
+        return injected.call(name, injected.address(store.buffer, index.base, "w"), store.value)
 
     body = tvm_ffi.structural_map(function.body, (tirx.BufferStore, streamed))
-    return IRModule({"main": function.with_body(imported(body, used))})
+    return IRModule({"main": function.with_body(injected.with_functions(body, used.values()))})

@@ -27,6 +27,15 @@ LATENCY = 8
 LOADS = 2
 WIDTH_PENALTY = {1: 1.03, 2: 1.0, 3: 1.02, 4: 1.1}
 
+#: The same of a single vector whose groups take turns: inputs are loaded apart from the multiplication.
+_SINGLE_PENALTY = 1.1
+
+#: Groups of several channels from which LLVM copies in vectors.
+_MOST_IN_TURNS = 8
+
+#: Cycles of copying a number to where the groups that take turns are side by side.
+_TURN = 0.75
+
 #: Lanes of the narrowest vectors.
 _LEAST_LANES = 4
 
@@ -36,20 +45,46 @@ TASKS_PER_THREAD = 4
 
 @dataclass(frozen=True)
 class Tile:
-    """A register tile: `rows` x `columns` output cells by `vectors` of `lanes` filters."""
+    """A register tile: `rows` x `columns` output cells by `vectors` of `lanes` filters of `interleaved` groups."""
 
     rows: int
     columns: int
     vectors: int
     lanes: int
+    interleaved: int = 1
 
 
-def best_tile(spec: Conv3DSpec, traits: CpuTraits, filters: int, unrolled_taps: int = 1) -> Tile:
+@dataclass(frozen=True)
+class Sharing:
+    """How groups share vectors: the filters of `interleaved` groups fill `vectors` of `lanes`."""
+
+    interleaved: int
+    vectors: int
+    lanes: int
+
+    def cycles(self, spec: Conv3DSpec, traits: CpuTraits) -> float:
+        """Of the multiply-adds of one channel of one tap for an output cell, all filters."""
+        # a load for each multiply-add where there is one vector
+        penalty = _SINGLE_PENALTY if self.vectors == 1 else WIDTH_PENALTY[self.vectors]
+        return spec.groups // self.interleaved * self.vectors * penalty * share_of_vector(traits, spec, self.lanes)
+
+
+def best_tile(
+    spec: Conv3DSpec, traits: CpuTraits, filters: int, unrolled_taps: int = 1, sharing: Sharing | None = None
+) -> Tile:
     """The cheapest register tile of `spec` (axes already collapsed) by the cost model above; see :func:`good_tiles`."""
-    return good_tiles(spec, traits, filters, unrolled_taps, count=1)[0]
+    return good_tiles(spec, traits, filters, unrolled_taps, sharing, count=1)[0]
 
 
-def good_tiles(spec: Conv3DSpec, traits: CpuTraits, filters: int, unrolled_taps: int = 1, *, count: int) -> list[Tile]:
+def good_tiles(
+    spec: Conv3DSpec,
+    traits: CpuTraits,
+    filters: int,
+    unrolled_taps: int = 1,
+    sharing: Sharing | None = None,
+    *,
+    count: int,
+) -> list[Tile]:
     """The cheapest register tiles of `spec` (axes already collapsed) by the cost model above, the best first.
 
     Args:
@@ -57,16 +92,20 @@ def good_tiles(spec: Conv3DSpec, traits: CpuTraits, filters: int, unrolled_taps:
         traits: the CPU.
         filters: filters that share one input channel: those of a group.
         unrolled_taps: taps of a row that are unrolled beside the tile; then their inputs take registers, too.
+        sharing: how groups share vectors, if they do.
         count: how many, at most.
     """
-    lanes = fitting_lanes(traits, spec.accumulator, filters)
+    lanes, widths, interleaved = fitting_lanes(traits, spec.accumulator, filters), list(WIDTH_PENALTY), 1
+    if sharing is not None:
+        lanes, widths, interleaved = sharing.lanes, [sharing.vectors], sharing.interleaved
+        filters = sharing.vectors * sharing.lanes
     _, height, width = spec.out_size
     # one register holds the broadcast input value, `vectors` hold the weights
     sums = traits.registers - 1 if unrolled_taps == 1 else traits.registers // 2 - 2
     most_rows = 4 if unrolled_taps == 1 else 1
     candidates = [
-        Tile(rows, columns, vectors, lanes)
-        for rows, vectors in itertools.product(range(1, most_rows + 1), WIDTH_PENALTY)
+        Tile(rows, columns, vectors, lanes, interleaved)
+        for rows, vectors in itertools.product(range(1, most_rows + 1), widths)
         for columns in range(1, traits.registers)
         if (rows * columns + (unrolled_taps == 1)) * vectors <= sums and rows <= height and columns <= max(width, 1)
     ]
@@ -137,3 +176,39 @@ def tiles_of(spec: Conv3DSpec, tile: tuple[int, int]) -> tuple[int, int, int]:
 def tasks(spec: Conv3DSpec, tile: tuple[int, int], box: tuple[int, int, int]) -> int:
     """Number of tasks of `box` (depth, row tiles, column tiles)."""
     return spec.batch * math.prod(size // inner for size, inner in zip(tiles_of(spec, tile), box, strict=True))
+
+
+def sharings(spec: Conv3DSpec, traits: CpuTraits) -> list[Sharing]:
+    """The ways of sharing vectors among groups of few filters, the cheapest first.
+
+    None for groups of one filter, as then no number is loaded for more than one lane: :mod:`grouped` is as good.
+    """
+    whole = traits.lanes(spec.accumulator)
+    if spec.group_filters == 1:
+        return []
+    found = []
+    most = whole if spec.group_channels == 1 else _MOST_IN_TURNS
+    for interleaved in (1 << bits for bits in range(1, most.bit_length())):
+        lanes = fitting_lanes(traits, spec.accumulator, spec.group_filters * interleaved)
+        for width in (lanes, lanes // 2):
+            vectors = -(-spec.group_filters * interleaved // width)
+            divides = spec.groups % interleaved == width % interleaved == 0
+            if divides and width >= _LEAST_LANES and vectors in WIDTH_PENALTY:
+                found.append(Sharing(interleaved, vectors, width))
+    return sorted(found, key=lambda sharing: (sharing.cycles(spec, traits), -sharing.lanes))
+
+
+def worthwhile_sharing(spec: Conv3DSpec, traits: CpuTraits) -> Sharing | None:
+    """The cheapest sharing, or None where groups had better have vectors of their own."""
+    found = sharings(spec, traits)
+    if not found:
+        return None
+    lanes = fitting_lanes(traits, spec.accumulator, spec.group_filters)
+    apart = spec.groups * -(-spec.group_filters // lanes) * share_of_vector(traits, spec, lanes)
+    saved = math.prod(spec.kernel) * spec.group_channels * (apart - found[0].cycles(spec, traits))
+    return found[0] if saved > _TURN * spec.channels * math.prod(spec.strides) else None
+
+
+def share_of_vector(traits: CpuTraits, spec: Conv3DSpec, lanes: int) -> float:
+    """What an operation on `lanes` costs: a CPU with AVX-512 does two of half a vector, or less, at once."""
+    return 0.5 if traits.vector_bits == 512 and lanes < traits.lanes(spec.accumulator) else 1.0

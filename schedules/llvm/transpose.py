@@ -18,7 +18,7 @@ from tvm.s_tir import Schedule
 
 from tvm_conv3d.schedules.decisions import LoopRV
 from tvm_conv3d.schedules.llvm import loops
-from tvm_conv3d.schedules.llvm.functions import address
+from tvm_conv3d.schedules.llvm.injected import address
 from tvm_conv3d.schedules.llvm.padded_load import can_load, load_function
 from tvm_conv3d.schedules.llvm.shuffles import turn_function
 from tvm_conv3d.targets import CpuTraits

@@ -17,11 +17,21 @@ from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.compute.winograd import WinogradVariant
+from tvm_conv3d.compute.cut import cut_output, is_tiled
+from tvm_conv3d.compute.filter_vectors import FilterVectors
+from tvm_conv3d.compute.winograd import WinogradVariant, side_by_side
 from tvm_conv3d.compute.winograd_axes import axes_of
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
-from tvm_conv3d.schedules.llvm import stream_stores, transpose, winograd_rule
-from tvm_conv3d.schedules.llvm.common import in_registers, keep_in_registers, turn, unroll, vectorize_copy
+from tvm_conv3d.schedules.llvm import overhang, stream_stores, transpose, winograd_rule
+from tvm_conv3d.schedules.llvm.common import (
+    gather_in_turns,
+    in_registers,
+    keep_in_registers,
+    store_in_order,
+    turn,
+    unroll,
+    vectorize_copy,
+)
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -37,7 +47,8 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[
     variant = winograd_rule.worthwhile(spec, traits)
     if variant is None:
         return None
-    run = variant.tile[2] * variant.block[2] if axes_of(collapse(spec), variant.modes).parts[2] == 1 else 0
+    in_rows = axes_of(collapse(spec), variant.modes).parts[2] == 1 and variant.interleaved == 1
+    run = variant.tile[2] * variant.block[2] if in_rows else 0
     stream = stream_stores.outgrows_caches(spec, traits, variant.lanes, run)
     return replace(variant, stream=stream), {"unroll": 1}
 
@@ -79,8 +90,8 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradVariant, decide: Dec
 
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
-    """Nothing is changed after scheduling."""
-    return module
+    """What is changed after scheduling: parts that differ in size get their layout, odd filters are stored in part."""
+    return overhang.mark(cut_output(module) if is_tiled(module) else module)
 
 
 def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:
@@ -100,13 +111,17 @@ def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:
     outer = [n, *parted, *groups]
     # channels_first: a row of one filter after the other, from sums that stay in L1 meanwhile
     sch.reorder(*outer, *((*inner, f) if last else (*inner[:2], f, inner[2])))
-    if last:
+    if last and variant.interleaved > 1:
+        store_in_order(sch, sch.split(f, [None, FilterVectors.of(s, variant).shared_filters])[1], variant.lanes)
+    elif last and s.groups == 1 and overhang.storable(s):
+        sch.vectorize(sch.split(f, [None, variant.lanes])[1])
+    elif last:
         vectorize_copy(sch, f, variant.lanes)
     # two stages read the sums: both must run in the same task
     same = sch.get_loops(sch.get_sblock("flags"))[: len(outer)]
     task = sch.merge(sch.fuse(*outer), sch.fuse(*same))
     sch.parallel(task)
-    if not last:
+    if not last and variant.interleaved == 1:
         _turn(sch, s, variant)
     return task
 
@@ -114,6 +129,9 @@ def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:
 def _turn(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> None:
     """Transposes the sums of a vector of filters, one row of cells, then stores its rows."""
     f, w = sch.get_loops(sch.get_sblock("out"))[-2:]
+    if s.groups > 1:
+        # each group has vectors of its own
+        _, f = sch.split(f, [None, s.group_filters])
     vector, _ = sch.split(f, [None, variant.lanes])
     parts = axes_of(s, variant.modes).parts[2]
     turn(sch, vector, w, s.out_size[2] if parts == 1 else None)
@@ -152,11 +170,14 @@ def _gather(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant, task: LoopRV
     block = sch.get_sblock("gather")
     sch.compute_at(block, task, preserve_unit_loops=True)
     width, channels = sch.get_loops(block)[-2:]
-    if s.data_format != CHANNELS_LAST:
+    if variant.interleaved > 1:
+        _, channel, each = sch.split(channels, [None, s.group_channels, variant.interleaved])
+        gather_in_turns(sch, channel, each)
+    elif s.data_format != CHANNELS_LAST:
         vector, lane = sch.split(channels, [None, variant.lanes])
         sch.reorder(vector, width)
         transpose.mark(sch, lane, width)
-    elif s.channels % variant.lanes == 0:
+    elif side_by_side(s, variant) % variant.lanes == 0:
         vectorize_copy(sch, channels, variant.lanes)
 
 

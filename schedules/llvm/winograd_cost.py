@@ -21,9 +21,16 @@ import math
 import numpy as np
 
 from tvm_conv3d.compute.cook_toom import transforms
-from tvm_conv3d.compute.winograd import WinogradVariant, groups_of_part
+from tvm_conv3d.compute.filter_vectors import FilterVectors
+from tvm_conv3d.compute.winograd import WinogradVariant, groups_of_part, side_by_side
 from tvm_conv3d.compute.winograd_axes import Axes, axes_of
-from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, best_tile, seen_share
+from tvm_conv3d.schedules.llvm.tile_rule import (
+    WIDTH_PENALTY,
+    best_tile,
+    seen_share,
+    share_of_vector,
+    worthwhile_sharing,
+)
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -59,17 +66,18 @@ def amounts(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> dict[
     lanes, tiles = variant.lanes, math.prod(variant.block)
     frequencies = math.prod(axes.cells(variant.tile))
     width = variant.vectors * lanes
-    filters = -(-s.filters // width) * width
-    channels = -(-axes.channels // lanes) * lanes
+    blocks = FilterVectors.of(s, variant)
+    filters = blocks.sharing * blocks.blocks * width
+    channels, group_channels = -(-axes.channels // lanes) * lanes, axes.channels // s.groups
     tasks = s.batch * math.prod(groups_of_part(s, variant)) * math.prod(axes.parts)
     rounds = -(-tasks // traits.cores)
 
     cells = variant.columns * variant.vectors
     step = max(cells, 8, (variant.columns + variant.vectors) / 2) * WIDTH_PENALTY[variant.vectors] / variant.columns
     own = 4.0 * frequencies * tiles * (channels + filters)
-    weights = 4.0 * frequencies * axes.channels * filters
+    weights = 4.0 * frequencies * group_channels * filters
     of_task = {
-        "product": frequencies * tiles * axes.channels * (filters // width) * step,
+        "product": frequencies * tiles * group_channels * (filters // width) * step,
         # loops over a row of tiles cost as much to start as half a tile
         "transform": _transform_steps(variant, axes, channels // lanes, filters // lanes)
         * (1 + 0.5 / variant.block[2]),
@@ -84,12 +92,17 @@ def amounts(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> dict[
 
 def direct_cycles(s: Conv3DSpec, traits: CpuTraits) -> float:
     """Cycles of the direct convolution on each core, by the same measure; `s` has its axes collapsed."""
-    tile = best_tile(s, traits, s.group_filters)
+    sharing = worthwhile_sharing(s, traits)
+    tile = best_tile(s, traits, s.group_filters, sharing=sharing)
     depth, height, width = s.out_size
     cells = depth * -(-height // tile.rows) * tile.rows * -(-width // tile.columns) * tile.columns
-    filters = -(-s.group_filters // (tile.vectors * tile.lanes)) * tile.vectors
+    if sharing is not None:
+        vectors = sharing.cycles(s, traits)
+    else:
+        vectors = s.groups * -(-s.group_filters // (tile.vectors * tile.lanes)) * tile.vectors
+        vectors *= WIDTH_PENALTY[tile.vectors] * (share_of_vector(traits, s, tile.lanes) if s.groups > 1 else 1)
     seen = seen_share(s, 0) * (seen_share(s, 1) if tile.rows == 1 else 1)
-    steps = s.batch * cells * filters * math.prod(s.kernel) * s.group_channels * s.groups
+    steps = s.batch * cells * vectors * math.prod(s.kernel) * s.group_channels
     copied = math.prod(s.output_shape) / tile.lanes
     if s.window != (1, 1, 1):
         copied += 2 * math.prod(s.input_shape) / tile.lanes
@@ -97,7 +110,7 @@ def direct_cycles(s: Conv3DSpec, traits: CpuTraits) -> float:
         both = math.prod(s.input_shape) + math.prod(s.output_shape)
         copied += both * (1 + _ROW / min(width, _LONG_ROW)) / tile.lanes
     done = {
-        "product": steps * seen * WIDTH_PENALTY[tile.vectors],
+        "product": steps * seen,
         "copy": copied,
         "memory": _memory_bytes(s),
     }
@@ -116,7 +129,7 @@ def _copied(s: Conv3DSpec, variant: WinogradVariant, axes: Axes, channels: int, 
         # transposed on the way, each row of a channel by itself
         row = variant.block[2] * variant.tile[2]
         return {"copy": (3 * gathered + 2 * stored + (gathered + stored) * _ROW / row) / variant.lanes}
-    if s.channels % variant.lanes:
+    if side_by_side(s, variant) % variant.lanes:
         return {"copy": stored / variant.lanes, "element": gathered}
     return {"copy": (2 * gathered + stored) / variant.lanes}
 

@@ -16,7 +16,7 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
-from tvm_conv3d.schedules.llvm import rows, stream_stores, transpose, winograd_rows_rule
+from tvm_conv3d.schedules.llvm import overhang, rows, stream_stores, transpose, winograd_rows_rule
 from tvm_conv3d.schedules.llvm.common import BlockRV, in_registers, keep_in_registers, unroll
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
@@ -55,7 +55,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradRowsVariant, decide:
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
     """What is changed after scheduling: whole tiles are stored as far as the output reaches."""
-    return cut_output(module)
+    return overhang.mark(cut_output(module))
 
 
 def _output(sch: Schedule, variant: WinogradRowsVariant, decide: Decisions) -> tuple[LoopRV, LoopRV, LoopRV]:
@@ -120,7 +120,7 @@ def _store(sch: Schedule, s: Conv3DSpec, variant: WinogradRowsVariant, depth: Lo
         _, hi, _, lane, w = sch.get_loops(block)[-5:]
         sch.reorder(lane, hi, w)
         rows.mark(sch, w, s.out_size[2])
-    elif s.filters % variant.lanes == 0:
+    elif s.filters % variant.lanes == 0 or overhang.storable(s):
         sch.vectorize(sch.get_loops(block)[-1])
 
 

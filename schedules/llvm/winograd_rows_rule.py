@@ -15,13 +15,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.stages import window_extents
 from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant, applies, error_bound, groups_of_cells
 from tvm_conv3d.schedules.llvm import stream_stores
+from tvm_conv3d.schedules.llvm.priced import Priced
 from tvm_conv3d.schedules.llvm.tile_rule import TASKS_PER_THREAD, fitting_lanes
 from tvm_conv3d.schedules.llvm.winograd_rule import ERROR_LIMIT
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
@@ -46,15 +47,7 @@ _REGISTER_TILES = {32: ((8, 2), (4, 2), (4, 4), (8, 1)), 16: ((4, 1), (4, 2), (2
 _DEPTHS, _ROWS, _COLUMNS = (1, 2, 4, 8, 16), (4, 8, 16), (2, 4, 8)
 
 
-@dataclass(frozen=True)
-class Priced:
-    """A variant and its estimated cycles on each core."""
-
-    variant: WinogradRowsVariant
-    cycles: float
-
-
-def priced(spec: Conv3DSpec, traits: CpuTraits) -> list[Priced]:
+def priced(spec: Conv3DSpec, traits: CpuTraits) -> list[Priced[WinogradRowsVariant]]:
     """The variants within the error limit, the cheapest first; empty where rows can't be transformed."""
     s = collapse(spec)
     if not applies(spec) or s.accumulator != "float32" or s.group_filters >= traits.lanes(s.accumulator):

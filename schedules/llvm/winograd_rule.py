@@ -9,15 +9,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS
-from tvm_conv3d.compute.winograd import WinogradVariant, error_bound
-from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, POLYPHASE, STRIDED, Axes, axes_of
-from tvm_conv3d.schedules.llvm import winograd_cost
-from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, fitting_lanes
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
+from tvm_conv3d.compute.winograd import WinogradVariant, error_bound, side_by_side
+from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, POLYPHASE, STRIDED, axes_of
+from tvm_conv3d.schedules.llvm import grouped, winograd_cost
+from tvm_conv3d.schedules.llvm.priced import Priced
+from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, fitting_lanes, sharings
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
 #: Largest relative error (2-norm) that a default plan may be expected to have.
@@ -26,12 +27,25 @@ ERROR_LIMIT = 1e-5
 #: Filters below which transforming the input costs more than the products that it saves.
 _LEAST_FILTERS = 4
 
+#: Output cells along an axis up to which its transform hardly saves products.
+_SHORT = 2
+#: Ways of sharing vectors among groups of few filters that are priced.
+_SHARINGS = 3
+
+#: Channels of a group below which products are too short.
+_LEAST_GROUP_CHANNELS = 3
+
 #: Largest output tile along an axis.
 _LARGEST_TILE = 6
 
 #: Winograd must be cheaper than direct by these factors, as both are estimates: where channels fill vectors, and where
 #: they are copied one by one, which is the harder to foresee.
 _ADVANTAGE, _ADVANTAGE_OF_ELEMENTS = 0.92, 0.85
+
+#: How much cheaper taps as channels must be than a transform of their axis, where both will do: measured on 15 stems.
+_ADVANTAGE_OF_FOLDED = 0.9
+#: The same where groups share vectors, which the estimate for direct is too hopeful of. Fitted to 25 layers.
+_ADVANTAGE_OF_SHARING = 1.0
 
 #: Tiles of a task, in one row, with which variants are compared first.
 _ROWS = (4, 7, 14)
@@ -40,58 +54,67 @@ _ROWS = (4, 7, 14)
 _SHORT_LIST = 6
 
 
-@dataclass(frozen=True)
-class Priced:
-    """A variant and its estimated cycles on each core."""
-
-    variant: WinogradVariant
-    cycles: float
-
-
-def priced(spec: Conv3DSpec, traits: CpuTraits) -> list[Priced]:
+def priced(spec: Conv3DSpec, traits: CpuTraits) -> list[Priced[WinogradVariant]]:
     """The variants within the error limit, the cheapest first; empty where Winograd does not apply."""
     s = collapse(spec)
-    if s.groups != 1 or s.accumulator != "float32" or s.empty or s.filters < _LEAST_FILTERS:
+    few = s.filters < _LEAST_FILTERS or (s.groups > 1 and s.group_channels < _LEAST_GROUP_CHANNELS)
+    if s.accumulator != "float32" or s.empty or few:
         return []
-    rough = sorted(_candidates(s, traits), key=lambda candidate: candidate.cycles)[:_SHORT_LIST]
+
+    def rank(candidate: Priced[WinogradVariant]) -> float:
+        return candidate.cycles / (_ADVANTAGE_OF_FOLDED if _is_folded(s, candidate.variant) else 1)
+
+    rough = sorted(_candidates(s, traits), key=rank)[:_SHORT_LIST]
     fine = [_price(s, traits, variant) for found in rough for variant in _blocked(s, traits, found.variant)]
-    return sorted(fine, key=lambda candidate: candidate.cycles)
+    return sorted(fine, key=rank)
 
 
 def worthwhile(spec: Conv3DSpec, traits: CpuTraits) -> WinogradVariant | None:
-    """The cheapest variant, or None where the direct convolution is as good."""
+    """The cheapest variant, or None where the direct convolution, or the grouped one, is as good."""
     found = priced(spec, traits)
-    advantage = _ADVANTAGE_OF_ELEMENTS if found and spec.channels % found[0].variant.lanes else _ADVANTAGE
-    if found and found[0].cycles < advantage * winograd_cost.direct_cycles(collapse(spec), traits):
-        return found[0].variant
-    return None
+    if not found:
+        return None
+    variant, s = found[0].variant, collapse(spec)
+    rival = winograd_cost.direct_cycles(s, traits)
+    if grouped.default(spec, traits) is not None:
+        rival = min(rival, grouped.cycles(spec, traits) / traits.cores)
+    foreseen = side_by_side(s, variant) % variant.lanes == 0 or _is_folded(s, variant)
+    advantage = _ADVANTAGE if foreseen else _ADVANTAGE_OF_ELEMENTS
+    advantage = _ADVANTAGE_OF_SHARING if variant.interleaved > 1 else advantage
+    return variant if found[0].cycles < advantage * rival else None
 
 
-def _modes(s: Conv3DSpec) -> Iterator[str]:
-    """Combinations of the modes that suit each axis."""
+def _is_folded(s: Conv3DSpec, variant: WinogradVariant) -> bool:
+    """Whether taps became channels along an axis that could be transformed."""
+    axes = zip(variant.modes, s.kernel, s.strides, s.dilation, s.out_size, strict=True)
+    return any(mode == FOLDED and k > 1 and (st, d) == (1, 1) and out > _SHORT for mode, k, st, d, out in axes)
+
+
+def _modes(s: Conv3DSpec, lanes: int) -> Iterator[str]:
+    """Combinations of the modes that suit each axis; taps as channels where a vector holds them all anyway."""
     options = []
     for kernel, stride, dilation, out in zip(s.kernel, s.strides, s.dilation, s.out_size, strict=True):
         if kernel == 1 and stride > 1:
             options.append(FOLDED)
         elif dilation > 1:
-            options.append((DILATED if stride == 1 and out % dilation == 0 else "") + FOLDED)
+            options.append((DILATED if stride == 1 and out > dilation else "") + FOLDED)
         elif stride > 1:
             options.append(STRIDED + FOLDED + (POLYPHASE if kernel > stride else ""))
         elif kernel == 1:
             options.append(PLAIN)
         else:
-            options.append(PLAIN + FOLDED if out <= 2 else PLAIN)
+            beside = s.groups == 1 and s.channels * kernel <= lanes
+            options.append(PLAIN + FOLDED if out <= _SHORT or beside else PLAIN)
     return ("".join(combination) for combination in itertools.product(*options))
 
 
-def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[Priced]:
+def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[Priced[WinogradVariant]]:
     """All modes and tiles within the error limit, each in the best task of one row of tiles."""
-    lanes = fitting_lanes(traits, s.accumulator, s.filters)
-    vectors = _vectors(s, lanes)
+    layouts = _layouts(s, traits)
     unrounded = replace(s, dtype=s.accumulator)
-    for modes in _modes(s):
+    for modes in _modes(s, fitting_lanes(traits, s.accumulator, s.group_filters)):
         axes = axes_of(s, modes)
-        part = _part_size(s, axes)
+        part = axes.part_size(s.out_size)
         sizes = [
             [1]
             if taps == 1
@@ -103,25 +126,25 @@ def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[Priced]:
             if axes.cells(tile) == (1, 1, 1):
                 continue
             width = -(-part[2] // tile[2])
-            variant = WinogradVariant(modes, tile, (1, 1, 1), lanes, vectors, 1)
-            if error_bound(unrounded, variant) <= ERROR_LIMIT:
-                rows = [replace(variant, block=(1, 1, min(width, tiles))) for tiles in _ROWS]
+            variants = [
+                WinogradVariant(modes, tile, (1, 1, 1), lanes, vectors, 1, interleaved=interleaved)
+                for interleaved, vectors, lanes in layouts
+            ]
+            if error_bound(unrounded, variants[0]) <= ERROR_LIMIT:
+                rows = [replace(v, block=(1, 1, min(width, tiles))) for v in variants for tiles in _ROWS]
                 yield min((_price(s, traits, _with_columns(row, traits)) for row in rows), key=lambda p: p.cycles)
 
 
-def _part_size(s: Conv3DSpec, axes: Axes) -> Triple:
-    """Output cells of one part along each axis."""
-    depth, height, width = (o // parts for o, parts in zip(s.out_size, axes.parts, strict=True))
-    return depth, height, width
-
-
-def _vectors(s: Conv3DSpec, lanes: int) -> int:
-    """Vectors of filters in the product's tile: few padded filters first, then two."""
+def _layouts(s: Conv3DSpec, traits: CpuTraits) -> list[tuple[int, int, int]]:
+    """Interleaved groups, vectors in the product's tile and lanes: each group by itself, then shared vectors."""
+    lanes = fitting_lanes(traits, s.accumulator, s.group_filters)
 
     def cost(vectors: int) -> tuple[float, int]:
-        return -(-s.filters // (vectors * lanes)) * vectors * WIDTH_PENALTY[vectors], abs(vectors - 2)
+        # few padded filters first, then two vectors
+        return -(-s.group_filters // (vectors * lanes)) * vectors * WIDTH_PENALTY[vectors], abs(vectors - 2)
 
-    return min(WIDTH_PENALTY, key=cost)
+    shared = [(sharing.interleaved, sharing.vectors, sharing.lanes) for sharing in sharings(s, traits)[:_SHARINGS]]
+    return [(1, min(WIDTH_PENALTY, key=cost), lanes), *shared]
 
 
 def _with_columns(variant: WinogradVariant, traits: CpuTraits) -> WinogradVariant:
@@ -134,7 +157,7 @@ def _with_columns(variant: WinogradVariant, traits: CpuTraits) -> WinogradVarian
 
 def _blocked(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Iterator[WinogradVariant]:
     """The variant with all sensible sizes of tasks."""
-    part = _part_size(s, axes_of(s, variant.modes))
+    part = axes_of(s, variant.modes).part_size(s.out_size)
     tiles = [-(-o // m) for o, m in zip(part, variant.tile, strict=True)]
     sizes = []
     for count, most_parts in zip(tiles, (4, 8, 8), strict=True):
@@ -147,5 +170,5 @@ def _blocked(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Iter
             yield _with_columns(replace(variant, block=block), traits)
 
 
-def _price(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Priced:
+def _price(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Priced[WinogradVariant]:
     return Priced(variant, winograd_cost.cycles(s, traits, variant))

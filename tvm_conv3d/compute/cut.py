@@ -58,6 +58,11 @@ def mark(function: PrimFunc, tiling: Tiling) -> PrimFunc:
     return function.with_attr(_TILING, json.dumps(asdict(tiling)))
 
 
+def is_tiled(module: IRModule) -> bool:
+    """Whether the output of `main` is declared in tiles and not brought into the real layout yet."""
+    return _TILING in (module["main"].attrs or {})
+
+
 def cut_output(module: IRModule) -> IRModule:
     """The scheduled `main` with its output in the real layout."""
     function = module["main"]

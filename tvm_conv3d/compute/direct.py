@@ -23,6 +23,7 @@ from tvm import te
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, under_tap, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
@@ -37,10 +38,13 @@ class DirectVariant:
         rows, columns: output cells of a tile.
         gather: where the padded copy is made: "task" (each task its own part), "root" (all of it, first) or "none"
             (the input is read as it is: it must have no pads, and tiles must divide the output).
-        order: which loop encloses which: "filters_spatial", "spatial_filters", or "filters_parallel", where blocks
-            of filters are tasks of their own.
+        order: which loop encloses which: "filters_spatial", "spatial_filters", "filters_parallel", where blocks of
+            filters are tasks of their own, or "strips": as "spatial_filters", with the results of some cells put
+            together in L1 and copied to the output in one run (in channels_last only).
         unroll_taps: the taps of a row are unrolled beside the tile (pays when channels are few).
         stream: the result is stored past the caches.
+        interleaved: groups that take turns in the lanes of a vector, all their filters in one tile
+            (:mod:`tvm_conv3d.compute.filter_vectors`).
     """
 
     lanes: int
@@ -51,6 +55,7 @@ class DirectVariant:
     order: str = "filters_spatial"
     unroll_taps: bool = False
     stream: bool = False
+    interleaved: int = 1
 
 
 def declare(spec: Conv3DSpec, variant: DirectVariant) -> Declaration:
@@ -59,73 +64,75 @@ def declare(spec: Conv3DSpec, variant: DirectVariant) -> Declaration:
     Arguments of the function: input, packed weights (:func:`pack_kernel`), packed bias (:func:`pack_bias`), output.
 
     Raises:
-        ValueError: `variant` reads the input as it is although `spec` needs a padded copy.
+        ValueError: `variant` reads the input as it is although `spec` needs a padded copy, or its interleaved groups
+            do not suit `spec` or do not find room in a tile.
     """
     s = collapse(spec)
     acc = s.accumulator
     lanes, vectors, rows, columns = variant.lanes, variant.vectors, variant.rows, variant.columns
     depth, height, width = s.out_size
     row_tiles, column_tiles = -(-height // rows), -(-width // columns)
-    blocks = _blocks(s, variant)
+    filters, together = FilterVectors.of(s, variant), variant.interleaved
+    groups, blocks = filters.sharing, filters.blocks
     if variant.gather == "none" and needs_gather(spec, variant):
         raise ValueError(f"{spec.key()} needs a padded copy of its input. Received: {variant}")
+    if together > 1 and blocks > 1:
+        raise ValueError(f"The filters of interleaved groups of {spec.key()} must fit a tile. Received: {variant}")
 
     x = te.placeholder(_with_groups(s, s.size, s.group_channels), storage_dtype(s.dtype), name="x")
-    shape = (s.groups, blocks, *s.kernel, s.group_channels, vectors, lanes)
+    shape = (groups, blocks, *s.kernel, s.group_channels, vectors, lanes)
     kernel = te.placeholder(shape, acc, name="kernel")
-    bias = te.placeholder((s.groups, blocks, vectors, lanes), acc, name="bias")
+    bias = te.placeholder((groups, blocks, vectors, lanes), acc, name="bias")
 
     cells = (depth, row_tiles * rows, column_tiles * columns)
-    read = _gather(s, x, cells) if variant.gather != "none" else _read(s, x)
+    read = _gather(s, x, cells, together) if variant.gather != "none" else _read(s, x)
     taps, channel = reduction(s)
 
     def conv_at(n, g, b, d, ho, hi, wo, wi, v, lane):  # type: ignore[no-untyped-def]
         at = (d, ho * rows + hi, wo * columns + wi)
         cell = under_tap(s, at, taps)
-        return te.sum(read(n, *cell, g, channel) * kernel[(g, b, *taps, channel, v, lane)], axis=[*taps, channel])
+        place = (g, channel) if together == 1 else (g, channel, lane % together)
+        return te.sum(read(n, *cell, *place) * kernel[(g, b, *taps, channel, v, lane)], axis=[*taps, channel])
 
-    conv_shape = (s.batch, s.groups, blocks, depth, row_tiles, rows, column_tiles, columns, vectors, lanes)
+    conv_shape = (s.batch, groups, blocks, depth, row_tiles, rows, column_tiles, columns, vectors, lanes)
     conv = te.compute(conv_shape, conv_at, name="conv")
 
-    def place(n, g, f, d, h, w):  # type: ignore[no-untyped-def]
-        b, v, lane = f // (vectors * lanes), f % (vectors * lanes) // lanes, f % lanes
-        return n, g, b, d, h // rows, h % rows, w // columns, w % columns, v, lane
-
-    if s.data_format == CHANNELS_LAST:
+    if s.data_format == CHANNELS_LAST or together > 1:
         tile = te.compute(conv_shape, lambda *i: finish(s, conv(*i), bias[i[1], i[2], i[8], i[9]]), name="tile")
-        out_shape = (s.batch, depth, height, width, s.groups, s.group_filters)
-        out = te.compute(out_shape, lambda n, d, h, w, g, f: tile(*place(n, g, f, d, h, w)), name="out")
     else:
         turned = te.compute(
             (*conv_shape[:7], vectors, lanes, columns), lambda *i: conv(*i[:7], i[9], i[7], i[8]), name="turned"
         )
 
-        def finished(n, g, f, d, h, w):  # type: ignore[no-untyped-def]
-            *cell, wi, v, lane = place(n, g, f, d, h, w)
-            return finish(s, turned(*cell, v, lane, wi), bias[g, cell[2], v, lane])
+    def out_at(n, g, f, d, h, w):  # type: ignore[no-untyped-def]
+        v, lane = filters.place(f)
+        cell = (n, g, v // vectors, d, h // rows, h % rows, w // columns)
+        if s.data_format == CHANNELS_LAST or together > 1:
+            return tile[(*cell, w % columns, v % vectors, lane)]
+        return finish(s, turned[(*cell, v % vectors, lane, w % columns)], bias[g, v // vectors, v % vectors, lane])
 
-        out_shape = (s.batch, s.groups, s.group_filters, depth, height, width)
-        out = te.compute(out_shape, finished, name="out")
+    if s.data_format == CHANNELS_LAST:
+        out_shape = (s.batch, depth, height, width, groups, filters.shared_filters)
+        out = te.compute(out_shape, lambda n, d, h, w, g, f: out_at(n, g, f, d, h, w), name="out")
+    else:
+        out_shape = (s.batch, groups, filters.shared_filters, depth, height, width)
+        out = te.compute(out_shape, out_at, name="out")
     return Declaration((x, kernel, bias, out))
 
 
 def pack_kernel(spec: Conv3DSpec, variant: DirectVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels / groups, filters) as (groups, blocks, kd, kh, kw, channels, vectors, lanes)."""
-    per_group = kernel.reshape(*kernel.shape[:4], spec.groups, spec.group_filters)
-    blocks, vectors, lanes = _blocks(spec, variant), variant.vectors, variant.lanes
-    padded = np.zeros((*per_group.shape[:5], blocks * vectors * lanes), spec.accumulator)
-    padded[..., : spec.group_filters] = per_group
-    blocked = padded.reshape(*per_group.shape[:5], blocks, vectors, lanes)
-    return np.ascontiguousarray(blocked.transpose(4, 5, 0, 1, 2, 3, 6, 7))
+    """Weights (kd, kh, kw, channels / groups, filters) as (groups, blocks, kd, kh, kw, channels, vectors, lanes).
+
+    Interleaved groups count as one.
+    """
+    packed = FilterVectors.of(spec, variant).pack(kernel, spec.accumulator)
+    return np.ascontiguousarray(packed.transpose(4, 5, 0, 1, 2, 3, 6, 7))
 
 
 def pack_bias(spec: Conv3DSpec, variant: DirectVariant, bias: np.ndarray | None) -> np.ndarray:
     """Bias (filters,) as (groups, blocks, vectors, lanes); zeros where there is none."""
-    blocks, vectors, lanes = _blocks(spec, variant), variant.vectors, variant.lanes
-    padded = np.zeros((spec.groups, blocks * vectors * lanes), spec.accumulator)
-    if bias is not None:
-        padded[:, : spec.group_filters] = bias.reshape(spec.groups, spec.group_filters)
-    return padded.reshape(spec.groups, blocks, vectors, lanes)
+    values = np.zeros(spec.filters, spec.accumulator) if bias is None else bias
+    return FilterVectors.of(spec, variant).pack(values, spec.accumulator)
 
 
 def error_bound(spec: Conv3DSpec, variant: DirectVariant) -> float:
@@ -138,16 +145,13 @@ def needs_gather(spec: Conv3DSpec, variant: DirectVariant) -> bool:
     s = collapse(spec)
     _, height, width = s.out_size
     return (
-        s.pads != ((0, 0),) * 3
+        variant.interleaved > 1
+        or s.pads != ((0, 0),) * 3
         or s.data_format != CHANNELS_LAST
         or s.dtype != s.accumulator
         or height % variant.rows != 0
         or width % variant.columns != 0
     )
-
-
-def _blocks(spec: Conv3DSpec, variant: DirectVariant) -> int:
-    return -(-spec.group_filters // (variant.vectors * variant.lanes))
 
 
 def _with_groups(spec: Conv3DSpec, size: tuple[int, ...], channels: int) -> tuple[int, ...]:
@@ -167,12 +171,18 @@ def _read(spec: Conv3DSpec, x: te.Tensor) -> Any:
     return at
 
 
-def _gather(spec: Conv3DSpec, x: te.Tensor, cells: tuple[int, ...]) -> te.Tensor:
-    """A copy with zeros around it, as large as the windows of `cells` output cells along each axis."""
+def _gather(spec: Conv3DSpec, x: te.Tensor, cells: tuple[int, ...], together: int) -> te.Tensor:
+    """A copy with zeros around it, as large as the windows of `cells` output cells along each axis.
+
+    The same channel of `together` groups lies side by side.
+    """
     extents = window_extents(spec, cells)
     read = _read(spec, x)
 
-    def at(n, d, h, w, g, c):  # type: ignore[no-untyped-def]
-        return zero_padded(spec, extents, (d, h, w), lambda cell: read(n, *cell, g, c))
+    def at(n, d, h, w, g, c, *turn):  # type: ignore[no-untyped-def]
+        group = g * together + turn[0] if turn else g
+        return zero_padded(spec, extents, (d, h, w), lambda cell: read(n, *cell, group, c))
 
-    return te.compute((spec.batch, *extents, spec.groups, spec.group_channels), at, name="gather")
+    turns = (together,) if together > 1 else ()
+    shape = (spec.batch, *extents, spec.groups // together, spec.group_channels, *turns)
+    return te.compute(shape, lambda *index: at(*index), name="gather")

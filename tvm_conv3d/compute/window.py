@@ -66,7 +66,8 @@ def declare(spec: Conv3DSpec, variant: WindowVariant) -> Declaration:
 
     def tile_of(block: Expr, thread: Expr) -> dict[str, Expr]:
         """Sample, depth, tile of rows, tile of columns and filter of a thread; the last ones' where it has none."""
-        p = block * variant.threads + thread
+        # TVM's numbers have 32 bits
+        p = (block.astype("int64") if count >= 2**31 else block) * variant.threads + thread
         p = tirx.min(p, count - 1) if blocks * variant.threads > count else p
         return {name: p // strides[name] % sizes[name] for name in order}
 

@@ -7,7 +7,7 @@ Stages, each a block that a schedule places:
 
 gather                      zero-padded input cells of each part, phases and folded taps as channels, whole vectors
 input_w, input_h, input_d   the input's transforms along each transformed axis, the last in the layout of the product
-product                     for each of the frequencies a matrix product: tiles x channels by channels x filters
+product                     for each of the frequencies, and each group, tiles x channels by channels x filters
 output_d, output_h, output_w  the inverse transforms
 turned                      of channels_first only: sums in rows of each filter
 out                         bias, activation and store
@@ -26,8 +26,10 @@ from tvm import te, tirx
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import Matrix, transforms
+from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype
+from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.stages import finish
 from tvm_conv3d.compute.winograd_axes import axes_of, triple
 from tvm_conv3d.compute.winograd_stages import expected_error, gathered, index_names, split_taps, transform, transformed
@@ -50,6 +52,7 @@ class WinogradVariant:
         stream: the result is stored past the caches.
         staged: each stage is done for the whole input before the next begins: the weights of a frequency are read once,
             and the transformed input and the products go through memory.
+        interleaved: groups that take turns in the lanes of a vector (:mod:`tvm_conv3d.compute.filter_vectors`).
     """
 
     modes: str
@@ -60,13 +63,21 @@ class WinogradVariant:
     columns: int
     stream: bool = False
     staged: bool = False
+    interleaved: int = 1
 
 
 def groups_of_part(spec: Conv3DSpec, variant: WinogradVariant) -> Triple:
     """Groups of tiles of one part along each axis of `spec`, whose axes are collapsed."""
     axes = axes_of(spec, variant.modes)
-    sides = zip(spec.out_size, axes.parts, variant.tile, variant.block, strict=True)
-    return triple([-(-(o // parts) // (m * b)) for o, parts, m, b in sides])
+    sides = zip(axes.part_size(spec.out_size), variant.tile, variant.block, strict=True)
+    return triple([-(-o // (m * b)) for o, m, b in sides])
+
+
+def side_by_side(spec: Conv3DSpec, variant: WinogradVariant) -> int:
+    """Channels of `spec`, whose axes are collapsed, that are gathered as they lie in the input."""
+    if variant.interleaved > 1:
+        return 1
+    return spec.channels if math.prod(axes_of(spec, variant.modes).phases) == 1 else spec.group_channels
 
 
 def declare(spec: Conv3DSpec, variant: WinogradVariant) -> Declaration:
@@ -76,10 +87,8 @@ def declare(spec: Conv3DSpec, variant: WinogradVariant) -> Declaration:
     dilated axes, groups of tiles along depth, height, width, lanes).
 
     Raises:
-        ValueError: the spec has groups, or `variant` does not suit it.
+        ValueError: `variant` does not suit the spec.
     """
-    if spec.groups != 1:
-        raise ValueError(f"Winograd takes one group. Received: {spec.key()}")
     return _Builder(collapse(spec), variant).declaration()
 
 
@@ -87,28 +96,28 @@ def pack_kernel(spec: Conv3DSpec, variant: WinogradVariant, kernel: np.ndarray) 
     """Weights (kd, kh, kw, channels, filters), transformed in float64, as the product reads them.
 
     Returns:
-        (frequencies along depth, height, width, blocks of filters, channels, vectors, lanes).
+        (frequencies along depth, height, width, blocks of filters, channels of a group, vectors, lanes).
     """
     s = collapse(spec)
     axes = axes_of(s, variant.modes)
-    taps = transformed(split_taps(spec, axes, kernel), variant.tile, axes.strides)
-    width = variant.vectors * variant.lanes
-    blocks = -(-spec.filters // width)
-    whole = np.zeros((*taps.shape[:4], blocks * width), spec.accumulator)
-    whole[..., : spec.filters] = taps
-    blocked = whole.reshape(*whole.shape[:4], blocks, variant.vectors, variant.lanes)
-    return np.ascontiguousarray(np.moveaxis(blocked, 4, 3))
+    taps = transformed(split_taps(axes, kernel), variant.tile, axes.strides)
+    blocked = FilterVectors.of(s, variant).pack(taps, spec.accumulator)
+    in_order = blocked.transpose(0, 1, 2, 4, 5, 3, 6, 7)
+    return np.ascontiguousarray(in_order).reshape(*in_order.shape[:3], -1, *in_order.shape[5:])
 
 
 def pack_bias(spec: Conv3DSpec, variant: WinogradVariant, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,), zeros where there is none."""
-    return np.zeros(spec.filters, spec.accumulator) if bias is None else bias.astype(spec.accumulator)
+    """Bias (filters,) with zeros up to whole vectors; all zeros where there is none."""
+    padded = np.zeros(-(-spec.filters // variant.lanes) * variant.lanes, spec.accumulator)
+    if bias is not None:
+        padded[: spec.filters] = bias
+    return padded
 
 
 def error_bound(spec: Conv3DSpec, variant: WinogradVariant) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
     axes = axes_of(collapse(spec), variant.modes)
-    return expected_error(spec, axes.channels, zip(variant.tile, axes.taps, axes.strides, strict=True))
+    return expected_error(spec, axes.channels // spec.groups, zip(variant.tile, axes.taps, axes.strides, strict=True))
 
 
 class _Builder:
@@ -127,8 +136,10 @@ class _Builder:
         self.outer = (spec.batch, *(self.axes.parts[axis] for axis in self.parted), *self.groups_of_part)
         self.tiles = math.prod(variant.block)
         self.channel_blocks = -(-self.axes.channels // variant.lanes)
-        width = variant.vectors * variant.lanes
-        self.filter_blocks = -(-spec.filters // width)
+        self.filters = FilterVectors.of(spec, variant)
+        self.filter_blocks = self.filters.sharing * self.filters.blocks
+        #: channels that a sum runs over
+        self.group_channels = self.axes.channels // spec.groups
         sizes = zip(variant.tile, self.axes.taps, self.axes.strides, strict=True)
         self.matrices = [transforms(*size) for size in sizes]
         #: gathered cells from tile to tile, per axis
@@ -139,22 +150,24 @@ class _Builder:
     def declaration(self) -> Declaration:
         spec, variant = self.spec, self.variant
         x = te.placeholder(spec.input_shape, storage_dtype(spec.dtype), name="x")
-        shape = (*self.frequencies, self.filter_blocks, self.axes.channels, variant.vectors, variant.lanes)
+        shape = (*self.frequencies, self.filter_blocks, self.group_channels, variant.vectors, variant.lanes)
         kernel = te.placeholder(shape, self.acc, name="kernel")
-        bias = te.placeholder((spec.filters,), self.acc, name="bias")
+        bias = te.placeholder((-(-spec.filters // variant.lanes) * variant.lanes,), self.acc, name="bias")
         product = self._product(self._input(self._gather(x)), kernel)
         sums = self._output(product)
-        by_cell = self._cells_of(sums) if spec.data_format == CHANNELS_LAST else self._turned(sums)
-        return Declaration((x, kernel, bias, self._out(by_cell, bias), self._flags(sums)))
+        in_rows = spec.data_format != CHANNELS_LAST and variant.interleaved == 1
+        by_cell = self._turned(sums) if in_rows else self._cells_of(sums)
+        return Declaration((x, kernel, bias, self._out(by_cell, bias), self._flags(sums)), self._tiling())
 
     def _gather(self, x: te.Tensor) -> te.Tensor:
         spec, axes, lanes = self.spec, self.axes, self.variant.lanes
         sides = zip(self.groups_of_part, self.variant.block, self.variant.tile, strict=True)
         extents = axes.cells([g * b * m for g, b, m in sides])
         padded = self.channel_blocks * lanes
+        read = gathered(spec, axes, extents, padded, x, self.variant.interleaved)
 
         def at(n, a, b, g, d, h, w, c):  # type: ignore[no-untyped-def]
-            return gathered(spec, axes, extents, padded, x)(n, (a, b, g), (d, h, w), c)
+            return read(n, (a, b, g), (d, h, w), c)
 
         return te.compute((spec.batch, *axes.parts, *extents, padded), at, name="gather")
 
@@ -213,12 +226,16 @@ class _Builder:
         return gather[(n, *parts, *(group * (b * step) + i for group, b, step, i in sides), channel)]
 
     def _product(self, data: te.Tensor, kernel: te.Tensor) -> te.Tensor:
-        lanes, vectors = self.variant.lanes, self.variant.vectors
-        channel = te.reduce_axis((0, self.axes.channels), name="channel")
+        lanes, vectors, together = self.variant.lanes, self.variant.vectors, self.variant.interleaved
+        channel = te.reduce_axis((0, self.group_channels), name="channel")
 
         def at(*index):  # type: ignore[no-untyped-def]
             *outer, e, y, x, f, t, lane = index
-            value = data[(*outer, e, y, x, channel // lanes, t, channel % lanes)]
+            number, each = channel, lanes // together
+            if self.filters.sharing > 1:
+                number += f // (self.filters.blocks * vectors) * self.group_channels
+            place = number % each * together
+            value = data[(*outer, e, y, x, number // each, t, place + lane % together if together > 1 else place)]
             weight = kernel[e, y, x, f // vectors, channel, f % vectors, lane]
             return te.sum(value * weight, axis=[channel])
 
@@ -254,13 +271,13 @@ class _Builder:
         return _Stage(transform(self.acc, shape, name, matrix, read, from_end))
 
     def _cells_of(self, sums: Callable[..., Expr]) -> Callable[..., Expr]:
-        """The sums by task, place of a cell within it, and filter."""
+        """The sums by task, place of a cell within it, vector of filters and lane."""
         (md, mh, mw), (_, bh, bw) = self.variant.tile, self.variant.block
 
         def at(*index):  # type: ignore[no-untyped-def]
-            *outer, d, h, w, f = index
+            *outer, d, h, w, vector, lane = index
             t = (d // md * bh + h // mh) * bw + w // mw
-            return sums(*outer, d % md, h % mh, w % mw, t, f // self.variant.lanes, f % self.variant.lanes)
+            return sums(*outer, d % md, h % mh, w % mw, t, vector, lane)
 
         return at
 
@@ -271,14 +288,14 @@ class _Builder:
         shape = (*self.outer, depth, height, self.filter_blocks * self.variant.vectors, lanes, width)
 
         def row(*index):  # type: ignore[no-untyped-def]
-            *cell, f, lane, w = index
-            return at(*cell, w, f * lanes + lane)
+            *cell, vector, lane, w = index
+            return at(*cell, w, vector, lane)
 
         turned = te.compute(shape, row, name="turned", varargs_names=index_names(shape))
 
         def read(*index):  # type: ignore[no-untyped-def]
-            *cell, w, f = index
-            return turned(*cell, f // lanes, f % lanes, w)
+            *cell, w, vector, lane = index
+            return turned(*cell, vector, lane, w)
 
         return read
 
@@ -292,13 +309,11 @@ class _Builder:
                 parts.append(left.pop(0))
             groups.append(o // (m * b))
             within.append(o % (m * b))
-        return by_cell(n, *parts, *groups, *within, f)
+        vector, lane = self.filters.place(f % self.filters.shared_filters)
+        vector += f // self.filters.shared_filters * (self.filters.blocks * self.variant.vectors)
+        return by_cell(n, *parts, *groups, *within, vector, lane)
 
     def _out(self, by_cell: Callable[..., Expr], bias: te.Tensor) -> te.Tensor:
-        size: list[int] = []
-        for axis, (o, parts) in enumerate(zip(self.spec.out_size, self.axes.parts, strict=True)):
-            size += [o // parts, parts] if axis in self.parted else [o]
-
         def last(*index):  # type: ignore[no-untyped-def]
             n, *cells, f = index
             return finish(self.spec, self._sum_at(by_cell, n, cells, f), bias[f])
@@ -307,12 +322,29 @@ class _Builder:
             n, f, *cells = index
             return last(n, *cells, f)
 
+        size = [extent for axis in range(3) for extent in self._declared(axis)]
         batch, filters = self.spec.batch, self.spec.filters
         if self.spec.data_format == CHANNELS_LAST:
             shape, at = (batch, *size, filters), last
         else:
             shape, at = (batch, filters, *size), first
         return te.compute(shape, at, name="out", varargs_names=index_names(shape))
+
+    def _declared(self, axis: int) -> tuple[int, ...]:
+        """Extents of the output's axis as declared: of parted ones the cells of a part, and the parts."""
+        size = self.axes.part_size(self.spec.out_size)[axis]
+        return (size, self.axes.parts[axis]) if axis in self.parted else (size,)
+
+    def _tiling(self) -> Tiling | None:
+        """How the declared output makes the real one, where its parts differ in size."""
+        if not any(o % parts for o, parts in zip(self.spec.out_size, self.axes.parts, strict=True)):
+            return None
+        axes: list[tuple[Term, ...]] = []
+        declared = 0
+        for parts in (1, *self.axes.parts, 1) if self.spec.data_format == CHANNELS_LAST else (1, 1, *self.axes.parts):
+            axes.append((term(declared, parts), term(declared + 1)) if parts > 1 else (term(declared),))
+            declared += len(axes[-1])
+        return Tiling(self.spec.output_shape, tuple(axes))
 
     def _flags(self, sums: Callable[..., Expr]) -> te.Tensor:
         """A sum that is finite if and only if all its terms are; TVM would fold x * 0 and x - x to zero."""

@@ -29,7 +29,7 @@ class Axes:
         phases: channels that one input cell's channels became, per axis.
         step: input cells between gathered cells, per axis.
         spread: input cells between phases, per axis.
-        parts: interleaved convolutions that are computed apart, per axis.
+        parts: interleaved convolutions that are computed apart, per axis; the last ones may have a cell less.
         channels: of a gathered cell, before padding to whole vectors.
     """
 
@@ -40,6 +40,10 @@ class Axes:
     spread: Triple
     parts: Triple
     channels: int
+
+    def part_size(self, outputs: Sequence[int]) -> Triple:
+        """Output cells of the largest part, per axis, of so many in all."""
+        return triple([-(-count // parts) for count, parts in zip(outputs, self.parts, strict=True)])
 
     def cells(self, outputs: Sequence[int]) -> Triple:
         """Gathered cells that the windows of so many outputs cover, per axis; of a tile: its frequencies."""
@@ -53,13 +57,11 @@ def axes_of(spec: Conv3DSpec, modes: str) -> Axes:
 
     Raises:
         ValueError: a mode does not suit its axis: plain needs stride and dilation 1, strided and polyphase dilation 1,
-            dilated stride 1 and an output of whole parts.
+            dilated stride 1.
     """
     taps, strides, phases, step, spread, parts = [], [], [], [], [], []
-    sides = zip(modes, spec.kernel, spec.strides, spec.dilation, spec.out_size, strict=True)
-    for mode, kernel, stride, dilation, out in sides:
-        if mode == DILATED and out % dilation:
-            raise ValueError(f"Mode {mode!r} needs an output of whole parts. Received: {modes} for {spec.key()}")
+    sides = zip(modes, spec.kernel, spec.strides, spec.dilation, strict=True)
+    for mode, kernel, stride, dilation in sides:
         if (mode in (PLAIN, DILATED) and stride > 1) or (mode in (PLAIN, STRIDED, POLYPHASE) and dilation > 1):
             raise ValueError(f"Mode {mode!r} needs another stride or dilation. Received: {modes} for {spec.key()}")
         taps.append({STRIDED: -(-kernel // stride), FOLDED: 1}.get(mode, kernel))

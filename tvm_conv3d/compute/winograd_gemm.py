@@ -31,7 +31,7 @@ import numpy as np
 from tvm import te, tirx
 
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.compute.cook_toom import transforms
+from tvm_conv3d.compute.cook_toom import Transforms, transforms
 from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype
@@ -108,9 +108,11 @@ def extents_of(spec: Conv3DSpec, variant: WinogradGemmVariant) -> Extents:
     """How `variant` cuts `spec`, whose axes are collapsed.
 
     Raises:
-        ValueError: an axis other than depth has several taps and no transform.
+        ValueError: an axis other than depth has several taps and no transform, or a dilated axis no whole parts.
     """
     axes = axes_of(spec, variant.modes)
+    if any(o % parts for o, parts in zip(spec.out_size, axes.parts, strict=True)):
+        raise ValueError(f"Dilated axes need an output of whole parts. Received: {variant} for {spec.key()}")
     untransformed = [t if m == 1 else 1 for m, t in zip(variant.tile, axes.taps, strict=True)]
     if max(untransformed[1:]) > 1:
         raise ValueError(f"Only depth may have taps and no transform. Received: {variant} for {spec.key()}")
@@ -151,7 +153,7 @@ def pack_kernel(spec: Conv3DSpec, variant: WinogradGemmVariant, kernel: np.ndarr
     """
     s = collapse(spec)
     e = extents_of(s, variant)
-    plain = split_taps(spec, e.axes, kernel)
+    plain = split_taps(e.axes, kernel)
     # an untransformed depth keeps its taps
     parts = [plain] if variant.tile[0] > 1 else [plain[i : i + 1] for i in range(e.taps)]
     there = np.stack([transformed(part, variant.tile) for part in parts], axis=3)
@@ -187,7 +189,6 @@ class _Builder:
         self.e = extents_of(spec, variant)
         self.axes = self.e.axes
         self.acc = spec.accumulator
-        self.matrices = [transforms(m, t) for m, t in zip(variant.tile, self.axes.taps, strict=True)]
         self.padded_channels = self.e.steps * variant.step
 
     def declaration(self) -> Declaration:
@@ -204,6 +205,10 @@ class _Builder:
         bad = self._bad(totals)
         out = self._out(totals, bad, self._direct(cell, kernel, bad), bias)
         return Declaration((x, kernel, bias, out), self._tiling(), (data, sums), aligned=True)
+
+    def _matrices(self, axis: int) -> Transforms:
+        """Of a transformed axis."""
+        return transforms(self.variant.tile[axis], self.axes.taps[axis])
 
     def _cell(self, x: te.Tensor) -> Callable[..., Expr]:
         """(sample, part, cell of the part, channel) -> input."""
@@ -236,7 +241,7 @@ class _Builder:
         current = te.compute((*outer, *e.frequencies), at, name="window", varargs_names=index_names((*outer, 1, 1, 1)))
         for axis, name in ((2, "input_w"), (1, "input_h"), (0, "input_d")):
             if self.variant.tile[axis] > 1:
-                current = self._along(current, name, axis, self.matrices[axis].input)
+                current = self._along(current, name, axis, self._matrices(axis).input)
         _, high, wide = e.frequencies
 
         def spread(f, c, row, t):  # type: ignore[no-untyped-def]
@@ -300,7 +305,7 @@ class _Builder:
         current = te.compute(shape, at, name="spectrum", varargs_names=index_names(shape))
         for axis, name in enumerate(("output_d", "output_h", "output_w")):
             if variant.tile[axis] > 1:
-                current = self._along(current, name, axis, self.matrices[axis].output)
+                current = self._along(current, name, axis, self._matrices(axis).output)
         return current
 
     def _bad(self, totals: te.Tensor) -> te.Tensor:

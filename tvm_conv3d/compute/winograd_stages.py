@@ -25,7 +25,7 @@ Expr = Any  # a TVM expression; its classes are not public names
 
 
 def gathered(
-    spec: Conv3DSpec, axes: Axes, extents: Sequence[int], channels: int, x: te.Tensor
+    spec: Conv3DSpec, axes: Axes, extents: Sequence[int], channels: int, x: te.Tensor, interleaved: int = 1
 ) -> Callable[[Expr, Sequence[Expr], Sequence[Expr], Expr], Expr]:
     """How a gathered cell is read: (sample, part, cell of that part, channel) -> input, or zero outside of it.
 
@@ -35,6 +35,8 @@ def gathered(
         extents: cells of a part, per axis, from which on none is asked for.
         channels: the same of channels.
         x: the input.
+        interleaved: groups of which the same channel lies side by side; the phases of so many groups' channels follow
+            each other.
     """
     # as if the input were padded so that every gathered cell and phase exists
     reach = [
@@ -42,15 +44,22 @@ def gathered(
         for e, step, p, spread, parts in zip(extents, axes.step, axes.phases, axes.spread, axes.parts, strict=True)
     ]
     _, ph, pw = axes.phases
+    several = math.prod(axes.phases) > 1
+    together = spec.group_channels * interleaved
 
     def at(n: Expr, part: Sequence[Expr], cell: Sequence[Expr], c: Expr) -> Expr:
-        several = math.prod(axes.phases) > 1
-        phase = (c // (spec.channels * pw * ph), c // (spec.channels * pw) % ph, c // spec.channels % pw)
+        shared, within = 0, c
+        if spec.groups > interleaved and (several or interleaved > 1):
+            shared, within = c // (together * math.prod(axes.phases)), c % (together * math.prod(axes.phases))
+        phase = (within // (together * pw * ph), within // (together * pw) % ph, within // together % pw)
         where = [
             p + i * step + (q * spread if several else 0)
             for p, i, step, q, spread in zip(part, cell, axes.step, phase, axes.spread, strict=True)
         ]
-        channel = c % spec.channels if several else c
+        channel = within % together if several else within
+        if interleaved > 1:
+            channel = channel % interleaved * spec.group_channels + channel // interleaved
+        channel = shared * together + channel
 
         def read(index: list[Expr]) -> Expr:
             position = (n, *index, channel) if spec.data_format == CHANNELS_LAST else (n, channel, *index)
@@ -62,14 +71,14 @@ def gathered(
     return at
 
 
-def split_taps(spec: Conv3DSpec, axes: Axes, kernel: np.ndarray) -> np.ndarray:
+def split_taps(axes: Axes, kernel: np.ndarray) -> np.ndarray:
     """Weights (kd, kh, kw, channels, filters) as (taps along depth, height, width, gathered channels, filters)."""
     sizes = tuple(t * p for t, p in zip(axes.taps, axes.phases, strict=True))
-    padded = np.zeros((*sizes, spec.channels, spec.filters))
+    padded = np.zeros((*sizes, *kernel.shape[3:]))
     kd, kh, kw = kernel.shape[:3]
     padded[:kd, :kh, :kw] = kernel
     split = padded.reshape(*(n for pair in zip(axes.taps, axes.phases, strict=True) for n in pair), *padded.shape[3:])
-    return split.transpose(0, 2, 4, 1, 3, 5, 6, 7).reshape(*axes.taps, axes.channels, spec.filters)
+    return split.transpose(0, 2, 4, 1, 3, 5, 6, 7).reshape(*axes.taps, -1, kernel.shape[4])
 
 
 def transformed(taps: np.ndarray, tile: Sequence[int], strides: Sequence[int] = (1, 1, 1)) -> np.ndarray:

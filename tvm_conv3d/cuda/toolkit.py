@@ -17,14 +17,9 @@ from tvm_conv3d.cuda.nvrtc import find_nvrtc
 #: Registers of a thread, at most. Without this bound ptxas aims at fuller multiprocessors, and some kernels spill.
 _REGISTERS = "--maxrregcount=128"
 
-#: What is tried in turn while a kernel spills, although registers are free: ptxas's choices hang on details.
-_OTHER_REGISTERS = (
-    *(f"--maxrregcount={most}" for most in (64, 96, 168)),
-    "--ptxas-options=--register-usage-level=0",
-)
-
-#: What is tried at last: so many registers for a thread of the kernels that spill, by the blocks that must fit.
-_LAST_REGISTERS = (64, 80, 96, 128)
+#: Registers that a thread of a spilling kernel is granted in turn, by the blocks that must fit: ptxas may aim at fuller
+#: multiprocessors than the bound asks for. The fewest that suffice leave room for the most blocks.
+_GRANTED = (40, 48, 56, 64, 80, 96, 128)
 
 #: Registers of a multiprocessor, of all architectures that code is made for.
 _ALL_REGISTERS = 64 << 10
@@ -125,17 +120,15 @@ def _compiler(arch: str) -> _Compiler:
 
 def _without_spills(compiler: _Compiler, source: str) -> tuple[bytes, str]:
     """Machine code and ptxas's report, of the first attempt in which no kernel spills, else of the usual one."""
-    usual = compiler(source, (_REGISTERS, _TALK))
-    spilling = _spilling(usual[1])
-    if not spilling:
-        return usual
-    attempts = [(source, option) for option in _OTHER_REGISTERS]
-    attempts += [(_with_registers(source, spilling, most), _REGISTERS) for most in _LAST_REGISTERS]
-    for attempted, option in attempts:
-        found = compiler(attempted, (option, _TALK))
-        if not _spilling(found[1]):
+    usual = found = compiler(source, (_REGISTERS, _TALK))
+    for most in _GRANTED:
+        spilling = _spilling(found[1])
+        if not spilling:
             return found
-    return usual
+        before, source = source, _with_registers(source, spilling, most)
+        if source != before:
+            found = compiler(source, (_REGISTERS, _TALK))
+    return usual if _spilling(found[1]) else found
 
 
 def _spilling(text: str) -> list[str]:

@@ -1,0 +1,65 @@
+"""Inputs that are fetched while the tile before them is computed."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import tvm
+
+from problems import run_plan
+from tvm_conv3d import build
+from tvm_conv3d.compute.direct import DirectVariant
+from tvm_conv3d.plan import Plan, default_plan
+from tvm_conv3d.schedules.llvm import prefetch
+from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.targets import resolve
+
+POINTWISE = Conv3DSpec(1, (4, 8, 14), 24, 48, (1, 1, 1))
+PATCHES = Conv3DSpec(2, (4, 9, 12), 5, 16, (2, 3, 4), strides=(2, 3, 4))
+
+#: Problems whose tiles are several rows, hold more cells than a line has elements, leave inputs out, or end the input.
+CASES = [
+    (POINTWISE, DirectVariant(16, 1, 1, 28, gather="none")),
+    (POINTWISE, DirectVariant(16, 1, 1, 14, gather="none", order="spatial_filters")),
+    (PATCHES, DirectVariant(16, 1, 3, 1, gather="none", order="filters_parallel")),
+    (PATCHES, DirectVariant(16, 1, 1, 3, gather="none", unroll_taps=True)),
+    (Conv3DSpec(1, (5, 9, 11), 7, 16, (1, 1, 1), strides=(2, 2, 2)), DirectVariant(16, 1, 1, 6, gather="none")),
+    (Conv3DSpec(1, (4, 6, 9), 7, 16, (1, 1, 2), strides=(1, 1, 3)), DirectVariant(8, 2, 2, 3, gather="none")),
+    (Conv3DSpec(1, (4, 6, 8), 7, 16, (1, 1, 1), dtype="float64"), DirectVariant(8, 2, 1, 4, gather="none")),
+]
+
+
+@pytest.mark.parametrize(("spec", "variant"), CASES)
+@pytest.mark.parametrize("unroll", [1, 4])
+def test_the_numbers_are_right(spec: Conv3DSpec, variant: DirectVariant, unroll: int) -> None:
+    assert prefetch.pays(spec)
+    assert run_plan(Plan(spec, "direct", variant, {"unroll": unroll})) < 1e-6
+
+
+def assembly(spec: Conv3DSpec) -> str:
+    target = resolve({"kind": "llvm", "mcpu": "znver4", "mtriple": "x86_64-linux-gnu"}, 2)
+    plan = default_plan(spec, target)
+    assert plan.algorithm == "direct"
+    return str(tvm.compile(build.scheduled_module(plan, target), target=target).mod.inspect_source("asm"))
+
+
+def test_the_loop_fetches_and_keeps_its_sums_in_registers() -> None:
+    loops = [body for body in re.split(r"\n\.LBB\S+:", assembly(POINTWISE)) if "prefetcht0" in body]
+    assert loops
+    for body in loops:
+        body = body[: body.index("\tj")]
+        assert "vfmadd231ps" in body
+        assert not re.search(r"vmovups\t%[xyz]mm\d+, ", body)
+
+
+def test_only_where_each_input_is_read_once() -> None:
+    assert "prefetch" not in assembly(Conv3DSpec(1, (6, 8, 14), 24, 4, (3, 3, 3), dtype="float64"))
+    assert not prefetch.pays(Conv3DSpec(1, (4, 8, 14), 24, 48, (1, 1, 1), groups=2))
+
+
+def test_numbers_of_bytes_must_fit() -> None:
+    assert prefetch.pays(Conv3DSpec(1, (1, 1, 2**20), 256, 4, (1, 1, 1)))
+    assert not prefetch.pays(Conv3DSpec(1, (1, 1, 2**20), 257, 4, (1, 1, 1)))
+    # more than 2^29 results
+    assert "prefetch" not in assembly(Conv3DSpec(1, (1, 1, 2**20), 16, 1024, (1, 1, 1)))
