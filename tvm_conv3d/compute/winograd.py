@@ -280,6 +280,8 @@ class _Builder:
             within.append(o % m)
         _, bh, bw = self.variant.block
         t = (tiles[0] * bh + tiles[1]) * bw + tiles[2]
+        if self.filters.sharing == 1:
+            return sums(n, *parts, *groups, *within, t, *self.filters.place(f))
         vector, lane = self.filters.place(f % self.filters.shared_filters)
         vector += f // self.filters.shared_filters * (self.filters.blocks * self.variant.vectors)
         return sums(n, *parts, *groups, *within, t, vector, lane)
