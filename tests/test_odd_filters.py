@@ -88,8 +88,16 @@ def test_parts_of_vectors(name: str, offset: int) -> None:
 )
 def test_runs(name: str, past: bool, offset: int) -> None:
     variant, decisions = direct.default(SPECS[name], cpu_traits(host_target(2)))
-    variant = replace(variant, order="strips", stream=past)
+    variant = replace(variant, order="strips", stream=past, interleaved=1)
     stored(Plan(SPECS[name], "direct", variant, {**decisions, "strip": 2}), offset)
+
+
+def test_groups_that_share_vectors_have_no_runs() -> None:
+    spec = SPECS["groups"]
+    variant, decisions = direct.default(spec, cpu_traits(host_target(2)))
+    assert variant.interleaved > 1
+    with pytest.raises(ValueError, match="strips"):
+        build.scheduled_module(Plan(spec, "direct", replace(variant, order="strips"), decisions), host_target(2))
 
 
 def assembly(plan: Plan, cpu: str) -> str:

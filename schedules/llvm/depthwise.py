@@ -25,13 +25,14 @@ from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
 #: Cycles of loading a vector of input, most of which cross a cache line, and of copying one into the task's buffer.
-_LOAD, _COPY = 1.6, 6.0
+_LOAD, _COPY = 3.0, 6.0
 
-#: How much longer a task takes whose rows end within a vector, as these are stored by way of the stack.
-_THROUGH_STACK = 1.3
+#: How much longer a task takes whose rows end within a vector, which is stored in part.
+_OVERHANG = 1.1
 
-#: How much more the cost model of :mod:`grouped` expects of it for the same time. Fitted to 32 layers.
-_GROUPED_EXPECTS_MORE = 1.22
+#: What the cost model of :mod:`grouped` expects for the same time, of what this one does. Fitted to 19 layers of odd
+#: channels.
+_GROUPED_EXPECTS = 0.75
 
 #: Variants that compete while tuning.
 _MOST_VARIANTS = 10
@@ -43,7 +44,7 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DepthwiseVariant, dict
         return None
     s = collapse(spec)
     cheapest = _candidates(s, traits)[0]
-    if grouped.cycles(spec, traits) < _GROUPED_EXPECTS_MORE * _cost(s, traits, cheapest)[2]:
+    if grouped.cycles(spec, traits) < _GROUPED_EXPECTS * _cost(s, traits, cheapest)[2]:
         return None
     return cheapest.variant, {"depth": cheapest.depth, "rows": cheapest.row_tiles}
 
@@ -131,7 +132,7 @@ def _cost(s: Conv3DSpec, traits: CpuTraits, candidate: _Candidate) -> tuple[bool
     copied = _copied_vectors(s, candidate)
     whole = width * s.channels % row == 0
     cells = candidate.depth * candidate.row_tiles * variant.vectors
-    compute = cells * s.kernel[0] * s.kernel[2] * _step(s, traits, variant.rows) * (1 if whole else _THROUGH_STACK)
+    compute = cells * s.kernel[0] * s.kernel[2] * _step(s, traits, variant.rows) * (1 if whole else _OVERHANG)
     too_large = copied * traits.vector_bits // 8 > traits.l2 // 2
     too_few = tasks < TASKS_PER_THREAD * traits.cores
     return too_few, too_large, tasks * (compute + _COPY * copied), -variant.vectors

@@ -180,7 +180,7 @@ def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
     """What is changed after scheduling: padding is skipped, the next input fetched, odd filters stored in part."""
     s = collapse(spec)
     fetching = prefetch.insert(skip_padding.guard(module, s, {0: 3, 1: 4}), s)
-    return runs.note(overhang.mark(fetching))
+    return runs.note(overhang.mark(fetching)) if s.data_format == CHANNELS_LAST else fetching
 
 
 class _Loops(NamedTuple):

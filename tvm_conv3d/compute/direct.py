@@ -65,7 +65,7 @@ def declare(spec: Conv3DSpec, variant: DirectVariant) -> Declaration:
 
     Raises:
         ValueError: `variant` reads the input as it is although `spec` needs a padded copy, or its interleaved groups
-            do not suit `spec` or do not find room in a tile.
+            do not suit `spec`, do not find room in a tile, or are to be stored in strips.
     """
     s = collapse(spec)
     acc = s.accumulator
@@ -78,6 +78,8 @@ def declare(spec: Conv3DSpec, variant: DirectVariant) -> Declaration:
         raise ValueError(f"{spec.key()} needs a padded copy of its input. Received: {variant}")
     if together > 1 and blocks > 1:
         raise ValueError(f"The filters of interleaved groups of {spec.key()} must fit a tile. Received: {variant}")
+    if together > 1 and variant.order == "strips":
+        raise ValueError(f"Interleaved groups of {spec.key()} are not stored in strips. Received: {variant}")
 
     x = te.placeholder(_with_groups(s, s.size, s.group_channels), storage_dtype(s.dtype), name="x")
     shape = (groups, blocks, *s.kernel, s.group_channels, vectors, lanes)

@@ -68,6 +68,9 @@ class FilterVectors:
 
     def place(self, filter_: Expr) -> tuple[Expr, Expr]:
         """Vector and lane of one of the shared filters, which are numbered as they lie in the output."""
+        if self.interleaved == 1:
+            # a vector may overhang the filters, which a remainder would hide
+            return filter_ // self._each, filter_ % self._each
         group, number = filter_ // self.filters, filter_ % self.filters
         return number // self._each, number % self._each * self.interleaved + group
 

@@ -309,6 +309,8 @@ class _Builder:
                 parts.append(left.pop(0))
             groups.append(o // (m * b))
             within.append(o % (m * b))
+        if self.filters.sharing == 1:
+            return by_cell(n, *parts, *groups, *within, *self.filters.place(f))
         vector, lane = self.filters.place(f % self.filters.shared_filters)
         vector += f // self.filters.shared_filters * (self.filters.blocks * self.variant.vectors)
         return by_cell(n, *parts, *groups, *within, vector, lane)
