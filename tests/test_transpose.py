@@ -124,6 +124,8 @@ def written_by_calls(module: IRModule) -> list[tuple[str, int]]:
         ("grouped", {"groups": 21, "filters": 21, "size": (5, 9, 32)}),
         ("winograd", {}),
         ("winograd", {"groups": 3, "filters": 72}),
+        ("winograd", {"groups": 3, "filters": 96}),
+        ("winograd", {"groups": 3, "filters": 18}),
         ("planes", {"size": (5, 9, 32)}),
     ],
 )

@@ -19,7 +19,7 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import cut_output, is_tiled
 from tvm_conv3d.compute.filter_vectors import FilterVectors
-from tvm_conv3d.compute.winograd import WinogradVariant, side_by_side
+from tvm_conv3d.compute.winograd import WinogradVariant, side_by_side, turns
 from tvm_conv3d.compute.winograd_axes import axes_of
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm import overhang, stream_stores, transpose, winograd_rule
@@ -47,7 +47,8 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[
     variant = winograd_rule.worthwhile(spec, traits)
     if variant is None:
         return None
-    in_rows = axes_of(collapse(spec), variant.modes).parts[2] == 1 and variant.interleaved == 1
+    s = collapse(spec)
+    in_rows = turns(s, variant) and axes_of(s, variant.modes).parts[2] == 1
     run = variant.tile[2] * variant.block[2] if in_rows else 0
     stream = stream_stores.outgrows_caches(spec, traits, variant.lanes, run)
     return replace(variant, stream=stream), {"unroll": 1}
@@ -121,7 +122,7 @@ def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:
     same = sch.get_loops(sch.get_sblock("flags"))[: len(outer)]
     task = sch.merge(sch.fuse(*outer), sch.fuse(*same))
     sch.parallel(task)
-    if not last and variant.interleaved == 1:
+    if turns(s, variant):
         _turn(sch, s, variant)
     return task
 
@@ -132,7 +133,7 @@ def _turn(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> None:
     if s.groups > 1:
         # each group has vectors of its own
         _, f = sch.split(f, [None, s.group_filters])
-    vector, _ = sch.split(f, [None, variant.lanes])
+    vector, _ = sch.split(f, [None, variant.lanes if s.groups == 1 else min(s.group_filters, variant.lanes)])
     parts = axes_of(s, variant.modes).parts[2]
     turn(sch, vector, w, s.out_size[2] if parts == 1 else None)
 

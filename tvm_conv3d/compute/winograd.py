@@ -9,7 +9,7 @@ gather                      zero-padded input cells of each part, phases and fol
 input_w, input_h, input_d   the input's transforms along each transformed axis, the last in the layout of the product
 product                     for each of the frequencies, and each group, tiles x channels by channels x filters
 output_d, output_h, output_w  the inverse transforms
-turned                      of channels_first only: sums in rows of each filter
+turned                      sums in rows of each filter, see :func:`turns`
 out                         bias, activation and store
 flags                       not finite where a sum is not: a Winograd tile spreads NaN and infinity over its cells
 """
@@ -78,6 +78,15 @@ def side_by_side(spec: Conv3DSpec, variant: WinogradVariant) -> int:
     if variant.interleaved > 1:
         return 1
     return spec.channels if math.prod(axes_of(spec, variant.modes).phases) == 1 else spec.group_channels
+
+
+def turns(spec: Conv3DSpec, variant: WinogradVariant) -> bool:
+    """Whether there is a stage `turned`: in channels_first, where each vector holds filters that lie side by side.
+
+    `spec` has its axes collapsed.
+    """
+    each_whole = spec.groups == 1 or spec.group_filters % min(spec.group_filters, variant.lanes) == 0
+    return spec.data_format != CHANNELS_LAST and variant.interleaved == 1 and each_whole
 
 
 def declare(spec: Conv3DSpec, variant: WinogradVariant) -> Declaration:
@@ -155,8 +164,7 @@ class _Builder:
         bias = te.placeholder((-(-spec.filters // variant.lanes) * variant.lanes,), self.acc, name="bias")
         product = self._product(self._input(self._gather(x)), kernel)
         sums = self._output(product)
-        in_rows = spec.data_format != CHANNELS_LAST and variant.interleaved == 1
-        by_cell = self._turned(sums) if in_rows else self._cells_of(sums)
+        by_cell = self._turned(sums) if turns(spec, variant) else self._cells_of(sums)
         return Declaration((x, kernel, bias, self._out(by_cell, bias), self._flags(sums)), self._tiling())
 
     def _gather(self, x: te.Tensor) -> te.Tensor:
