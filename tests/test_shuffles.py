@@ -10,7 +10,6 @@ import pytest
 from problems import BOUNDS, run_plan
 from tvm_conv3d import build
 from tvm_conv3d.plan import Plan, make_plan
-from tvm_conv3d.schedules.llvm import shuffles
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, same_padding
 from tvm_conv3d.targets import host_target, resolve
 
@@ -68,7 +67,7 @@ def test_vectors_are_loaded_whole(target: dict[str, str], instruction: str, one_
     resolved = resolve({"kind": "llvm", **target, **triple}, 2)
     plan: Plan = make_plan(grouped(64, 32), resolved)
     module = build.scheduled_module(plan, resolved)
-    text = str(tvm.compile(shuffles.rewrite(module, resolved), target=resolved).mod.inspect_source("asm"))
+    text = str(tvm.compile(build.lowered_module(module, plan, resolved), target=resolved).mod.inspect_source("asm"))
     assert re.search(instruction, text)
     assert not re.search(one_by_one, text)
     # what is rewritten is needed: TVM itself loads such vectors one element after the other

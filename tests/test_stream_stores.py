@@ -7,11 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from problems import data, execute
+from problems import data, execute, run_plan
 from tvm_conv3d import buffers, build, reference
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.plan import Plan, default_plan
-from tvm_conv3d.schedules.llvm import stream_stores
 from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, Pads
 from tvm_conv3d.targets import cpu_traits, host_target, resolve
 
@@ -47,6 +46,13 @@ def test_the_numbers_are_right_at_any_address(name: str, offset: int) -> None:
     assert reference.relative_error(out, expected) < 1e-5
 
 
+def test_shuffled_loads_and_streamed_stores_go_together() -> None:
+    spec = replace(LARGE, channels=32, groups=8, kernel=(3, 3, 3), pads=(Pads(1, 1),) * 3)  # type: ignore[arg-type]
+    plan = streaming_plan("grouped", spec)
+    assert plan.variant.shuffled
+    assert run_plan(plan) < 1e-6
+
+
 @pytest.mark.parametrize(("cpu", "instruction"), [("znver4", r"vmovntps\t%zmm"), ("haswell", r"vmovntps\t%ymm")])
 def test_the_instruction_is_emitted(cpu: str, instruction: str) -> None:
     import re
@@ -56,8 +62,9 @@ def test_the_instruction_is_emitted(cpu: str, instruction: str) -> None:
     target = resolve({"kind": "llvm", "mcpu": cpu, "mtriple": "x86_64-linux-gnu"}, 2)
     algorithm = algorithms("llvm")["direct"]
     variant = next(v for v in algorithm.variants(LARGE, cpu_traits(target)) if v.stream)
-    module = build.scheduled_module(Plan(LARGE, "direct", variant, {}), target)
-    text = str(tvm.compile(stream_stores.rewrite(module, target), target=target).mod.inspect_source("asm"))
+    plan = Plan(LARGE, "direct", variant, {})
+    module = build.scheduled_module(plan, target)
+    text = str(tvm.compile(build.lowered_module(module, plan, target), target=target).mod.inspect_source("asm"))
     assert re.search(instruction, text)
     assert not re.search("vmovnt", str(tvm.compile(module, target=target).mod.inspect_source("asm")))
 

@@ -13,8 +13,14 @@ from tvm_conv3d.schedules.llvm.lower import to_vectors
 
 def lowered(module: IRModule, variant: Any, target: Target) -> IRModule:
     """The scheduled function of `variant`, ready for TVM's compiler."""
-    if getattr(variant, "shuffled", False) or getattr(variant, "interleaved", 1) > 1:
-        module = shuffles.rewrite(module, target)
-    if overhang.marked(module) or runs.marked(module):
-        module = runs.rewrite(overhang.rewrite(to_vectors(module, target)), past_caches=variant.stream)
-    return stream_stores.rewrite(module, target) if variant.stream else module
+    permuted = getattr(variant, "shuffled", False) or getattr(variant, "interleaved", 1) > 1
+    noted = overhang.marked(module) or runs.marked(module)
+    if not (permuted or noted or variant.stream):
+        return module
+    # once only: what was changed below is taken for less than it is when lowered again, and buffers shrink
+    module = to_vectors(module, target)
+    if permuted:
+        module = shuffles.rewrite(module)
+    if noted:
+        module = runs.rewrite(overhang.rewrite(module), past_caches=variant.stream)
+    return stream_stores.rewrite(module) if variant.stream else module

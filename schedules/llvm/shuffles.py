@@ -13,10 +13,7 @@ from typing import Any
 
 import tvm_ffi
 from tvm import IRModule, ir, sym, tirx
-from tvm.target import Target
 from tvm.tirx import transform
-
-from tvm_conv3d.schedules.llvm.lower import to_vectors
 
 #: How indices of vectors are computed.
 _OPERATIONS = {
@@ -29,10 +26,10 @@ _OPERATIONS = {
 }
 
 
-def rewrite(module: IRModule, target: Target) -> IRModule:
-    """A scheduled function, lowered to vectors, in which permuted loads are shuffles."""
+def rewrite(module: IRModule) -> IRModule:
+    """A function, lowered to vectors, in which permuted loads are shuffles."""
     # what a loop permutes by is a number once that loop is unrolled
-    lowered = transform.UnrollLoop()(to_vectors(module, target))
+    lowered = transform.UnrollLoop()(module)
     analyzer = sym.Analyzer()
 
     def shuffled(load: ir.TensorLoad) -> Any:

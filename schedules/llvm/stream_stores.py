@@ -15,10 +15,8 @@ from typing import Any
 
 import tvm_ffi
 from tvm import IRModule, tirx
-from tvm.target import Target
 
 from tvm_conv3d.schedules.llvm import injected
-from tvm_conv3d.schedules.llvm.lower import to_vectors
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -68,10 +66,9 @@ def _stored_bytes(spec: Conv3DSpec, lanes: int) -> int:
     return math.prod(spec.output_shape) * injected.TYPES[spec.dtype][1]
 
 
-def rewrite(module: IRModule, target: Target) -> IRModule:
-    """A scheduled function with the vector stores to its output made non-temporal."""
-    lowered = to_vectors(module, target)
-    function = lowered["main"]
+def rewrite(module: IRModule) -> IRModule:
+    """A function, lowered to vectors, with the vector stores to its output made non-temporal."""
+    function = module["main"]
     used: dict[str, str] = {}
 
     def streamed(store: tirx.BufferStore) -> Any:
