@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from problems import data, execute
+from problems import data, execute, run_plan
 from tvm_conv3d import buffers, build, reference
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.plan import Plan, default_plan
@@ -45,6 +45,13 @@ def test_the_numbers_are_right_at_any_address(name: str, offset: int) -> None:
     assert trusted
     expected = np.maximum(reference.convolve(plan.spec, x, kernel, bias), 0)
     assert reference.relative_error(out, expected) < 1e-5
+
+
+def test_shuffled_loads_and_streamed_stores_go_together() -> None:
+    spec = replace(LARGE, channels=32, groups=8, kernel=(3, 3, 3), pads=(Pads(1, 1),) * 3)  # type: ignore[arg-type]
+    plan = streaming_plan("grouped", spec)
+    assert plan.variant.shuffled
+    assert run_plan(plan) < 1e-6
 
 
 @pytest.mark.parametrize(("cpu", "instruction"), [("znver4", r"vmovntps\t%zmm"), ("haswell", r"vmovntps\t%ymm")])
