@@ -26,6 +26,8 @@ def to_vectors(module: IRModule, target: Target) -> IRModule:
         tirx.transform.NarrowDataType(32),
         transform.LoopPartition(),
         tirx.transform.VectorizeLoop(True),
+        # of indices of 64 bits, vectorizing leaves casts of vectors, for which the passes above fail
+        transform.StmtSimplify(),
     )
     with target:
         return ir.transform.Sequential((tirx.transform.BindTarget(target), *passes))(module)
