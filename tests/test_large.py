@@ -1,6 +1,6 @@
 """Problems of 2**31 elements and more: their indices have 64 bits, whichever tensor is that large.
 
-Nothing is run here, as it would take more memory than test machines have.
+No large problem is run here, as it would take more memory than test machines have.
 """
 
 from __future__ import annotations
@@ -8,13 +8,17 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from tvm_conv3d import build, workspace
+from problems import data, execute
+from tvm_conv3d import build, reference, workspace
+from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.compute import declaration
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.plan import default_plan
+from tvm_conv3d.plan import Plan, default_plan
 from tvm_conv3d.schedules.llvm.tile_rule import task_box
-from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
 from tvm_conv3d.targets import cpu_traits, host_target
 
 PADS = (Pads(1, 1),) * 3
@@ -25,6 +29,8 @@ LARGE = {
     "output": Conv3DSpec(1, (128, 256, 256), 1, 512, CUBE, pads=PADS),
     "winograd": Conv3DSpec(1, (512, 256, 512), 64, 64, CUBE, pads=PADS),
     "grouped": Conv3DSpec(1, (512, 256, 512), 64, 64, CUBE, pads=PADS, groups=64),
+    "shared": Conv3DSpec(1, (512, 512, 512), 64, 64, CUBE, pads=PADS, groups=8),
+    "odd": Conv3DSpec(2, (2048, 1024, 1024), 4, 13, (1, 1, 1), activation="elu"),
     "weights": Conv3DSpec(1, (4, 4, 4), 16384, 8192, CUBE, pads=PADS),
     "batch": Conv3DSpec(1 << 22, (8, 8, 8), 1, 1, CUBE, pads=PADS),
 }
@@ -47,7 +53,7 @@ def index_types(spec: Conv3DSpec, exact: bool) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("data_format", ["channels_last", CHANNELS_FIRST])
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
 @pytest.mark.parametrize("spec", LARGE.values(), ids=LARGE.keys())
 def test_indices_have_64_bits(spec: Conv3DSpec, data_format: str) -> None:
     spec = replace(spec, data_format=data_format)
@@ -61,10 +67,55 @@ def test_small_problems_keep_32_bits() -> None:
     assert index_types(small, exact=True) == index_types(small, exact=False) == {"int32"}
 
 
-@pytest.mark.parametrize("name", ["input", "winograd", "grouped"])
-def test_large_problems_compile(name: str) -> None:
-    plan = default_plan(LARGE[name], host_target(2))
-    assert plan.algorithm == {"input": "direct"}.get(name, name)
+SMALL = {
+    "dense": Conv3DSpec(1, (5, 9, 11), 8, 32, CUBE, pads=PADS, activation="relu"),
+    "odd": Conv3DSpec(2, (5, 9, 11), 8, 30, CUBE, pads=PADS, activation="elu"),
+    "pointwise": Conv3DSpec(1, (5, 9, 11), 4, 13, (1, 1, 1)),
+    "strided": Conv3DSpec(1, (6, 8, 12), 6, 32, CUBE, strides=(1, 2, 2), pads=((0, 1),) * 3),
+    "groups": Conv3DSpec(1, (5, 9, 11), 32, 32, CUBE, pads=PADS, groups=8),
+    "depthwise": Conv3DSpec(1, (5, 9, 11), 38, 38, CUBE, pads=PADS, groups=38),
+    "double": Conv3DSpec(1, (5, 9, 11), 6, 17, CUBE, pads=PADS, dtype="float64"),
+}
+
+
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+@pytest.mark.parametrize("name", SMALL)
+def test_indices_of_64_bits_give_the_same_numbers(name: str, data_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All defaults, in every way of storing."""
+    spec = replace(SMALL[name], data_format=data_format)
+    traits = cpu_traits(host_target(2))
+    found = [(name, algorithm.default(spec, traits)) for name, algorithm in algorithms("llvm").items()]
+    plans = [Plan(spec, name, *plan) for name, plan in found if plan]
+    plans += [
+        replace(plan, variant=replace(plan.variant, stream=True)) for plan in plans if hasattr(plan.variant, "stream")
+    ]
+    x, kernel, bias = data(spec)
+    expected = {"relu": lambda sums: np.maximum(sums, 0), "elu": lambda sums: np.where(sums > 0, sums, np.expm1(sums))}
+    sums = reference.convolve(spec, x, kernel, bias)
+    result = expected.get(str(spec.activation), np.array)(sums)
+    monkeypatch.setattr(declaration, "WIDE", 1)
+    for plan in plans:
+        out, trusted = execute(plan, x, kernel, bias)
+        assert trusted
+        assert reference.relative_error(out, result) < 1e-5, plan.describe()
+
+
+COMPILED = {
+    "input": "direct",
+    "pointwise": "direct",
+    "winograd": "winograd",
+    "grouped": "grouped",
+    "shared": "winograd",
+    "odd": "direct",
+    "batch": "depthwise",
+}
+
+
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+@pytest.mark.parametrize("name", COMPILED)
+def test_large_problems_compile(name: str, data_format: str) -> None:
+    plan = default_plan(replace(LARGE[name], data_format=data_format), host_target(2))
+    assert data_format == CHANNELS_FIRST or plan.algorithm == COMPILED[name]
     artifact = build.compile_plan(plan, host_target(2))
     assert artifact.object_code
     assert workspace.Workspace(*artifact.workspace).per_thread(2) < workspace.DEFAULT_LIMIT

@@ -36,8 +36,9 @@ def to_loops(module: IRModule, target: Target) -> IRModule:
 
 def to_vectors(module: IRModule, target: Target) -> IRModule:
     """A module of plain loops with operations on vectors in place of its vectorized loops."""
+    # of indices of 64 bits, vectorizing leaves casts of vectors, for which the passes of the compiler fail
     with target:
-        return tirx.transform.VectorizeLoop(True)(module)
+        return ir.transform.Sequential((tirx.transform.VectorizeLoop(True), transform.StmtSimplify()))(module)
 
 
 def values_in(loop: tirx.For) -> list[Any]:

@@ -72,11 +72,24 @@ def rewrite(module: IRModule) -> IRModule:
     def masked(note: tirx.AttrStmt) -> Any:
         if note.attr_key != _LEFT:
             return note
+        loops: list[tirx.For] = []
+        tvm_ffi.structural_walk(note.body, (tirx.For, loops.append))
+        if loops:
+            return tvm_ffi.structural_map(note.body, (tirx.For, lambda loop: _shortened(loop, note.value)))
         return tvm_ffi.structural_map(note.body, (tirx.BufferStore, lambda store: _masked(store, note.value, used)))
 
     function = module["main"]
     body = tvm_ffi.structural_map(function.body, (tirx.AttrStmt, masked))
     return IRModule({"main": function.with_body(injected.with_functions(body, used.values()))})
+
+
+def _shortened(loop: tirx.For, left: Any) -> tirx.For:
+    """`loop`, over elements of which as many as are left are stored.
+
+    TVM takes the lanes one by one where an activation calls a function that has no vector form.
+    """
+    extent = tirx.min(loop.extent, tirx.max(left, tirx.const(0, str(loop.extent.ty.dtype))))
+    return tirx.For(loop.loop_var, loop.min, extent, loop.kind, loop.body, loop.thread_binding, loop.annotations)
 
 
 def _masked(store: tirx.BufferStore, left: Any, used: dict[str, str]) -> Any:

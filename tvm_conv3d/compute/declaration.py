@@ -14,6 +14,9 @@ from tvm.tirx import PrimFunc
 from tvm_conv3d.compute import cut
 from tvm_conv3d.compute.cut import Tiling
 
+#: Elements of a tensor from which on indices have 64 bits: TVM's 32-bit indices overflow silently.
+WIDE = 2**29
+
 
 @dataclass(frozen=True)
 class Declaration:
@@ -36,8 +39,7 @@ class Declaration:
         """The function `main`, unscheduled."""
         # stages of what is declared in tiles exist in tiles only
         counted = _all(self.tensors) if self.tiling is None else (*self.tensors, *self.kept)
-        # TVM's 32-bit indices overflow silently
-        wide = max(math.prod(_shape(tensor)) for tensor in counted) >= 2**29
+        wide = max(math.prod(_shape(tensor)) for tensor in counted) >= WIDE
         function = te.create_prim_func(list(self.tensors), index_dtype_override="int64" if wide else None)
         if self.tiling is None:
             return IRModule({"main": _unaligned(function)})
