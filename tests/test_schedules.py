@@ -11,7 +11,7 @@ import pytest
 from problems import run_plan
 from tvm_conv3d import build, targets
 from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.plan import algorithm_of, make_plan
+from tvm_conv3d.plan import Plan, algorithm_of, make_plan
 from tvm_conv3d.schedules.decisions import Decisions, largest_divisor
 from tvm_conv3d.schedules.llvm import direct, tile_rule
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads, same_padding
@@ -108,6 +108,24 @@ def test_tiles_fit_registers_and_waste_little(registers: int, width: int) -> Non
     computed = -(-width // tile.rows) * tile.rows * -(-width // tile.columns) * tile.columns
     assert computed / width**2 <= 1.15
     assert cells * tile.vectors >= min(8, width**2)
+
+
+def test_half_vectors_where_cpus_split_whole_ones() -> None:
+    """24 filters are three halves there, and two whole vectors elsewhere."""
+    split = replace(cpu_traits(resolve({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4"}, 2)), cores=2)
+    assert split.split
+    whole = replace(split, split=False)
+    for filters, expected in ((24, (8, 3)), (40, (8, 1)), (32, (16, 2)), (48, (16, 3)), (56, (16, 2)), (8, (8, 1))):
+        spec = same(1, (8, 28, 28), 64, filters, 3)
+        tile = tile_rule.best_tile(spec, split, filters)
+        assert (tile.lanes, tile.vectors) == expected, filters
+        assert tile_rule.best_tile(spec, whole, filters).lanes == min(16, filters)
+    spec = same(2, (9, 11, 13), 20, 24, 3)
+    for name in ("direct", "winograd"):
+        found = algorithms("llvm")[name].default(spec, split)
+        assert found is not None
+        assert (found[0].lanes, found[0].vectors) == (8, 3)
+        assert run_plan(Plan(spec, name, *found)) < 1e-5
 
 
 def test_tasks_feed_all_threads() -> None:

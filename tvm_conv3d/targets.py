@@ -22,6 +22,9 @@ _USUAL_CACHES = {1: 32 << 10, 2: 1 << 20, 3: 16 << 20}
 #: Bytes of the shared cache that one core can count on: a virtual machine sees all of its host's, and has its part.
 _MOST_L3_PER_CORE = 16 << 20
 
+#: CPUs that take two cycles for an operation on 512 bits.
+_SPLIT = ("znver4",)
+
 #: Architectures that code can be made for.
 _ARCHITECTURES = ("x86_64", "aarch64", "arm", "riscv64")
 
@@ -52,6 +55,7 @@ class CpuTraits:
         registers: number of those registers.
         cores: threads that run at once.
         l1, l2, l3: bytes of data cache: per core, per core, and of the shared one what `cores` can count on.
+        split: an operation on a whole vector takes as long as two on half a vector.
     """
 
     vector_bits: int
@@ -60,6 +64,7 @@ class CpuTraits:
     l1: int
     l2: int
     l3: int
+    split: bool = False
 
     def lanes(self, dtype: str) -> int:
         """Elements of `dtype` in one vector register."""
@@ -255,7 +260,9 @@ def cpu_traits(target: Target) -> CpuTraits:
         registers = 32
     caches = {**_USUAL_CACHES, **_linux_caches()}
     cores = thread_count(target)
-    return CpuTraits(bits, registers, cores, caches[1], caches[2], min(caches[3], cores * _MOST_L3_PER_CORE))
+    l3 = min(caches[3], cores * _MOST_L3_PER_CORE)
+    split = bits == 512 and str(target.attrs.get("mcpu", "")) in _SPLIT
+    return CpuTraits(bits, registers, cores, caches[1], caches[2], l3, split)
 
 
 def target_key(target: Target) -> str:

@@ -3,11 +3,12 @@
 Cost of one step of the reduction (one channel of one tap), in cycles of the vector unit, for a tile of `cells` output
 cells by `vectors` vectors of filters:
 
-    step = max(cells * vectors, LATENCY, (cells + vectors) / LOADS) * WIDTH_PENALTY[vectors]
+    step = max(share * max(cells * vectors, LATENCY), (cells + vectors) / LOADS) * WIDTH_PENALTY[vectors]
 
-that is, one cycle a multiply-add, at least as many independent sums as an addition is deep, and what the load ports
-take. Times the number of tiles, overhanging ones included, this decides: most of what can be lost is lost by tiles that
-overhang rows, columns or filters. Tiles of one row are cheaper by the taps that see only padding, as those are skipped.
+that is, one cycle a multiply-add (a share of it on half a vector, where CPUs split whole ones), at least as many
+independent sums as an addition is deep, and what the load ports take. Times the number of tiles, overhanging ones
+included, this decides: most of what can be lost is lost by tiles that overhang rows, columns or filters. Tiles of one
+row are cheaper by the taps that see only padding, as those are skipped.
 The penalties were fitted to measured layers (64 to 512 channels, AVX-512).
 """
 
@@ -38,6 +39,9 @@ _TURN = 0.75
 
 #: Lanes of the narrowest vectors.
 _LEAST_LANES = 4
+
+#: Padded filters in half vectors, of those in whole ones, up to which halves are worth it.
+_SHARE_OF_HALVES = 0.85
 
 #: Tasks a thread should get, so that one slow thread does not decide.
 TASKS_PER_THREAD = 4
@@ -95,9 +99,9 @@ def good_tiles(
         sharing: how groups share vectors, if they do.
         count: how many, at most.
     """
-    lanes, widths, interleaved = fitting_lanes(traits, spec.accumulator, filters), list(WIDTH_PENALTY), 1
+    useful, widths, interleaved = useful_lanes(traits, spec.accumulator, filters), list(WIDTH_PENALTY), 1
     if sharing is not None:
-        lanes, widths, interleaved = sharing.lanes, [sharing.vectors], sharing.interleaved
+        useful, widths, interleaved = [sharing.lanes], [sharing.vectors], sharing.interleaved
         filters = sharing.vectors * sharing.lanes
     _, height, width = spec.out_size
     # one register holds the broadcast input value, `vectors` hold the weights
@@ -105,7 +109,7 @@ def good_tiles(
     most_rows = 4 if unrolled_taps == 1 else 1
     candidates = [
         Tile(rows, columns, vectors, lanes, interleaved)
-        for rows, vectors in itertools.product(range(1, most_rows + 1), widths)
+        for rows, vectors, lanes in itertools.product(range(1, most_rows + 1), widths, useful)
         for columns in range(1, traits.registers)
         if (rows * columns + (unrolled_taps == 1)) * vectors <= sums and rows <= height and columns <= max(width, 1)
     ]
@@ -113,8 +117,9 @@ def good_tiles(
 
     def cost(tile: Tile) -> tuple[float, int, int]:
         cells = tile.rows * tile.columns
-        step = max(cells * tile.vectors, LATENCY, (cells + tile.vectors) / LOADS) * WIDTH_PENALTY[tile.vectors]
-        tiles = -(-height // tile.rows) * -(-width // tile.columns) * -(-filters // (tile.vectors * lanes))
+        done = max(cells * tile.vectors, LATENCY) * tile.lanes / useful[0]
+        step = max(done, (cells + tile.vectors) / LOADS) * WIDTH_PENALTY[tile.vectors]
+        tiles = -(-height // tile.rows) * -(-width // tile.columns) * -(-filters // (tile.vectors * tile.lanes))
         return tiles * step * (row_share if tile.rows == 1 else 1), -cells * tile.vectors, tile.rows
 
     return heapq.nsmallest(count, candidates, key=cost)
@@ -136,6 +141,14 @@ def fitting_lanes(traits: CpuTraits, dtype: str, filters: int) -> int:
     while lanes > _LEAST_LANES and lanes // 2 >= filters:
         lanes //= 2
     return lanes
+
+
+def useful_lanes(traits: CpuTraits, dtype: str, filters: int) -> list[int]:
+    """:func:`fitting_lanes`, then half of them where that saves much: 24 filters are three halves instead of four."""
+    lanes = fitting_lanes(traits, dtype, filters)
+    half = lanes // 2
+    saves = -(-filters // half) * half <= _SHARE_OF_HALVES * -(-filters // lanes) * lanes
+    return [lanes, half] if traits.split and saves and lanes == traits.lanes(dtype) else [lanes]
 
 
 def task_box(
@@ -210,5 +223,5 @@ def worthwhile_sharing(spec: Conv3DSpec, traits: CpuTraits) -> Sharing | None:
 
 
 def share_of_vector(traits: CpuTraits, spec: Conv3DSpec, lanes: int) -> float:
-    """What an operation on `lanes` costs: a CPU with AVX-512 does two of half a vector, or less, at once."""
-    return 0.5 if traits.vector_bits == 512 and lanes < traits.lanes(spec.accumulator) else 1.0
+    """What an operation on `lanes` costs: some CPUs do two of half a vector, or less, at once."""
+    return 0.5 if traits.split and lanes < traits.lanes(spec.accumulator) else 1.0

@@ -25,6 +25,8 @@ from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.winograd import WinogradVariant, groups_of_part, side_by_side
 from tvm_conv3d.compute.winograd_axes import Axes, axes_of
 from tvm_conv3d.schedules.llvm.tile_rule import (
+    LATENCY,
+    LOADS,
     WIDTH_PENALTY,
     best_tile,
     seen_share,
@@ -73,15 +75,17 @@ def amounts(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> dict[
     rounds = -(-tasks // traits.cores)
 
     cells = variant.columns * variant.vectors
-    step = max(cells, 8, (variant.columns + variant.vectors) / 2) * WIDTH_PENALTY[variant.vectors] / variant.columns
+    share = share_of_vector(traits, s, lanes)
+    done = max(share * max(cells, LATENCY), (variant.columns + variant.vectors) / LOADS)
+    step = done * WIDTH_PENALTY[variant.vectors] / variant.columns
     own = 4.0 * frequencies * tiles * (channels + filters)
     weights = 4.0 * frequencies * group_channels * filters
     of_task = {
         "product": frequencies * tiles * group_channels * (filters // width) * step,
         # loops over a row of tiles cost as much to start as half a tile
         "transform": _transform_steps(variant, axes, channels // lanes, filters // lanes)
-        * (1 + 0.5 / variant.block[2]),
-        **_copied(s, variant, axes, channels, filters),
+        * (share + 0.5 * share / variant.block[2]),
+        **_copied(s, variant, axes, channels, filters, share),
         "own_l2" if own <= traits.l2 else "own_l3": own,
         "task": 1.0,
     }
@@ -94,24 +98,25 @@ def direct_cycles(s: Conv3DSpec, traits: CpuTraits) -> float:
     """Cycles of the direct convolution on each core, by the same measure; `s` has its axes collapsed."""
     sharing = worthwhile_sharing(s, traits)
     tile = best_tile(s, traits, s.group_filters, sharing=sharing)
+    share = share_of_vector(traits, s, tile.lanes)
     depth, height, width = s.out_size
     cells = depth * -(-height // tile.rows) * tile.rows * -(-width // tile.columns) * tile.columns
     if sharing is not None:
         vectors = sharing.cycles(s, traits)
     else:
         vectors = s.groups * -(-s.group_filters // (tile.vectors * tile.lanes)) * tile.vectors
-        vectors *= WIDTH_PENALTY[tile.vectors] * (share_of_vector(traits, s, tile.lanes) if s.groups > 1 else 1)
+        vectors *= WIDTH_PENALTY[tile.vectors] * share
     seen = seen_share(s, 0) * (seen_share(s, 1) if tile.rows == 1 else 1)
     steps = s.batch * cells * vectors * math.prod(s.kernel) * s.group_channels
-    copied = math.prod(s.output_shape) / tile.lanes
+    copied = float(math.prod(s.output_shape))
     if s.window != (1, 1, 1):
-        copied += 2 * math.prod(s.input_shape) / tile.lanes
+        copied += 2 * math.prod(s.input_shape)
     if s.data_format != CHANNELS_LAST:
         both = math.prod(s.input_shape) + math.prod(s.output_shape)
-        copied += both * (1 + _ROW / min(width, _LONG_ROW)) / tile.lanes
+        copied += both * (1 + _ROW / min(width, _LONG_ROW))
     done = {
         "product": steps * seen,
-        "copy": copied,
+        "copy": copied * share / tile.lanes,
         "memory": _memory_bytes(s),
     }
     return sum(COSTS[name] * amount for name, amount in done.items()) / traits.cores
@@ -121,17 +126,19 @@ def _memory_bytes(s: Conv3DSpec) -> float:
     return float((math.prod(s.input_shape) + math.prod(s.output_shape)) * np.dtype(s.accumulator).itemsize)
 
 
-def _copied(s: Conv3DSpec, variant: WinogradVariant, axes: Axes, channels: int, filters: int) -> dict[str, float]:
+def _copied(
+    s: Conv3DSpec, variant: WinogradVariant, axes: Axes, channels: int, filters: int, share: float
+) -> dict[str, float]:
     """What a task reads, writes, or both, without multiplying it."""
     gathered = math.prod(axes.cells([b * m for b, m in zip(variant.block, variant.tile, strict=True)])) * channels
     stored = math.prod(variant.block) * math.prod(variant.tile) * filters
     if s.data_format != CHANNELS_LAST:
         # transposed on the way, each row of a channel by itself
         row = variant.block[2] * variant.tile[2]
-        return {"copy": (3 * gathered + 2 * stored + (gathered + stored) * _ROW / row) / variant.lanes}
+        return {"copy": (3 * gathered + 2 * stored + (gathered + stored) * _ROW / row) * share / variant.lanes}
     if side_by_side(s, variant) % variant.lanes:
-        return {"copy": stored / variant.lanes, "element": gathered}
-    return {"copy": (2 * gathered + stored) / variant.lanes}
+        return {"copy": stored * share / variant.lanes, "element": gathered}
+    return {"copy": (2 * gathered + stored) * share / variant.lanes}
 
 
 def _transform_steps(variant: WinogradVariant, axes: Axes, channel_vectors: int, filter_vectors: int) -> float:

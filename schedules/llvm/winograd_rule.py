@@ -17,7 +17,7 @@ from tvm_conv3d.compute.winograd import WinogradVariant, error_bound, side_by_si
 from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, POLYPHASE, STRIDED, axes_of
 from tvm_conv3d.schedules.llvm import grouped, winograd_cost
 from tvm_conv3d.schedules.llvm.priced import Priced
-from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, fitting_lanes, sharings
+from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, fitting_lanes, sharings, useful_lanes
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -137,14 +137,17 @@ def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[Priced[WinogradVar
 
 def _layouts(s: Conv3DSpec, traits: CpuTraits) -> list[tuple[int, int, int]]:
     """Interleaved groups, vectors in the product's tile and lanes: each group by itself, then shared vectors."""
-    lanes = fitting_lanes(traits, s.accumulator, s.group_filters)
 
-    def cost(vectors: int) -> tuple[float, int]:
-        # few padded filters first, then two vectors
-        return -(-s.group_filters // (vectors * lanes)) * vectors * WIDTH_PENALTY[vectors], abs(vectors - 2)
+    def best_vectors(lanes: int) -> int:
+        def cost(vectors: int) -> tuple[float, int]:
+            # few padded filters first, then two vectors
+            return -(-s.group_filters // (vectors * lanes)) * vectors * WIDTH_PENALTY[vectors], abs(vectors - 2)
 
+        return min(WIDTH_PENALTY, key=cost)
+
+    apart = [(1, best_vectors(lanes), lanes) for lanes in useful_lanes(traits, s.accumulator, s.group_filters)]
     shared = [(sharing.interleaved, sharing.vectors, sharing.lanes) for sharing in sharings(s, traits)[:_SHARINGS]]
-    return [(1, min(WIDTH_PENALTY, key=cost), lanes), *shared]
+    return [*apart, *shared]
 
 
 def _with_columns(variant: WinogradVariant, traits: CpuTraits) -> WinogradVariant:
