@@ -100,14 +100,14 @@ def direct_cycles(s: Conv3DSpec, traits: CpuTraits) -> float:
     tile = best_tile(s, traits, s.group_filters, sharing=sharing)
     share = share_of_vector(traits, s, tile.lanes)
     depth, height, width = s.out_size
-    cells = depth * -(-height // tile.rows) * tile.rows * -(-width // tile.columns) * tile.columns
+    tiles = s.batch * depth * -(-height // tile.rows) * -(-width // tile.columns)
     if sharing is not None:
         vectors = sharing.cycles(s, traits)
     else:
         vectors = s.groups * -(-s.group_filters // (tile.vectors * tile.lanes)) * tile.vectors
         vectors *= WIDTH_PENALTY[tile.vectors] * share
     seen = seen_share(s, 0) * (seen_share(s, 1) if tile.rows == 1 else 1)
-    steps = s.batch * cells * vectors * math.prod(s.kernel) * s.group_channels
+    terms = math.prod(s.kernel) * s.group_channels
     copied = float(math.prod(s.output_shape))
     if s.window != (1, 1, 1):
         copied += 2 * math.prod(s.input_shape)
@@ -115,10 +115,13 @@ def direct_cycles(s: Conv3DSpec, traits: CpuTraits) -> float:
         both = math.prod(s.input_shape) + math.prod(s.output_shape)
         copied += both * (1 + _ROW / min(width, _LONG_ROW))
     done = {
-        "product": steps * seen,
+        "product": tiles * tile.rows * tile.columns * vectors * terms * seen,
         "copy": copied * share / tile.lanes,
         "memory": _memory_bytes(s),
     }
+    if 4.0 * terms * tile.vectors * tile.lanes > traits.l2 / 2:
+        # each tile reads its weights anew, from behind the core's own cache
+        done["weights_l3"] = tiles * 4.0 * terms * s.filters * seen
     return sum(COSTS[name] * amount for name, amount in done.items()) / traits.cores
 
 
