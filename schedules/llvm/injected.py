@@ -38,15 +38,3 @@ def address(buffer: Any, place: Any, access: str) -> Any:
     TVM shrinks buffers to what it sees accessed. Of the address of a load it sees that one element, of this one all.
     """
     return buffer.access_ptr(access, offset=place)
-
-
-def first(expression: Any, variable: ir.Var) -> Any:
-    """`expression` at the first turn of the loop of `variable`."""
-    zero = tirx.const(0, str(variable.ty.dtype))
-    return tvm_ffi.structural_map(expression, (ir.Var, lambda var: zero if var.same_as(variable) else var))
-
-
-def depends_on(expression: Any, variable: ir.Var) -> bool:
-    found: list[bool] = []
-    tvm_ffi.structural_walk(expression, (ir.Var, lambda var: found.append(var.same_as(variable))))
-    return any(found)

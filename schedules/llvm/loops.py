@@ -50,6 +50,11 @@ def conjuncts(condition: Expr) -> list[Expr]:
     return [condition]
 
 
+def all_of(conditions: list[Expr]) -> Expr:
+    """All together; true where there are none."""
+    return tirx.all(*conditions) if conditions else tirx.const(True, "bool")
+
+
 @dataclass(frozen=True)
 class Bounds:
     """Elements of a row that may be read: from the largest of `first` on, up to the least of `end`."""

@@ -14,7 +14,7 @@ from tvm import IRModule, ir, tirx
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.schedules.decisions import LoopRV
-from tvm_conv3d.schedules.llvm import injected, loops
+from tvm_conv3d.schedules.llvm import injected, loops, part_store
 from tvm_conv3d.targets import CpuTraits
 
 #: Annotations of a loop along a row: elements of the row's last part, and of the vectors that it is padded to.
@@ -28,15 +28,6 @@ _MASKED_BITS = 512
 
 #: Vectors of a row up to which their code is written out.
 _FEW = 4
-
-_FUNCTION = """
-declare void @llvm.masked.store.v{lanes}{suffix}.p0(<{lanes} x {type}>, ptr, i32, <{lanes} x i1>)
-define void @{name}(ptr %place, <{lanes} x {type}> %value) alwaysinline nounwind {{
-  call void @llvm.masked.store.v{lanes}{suffix}.p0(
-    <{lanes} x {type}> %value, ptr %place, i32 {bytes}, <{lanes} x i1> <{mask}>)
-  ret void
-}}
-"""
 
 
 def mark(sch: Schedule, loop: LoopRV, length: int, padded: int = 0) -> None:
@@ -107,24 +98,17 @@ def store_parts(module: IRModule) -> IRModule:
     def on_part(statement: tirx.AttrStmt) -> Any:
         if statement.attr_key != _PART:
             return statement
+        part = int(statement.value)
+        scalars = part_store.one_by_one(statement.body, part)
+        if scalars is not None:
+            return scalars
         return tvm_ffi.structural_map(
-            statement.body, (tirx.BufferStore, lambda store: _masked(store, int(statement.value), texts))
+            statement.body, (tirx.BufferStore, lambda store: part_store.masked(store, part, texts))
         )
 
     function = module["main"]
     body = tvm_ffi.structural_map(function.body, (tirx.AttrStmt, on_part))
     return IRModule({"main": function.with_body(injected.with_functions(body, texts.values()))})
-
-
-def _masked(store: tirx.BufferStore, part: int, texts: dict[str, str]) -> Any:
-    dtype, index = str(store.buffer.dtype), store.indices[0]
-    lanes, (llvm_type, element) = int(index.lanes), injected.TYPES[dtype]
-    name = f"tvm_conv3d_store_{dtype}x{lanes}_{part}"
-    mask = ", ".join(f"i1 {int(lane < part)}" for lane in range(lanes))
-    texts[name] = _FUNCTION.format(
-        name=name, lanes=lanes, type=llvm_type, suffix=f"f{8 * element}", bytes=element, mask=mask
-    )
-    return injected.call(name, injected.address(store.buffer, index.base, "w"), store.value)
 
 
 def _stored_type(body: Any) -> str:

@@ -15,8 +15,7 @@ from tvm import IRModule, sym, tirx
 from tvm.s_tir import SBlockRealize, Schedule
 
 from tvm_conv3d.schedules.decisions import LoopRV
-from tvm_conv3d.schedules.llvm import injected
-from tvm_conv3d.schedules.llvm.overhang import all_of, conjuncts
+from tvm_conv3d.schedules.llvm import injected, loops
 from tvm_conv3d.schedules.llvm.stream_stores import LEAST_BYTES
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
@@ -113,12 +112,12 @@ def note(module: IRModule) -> IRModule:
         if _RUN not in loop.annotations:
             return loop
         realize = loop.body
-        conditions = list(conjuncts(realize.predicate))
-        bounds = [condition for condition in conditions if injected.depends_on(condition, loop.loop_var)]
-        others = all_of([condition for condition in conditions if not any(map(condition.same_as, bounds))])
+        conditions = loops.conjuncts(realize.predicate)
+        bounds = [condition for condition in conditions if loops.uses(condition, loop.loop_var)]
+        others = loops.all_of([condition for condition in conditions if not any(map(condition.same_as, bounds))])
         count = loop.extent
         for bound in bounds:
-            left = analyzer.simplify(bound.b - injected.first(bound.a, loop.loop_var))
+            left = analyzer.simplify(bound.b - loops.put_all(bound.a, {loop.loop_var: 0}))
             count = tirx.min(count, left * loop.annotations[_RUN])
         body = SBlockRealize(realize.iter_values, others, realize.block)
         whole = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding)
@@ -147,7 +146,7 @@ def rewrite(module: IRModule, past_caches: bool) -> IRModule:
             return note
         loop = note.body
         assert isinstance(loop, tirx.For), loop
-        at_start = injected.first(loop.body, loop.loop_var)
+        at_start = loops.put_all(loop.body, {loop.loop_var: 0})
         return tvm_ffi.structural_map(at_start, (tirx.BufferStore, lambda store: copy(store, note.value)))
 
     def copy(store: tirx.BufferStore, count: Any) -> Any:

@@ -105,7 +105,7 @@ def declare(spec: Conv3DSpec, variant: PlanesVariant) -> Declaration:
 
     def out_at(n, g, f, d, h, w):  # type: ignore[no-untyped-def]
         b, fi, wo, wi = f // filters, f % filters, w // (vectors * lanes), w % (vectors * lanes)
-        value = tile[n, g, b, d, h // rows, wo, fi, h % rows, wi // lanes, wi % lanes]
+        value = tile(n, g, b, d, h // rows, wo, fi, h % rows, wi // lanes, wi % lanes)
         return finish(s, value, bias[g, b, fi])
 
     out = te.compute((s.batch, s.groups, s.group_filters, *s.out_size), out_at, name="out")
