@@ -8,7 +8,8 @@ that tuning keeps. The direct convolution is priced by the same measure.
     copy             vectors of the gathered input and of the stored output
     element          numbers of the gathered input that are copied one by one, as channels fill no vectors
     own_l2, own_l3   bytes of a task's own data, written and read once, where L2 holds them and where it does not
-    weights_l3, weights_memory   bytes of all transformed weights, once a task, where L3 holds them and where not
+    weights_l3       bytes of weights that are read anew, for each task, from L3
+    waiting          cycles for weights from memory, beyond those of the products that are done meanwhile
     memory           bytes of input and output
     task             tasks
 """
@@ -45,10 +46,13 @@ COSTS = {
     "own_l2": 0.14,
     "own_l3": 0.85,
     "weights_l3": 0.028,
-    "weights_memory": 0.062,
+    "waiting": 1.0,
     "memory": 0.2,
     "task": 400.0,
 }
+
+#: Cycles for a byte of weights from memory, while all cores read, and share of L3 that they may fill and stay in it.
+_WEIGHTS, _SHARE_OF_L3 = 0.13, 0.5
 
 #: Cells that the start of a row costs as much as, in channels_first: each row of a channel lies in a page of its own.
 _ROW = 40.0
@@ -89,8 +93,10 @@ def amounts(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> dict[
         "own_l2" if own <= traits.l2 else "own_l3": own,
         "task": 1.0,
     }
-    if weights > traits.l2 / 2:
-        of_task["weights_l3" if weights <= traits.l3 else "weights_memory"] = weights
+    if weights > _SHARE_OF_L3 * traits.l3:
+        of_task["waiting"] = _waiting(of_task["product"], weights)
+    elif weights > traits.l2 / 2:
+        of_task["weights_l3"] = weights
     return {**{name: rounds * amount for name, amount in of_task.items()}, "memory": _memory_bytes(s) / traits.cores}
 
 
@@ -114,15 +120,24 @@ def direct_cycles(s: Conv3DSpec, traits: CpuTraits) -> float:
     if s.data_format != CHANNELS_LAST:
         both = math.prod(s.input_shape) + math.prod(s.output_shape)
         copied += both * (1 + _ROW / min(width, _LONG_ROW))
+    product = tiles * tile.rows * tile.columns * vectors * terms * seen
     done = {
-        "product": tiles * tile.rows * tile.columns * vectors * terms * seen,
+        "product": product,
         "copy": copied * share / tile.lanes,
         "memory": _memory_bytes(s),
     }
+    weights = 4.0 * terms * s.filters
+    if weights > _SHARE_OF_L3 * traits.l3:
+        done["waiting"] = _waiting(product, traits.cores * weights)
     if 4.0 * terms * tile.vectors * tile.lanes > traits.l2 / 2:
         # each tile reads its weights anew, from behind the core's own cache
-        done["weights_l3"] = tiles * 4.0 * terms * s.filters * seen
+        done["weights_l3"] = tiles * weights * seen
     return sum(COSTS[name] * amount for name, amount in done.items()) / traits.cores
+
+
+def _waiting(product: float, weights: float) -> float:
+    """What weights from memory add to the cycles of products: the longer of both, nearly. Fitted to 13 last stages."""
+    return math.hypot(product, _WEIGHTS * weights) - product
 
 
 def _memory_bytes(s: Conv3DSpec) -> float:

@@ -47,8 +47,8 @@ _ADVANTAGE_OF_FOLDED = 0.9
 #: The same where groups share vectors, which the estimate for direct is too hopeful of. Fitted to 25 layers.
 _ADVANTAGE_OF_SHARING = 1.0
 
-#: Tiles of a task, in one row, with which variants are compared first.
-_ROWS = (4, 7, 14)
+#: Tiles of a task along height and width with which variants are compared first.
+_FIRST_BLOCKS = ((1, 4), (1, 7), (1, 14), (2, 4))
 
 #: Variants that are priced with all their blocks; the others only with their products and transforms.
 _SHORT_LIST = 6
@@ -109,7 +109,7 @@ def _modes(s: Conv3DSpec, lanes: int) -> Iterator[str]:
 
 
 def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[Priced[WinogradVariant]]:
-    """All modes and tiles within the error limit, each in the best task of one row of tiles."""
+    """All modes and tiles within the error limit, each in the best of some tasks."""
     layouts = _layouts(s, traits)
     unrounded = replace(s, dtype=s.accumulator)
     for modes in _modes(s, fitting_lanes(traits, s.accumulator, s.group_filters)):
@@ -125,14 +125,15 @@ def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[Priced[WinogradVar
             tile = (md, mh, mw)
             if axes.cells(tile) == (1, 1, 1):
                 continue
-            width = -(-part[2] // tile[2])
+            height, width = (-(-part[axis] // tile[axis]) for axis in (1, 2))
+            blocks = {(1, min(height, rows), min(width, columns)) for rows, columns in _FIRST_BLOCKS}
             variants = [
                 WinogradVariant(modes, tile, (1, 1, 1), lanes, vectors, 1, interleaved=interleaved)
                 for interleaved, vectors, lanes in layouts
             ]
             if error_bound(unrounded, variants[0]) <= ERROR_LIMIT:
-                rows = [replace(v, block=(1, 1, min(width, tiles))) for v in variants for tiles in _ROWS]
-                yield min((_price(s, traits, _with_columns(row, traits)) for row in rows), key=lambda p: p.cycles)
+                cut = [replace(variant, block=block) for variant in variants for block in sorted(blocks)]
+                yield min((_price(s, traits, _with_columns(v, traits)) for v in cut), key=lambda p: p.cycles)
 
 
 def _layouts(s: Conv3DSpec, traits: CpuTraits) -> list[tuple[int, int, int]]:
