@@ -148,12 +148,20 @@ def test_indices_of_64_bits(strips: bool) -> None:
     assert build.compile_plan(plan, host_target(2)).object_code
 
 
-def test_a_large_output_of_short_sums_is_written_cell_by_cell() -> None:
+def test_small_tiles_store_short_sums() -> None:
     target = resolve({"kind": "llvm", "mcpu": "znver4", "mtriple": "x86_64-linux-gnu"}, 2)
-    cells = cpu_traits(target).l3 // 2 // (181 * 4)
-    for size, channels, vectors in (((1, 1, cells), 3, 12), ((1, 1, cells), 100, 2), ((1, 1, cells // 8), 3, 2)):
-        variant = default_plan(replace(SPECS["pointwise"], size=size, channels=channels), target).variant
-        assert (variant.vectors, variant.columns == 1) == (vectors, vectors == 12)
+    for channels, filters, tile in (
+        (3, 181, (3, 1)),
+        (3, 128, (2, 1)),
+        (3, 97, (2, 2)),
+        (3, 32, (2, 12)),
+        (24, 181, (1, 4)),
+        (24, 128, (2, 12)),
+        (100, 181, (2, 12)),
+    ):
+        spec = replace(SPECS["pointwise"], size=(10, 16, 15), channels=channels, filters=filters)
+        variant = default_plan(spec, target).variant
+        assert (variant.vectors, variant.columns) == tile, (channels, filters)
 
 
 @pytest.mark.parametrize("name", ["batch", "strided"])

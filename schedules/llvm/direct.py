@@ -82,7 +82,7 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[st
         # all weights stay in cache: filters inside, so that outputs are written in the order they lie in memory
         variant = replace(variant, order="spatial_filters")
         if variant.interleaved == 1:
-            variant, box, strip = store_rule.for_large_outputs(spec, traits, variant, box)
+            variant, box, strip = store_rule.for_output(spec, traits, variant, box)
             decisions |= strip
     return variant, {"depth": box[0], "rows": box[1], "columns": box[2], **decisions}
 
@@ -99,7 +99,8 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[DirectVariant]:
     orders = [replace(plain, order=order) for order in ORDERS]
     stores = stream_stores.streaming(spec, [plain], first.lanes)
     if runs.competes(spec) and sharing is None:
-        stores += [store_rule.in_strips(plain), *store_rule.cell_by_cell(spec, traits, plain)]
+        stores.append(store_rule.in_strips(plain))
+    stores += store_rule.small_tiles(spec, plain)
     found = [first, *stores, *orders, *tiles[:4]]
     if needs_gather(spec, first):
         found += [replace(variant, gather="root" if variant.gather == "task" else "task") for variant in orders]

@@ -1,7 +1,7 @@
-"""How a direct convolution stores a large output, where nothing was tuned.
+"""How a direct convolution stores its output, where nothing was tuned.
 
-Stores decide where sums are short. An output that the caches do not hold goes past them; one that they hold is written
-fastest in one stream, cell by cell. Measured on Zen 4 with outputs of 1 to 87 MB.
+Stores decide where sums are short: small register tiles then write the output nearly in the order in which it lies in
+memory. An output that the caches do not hold goes past them. Measured on Zen 4 with outputs of 0.1 to 87 MB.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from dataclasses import replace
 import numpy as np
 
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.compute.direct import DirectVariant, needs_gather
+from tvm_conv3d.compute.direct import DirectVariant
 from tvm_conv3d.schedules.llvm import runs
-from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, task_box
-from tvm_conv3d.spec import Conv3DSpec, Triple
+from tvm_conv3d.schedules.llvm.tile_rule import task_box
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
 from tvm_conv3d.targets import CpuTraits
 
-#: Products of a sum up to which stores decide, and the share of the last cache from which an output is large.
-_FEW_TERMS, _LARGE = 32, 0.25
+#: Products of a sum up to which it is hardly longer than its store, and up to which it is short.
+_FEWEST_TERMS, _FEW_TERMS = 4, 32
+
+#: Vectors and columns of small tiles for short sums.
+_SMALL = ((1, 4), (1, 3), (1, 5), (1, 6))
 
 
 def in_strips(variant: DirectVariant) -> DirectVariant:
@@ -27,31 +30,62 @@ def in_strips(variant: DirectVariant) -> DirectVariant:
     return replace(variant, order="strips", stream=True)
 
 
-def cell_by_cell(spec: Conv3DSpec, traits: CpuTraits, variant: DirectVariant) -> list[DirectVariant]:
-    """`variant` with all filters of one cell as its register tile; none where they are too few or too many for that."""
+def small_tiles(spec: Conv3DSpec, variant: DirectVariant) -> list[DirectVariant]:
+    """`variant` with small register tiles, of each kind the first that divides the rows; none where sums are long."""
     s = collapse(spec)
-    vectors = -(-s.filters // variant.lanes)
-    if s.groups > 1 or not max(WIDTH_PENALTY) < vectors <= traits.registers // 2 - 2:
+    if _terms(s) > _FEW_TERMS or s.groups > 1 or s.data_format != CHANNELS_LAST:
         return []
-    cell = replace(variant, vectors=vectors, rows=1, columns=1, order="spatial_filters", stream=False)
-    return [replace(cell, gather="task" if needs_gather(spec, cell) else "none")]
+    fitting = [_first_that_divides(s, variant, shapes) for shapes in (_SMALL, _smallest(s, variant))]
+    return [tile for tile in fitting if tile != variant]
 
 
-def for_large_outputs(
+def for_output(
     spec: Conv3DSpec, traits: CpuTraits, variant: DirectVariant, box: Triple
 ) -> tuple[DirectVariant, Triple, dict[str, int]]:
     """The variant, its task and the decisions on strips, where all filters of a cell are computed in one task."""
     s = collapse(spec)
     item = np.dtype(s.accumulator).itemsize
-    if runs.outgrows_caches(spec, traits):
-        if s.group_filters % variant.lanes:
-            tile = variant.rows * variant.columns * s.filters * item
-            return in_strips(variant), box, {"strip": max(1, traits.l1 // 2 // tile)}
-        # the longer sums of a stem take as long as its stores, block of filters after block
-        stem = variant.unroll_taps and s.filters > variant.vectors * variant.lanes
-        return replace(variant, stream=not stem), box, {}
-    few = math.prod(s.kernel) * s.group_channels <= _FEW_TERMS and not variant.unroll_taps
-    if few and runs.stored_bytes(spec) >= _LARGE * traits.l3:
-        for cell in cell_by_cell(spec, traits, variant):
-            return cell, task_box(s, traits, (1, 1), s.channels * item), {}
-    return variant, box, {}
+    past_caches = runs.outgrows_caches(spec, traits)
+    in_parts = s.group_filters % variant.lanes != 0
+    # the longer sums of a stem take as long as its stores, block of filters after block
+    stem = variant.unroll_taps and s.filters > variant.vectors * variant.lanes
+    shapes = _small_shapes(s, variant, 2 * traits.lanes(s.accumulator), past_caches, in_parts)
+    if shapes:
+        small = _first_that_divides(s, variant, shapes)
+        if small != variant:
+            variant, box = small, task_box(s, traits, (1, small.columns), s.channels * item)
+    if past_caches and in_parts:
+        tile = variant.rows * variant.columns * s.filters * item
+        return in_strips(variant), box, {"strip": max(1, traits.l1 // 2 // tile)}
+    return replace(variant, stream=past_caches and not stem), box, {}
+
+
+def _terms(s: Conv3DSpec) -> int:
+    """Products of a sum."""
+    return math.prod(s.kernel) * s.group_channels
+
+
+def _small_shapes(
+    s: Conv3DSpec, variant: DirectVariant, least: int, past_caches: bool, in_parts: bool
+) -> tuple[tuple[int, int], ...]:
+    """Shapes of small tiles, none where a large one is as good: one of all of `least` filters is small itself."""
+    if s.groups > 1 or s.data_format != CHANNELS_LAST or s.filters <= variant.lanes or _terms(s) > _FEW_TERMS:
+        return ()
+    whole_past = past_caches and not in_parts
+    if _terms(s) <= _FEWEST_TERMS:
+        return _smallest(s, variant) if s.filters > least and not whole_past else ()
+    return _SMALL if in_parts or (whole_past and not variant.unroll_taps) else ()
+
+
+def _smallest(s: Conv3DSpec, variant: DirectVariant) -> tuple[tuple[int, int], ...]:
+    """Shapes for sums that are hardly longer than their store: one cell, two or three of its vectors side by side."""
+    vectors = -(-s.filters // variant.lanes)
+    return ((3, 1),) if vectors % 3 == 0 else ((2, 1),) if vectors % 2 == 0 else ((2, 2), (2, 3))
+
+
+def _first_that_divides(s: Conv3DSpec, variant: DirectVariant, shapes: tuple[tuple[int, int], ...]) -> DirectVariant:
+    """`variant` with the first of the shapes that fills whole rows; as it is where none does."""
+    for vectors, columns in shapes:
+        if s.out_size[2] % columns == 0:
+            return replace(variant, vectors=vectors, rows=1, columns=columns)
+    return variant
