@@ -79,7 +79,7 @@ def amounts(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> dict[
     rounds = -(-tasks // traits.cores)
 
     cells = variant.columns * variant.vectors
-    share = share_of_vector(traits, s, lanes)
+    share = _share(s, traits, lanes)
     done = max(share * max(cells, LATENCY), (variant.columns + variant.vectors) / LOADS)
     step = done * WIDTH_PENALTY[variant.vectors] / variant.columns
     own = 4.0 * frequencies * tiles * (channels + filters)
@@ -104,14 +104,13 @@ def direct_cycles(s: Conv3DSpec, traits: CpuTraits) -> float:
     """Cycles of the direct convolution on each core, by the same measure; `s` has its axes collapsed."""
     sharing = worthwhile_sharing(s, traits)
     tile = best_tile(s, traits, s.group_filters, sharing=sharing)
-    share = share_of_vector(traits, s, tile.lanes)
     depth, height, width = s.out_size
     tiles = s.batch * depth * -(-height // tile.rows) * -(-width // tile.columns)
     if sharing is not None:
         vectors = sharing.cycles(s, traits)
     else:
         vectors = s.groups * -(-s.group_filters // (tile.vectors * tile.lanes)) * tile.vectors
-        vectors *= WIDTH_PENALTY[tile.vectors] * share
+        vectors *= WIDTH_PENALTY[tile.vectors] * share_of_vector(traits, s, tile.lanes)
     seen = seen_share(s, 0) * (seen_share(s, 1) if tile.rows == 1 else 1)
     terms = math.prod(s.kernel) * s.group_channels
     copied = float(math.prod(s.output_shape))
@@ -123,7 +122,7 @@ def direct_cycles(s: Conv3DSpec, traits: CpuTraits) -> float:
     product = tiles * tile.rows * tile.columns * vectors * terms * seen
     done = {
         "product": product,
-        "copy": copied * share / tile.lanes,
+        "copy": copied * _share(s, traits, tile.lanes) / tile.lanes,
         "memory": _memory_bytes(s),
     }
     weights = 4.0 * terms * s.filters
@@ -133,6 +132,11 @@ def direct_cycles(s: Conv3DSpec, traits: CpuTraits) -> float:
         # each tile reads its weights anew, from behind the core's own cache
         done["weights_l3"] = tiles * weights * seen
     return sum(COSTS[name] * amount for name, amount in done.items()) / traits.cores
+
+
+def _share(s: Conv3DSpec, traits: CpuTraits, lanes: int) -> float:
+    """What an operation on `lanes` costs; of groups that share vectors, narrow ones are no better than whole ones."""
+    return share_of_vector(traits, s, lanes) if s.groups == 1 else 1.0
 
 
 def _waiting(product: float, weights: float) -> float:

@@ -51,7 +51,7 @@ _ADVANTAGE_OF_SHARING = 1.0
 _FIRST_BLOCKS = ((1, 4), (1, 7), (1, 14), (2, 4))
 
 #: Variants that are priced with all their blocks; the others only with their products and transforms.
-_SHORT_LIST = 6
+_SHORT_LIST = 12
 
 
 def priced(spec: Conv3DSpec, traits: CpuTraits) -> list[Priced[WinogradVariant]]:
