@@ -3,7 +3,7 @@
 Reads the journals that tuning keeps in the cache for this machine and its number of threads. Prints the costs in force
 and the fitted ones, in cycles, how far their estimates are from what was measured, and what is lost by taking the
 variant with the least estimate instead of the fastest trial. Costs are changed by hand in
-`schedules/llvm/winograd_cost.py`, after a look at both.
+`schedules/llvm/rules/winograd_cost.py`, after a look at both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tvm.target import Target
 from tvm_conv3d import cache
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.schedules.llvm import winograd_cost
+from tvm_conv3d.schedules.llvm.rules import winograd_cost
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import available_cpus, cpu_traits, host_target, target_key, thread_count
 

@@ -10,7 +10,7 @@ import pytest
 
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.plan import Plan
-from tvm_conv3d.schedules.llvm import winograd_cost
+from tvm_conv3d.schedules.llvm.rules import winograd_cost
 from tvm_conv3d.spec import Conv3DSpec, Pads
 from tvm_conv3d.targets import cpu_traits, host_target
 

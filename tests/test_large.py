@@ -17,7 +17,7 @@ from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.compute import declaration
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.plan import Plan, default_plan
-from tvm_conv3d.schedules.llvm.tile_rule import task_box
+from tvm_conv3d.schedules.llvm.rules.tile_rule import task_box
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
 from tvm_conv3d.targets import cpu_traits, host_target
 

@@ -11,7 +11,7 @@ from problems import run_plan
 from tvm_conv3d import build
 from tvm_conv3d.compute.direct import DirectVariant
 from tvm_conv3d.plan import Plan, default_plan
-from tvm_conv3d.schedules.llvm import prefetch
+from tvm_conv3d.schedules.llvm.rewrites import prefetch
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import resolve
 

@@ -13,7 +13,8 @@ from tvm_conv3d import build, targets
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.plan import Plan, algorithm_of, make_plan
 from tvm_conv3d.schedules.decisions import Decisions, largest_divisor
-from tvm_conv3d.schedules.llvm import direct, tile_rule
+from tvm_conv3d.schedules.llvm import direct
+from tvm_conv3d.schedules.llvm.rules import tile_rule
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads, same_padding
 from tvm_conv3d.targets import CpuTraits, check_runs_here, cpu_traits, host_target, resolve, target_key
 

@@ -14,7 +14,7 @@ from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.compute.direct import declare
 from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.plan import Plan, make_plan
-from tvm_conv3d.schedules.llvm import tile_rule
+from tvm_conv3d.schedules.llvm.rules import tile_rule
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, same_padding
 from tvm_conv3d.targets import cpu_traits, host_target, resolve
 

@@ -17,8 +17,8 @@ from tvm_conv3d import build
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.plan import default_plan
 from tvm_conv3d.schedules.decisions import Decisions
-from tvm_conv3d.schedules.llvm import marked_loops, pipeline
-from tvm_conv3d.schedules.llvm.shuffles import turn_function
+from tvm_conv3d.schedules.llvm.rewrites import marked_loops, pipeline
+from tvm_conv3d.schedules.llvm.rewrites.shuffles import turn_function
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
 from tvm_conv3d.targets import cpu_traits, resolve
 

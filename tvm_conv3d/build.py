@@ -97,7 +97,7 @@ def lowered_module(module: IRModule, plan: Plan, target: Target) -> IRModule:
     """The scheduled function of `plan` as TVM's compiler takes it."""
     if is_cuda(target):
         return module
-    from tvm_conv3d.schedules.llvm import pipeline
+    from tvm_conv3d.schedules.llvm.rewrites import pipeline
 
     return pipeline.lowered(module, plan.variant, target)
 

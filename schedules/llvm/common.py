@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.schedules.llvm import rows, transpose
+from tvm_conv3d.schedules.llvm.rewrites import rows, transpose
 
 LoopRV = Any
 BlockRV = Any

@@ -18,9 +18,10 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.depthwise import DepthwiseVariant, applies, period
 from tvm_conv3d.schedules.decisions import Decisions, divisors
-from tvm_conv3d.schedules.llvm import grouped, overhang, skip_padding, stream_stores
+from tvm_conv3d.schedules.llvm import grouped
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, vectorize_copy
-from tvm_conv3d.schedules.llvm.tile_rule import TASKS_PER_THREAD
+from tvm_conv3d.schedules.llvm.rewrites import overhang, skip_padding, stream_stores
+from tvm_conv3d.schedules.llvm.rules.tile_rule import TASKS_PER_THREAD
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 

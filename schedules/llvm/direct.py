@@ -17,7 +17,6 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.direct import DirectVariant, needs_gather
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
-from tvm_conv3d.schedules.llvm import overhang, prefetch, runs, skip_padding, store_rule, stream_stores, transpose
 from tvm_conv3d.schedules.llvm.common import (
     gather_in_turns,
     keep_in_registers,
@@ -27,7 +26,9 @@ from tvm_conv3d.schedules.llvm.common import (
     unroll,
     vectorize_copy,
 )
-from tvm_conv3d.schedules.llvm.tile_rule import (
+from tvm_conv3d.schedules.llvm.rewrites import overhang, prefetch, runs, skip_padding, stream_stores, transpose
+from tvm_conv3d.schedules.llvm.rules import store_rule
+from tvm_conv3d.schedules.llvm.rules.tile_rule import (
     Tile,
     best_tile,
     good_tiles,

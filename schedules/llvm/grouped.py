@@ -20,9 +20,9 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.grouped import GroupedVariant, shuffles
 from tvm_conv3d.compute.stages import window_extents
 from tvm_conv3d.schedules.decisions import Decisions, divisors
-from tvm_conv3d.schedules.llvm import skip_padding, stream_stores, transpose
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, turn, unroll
-from tvm_conv3d.schedules.llvm.tile_rule import (
+from tvm_conv3d.schedules.llvm.rewrites import skip_padding, stream_stores, transpose
+from tvm_conv3d.schedules.llvm.rules.tile_rule import (
     TASKS_PER_THREAD,
     fitting_lanes,
     tasks,

@@ -20,9 +20,9 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.planes import PlanesVariant, applies, needs_gather
 from tvm_conv3d.schedules.decisions import Decisions, divisors
-from tvm_conv3d.schedules.llvm import rows, skip_padding, stream_stores, transpose
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll
-from tvm_conv3d.schedules.llvm.tile_rule import LATENCY, TASKS_PER_THREAD, seen_share, tiles_of
+from tvm_conv3d.schedules.llvm.rewrites import rows, skip_padding, stream_stores, transpose
+from tvm_conv3d.schedules.llvm.rules.tile_rule import LATENCY, TASKS_PER_THREAD, seen_share, tiles_of
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 

@@ -22,7 +22,6 @@ from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.winograd import WinogradVariant, side_by_side, turns
 from tvm_conv3d.compute.winograd_axes import axes_of
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
-from tvm_conv3d.schedules.llvm import overhang, stream_stores, transpose, winograd_rule
 from tvm_conv3d.schedules.llvm.common import (
     gather_in_turns,
     in_registers,
@@ -32,6 +31,8 @@ from tvm_conv3d.schedules.llvm.common import (
     unroll,
     vectorize_copy,
 )
+from tvm_conv3d.schedules.llvm.rewrites import overhang, stream_stores, transpose
+from tvm_conv3d.schedules.llvm.rules import winograd_rule
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 

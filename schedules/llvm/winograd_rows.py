@@ -16,8 +16,9 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
-from tvm_conv3d.schedules.llvm import overhang, rows, stream_stores, transpose, winograd_rows_rule
 from tvm_conv3d.schedules.llvm.common import BlockRV, in_registers, keep_in_registers, unroll
+from tvm_conv3d.schedules.llvm.rewrites import overhang, rows, stream_stores, transpose
+from tvm_conv3d.schedules.llvm.rules import winograd_rows_rule
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 

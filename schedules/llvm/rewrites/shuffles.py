@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tvm_conv3d.schedules.llvm.injected import TYPES
+from tvm_conv3d.schedules.llvm.rewrites.injected import TYPES
 
 #: Bytes within which vectors are interleaved.
 _CHUNK = 16

@@ -15,9 +15,10 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.winograd import WinogradVariant, error_bound, side_by_side
 from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, POLYPHASE, STRIDED, axes_of
-from tvm_conv3d.schedules.llvm import grouped, winograd_cost
-from tvm_conv3d.schedules.llvm.priced import Priced
-from tvm_conv3d.schedules.llvm.tile_rule import WIDTH_PENALTY, fitting_lanes, sharings, useful_lanes
+from tvm_conv3d.schedules.llvm import grouped
+from tvm_conv3d.schedules.llvm.rules import winograd_cost
+from tvm_conv3d.schedules.llvm.rules.priced import Priced
+from tvm_conv3d.schedules.llvm.rules.tile_rule import WIDTH_PENALTY, fitting_lanes, sharings, useful_lanes
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 

@@ -21,10 +21,10 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.stages import window_extents
 from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant, applies, error_bound, groups_of_cells
-from tvm_conv3d.schedules.llvm import stream_stores
-from tvm_conv3d.schedules.llvm.priced import Priced
-from tvm_conv3d.schedules.llvm.tile_rule import TASKS_PER_THREAD, fitting_lanes
-from tvm_conv3d.schedules.llvm.winograd_rule import ERROR_LIMIT
+from tvm_conv3d.schedules.llvm.rewrites import stream_stores
+from tvm_conv3d.schedules.llvm.rules.priced import Priced
+from tvm_conv3d.schedules.llvm.rules.tile_rule import TASKS_PER_THREAD, fitting_lanes
+from tvm_conv3d.schedules.llvm.rules.winograd_rule import ERROR_LIMIT
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 

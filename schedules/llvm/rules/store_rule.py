@@ -13,8 +13,8 @@ import numpy as np
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.direct import DirectVariant
-from tvm_conv3d.schedules.llvm import runs
-from tvm_conv3d.schedules.llvm.tile_rule import task_box
+from tvm_conv3d.schedules.llvm.rewrites import runs
+from tvm_conv3d.schedules.llvm.rules.tile_rule import task_box
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
 from tvm_conv3d.targets import CpuTraits
 

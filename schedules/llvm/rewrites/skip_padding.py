@@ -12,7 +12,7 @@ from tvm import IRModule, tirx
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.schedules.decisions import LoopRV
-from tvm_conv3d.schedules.llvm.lower import values_in
+from tvm_conv3d.schedules.llvm.rewrites.lower import values_in
 from tvm_conv3d.spec import Conv3DSpec
 
 #: Annotation of a loop over taps: the axis whose padding it may see.

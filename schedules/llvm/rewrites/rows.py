@@ -14,7 +14,7 @@ from tvm import IRModule, ir, tirx
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.schedules.decisions import LoopRV
-from tvm_conv3d.schedules.llvm import injected, loops, part_store
+from tvm_conv3d.schedules.llvm.rewrites import injected, loops, part_store
 from tvm_conv3d.targets import CpuTraits
 
 #: Annotations of a loop along a row: elements of the row's last part, and of the vectors that it is padded to.

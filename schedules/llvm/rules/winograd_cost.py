@@ -25,7 +25,7 @@ from tvm_conv3d.compute.cook_toom import transforms
 from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.winograd import WinogradVariant, groups_of_part, side_by_side
 from tvm_conv3d.compute.winograd_axes import Axes, axes_of
-from tvm_conv3d.schedules.llvm.tile_rule import (
+from tvm_conv3d.schedules.llvm.rules.tile_rule import (
     LATENCY,
     LOADS,
     WIDTH_PENALTY,

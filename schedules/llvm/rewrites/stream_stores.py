@@ -17,7 +17,7 @@ import tvm_ffi
 from tvm import IRModule, tirx
 
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.schedules.llvm import injected
+from tvm_conv3d.schedules.llvm.rewrites import injected
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 

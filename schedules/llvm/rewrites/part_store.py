@@ -7,7 +7,7 @@ from typing import Any
 import tvm_ffi
 from tvm import tirx
 
-from tvm_conv3d.schedules.llvm import injected
+from tvm_conv3d.schedules.llvm.rewrites import injected
 
 _FUNCTION = """
 declare void @llvm.masked.store.v{lanes}f{bits}.p0(<{lanes} x {type}>, ptr, i32, <{lanes} x i1>)

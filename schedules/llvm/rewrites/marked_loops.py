@@ -7,7 +7,7 @@ from typing import Any
 import tvm_ffi
 from tvm import IRModule, tirx
 
-from tvm_conv3d.schedules.llvm import injected, rows, transpose
+from tvm_conv3d.schedules.llvm.rewrites import injected, rows, transpose
 from tvm_conv3d.targets import CpuTraits
 
 

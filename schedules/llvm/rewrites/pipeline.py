@@ -7,7 +7,7 @@ from typing import Any
 from tvm import IRModule
 from tvm.target import Target
 
-from tvm_conv3d.schedules.llvm import lower, marked_loops, overhang, permuted_loads, rows, runs, stream_stores
+from tvm_conv3d.schedules.llvm.rewrites import lower, marked_loops, overhang, permuted_loads, rows, runs, stream_stores
 from tvm_conv3d.targets import cpu_traits
 
 

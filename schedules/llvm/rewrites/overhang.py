@@ -14,7 +14,7 @@ from tvm import IRModule, sym, tirx
 from tvm.s_tir import SBlockRealize
 
 from tvm_conv3d.compute.cut import STORE
-from tvm_conv3d.schedules.llvm import injected, loops, part_store
+from tvm_conv3d.schedules.llvm.rewrites import injected, loops, part_store
 from tvm_conv3d.spec import Conv3DSpec
 
 #: Attribute of a store: how many elements of its row are left from its first lane on.

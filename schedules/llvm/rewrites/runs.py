@@ -15,8 +15,8 @@ from tvm import IRModule, sym, tirx
 from tvm.s_tir import SBlockRealize, Schedule
 
 from tvm_conv3d.schedules.decisions import LoopRV
-from tvm_conv3d.schedules.llvm import injected, loops
-from tvm_conv3d.schedules.llvm.stream_stores import LEAST_BYTES
+from tvm_conv3d.schedules.llvm.rewrites import injected, loops
+from tvm_conv3d.schedules.llvm.rewrites.stream_stores import LEAST_BYTES
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 

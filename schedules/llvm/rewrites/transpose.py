@@ -17,10 +17,10 @@ from tvm import ir, tirx
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.schedules.decisions import LoopRV
-from tvm_conv3d.schedules.llvm import loops
-from tvm_conv3d.schedules.llvm.injected import address
-from tvm_conv3d.schedules.llvm.padded_load import can_load, load_function
-from tvm_conv3d.schedules.llvm.shuffles import turn_function
+from tvm_conv3d.schedules.llvm.rewrites import loops
+from tvm_conv3d.schedules.llvm.rewrites.injected import address
+from tvm_conv3d.schedules.llvm.rewrites.padded_load import can_load, load_function
+from tvm_conv3d.schedules.llvm.rewrites.shuffles import turn_function
 from tvm_conv3d.targets import CpuTraits
 
 #: Annotation of the outer of two loops: `inner` steps along the memory that is read, `outer` along what is written.

@@ -1,0 +1,1 @@
+"""Which variant and decisions are taken where nothing was tuned: cost models, fitted to measurements."""
