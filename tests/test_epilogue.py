@@ -8,8 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from problems import BOUNDS, numpy_dtype, run
-from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, FUSED_ACTIVATIONS, Conv3DSpec
+from problems import BOUNDS, WINOGRAD_BOUND, data, execute, numpy_dtype, run
+from tvm_conv3d import reference
+from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, FUSED_ACTIVATIONS, Conv3DSpec, Pads
+from tvm_conv3d.targets import cpu_traits, host_target
 
 _erf = np.vectorize(math.erf)
 
@@ -50,6 +54,31 @@ EXPECTED = {
 IDENTITY = Conv3DSpec(1, (2, 5, 29), 1, 1, (1, 1, 1), bias=False)
 #: The same where 24 filters fill and overhang vector registers.
 BROAD = replace(IDENTITY, channels=24, filters=24)
+
+
+#: Layers that all algorithms but one have variants for: dense, and depthwise.
+DENSE = Conv3DSpec(1, (5, 8, 19), 8, 16, (3, 3, 3), pads=(Pads(1, 1),) * 3, bias=False)  # type: ignore[arg-type]
+KINDS = [DENSE, replace(DENSE, channels=36, filters=36, kernel=(3, 3, 5), groups=36)]
+
+
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+@pytest.mark.parametrize("activation", ["relu", "elu"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_without_a_bias(activation: str, dtype: str, data_format: str) -> None:
+    traits = cpu_traits(host_target(2))
+    tried = set()
+    for kind in KINDS:
+        spec = replace(kind, activation=activation, dtype=dtype, data_format=data_format)
+        x, kernel, _ = data(spec)
+        expected = EXPECTED[activation](reference.convolve(spec, x, kernel, None))
+        for name, algorithm in algorithms("llvm").items():
+            for variant in algorithm.variants(spec, traits)[:1]:
+                out, trusted = execute(Plan(spec, name, variant, {}), x, kernel, None)
+                assert trusted
+                assert reference.relative_error(out, expected) < max(BOUNDS[dtype], WINOGRAD_BOUND), name
+                tried.add(name)
+    planes_or_rows = {"planes"} if data_format == CHANNELS_FIRST else {"depthwise"}
+    assert tried == {"direct", "grouped", "winograd", "winograd_rows"} | planes_or_rows
 
 
 def test_every_fused_activation_is_tested() -> None:

@@ -164,6 +164,13 @@ def test_small_tiles_store_short_sums() -> None:
         assert (variant.vectors, variant.columns) == tile, (channels, filters)
 
 
+def test_a_run_of_one_number() -> None:
+    spec = replace(SPECS["dense"], size=(5, 9, 1), kernel=(3, 3, 1), pads=(*SAME[:2], Pads(0, 0)), filters=1)
+    variant, decisions = direct.default(spec, cpu_traits(host_target(2)))
+    strips = replace(variant, order="strips", columns=1)
+    stored(Plan(spec, "direct", strips, {**decisions, "columns": 1, "strip": 1}), 1)
+
+
 @pytest.mark.parametrize("name", ["batch", "strided"])
 def test_random_strips(name: str) -> None:
     from tvm.s_tir import Schedule

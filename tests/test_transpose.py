@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import mmap
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tvm_ffi
-from tvm import IRModule, tirx
+from tvm import IRModule, ir, tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.transform import CompactBufferAllocation
 
-from problems import assert_right
-from tvm_conv3d import build
+from problems import assert_right, data, execute
+from tvm_conv3d import build, reference
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.plan import default_plan
 from tvm_conv3d.schedules.decisions import Decisions
-from tvm_conv3d.schedules.llvm.rewrites import marked_loops, pipeline
+from tvm_conv3d.schedules.llvm.rewrites import loops, marked_loops, pipeline
+from tvm_conv3d.schedules.llvm.rewrites.loops import Bounds
 from tvm_conv3d.schedules.llvm.rewrites.shuffles import turn_function
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
-from tvm_conv3d.targets import cpu_traits, resolve
+from tvm_conv3d.targets import cpu_traits, host_target, resolve
 
 DENSE = Conv3DSpec(
     1,
@@ -159,3 +163,41 @@ def test_channels_last_needs_none() -> None:
     for data_format in (CHANNELS_LAST, CHANNELS_FIRST):
         module = build.scheduled_module(default_plan(replace(DENSE, data_format=data_format), target), target)
         assert marked_loops.has_some(module) == (data_format == CHANNELS_FIRST)
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("width", [64, 65, 66])
+def test_nothing_behind_the_input_is_read(width: int, stride: int) -> None:
+    """The input ends where the process may read no further. TVM simplifies `2 * w + 1 < 66` to `w < 33`."""
+    spec = Conv3DSpec(
+        2,
+        (3, 6, width),
+        8,
+        16,
+        (3, 3, 3),
+        (1, 1, stride),
+        pads=(Pads(1, 1),) * 3,  # type: ignore[arg-type]
+        groups=8,
+        data_format=CHANNELS_FIRST,
+    )
+    x, kernel, bias = data(spec)
+    page = mmap.PAGESIZE
+    size = -(-x.nbytes // page) * page
+    memory = mmap.mmap(-1, size + page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + size), page, 0) == 0
+    fenced = np.frombuffer(memory, x.dtype, x.size, size - x.nbytes).reshape(x.shape)
+    fenced[...] = x
+    plan = default_plan(spec, host_target(2))
+    assert plan.algorithm == "planes"
+    out, _ = execute(plan, fenced, kernel, bias)
+    assert reference.relative_error(out, reference.convolve(spec, x, kernel, bias)) < 2e-6
+
+
+@pytest.mark.parametrize("below", [False, True])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_bounds_of_a_row_end_with_its_last_element(stride: int, below: bool) -> None:
+    w = ir.Var("w", "int32")
+    found = loops.bounds([w >= 5 if below else w < 33], w, stride)
+    expected = Bounds([5 * stride], []) if below else Bounds([], [32 * stride + 1])
+    assert [list(map(int, side)) for side in (found.first, found.end)] == [expected.first, expected.end]

@@ -96,7 +96,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DepthwiseVariant, decide: De
 
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
-    """What is changed after scheduling: taps that see only padding are skipped."""
+    """What is changed after scheduling: taps that see only padding are skipped, the last vectors stored in part."""
     return overhang.mark(skip_padding.guard(module, collapse(spec), {0: 1}))
 
 

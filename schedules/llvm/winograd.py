@@ -48,20 +48,24 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[
     variant = winograd_rule.worthwhile(spec, traits)
     if variant is None:
         return None
-    s = collapse(spec)
-    in_rows = turns(s, variant) and axes_of(s, variant.modes).parts[2] == 1
-    run = variant.tile[2] * variant.block[2] if in_rows else 0
-    stream = stream_stores.outgrows_caches(spec, traits, variant.lanes, run)
+    stream = stream_stores.outgrows_caches(spec, traits, variant.lanes, _run(spec, variant))
     return replace(variant, stream=stream), {"unroll": 1}
 
 
 def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[WinogradVariant]:
     """The variants that compete while tuning, the cheapest first; none where Winograd does not apply."""
     found = [candidate.variant for candidate in winograd_rule.priced(spec, traits)[:MOST_VARIANTS]]
-    streamed = stream_stores.streaming(spec, found[:2], traits.lanes(spec.accumulator))
+    streamed = [s for v in found[:2] for s in stream_stores.streaming(spec, [v], v.lanes, _run(spec, v))]
     # which is faster depends on how fast the caches beyond a core's own are
     staged = [replace(variant, staged=True) for variant in found[:4]]
     return [*found[:1], *streamed, *staged, *found[1:]]
+
+
+def _run(spec: Conv3DSpec, variant: WinogradVariant) -> int:
+    """In channels_first, elements of a row that a task stores one after the other; 0 where it goes cell by cell."""
+    s = collapse(spec)
+    in_rows = turns(s, variant) and axes_of(s, variant.modes).parts[2] == 1
+    return variant.tile[2] * variant.block[2] if in_rows else 0
 
 
 def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradVariant, decide: Decisions) -> None:

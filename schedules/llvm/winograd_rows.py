@@ -38,7 +38,8 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[WinogradRowsVariant, d
 def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[WinogradRowsVariant]:
     """The variants that compete while tuning, the cheapest first; none where rows can't be transformed."""
     found = [candidate.variant for candidate in winograd_rows_rule.priced(spec, traits)[:MOST_VARIANTS]]
-    return [*found, *stream_stores.streaming(spec, found[:2], traits.lanes(spec.accumulator))]
+    streamed = [s for v in found[:2] for s in stream_stores.streaming(spec, [v], v.lanes, v.tile * v.columns)]
+    return [*found, *streamed]
 
 
 def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradRowsVariant, decide: Decisions) -> None:

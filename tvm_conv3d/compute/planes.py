@@ -115,7 +115,6 @@ def declare(spec: Conv3DSpec, variant: PlanesVariant) -> Declaration:
 def pack_kernel(spec: Conv3DSpec, variant: PlanesVariant, kernel: np.ndarray) -> np.ndarray:
     """Weights (kd, kh, kw, channels / groups, filters) as (groups, blocks, kd, kh, kw, channels, filters of a tile)."""
     s = collapse(spec)
-    # collapsing may have moved taps from one axis to another
     per_group = kernel.reshape(*s.kernel, s.group_channels, s.groups, s.group_filters)
     blocks = _blocks(s, variant)
     padded = np.zeros((*per_group.shape[:5], blocks * variant.filters), s.accumulator)

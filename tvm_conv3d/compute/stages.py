@@ -77,6 +77,8 @@ def zero_outside(
 
 def finish(spec: Conv3DSpec, total: Expr, bias: Expr) -> Expr:
     """Bias, activation and rounding to the output's type."""
+    # an element of a tensor is no expression as yet
+    total = total.asobject() if isinstance(total, te.TensorSlice) else total
     value = total + bias if spec.bias else total
     return narrow(activate(spec.activation, value), spec.dtype, spec.accumulator)
 

@@ -96,8 +96,7 @@ def pack_kernel(spec: Conv3DSpec, variant: WinogradRowsVariant, kernel: np.ndarr
     """
     s = collapse(spec)
     matrix = np.array(transforms(variant.tile, s.kernel[2]).kernel, dtype=np.float64)
-    # collapsing may have moved taps from one axis to another
-    taps = kernel.reshape(*s.kernel, *kernel.shape[3:]).astype(np.float64)
+    taps = kernel.astype(np.float64)
     blocks = -(-s.filters // variant.lanes)
     whole = np.zeros((len(matrix), *s.kernel[:2], s.group_channels, blocks * variant.lanes), s.accumulator)
     # not by BLAS, whose locks a forked child inherits and waits for

@@ -55,6 +55,11 @@ def all_of(conditions: list[Expr]) -> Expr:
     return tirx.all(*conditions) if conditions else tirx.const(True, "bool")
 
 
+def one_statement(parts: list[Any]) -> Any:
+    """The parts, one after the other."""
+    return tirx.SeqStmt(parts) if len(parts) > 1 else parts[0]
+
+
 @dataclass(frozen=True)
 class Bounds:
     """Elements of a row that may be read: from the largest of `first` on, up to the least of `end`."""
@@ -80,9 +85,10 @@ def bounds(conditions: list[Expr], var: Any, stride: int) -> Bounds:
         start, slope = put(below, {var: 0}), step(below, var, {})
         if not slope or stride % slope:
             raise ValueError(f"Only what grows evenly along a row bounds it. Received: {condition}")
-        edge = start * (stride // abs(slope))
+        # the outermost step that holds, not the first that does not: between them may lie more than one element
+        steps, beyond = stride // abs(slope), 1 if strict else 0
         if slope > 0:
-            found.end.append(put(-edge if strict else 1 - edge, {}))
+            found.end.append(put((-start - beyond) * steps + 1, {}))
         else:
-            found.first.append(put(edge + 1 if strict else edge, {}))
+            found.first.append(put((start + beyond) * steps, {}))
     return found

@@ -46,7 +46,10 @@ define void @{_NAME}(ptr %base, i32 %bytes) alwaysinline nounwind {{
 
 
 def pays(spec: Conv3DSpec) -> bool:
-    """Whether each input is read by one window only; `spec` has its axes collapsed."""
+    """Whether each input is read by one window and group only, and has its place in 32 bits.
+
+    `spec` has its axes collapsed.
+    """
     once = all(k <= stride for k, stride in zip(spec.kernel, spec.strides, strict=True))
     return once and spec.groups == 1 and math.prod(spec.input_shape) * np.dtype(spec.dtype).itemsize <= _MOST
 

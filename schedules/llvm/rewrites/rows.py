@@ -83,10 +83,10 @@ def _stores(var: Any, body: Any, extent: int, lanes: int, masked: bool) -> Any:
 
     if masked:
         parts = [vector(start, extent - start if extent - start < size else 0) for start in range(0, extent, size)]
-        return _one_statement(parts)
+        return loops.one_statement(parts)
     starts = [min(start, extent - size) for start in range(0, extent, size)]
     if len(starts) <= _FEW:
-        return _one_statement([vector(start) for start in starts])
+        return loops.one_statement([vector(start) for start in starts])
     number = ir.Var("vector", "int32")
     return tirx.For(number, 0, len(starts), tirx.ForKind.SERIAL, vector(tirx.min(number * size, extent - size)))
 
@@ -115,7 +115,3 @@ def _stored_type(body: Any) -> str:
     found: list[tirx.BufferStore] = []
     tvm_ffi.structural_walk(body, (tirx.BufferStore, found.append))
     return str(found[0].buffer.dtype)
-
-
-def _one_statement(parts: list[Any]) -> Any:
-    return tirx.SeqStmt(parts) if len(parts) > 1 else parts[0]

@@ -144,9 +144,9 @@ def rewrite(module: IRModule, past_caches: bool) -> IRModule:
     def copied(note: tirx.AttrStmt) -> Any:
         if note.attr_key != _RUN:
             return note
+        # a run of one number has no loop left
         loop = note.body
-        assert isinstance(loop, tirx.For), loop
-        at_start = loops.put_all(loop.body, {loop.loop_var: 0})
+        at_start = loops.put_all(loop.body, {loop.loop_var: 0}) if isinstance(loop, tirx.For) else loop
         return tvm_ffi.structural_map(at_start, (tirx.BufferStore, lambda store: copy(store, note.value)))
 
     def copy(store: tirx.BufferStore, count: Any) -> Any:

@@ -76,6 +76,8 @@ def _stored_bytes(spec: Conv3DSpec, lanes: int, run: int = 0) -> int:
         whole = run > 0 and run % lanes == 0 and collapse(spec).out_size[2] % lanes == 0
     if spec.dtype not in injected.TYPES or not whole:
         return 0
+    if lanes > 1 and lanes * injected.TYPES[spec.dtype][1] not in _VECTOR_BYTES:
+        return 0
     return math.prod(spec.output_shape) * injected.TYPES[spec.dtype][1]
 
 

@@ -135,11 +135,11 @@ class _Calls:
         return body
 
     def _under_condition(self, blocks: list[tuple[Any, Any]]) -> Any:
-        copied = _one_statement([self._block(row, column) for row, column in blocks])
+        copied = loops.one_statement([self._block(row, column) for row, column in blocks])
         if not self.of_all:
             return copied
         zero = tirx.Broadcast(tirx.const(0, self.copy.accumulator), self.columns)
-        zeros = _one_statement([self._turn([zero] * self.rows, row, column) for row, column in blocks])
+        zeros = loops.one_statement([self._turn([zero] * self.rows, row, column) for row, column in blocks])
         return tirx.IfThenElse(tirx.all(*self.of_all), copied, zeros)
 
     def _block(self, row: Any, column: Any) -> Any:
@@ -163,9 +163,9 @@ class _Calls:
     def _limits(self, row: Any, column: Any) -> tuple[Any, Any]:
         """From and up to which element a vector of a row may be read."""
         first, end = self._shifted(self.bounds.first, row, column), self._shifted(self.bounds.end, row, column)
-        low = functools.reduce(tirx.max, first, tirx.const(0, "int32"))
         span = self.copy.stride * (self.columns - 1) + 1
-        high = functools.reduce(tirx.min, end, tirx.const(span, "int32"))
+        low = functools.reduce(tirx.max, [_short(bound, span) for bound in first], tirx.const(0, "int32"))
+        high = functools.reduce(tirx.min, [_short(bound, span) for bound in end], tirx.const(span, "int32"))
         if not self.of_row:
             return low, high
         seen = tirx.all(*(self.copy.at(condition, row, column) for condition in self.of_row))
@@ -198,8 +198,13 @@ class _Calls:
         return tirx.BufferStore(self.copy.store.buffer, vector, [places])
 
 
-def _one_statement(parts: list[Any]) -> Any:
-    return tirx.SeqStmt(parts) if len(parts) > 1 else parts[0]
+def _short(bound: Any, span: int) -> Any:
+    """A bound in 32 bits, which the functions take; it counts from 0 up to `span` only."""
+    dtype = str(bound.ty.dtype)
+    if dtype == "int32":
+        return bound
+    zero, most = tirx.const(0, dtype), tirx.const(span, dtype)
+    return tirx.Cast("int32", tirx.max(zero, tirx.min(bound, most)))
 
 
 def _vector(extent: int, lanes: int) -> int:

@@ -62,8 +62,8 @@ def worthwhile(spec: Conv3DSpec, traits: CpuTraits) -> WinogradRowsVariant | Non
     if not found or found[0].cycles > _ADVANTAGE * _cycles_of_definition(collapse(spec), traits):
         return None
     variant = found[0].variant
-    run = variant.tile * variant.columns
-    return replace(variant, stream=stream_stores.outgrows_caches(spec, traits, variant.lanes, run))
+    stream = stream_stores.outgrows_caches(spec, traits, variant.lanes, variant.tile * variant.columns)
+    return replace(variant, stream=stream)
 
 
 def _equals(s: Conv3DSpec, variant: WinogradRowsVariant) -> tuple[bool, int]:

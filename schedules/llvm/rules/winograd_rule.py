@@ -43,10 +43,11 @@ _LARGEST_TILE = 6
 #: they are copied one by one, which is the harder to foresee.
 _ADVANTAGE, _ADVANTAGE_OF_ELEMENTS = 0.92, 0.85
 
-#: How much cheaper taps as channels must be than a transform of their axis, where both will do: measured on 15 stems.
-_ADVANTAGE_OF_FOLDED = 0.9
 #: The same where groups share vectors, which the estimate for direct is too hopeful of. Fitted to 25 layers.
 _ADVANTAGE_OF_SHARING = 1.0
+
+#: How much cheaper taps as channels must be than a transform of their axis, where both will do: measured on 15 stems.
+_ADVANTAGE_OF_FOLDED = 0.9
 
 #: Tiles of a task along height and width with which variants are compared first.
 _FIRST_BLOCKS = ((1, 4), (1, 7), (1, 14), (2, 4))
