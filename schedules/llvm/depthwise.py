@@ -56,7 +56,7 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[DepthwiseVariant]:
         return []
     candidates = (candidate.variant for candidate in _candidates(collapse(spec), traits))
     found = list(itertools.islice(dict.fromkeys(candidates), _MOST_VARIANTS))
-    return [*found, *stream_stores.streaming(spec, found[:2], 1)]
+    return [*found, *(streamed for variant in found[:2] for streamed in stream_stores.streaming(spec, variant, 1))]
 
 
 def apply(sch: Schedule, spec: Conv3DSpec, variant: DepthwiseVariant, decide: Decisions) -> None:

@@ -98,7 +98,7 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[DirectVariant]:
     plain = replace(first, order="spatial_filters" if first.order == "strips" else first.order, stream=False)
     tiles = [_with_tile(plain, tile) for tile in few]
     orders = [replace(plain, order=order) for order in ORDERS]
-    stores = stream_stores.streaming(spec, [plain], first.lanes)
+    stores = stream_stores.streaming(spec, plain, first.lanes)
     if runs.competes(spec) and sharing is None:
         stores.append(store_rule.in_strips(plain))
     stores += store_rule.small_tiles(spec, plain)

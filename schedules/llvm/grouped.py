@@ -137,7 +137,7 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[GroupedVariant]:
         tiles += [replace(first, rows=2, columns=columns) for columns in by_waste if columns <= most // 2][:2]
     both = [replace(tile, parallel_blocks=parallel) for parallel in (first.parallel_blocks, True) for tile in tiles]
     different = dict.fromkeys(both if collapse(spec).filters > first.lanes else tiles)
-    return [*different, *stream_stores.streaming(spec, [first], first.lanes)]
+    return [*different, *stream_stores.streaming(spec, first, first.lanes)]
 
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:

@@ -76,7 +76,7 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[PlanesVariant]:
         if not needs_gather(spec, tile):
             found.append(replace(tile, gather=False))
     first = found[0]
-    streamed = stream_stores.streaming(spec, [first], first.lanes, first.lanes * first.vectors)
+    streamed = stream_stores.streaming(spec, first, first.lanes, first.lanes * first.vectors)
     return [first, replace(first, filters_first=not first.filters_first), *streamed, *found[1:]]
 
 

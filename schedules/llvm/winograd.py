@@ -55,7 +55,7 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[
 def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[WinogradVariant]:
     """The variants that compete while tuning, the cheapest first; none where Winograd does not apply."""
     found = [candidate.variant for candidate in winograd_rule.priced(spec, traits)[:MOST_VARIANTS]]
-    streamed = [s for v in found[:2] for s in stream_stores.streaming(spec, [v], v.lanes, _run(spec, v))]
+    streamed = [s for v in found[:2] for s in stream_stores.streaming(spec, v, v.lanes, _run(spec, v))]
     # which is faster depends on how fast the caches beyond a core's own are
     staged = [replace(variant, staged=True) for variant in found[:4]]
     return [*found[:1], *streamed, *staged, *found[1:]]

@@ -8,6 +8,7 @@ frequencies, which stay in L1, and their inverse transform.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tvm import IRModule
 from tvm.s_tir import Schedule
@@ -32,14 +33,22 @@ _MOST_UNROLLED = 128
 def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[WinogradRowsVariant, dict[str, int]] | None:
     """The variant and the decisions taken where nothing was tuned; None where another algorithm is as good."""
     variant = winograd_rows_rule.worthwhile(spec, traits)
-    return None if variant is None else (variant, {"depth": 1})
+    if variant is None:
+        return None
+    stream = stream_stores.outgrows_caches(spec, traits, variant.lanes, _run(variant))
+    return replace(variant, stream=stream), {"depth": 1}
 
 
 def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[WinogradRowsVariant]:
     """The variants that compete while tuning, the cheapest first; none where rows can't be transformed."""
     found = [candidate.variant for candidate in winograd_rows_rule.priced(spec, traits)[:MOST_VARIANTS]]
-    streamed = [s for v in found[:2] for s in stream_stores.streaming(spec, [v], v.lanes, v.tile * v.columns)]
+    streamed = [s for v in found[:2] for s in stream_stores.streaming(spec, v, v.lanes, _run(v))]
     return [*found, *streamed]
+
+
+def _run(variant: WinogradRowsVariant) -> int:
+    """In channels_first, elements of a row that a register tile stores one after the other."""
+    return variant.tile * variant.columns
 
 
 def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradRowsVariant, decide: Decisions) -> None:

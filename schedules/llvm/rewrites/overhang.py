@@ -62,10 +62,7 @@ def rewrite(module: IRModule) -> IRModule:
     def masked(note: tirx.AttrStmt) -> Any:
         if note.attr_key != _LEFT:
             return note
-        scalars = part_store.one_by_one(note.body, note.value)
-        if scalars is not None:
-            return scalars
-        return tvm_ffi.structural_map(note.body, (tirx.BufferStore, lambda store: _masked(store, note.value, used)))
+        return part_store.first_elements(note.body, note.value, lambda store: _masked(store, note.value, used))
 
     function = module["main"]
     body = tvm_ffi.structural_map(function.body, (tirx.AttrStmt, masked))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tvm_ffi
@@ -29,10 +30,14 @@ def masked(store: tirx.BufferStore, count: int, texts: dict[str, str]) -> Any:
     return injected.call(name, injected.address(store.buffer, index.base, "w"), store.value)
 
 
-def one_by_one(statement: Any, count: Any) -> Any:
-    """`statement` for the first `count` lanes; None where it has no loop over lanes, but operations on vectors.
+def first_elements(statement: Any, count: Any, of_vector: Callable[[tirx.BufferStore], Any]) -> Any:
+    """`statement`, which stores along a vectorized loop, for the first `count` lanes.
 
-    TVM takes the lanes one by one where an activation calls a function that has no vector form.
+    Args:
+        statement: lowered to vectors.
+        count: lanes that are stored.
+        of_vector: what takes the place of a store of a vector. TVM takes the lanes one by one instead where an
+            activation calls a function that has no vector form: then their loop ends earlier.
     """
     found: list[tirx.For] = []
     tvm_ffi.structural_walk(statement, (tirx.For, found.append))
@@ -41,4 +46,4 @@ def one_by_one(statement: Any, count: Any) -> Any:
         extent = tirx.min(loop.extent, tirx.max(count, tirx.const(0, str(loop.extent.ty.dtype))))
         return tirx.For(loop.loop_var, loop.min, extent, loop.kind, loop.body, loop.thread_binding, loop.annotations)
 
-    return tvm_ffi.structural_map(statement, (tirx.For, shortened)) if found else None
+    return tvm_ffi.structural_map(statement, (tirx.For, shortened) if found else (tirx.BufferStore, of_vector))

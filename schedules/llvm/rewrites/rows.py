@@ -99,12 +99,7 @@ def store_parts(module: IRModule) -> IRModule:
         if statement.attr_key != _PART:
             return statement
         part = int(statement.value)
-        scalars = part_store.one_by_one(statement.body, part)
-        if scalars is not None:
-            return scalars
-        return tvm_ffi.structural_map(
-            statement.body, (tirx.BufferStore, lambda store: part_store.masked(store, part, texts))
-        )
+        return part_store.first_elements(statement.body, part, lambda store: part_store.masked(store, part, texts))
 
     function = module["main"]
     body = tvm_ffi.structural_map(function.body, (tirx.AttrStmt, on_part))

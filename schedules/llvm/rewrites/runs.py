@@ -16,7 +16,7 @@ from tvm.s_tir import SBlockRealize, Schedule
 
 from tvm_conv3d.schedules.decisions import LoopRV
 from tvm_conv3d.schedules.llvm.rewrites import injected, loops
-from tvm_conv3d.schedules.llvm.rewrites.stream_stores import LEAST_BYTES
+from tvm_conv3d.schedules.llvm.rewrites.stream_stores import LEAST_BYTES, output_bytes
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
@@ -77,7 +77,7 @@ rest:
 
 def competes(spec: Conv3DSpec) -> bool:
     """Whether results of `spec` can be copied in runs, and are large enough for that to be tried."""
-    return stored_bytes(spec) >= LEAST_BYTES
+    return _stored_bytes(spec) >= LEAST_BYTES
 
 
 def outgrows_caches(spec: Conv3DSpec, traits: CpuTraits) -> bool:
@@ -85,14 +85,12 @@ def outgrows_caches(spec: Conv3DSpec, traits: CpuTraits) -> bool:
 
     Less is stored as fast from the registers: even across its lines, a cache takes more than memory does.
     """
-    return stored_bytes(spec) >= _SHARE_OF_CACHE * traits.l3
+    return _stored_bytes(spec) >= _SHARE_OF_CACHE * traits.l3
 
 
-def stored_bytes(spec: Conv3DSpec) -> int:
+def _stored_bytes(spec: Conv3DSpec) -> int:
     """Bytes of the output, none where it is not made of runs."""
-    if spec.dtype not in injected.TYPES or spec.data_format != CHANNELS_LAST:
-        return 0
-    return math.prod(spec.output_shape) * injected.TYPES[spec.dtype][1]
+    return output_bytes(spec) if spec.data_format == CHANNELS_LAST else 0
 
 
 def mark(sch: Schedule, cells: LoopRV, *inner: LoopRV) -> None:

@@ -9,10 +9,10 @@ other threads read later.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import tvm_ffi
 from tvm import IRModule, tirx
 
@@ -50,10 +50,9 @@ through:
 """
 
 
-def streaming(spec: Conv3DSpec, variants: Sequence[Variant], lanes: int, run: int = 0) -> list[Variant]:
-    """The variants with such stores; none where the output is small or not made of whole vectors of `lanes`."""
-    large = _stored_bytes(spec, lanes, run) >= LEAST_BYTES
-    return [replace(variant, stream=True) for variant in variants] if large else []
+def streaming(spec: Conv3DSpec, variant: Variant, lanes: int, run: int = 0) -> list[Variant]:
+    """`variant` with such stores; none where the output is small or not made of whole vectors of `lanes`."""
+    return [replace(variant, stream=True)] if _stored_bytes(spec, lanes, run) >= LEAST_BYTES else []
 
 
 def outgrows_caches(spec: Conv3DSpec, traits: CpuTraits, lanes: int, run: int = 0) -> bool:
@@ -68,17 +67,20 @@ def outgrows_caches(spec: Conv3DSpec, traits: CpuTraits, lanes: int, run: int = 
     return _stored_bytes(spec, lanes, run) >= max(LEAST_BYTES, traits.l3 // 2)
 
 
+def output_bytes(spec: Conv3DSpec) -> int:
+    """Bytes of the output, none where no function stores numbers of its type."""
+    return math.prod(spec.output_shape) * injected.TYPES[spec.dtype][1] if spec.dtype in injected.TYPES else 0
+
+
 def _stored_bytes(spec: Conv3DSpec, lanes: int, run: int = 0) -> int:
     """Bytes of the output, none where it is not made of whole vectors."""
     if spec.data_format == CHANNELS_LAST:
         whole = spec.filters % lanes == 0
     else:
         whole = run > 0 and run % lanes == 0 and collapse(spec).out_size[2] % lanes == 0
-    if spec.dtype not in injected.TYPES or not whole:
-        return 0
-    if lanes > 1 and lanes * injected.TYPES[spec.dtype][1] not in _VECTOR_BYTES:
-        return 0
-    return math.prod(spec.output_shape) * injected.TYPES[spec.dtype][1]
+    # rows of depthwise layers, told by 1, have vectors of any width
+    fits = lanes == 1 or lanes * np.dtype(spec.accumulator).itemsize in _VECTOR_BYTES
+    return output_bytes(spec) if whole and fits else 0
 
 
 def rewrite(module: IRModule) -> IRModule:

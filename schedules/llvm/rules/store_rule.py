@@ -33,7 +33,7 @@ def in_strips(variant: DirectVariant) -> DirectVariant:
 def small_tiles(spec: Conv3DSpec, variant: DirectVariant) -> list[DirectVariant]:
     """`variant` with small register tiles, of each kind the first that divides the rows; none where sums are long."""
     s = collapse(spec)
-    if _terms(s) > _FEW_TERMS or s.groups > 1 or s.data_format != CHANNELS_LAST:
+    if not _has_short_sums(s):
         return []
     fitting = [_first_that_divides(s, variant, shapes) for shapes in (_SMALL, _smallest(s, variant))]
     return [tile for tile in fitting if tile != variant]
@@ -65,11 +65,16 @@ def _terms(s: Conv3DSpec) -> int:
     return math.prod(s.kernel) * s.group_channels
 
 
+def _has_short_sums(s: Conv3DSpec) -> bool:
+    """Whether stores may decide, and lie side by side."""
+    return _terms(s) <= _FEW_TERMS and s.groups == 1 and s.data_format == CHANNELS_LAST
+
+
 def _small_shapes(
     s: Conv3DSpec, variant: DirectVariant, least: int, past_caches: bool, in_parts: bool
 ) -> tuple[tuple[int, int], ...]:
     """Shapes of small tiles, none where a large one is as good: one of all of `least` filters is small itself."""
-    if s.groups > 1 or s.data_format != CHANNELS_LAST or s.filters <= variant.lanes or _terms(s) > _FEW_TERMS:
+    if s.filters <= variant.lanes or not _has_short_sums(s):
         return ()
     whole_past = past_caches and not in_parts
     if _terms(s) <= _FEWEST_TERMS:

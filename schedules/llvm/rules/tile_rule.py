@@ -117,12 +117,16 @@ def good_tiles(
 
     def cost(tile: Tile) -> tuple[float, int, int]:
         cells = tile.rows * tile.columns
-        done = max(cells * tile.vectors, LATENCY) * tile.lanes / useful[0]
-        step = max(done, (cells + tile.vectors) / LOADS) * WIDTH_PENALTY[tile.vectors]
+        step = step_cycles(cells, tile.vectors, tile.lanes / useful[0])
         tiles = -(-height // tile.rows) * -(-width // tile.columns) * -(-filters // (tile.vectors * tile.lanes))
         return tiles * step * (row_share if tile.rows == 1 else 1), -cells * tile.vectors, tile.rows
 
     return heapq.nsmallest(count, candidates, key=cost)
+
+
+def step_cycles(cells: int, vectors: int, share: float) -> float:
+    """Cycles of a step of the reduction by the formula above."""
+    return max(share * max(cells * vectors, LATENCY), (cells + vectors) / LOADS) * WIDTH_PENALTY[vectors]
 
 
 def seen_share(spec: Conv3DSpec, axis: int) -> float:

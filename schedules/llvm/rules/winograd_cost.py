@@ -26,12 +26,11 @@ from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.winograd import WinogradVariant, groups_of_part, side_by_side
 from tvm_conv3d.compute.winograd_axes import Axes, axes_of
 from tvm_conv3d.schedules.llvm.rules.tile_rule import (
-    LATENCY,
-    LOADS,
     WIDTH_PENALTY,
     best_tile,
     seen_share,
     share_of_vector,
+    step_cycles,
     worthwhile_sharing,
 )
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
@@ -78,17 +77,16 @@ def amounts(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> dict[
     tasks = s.batch * math.prod(groups_of_part(s, variant)) * math.prod(axes.parts)
     rounds = -(-tasks // traits.cores)
 
-    cells = variant.columns * variant.vectors
     share = _share(s, traits, lanes)
-    done = max(share * max(cells, LATENCY), (variant.columns + variant.vectors) / LOADS)
-    step = done * WIDTH_PENALTY[variant.vectors] / variant.columns
+    step = step_cycles(variant.columns, variant.vectors, share) / variant.columns
     own = 4.0 * frequencies * tiles * (channels + filters)
     weights = 4.0 * frequencies * group_channels * filters
     of_task = {
         "product": frequencies * tiles * group_channels * (filters // width) * step,
         # loops over a row of tiles cost as much to start as half a tile
         "transform": _transform_steps(variant, axes, channels // lanes, filters // lanes)
-        * (share + 0.5 * share / variant.block[2]),
+        * share
+        * (1 + 0.5 / variant.block[2]),
         **_copied(s, variant, axes, channels, filters, share),
         "own_l2" if own <= traits.l2 else "own_l3": own,
         "task": 1.0,

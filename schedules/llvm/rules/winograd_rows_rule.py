@@ -21,7 +21,6 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.stages import window_extents
 from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant, applies, error_bound, groups_of_cells
-from tvm_conv3d.schedules.llvm.rewrites import stream_stores
 from tvm_conv3d.schedules.llvm.rules.priced import Priced
 from tvm_conv3d.schedules.llvm.rules.tile_rule import TASKS_PER_THREAD, fitting_lanes
 from tvm_conv3d.schedules.llvm.rules.winograd_rule import ERROR_LIMIT
@@ -61,9 +60,7 @@ def worthwhile(spec: Conv3DSpec, traits: CpuTraits) -> WinogradRowsVariant | Non
     found = priced(spec, traits)
     if not found or found[0].cycles > _ADVANTAGE * _cycles_of_definition(collapse(spec), traits):
         return None
-    variant = found[0].variant
-    stream = stream_stores.outgrows_caches(spec, traits, variant.lanes, variant.tile * variant.columns)
-    return replace(variant, stream=stream)
+    return found[0].variant
 
 
 def _equals(s: Conv3DSpec, variant: WinogradRowsVariant) -> tuple[bool, int]:
