@@ -1,4 +1,4 @@
-"""Convolution of channels_first on planes as they lie: its numbers, its rule and its instructions."""
+"""Convolution on planes, as they lie or made: its numbers, its rule and its instructions."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ def assembly(spec: Conv3DSpec, target_fields: dict[str, object]) -> str:
     [
         {},
         {"size": (3, 4, 1)},
+        {"size": (3, 4, 1), "kernel": (3, 3, 1), "pads": (Pads(1, 1), Pads(1, 1), Pads(15, 0))},
         {"size": (3, 4, 17)},
         {"strides": (1, 2, 2)},
         {"strides": (2, 1, 5)},
@@ -64,6 +65,31 @@ def assembly(spec: Conv3DSpec, target_fields: dict[str, object]) -> str:
 )
 def test_numbers_are_right(change: dict[str, object], dtype: str) -> None:
     spec = replace(DEPTHWISE, dtype=dtype, **change)  # type: ignore[arg-type]
+    assert run_plan(first_plan(spec)) < BOUNDS[dtype]
+
+
+FEW = replace(DEPTHWISE, groups=1, channels=5, filters=3, data_format="channels_last")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"filters": 1},
+        {"filters": 4, "channels": 33, "size": (3, 7, 16)},
+        {"filters": 2, "size": (3, 4, 1), "kernel": (3, 3, 1), "pads": (Pads(1, 1), Pads(1, 1), Pads(15, 0))},
+        {"strides": (1, 2, 2), "channels": 16},
+        {"filters": 2, "strides": (2, 1, 5)},
+        {"dilation": (1, 2, 3), "kernel": (1, 2, 3)},
+        {"filters": 1, "channels": 8, "kernel": (1, 1, 1), "pads": NO_PADS, "size": (2, 3, 32)},
+        {"filters": 2, "channels": 3, "kernel": (1, 1, 1), "pads": NO_PADS, "activation": "relu"},
+        {"kernel": (3, 1, 1), "pads": (Pads(1, 1), Pads(0, 0), Pads(0, 0))},
+        {"filters": 1, "pads": (Pads(0, 2), Pads(3, 0), Pads(5, 4))},
+    ],
+)
+def test_numbers_of_few_filters_in_channels_last_are_right(change: dict[str, object], dtype: str) -> None:
+    spec = replace(FEW, dtype=dtype, **change)  # type: ignore[arg-type]
     assert run_plan(first_plan(spec)) < BOUNDS[dtype]
 
 
@@ -85,9 +111,32 @@ def test_rows_that_fill_their_vectors_are_left_as_they_lie() -> None:
     assert default_plan(replace(DEPTHWISE, size=(4, 9, 7)), target).algorithm != "planes"
 
 
-def test_other_layouts_are_refused() -> None:
+def test_planes_are_made_of_channels_last_for_few_filters() -> None:
+    """Vectors of filters would have idle lanes; not where each number is read once, and by many."""
+    target = resolve(AVX512, 2)
+
+    def chosen(**change: object) -> str:
+        return default_plan(replace(FEW, size=(8, 24, 32), **change), target).algorithm  # type: ignore[arg-type]
+
+    pointwise = {"kernel": (1, 1, 1), "pads": NO_PADS}
+    assert {chosen(filters=filters) for filters in (1, 2, 3, 4)} == {"planes"}
+    assert chosen(filters=1, channels=8, **pointwise) == "planes"
+    assert "planes" not in {
+        chosen(filters=8),
+        chosen(filters=1, channels=64, **pointwise),
+        chosen(filters=4, **pointwise),
+    }
+
+
+def test_winograd_takes_few_filters_where_it_is_the_cheaper() -> None:
+    large = replace(FEW, size=(16, 64, 64), channels=48, filters=4)
+    assert default_plan(replace(large, kernel=(5, 5, 5)), resolve(AVX512, 2)).algorithm == "winograd"
+    assert default_plan(large, resolve(AVX512, 2)).algorithm == "planes"
+
+
+def test_many_filters_in_channels_last_are_refused() -> None:
     plan = first_plan(DEPTHWISE)
-    with pytest.raises(ValueError, match="channels_first"):
+    with pytest.raises(ValueError, match="few filters of one group"):
         algorithms("llvm")["planes"].declare(replace(DEPTHWISE, data_format="channels_last"), plan.variant)
 
 

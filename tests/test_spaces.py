@@ -45,6 +45,7 @@ SHAPES = {
         replace(same((4, 9, 40), 20, 20, 3, groups=20, data_format=CHANNELS_FIRST, activation="relu"), batch=2),
         same((4, 9, 33), 24, 12, 3, groups=6, strides=(1, 2, 2), dilation=(2, 1, 1), data_format=CHANNELS_FIRST),
         same((3, 4, 16), 32, 48, 1, data_format=CHANNELS_FIRST),
+        same((4, 9, 21), 20, 3, 3, activation="relu"),
         replace(same((7, 9, 11), 8, 5, 2, strides=(2, 1, 3), data_format=CHANNELS_FIRST), pads=NO_PADS),
     ],
     "depthwise": [

@@ -1,4 +1,4 @@
-"""Design space of the convolution of channels_first on planes, on a CPU.
+"""Design space of the convolution on planes, on a CPU.
 
 A task owns a box of output depths, rows and columns of one group; it copies the rows it reads, zeros included, into a
 buffer of its own. A register tile is some vectors of some rows of some filters. Of one row, a vector of weights' values
@@ -18,16 +18,19 @@ from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.compute.planes import PlanesVariant, applies, needs_gather
+from tvm_conv3d.compute.planes import MOST_FILTERS, PlanesVariant, applies, needs_gather
 from tvm_conv3d.schedules.decisions import Decisions, divisors
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll
 from tvm_conv3d.schedules.llvm.rewrites import rows, skip_padding, stream_stores, transpose
 from tvm_conv3d.schedules.llvm.rules.tile_rule import LATENCY, TASKS_PER_THREAD, seen_share, tiles_of
-from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Triple
 from tvm_conv3d.targets import CpuTraits
 
 #: Cycles of loading a vector of a row, as most of them cross a cache line.
 _LOAD = 1.6
+
+#: Share of the registers that the sums of several rows may take: LLVM loads the rows well ahead.
+_SUMS = 0.5
 
 #: Vectors of a row and rows of a tile, at most.
 _MOST_VECTORS, _MOST_ROWS = 4, 8
@@ -41,6 +44,16 @@ _MANY_FILTERS = 4
 #: Share of the vectors' lanes that rows have to fill, and of layers in groups, for which other algorithms copy more.
 _LEAST_FILLED, _LEAST_IN_GROUPS = 0.8, 0.65
 
+#: The same in channels_last, where few filters leave lanes idle in any other algorithm: padded columns of a filter for
+#: each column, at most.
+_MOST_PADDED = 6
+
+#: Filters and channels up to which planes are made although each number of them is used for one tap.
+_MOST_OF_POINTWISE = (2, 16)
+
+#: Cycles of copying a number into a plane.
+_COPY = 0.8
+
 #: Taps of a row times channels up to which the taps are unrolled.
 _FEW = 12
 
@@ -50,24 +63,31 @@ _MOST_TILES = 8
 
 def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[PlanesVariant, dict[str, int]] | None:
     """The variant and the decisions taken where nothing was tuned; None where rows fill too few lanes."""
-    if not applies(spec) or spec.empty:
-        return None
     s = collapse(spec)
-    lanes, width = traits.lanes(s.accumulator), s.out_size[2]
-    least = _LEAST_FILLED if s.groups == 1 else _LEAST_IN_GROUPS
-    if width < least * lanes * -(-width // lanes):
+    if not applies(spec) or spec.empty or not _fills_vectors(s, traits.lanes(s.accumulator)):
         return None
     variant = _tiles(s, traits, 1)[0]
     variant = replace(
         variant,
         gather=needs_gather(spec, variant) or s.group_channels > _MOST_PLANES,
     )
-    depth, row_tiles, column_tiles = _box(s, traits, variant)
+    _, (depth, row_tiles, column_tiles) = _best_box(s, traits, variant)
     return variant, {"depth": depth, "rows": row_tiles, "columns": column_tiles, "unroll": 1}
 
 
+def cycles_of_few_filters(spec: Conv3DSpec, traits: CpuTraits) -> float:
+    """What the cost model expects of the default, on one core; infinite where there is none, or filters are many."""
+    found = default(spec, traits) if spec.groups == 1 and spec.filters <= MOST_FILTERS else None
+    if found is None:
+        return math.inf
+    s, (variant, _) = collapse(spec), found
+    planes = s.batch * s.out_size[0] * s.channels * s.kernel[0] * seen_share(s, 0) * s.kernel[2]
+    copied, _ = _best_box(s, traits, variant)
+    return planes * _cycles(s, traits, variant, seen_share(s, 1))[0] + _COPY * copied
+
+
 def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[PlanesVariant]:
-    """The variants that compete while tuning, the cheapest first; none in channels_last."""
+    """The variants that compete while tuning, the cheapest first; none of many filters in channels_last."""
     if not applies(spec) or spec.empty:
         return []
     found = []
@@ -87,7 +107,9 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: PlanesVariant, decide: Decis
     per step of the reduction.
     """
     s = collapse(spec)
-    n, g, f, d, h, w = sch.get_loops(sch.get_sblock("out"))
+    planes_lie = s.data_format == CHANNELS_FIRST
+    loops = sch.get_loops(sch.get_sblock("out"))
+    n, g, f, d, h, w = loops if planes_lie else (loops[0], *loops[4:], *loops[1:4])
     row_tiles, hi = sch.split(h, [None, variant.rows], preserve_unit_iters=True)
     column_tiles, wi = sch.split(w, [None, variant.vectors * variant.lanes], preserve_unit_iters=True)
     block, fi = sch.split(f, [None, variant.filters], preserve_unit_iters=True)
@@ -100,7 +122,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: PlanesVariant, decide: Decis
     )
     task = sch.fuse(n, g, d_task, h_task, w_task)
     sch.parallel(task)
-    if _whole(s, variant):
+    if _whole(s, variant) and (planes_lie or s.filters == 1):
         sch.compute_inline(sch.get_sblock("tile"))
         vectors, lane = sch.split(wi, [None, variant.lanes], preserve_unit_iters=True)
         unroll(sch, (fi, hi, vectors))
@@ -110,12 +132,20 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: PlanesVariant, decide: Decis
         unroll(sch, outer)
         sch.vectorize(lane)
         unroll(sch, (fi, hi))
-        rows.mark(sch, wi, s.out_size[2], padded=variant.lanes)
+        if planes_lie or s.filters == 1:
+            rows.mark(sch, wi, s.out_size[2], padded=variant.lanes)
+        else:
+            sch.reorder(wi, fi)
     _sums(sch, s, variant, decide, at)
     if variant.gather:
         gather = sch.get_sblock("gather")
         sch.compute_at(gather, task, preserve_unit_loops=True)
-        transpose.mark_copy(sch, sch.get_loops(gather)[-1])
+        channel, *at_cell, column = sch.get_loops(gather)[-5:]
+        if planes_lie:
+            transpose.mark_copy(sch, column)
+        else:
+            sch.reorder(*at_cell, column, channel)
+            transpose.mark(sch, column, channel)
 
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
@@ -148,6 +178,17 @@ def _whole(s: Conv3DSpec, variant: PlanesVariant) -> bool:
     return all(size % part == 0 for size, part in zip(sizes, of_tile, strict=True))
 
 
+def _fills_vectors(s: Conv3DSpec, lanes: int) -> bool:
+    """Whether rows fill enough of the vectors."""
+    width = s.out_size[2]
+    padded = lanes * -(-width // lanes)
+    if s.data_format == CHANNELS_FIRST:
+        return width >= (_LEAST_FILLED if s.groups == 1 else _LEAST_IN_GROUPS) * padded
+    few, short = _MOST_OF_POINTWISE
+    reused = math.prod(s.kernel) > 1 or (s.filters <= few and s.channels <= short)
+    return reused and s.filters * padded <= _MOST_PADDED * width
+
+
 def _tiles(s: Conv3DSpec, traits: CpuTraits, count: int) -> list[PlanesVariant]:
     """The cheapest register tiles, the best first."""
     seen = seen_share(s, 1)
@@ -171,34 +212,41 @@ def _cycles(s: Conv3DSpec, traits: CpuTraits, tile: PlanesVariant, seen: float) 
     """Cycles for each channel, tap of depth and tap of width; of equals, whole vectors and large tiles come first."""
     _, height, width = s.out_size
     taps, sums = s.kernel[1], tile.filters * tile.rows * tile.vectors
+    whole = tile.lanes == traits.lanes(s.accumulator)
+    # two halves of a vector take as long as a whole one
+    share = 1.0 if whole else 0.5
     if tile.rows == 1:
-        step = taps * seen * max(sums, LATENCY, (_LOAD * tile.vectors + tile.filters) / 2)
+        # a CPU that splits vectors loads a whole one in two steps
+        loads = (_LOAD * tile.vectors * (2 if whole and traits.split else 1) + tile.filters) / 2
+        step = taps * seen * max(share * max(sums, LATENCY), loads)
     else:
         loaded = min((tile.rows - 1) * s.strides[1] + taps, tile.rows * taps)
-        spilled = max(0, sums + taps + 2 - traits.registers)
-        step = max(taps * sums, _LOAD * loaded * tile.vectors + taps * tile.filters) + 2 * taps * spilled
-    # two halves of a vector take as long as a whole one
-    share = tile.lanes / traits.lanes(s.accumulator)
-    tiles = (
-        share * -(-s.group_filters // tile.filters) * -(-height // tile.rows) * -(-width // (tile.vectors * tile.lanes))
-    )
+        spilled = max(0, sums - int(_SUMS * traits.registers))
+        step = share * (max(taps * sums, _LOAD * loaded * tile.vectors + taps * tile.filters) + 2 * taps * spilled)
+    tiles = -(-s.group_filters // tile.filters) * -(-height // tile.rows) * -(-width // (tile.vectors * tile.lanes))
     # plane by plane, long rows are stored best; else many filters share what is loaded
     return tiles * step, -tile.lanes, -sums, -tile.vectors if tile.filters_first else tile.vectors
 
 
-def _box(s: Conv3DSpec, traits: CpuTraits, variant: PlanesVariant) -> tuple[int, int, int]:
-    """Depth, row tiles and column tiles of a task: those that copy least and leave enough tasks, in half of L2."""
+def _best_box(s: Conv3DSpec, traits: CpuTraits, variant: PlanesVariant) -> tuple[float, Triple]:
+    """Numbers that are copied, and depth, row tiles and column tiles of a task.
+
+    The task is that which copies least and leaves enough of them, in half of L2.
+    """
     columns = variant.vectors * variant.lanes
     whole = tiles_of(s, (variant.rows, columns))
     item = np.dtype(s.accumulator).itemsize
+    # planes that are made, and read once, stay in L1; their rows lie close, as those at 2 KiB from each other collide
+    most = traits.l1 // 4 if s.data_format != CHANNELS_FIRST and math.prod(s.kernel) == 1 else traits.l2 // 2
 
-    def cost(box: tuple[int, int, int]) -> tuple[bool, bool, float, int, int]:
+    def cost(box: Triple) -> tuple[bool, bool, float, int, int]:
         cells = (box[0], box[1] * variant.rows, box[2] * columns)
         copied = s.group_channels * math.prod(
             (cell - 1) * stride + window for cell, stride, window in zip(cells, s.strides, s.window, strict=True)
         )
         count = s.batch * s.groups * math.prod(size // inner for size, inner in zip(whole, box, strict=True))
         too_few = count < TASKS_PER_THREAD * traits.cores
-        return too_few, copied * item > traits.l2 // 2, round(copied * count, 6), -box[2], -box[1]
+        return too_few, copied * item > most, round(copied * count, 6), -box[2], -box[1]
 
-    return min(itertools.product(*map(divisors, whole)), key=cost)
+    best = min(itertools.product(*map(divisors, whole)), key=cost)
+    return cost(best)[2], best

@@ -1,13 +1,14 @@
-"""Direct convolution of channels_first, on planes as they lie: vectors run along the rows, weights are broadcast.
+"""Direct convolution on planes of each channel: vectors run along the rows, weights are broadcast.
 
-Nothing is transposed. Where rows fill whole vectors this suits depthwise and grouped layers, and those that compute
-little: pointwise ones and stems.
+In channels_first planes are read as they lie. Where rows fill whole vectors this suits depthwise and grouped layers,
+and those that compute little: pointwise ones and stems. In channels_last they are made by transposing what a task
+reads, which suits few filters: the lanes of vectors of filters would be idle.
 
 Stages, each a block that a schedule places:
 
 gather    a zero-padded copy of the rows a task reads, widened to the accumulator's type; phases of columns apart
 conv      the sums of one register tile: `filters` x `rows` rows of `vectors` vectors
-tile      the same on the stack, where rows do not fill whole tiles
+tile      the same on the stack, where rows do not fill whole tiles or filters lie innermost
 out       bias, activation and store, narrowed to the user's type
 """
 
@@ -25,6 +26,9 @@ from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec
+
+#: Filters up to which planes are made in channels_last.
+MOST_FILTERS = 4
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,17 @@ class PlanesVariant:
 
 
 def applies(spec: Conv3DSpec) -> bool:
-    """Whether the layout is that of planes."""
-    return spec.data_format == CHANNELS_FIRST
+    """Whether the layout is that of planes, or filters are so few that it pays to make them."""
+    return spec.data_format == CHANNELS_FIRST or (spec.groups == 1 and spec.filters <= MOST_FILTERS)
 
 
 def needs_gather(spec: Conv3DSpec, variant: PlanesVariant) -> bool:
-    """Whether the rows have to be copied: for pads, strides, another type, or tiles that overhang the output."""
+    """Whether rows have to be copied: for layout, pads, strides, another type, or tiles that overhang the output."""
     s = collapse(spec)
     _, height, width = s.out_size
     return (
-        s.pads != ((0, 0),) * 3
+        s.data_format != CHANNELS_FIRST
+        or s.pads != ((0, 0),) * 3
         or s.strides[2] != 1
         or s.dtype != s.accumulator
         or height % variant.rows != 0
@@ -74,10 +79,11 @@ def declare(spec: Conv3DSpec, variant: PlanesVariant) -> Declaration:
     """The TE declaration; arguments as in :func:`tvm_conv3d.compute.direct.declare`.
 
     Raises:
-        ValueError: the spec is in channels_last, or `variant` reads the input as it is although that won't do.
+        ValueError: the spec is in channels_last and has groups or many filters, or `variant` reads the input as it is
+            although that won't do.
     """
     if not applies(spec):
-        raise ValueError(f"Only a convolution in channels_first is taken. Received: {spec.key()}")
+        raise ValueError(f"In channels_last only few filters of one group are taken. Received: {spec.key()}")
     if not variant.gather and needs_gather(spec, variant):
         raise ValueError(f"{spec.key()} needs a padded copy of its input. Received: {variant}")
     s = collapse(spec)
@@ -85,7 +91,10 @@ def declare(spec: Conv3DSpec, variant: PlanesVariant) -> Declaration:
     depth, height, width = s.out_size
     row_tiles, column_tiles, blocks = -(-height // rows), -(-width // (vectors * lanes)), _blocks(s, variant)
 
-    x = te.placeholder((s.batch, s.groups, s.group_channels, *s.size), storage_dtype(s.dtype), name="x")
+    planes_lie = s.data_format == CHANNELS_FIRST
+    channels = (s.groups, s.group_channels)
+    in_shape = (s.batch, *channels, *s.size) if planes_lie else (s.batch, *s.size, *channels)
+    x = te.placeholder(in_shape, storage_dtype(s.dtype), name="x")
     kernel = te.placeholder((s.groups, blocks, *s.kernel, s.group_channels, filters), acc, name="kernel")
     bias = te.placeholder((s.groups, blocks, filters), acc, name="bias")
     read = _gather(s, x, (depth, row_tiles * rows), column_tiles * vectors * lanes) if variant.gather else _read(x)
@@ -108,7 +117,11 @@ def declare(spec: Conv3DSpec, variant: PlanesVariant) -> Declaration:
         value = tile(n, g, b, d, h // rows, wo, fi, h % rows, wi // lanes, wi % lanes)
         return finish(s, value, bias[g, b, fi])
 
-    out = te.compute((s.batch, s.groups, s.group_filters, *s.out_size), out_at, name="out")
+    if planes_lie:
+        out = te.compute((s.batch, s.groups, s.group_filters, *s.out_size), out_at, name="out")
+    else:
+        out_shape = (s.batch, *s.out_size, s.groups, s.group_filters)
+        out = te.compute(out_shape, lambda n, d, h, w, g, f: out_at(n, g, f, d, h, w), name="out")
     return Declaration((x, kernel, bias, out))
 
 
@@ -154,7 +167,8 @@ def _gather(s: Conv3DSpec, x: te.Tensor, cells: tuple[int, int], length: int) ->
 
     def at(n, g, c, d, h, phase, w):  # type: ignore[no-untyped-def]
         def read(cell: list[Any]) -> Any:
-            return widen(x[(n, g, c, *cell)], s.dtype, s.accumulator)
+            value = x[(n, g, c, *cell)] if s.data_format == CHANNELS_FIRST else x[(n, *cell, g, c)]
+            return widen(value, s.dtype, s.accumulator)
 
         return zero_padded(s, (*extents, length * phases), (d, h, w * phases + phase), read)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,7 @@ def bounds(conditions: list[Expr], var: Any, stride: int) -> Bounds:
         ValueError: a condition is no comparison that grows or falls evenly with `var`.
     """
     found = Bounds([], [])
-    for condition in conditions:
+    for condition in itertools.chain.from_iterable(map(_comparisons, conditions)):
         if not isinstance(condition, (tirx.LT, tirx.LE, tirx.GT, tirx.GE)):
             raise ValueError(f"Only a comparison bounds a row. Received: {condition}")
         swapped = isinstance(condition, (tirx.GT, tirx.GE))
@@ -92,3 +93,10 @@ def bounds(conditions: list[Expr], var: Any, stride: int) -> Bounds:
         else:
             found.first.append(put((start + beyond) * steps, {}))
     return found
+
+
+def _comparisons(condition: Expr) -> list[Expr]:
+    """The condition; of a row of one element, where TVM makes it an equation, both of its sides."""
+    if isinstance(condition, tirx.EQ):
+        return [condition.a <= condition.b, condition.a >= condition.b]
+    return [condition]

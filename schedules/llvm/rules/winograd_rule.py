@@ -15,7 +15,7 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.winograd import WinogradVariant, error_bound, side_by_side
 from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, POLYPHASE, STRIDED, axes_of
-from tvm_conv3d.schedules.llvm import grouped
+from tvm_conv3d.schedules.llvm import grouped, planes
 from tvm_conv3d.schedules.llvm.rules import winograd_cost
 from tvm_conv3d.schedules.llvm.rules.priced import Priced
 from tvm_conv3d.schedules.llvm.rules.tile_rule import WIDTH_PENALTY, fitting_lanes, sharings, useful_lanes
@@ -80,6 +80,7 @@ def worthwhile(spec: Conv3DSpec, traits: CpuTraits) -> WinogradVariant | None:
     rival = winograd_cost.direct_cycles(s, traits)
     if grouped.default(spec, traits) is not None:
         rival = min(rival, grouped.cycles(spec, traits) / traits.cores)
+    rival = min(rival, planes.cycles_of_few_filters(spec, traits) / traits.cores)
     foreseen = side_by_side(s, variant) % variant.lanes == 0 or _is_folded(s, variant)
     advantage = _ADVANTAGE if foreseen else _ADVANTAGE_OF_ELEMENTS
     advantage = _ADVANTAGE_OF_SHARING if variant.interleaved > 1 else advantage
