@@ -18,7 +18,7 @@ from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.compute.planes import MOST_FILTERS, PlanesVariant, applies, needs_gather
+from tvm_conv3d.compute.planes import MOST_FILTERS, PlanesVariant, applies, copied_steps, needs_gather
 from tvm_conv3d.schedules.decisions import Decisions, divisors
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll
 from tvm_conv3d.schedules.llvm.rewrites import rows, skip_padding, stream_stores, transpose
@@ -242,7 +242,7 @@ def _best_box(s: Conv3DSpec, traits: CpuTraits, variant: PlanesVariant) -> tuple
     def cost(box: Triple) -> tuple[bool, bool, float, int, int]:
         cells = (box[0], box[1] * variant.rows, box[2] * columns)
         copied = s.group_channels * math.prod(
-            (cell - 1) * stride + window for cell, stride, window in zip(cells, s.strides, s.window, strict=True)
+            (cell - 1) * stride + window for cell, stride, window in zip(cells, copied_steps(s), s.window, strict=True)
         )
         count = s.batch * s.groups * math.prod(size // inner for size, inner in zip(whole, box, strict=True))
         too_few = count < TASKS_PER_THREAD * traits.cores

@@ -25,7 +25,7 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, window_extents, zero_padded
-from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Triple
 
 #: Filters up to which planes are made in channels_last.
 MOST_FILTERS = 4
@@ -99,10 +99,11 @@ def declare(spec: Conv3DSpec, variant: PlanesVariant) -> Declaration:
     bias = te.placeholder((s.groups, blocks, filters), acc, name="bias")
     read = _gather(s, x, (depth, row_tiles * rows), column_tiles * vectors * lanes) if variant.gather else _read(x)
     taps, channel = reduction(s)
+    steps = copied_steps(s) if variant.gather else s.strides
 
     def conv_at(n, g, b, d, ho, wo, fi, hi, v, lane):  # type: ignore[no-untyped-def]
-        at_d = d * s.strides[0] + taps[0] * s.dilation[0]
-        at_h = (ho * rows + hi) * s.strides[1] + taps[1] * s.dilation[1]
+        at_d = d * steps[0] + taps[0] * s.dilation[0]
+        at_h = (ho * rows + hi) * steps[1] + taps[1] * s.dilation[1]
         away = taps[2] * s.dilation[2]
         at_w = (wo * vectors + v) * lanes + lane + away // s.strides[2]
         weight = kernel[(g, b, *taps, channel, fi)]
@@ -159,17 +160,26 @@ def _read(x: te.Tensor) -> Any:
     return lambda n, g, c, d, h, _, w: x[n, g, c, d, h, w]
 
 
+def copied_steps(s: Conv3DSpec) -> Triple:
+    """How far the windows of neighbouring cells lie apart in the copy, which of single taps holds only what is read."""
+    depth, height, width = (1 if k == 1 else stride for k, stride in zip(s.kernel, s.strides, strict=True))
+    return depth, height, width
+
+
 def _gather(s: Conv3DSpec, x: te.Tensor, cells: tuple[int, int], length: int) -> te.Tensor:
     """The rows that the windows of `cells` output depths and rows see, with zeros around; phases of columns apart."""
     phases = s.strides[2]
     extents = window_extents(s, (*cells, 1))[:2]
     length += (s.window[2] - 1) // phases
+    # distances, in the input, of neighbouring rows of the copy
+    depth, height, _ = (stride // step for stride, step in zip(s.strides, copied_steps(s), strict=True))
+    shape = ((extents[0] - 1) // depth + 1, (extents[1] - 1) // height + 1, phases, length)
 
     def at(n, g, c, d, h, phase, w):  # type: ignore[no-untyped-def]
         def read(cell: list[Any]) -> Any:
             value = x[(n, g, c, *cell)] if s.data_format == CHANNELS_FIRST else x[(n, *cell, g, c)]
             return widen(value, s.dtype, s.accumulator)
 
-        return zero_padded(s, (*extents, length * phases), (d, h, w * phases + phase), read)
+        return zero_padded(s, (*extents, length * phases), (d * depth, h * height, w * phases + phase), read)
 
-    return te.compute((s.batch, s.groups, s.group_channels, *extents, phases, length), at, name="gather")
+    return te.compute((s.batch, s.groups, s.group_channels, *shape), at, name="gather")
