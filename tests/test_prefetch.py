@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import tvm
@@ -10,12 +11,14 @@ import tvm
 from problems import run_plan
 from tvm_conv3d import build
 from tvm_conv3d.compute.direct import DirectVariant
+from tvm_conv3d.compute.planes import PlanesVariant
 from tvm_conv3d.plan import Plan, default_plan
 from tvm_conv3d.schedules.llvm.rewrites import prefetch
-from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec
 from tvm_conv3d.targets import resolve
 
 POINTWISE = Conv3DSpec(1, (4, 8, 14), 24, 48, (1, 1, 1))
+PLANES = Conv3DSpec(1, (4, 8, 32), 24, 48, (1, 1, 1), data_format=CHANNELS_FIRST)
 PATCHES = Conv3DSpec(2, (4, 9, 12), 5, 16, (2, 3, 4), strides=(2, 3, 4))
 
 #: Problems whose tiles are several rows, hold more cells than a line has elements, leave inputs out, or end the input.
@@ -37,15 +40,27 @@ def test_the_numbers_are_right(spec: Conv3DSpec, variant: DirectVariant, unroll:
     assert run_plan(Plan(spec, "direct", variant, {"unroll": unroll})) < 1e-6
 
 
-def assembly(spec: Conv3DSpec) -> str:
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "change", [{}, {"kernel": (2, 1, 1), "strides": (2, 1, 1)}, {"strides": (2, 2, 1)}, {"batch": 2}]
+)
+def test_the_numbers_of_planes_are_right(change: dict[str, object], dtype: str) -> None:
+    spec = replace(PLANES, dtype=dtype, **change)  # type: ignore[arg-type]
+    variant = PlanesVariant(8, 2, 1, 6, gather=False)
+    assert prefetch.pays(spec)
+    assert run_plan(Plan(spec, "planes", variant, {"depth": 2, "columns": 1})) < 1e-6
+
+
+def assembly(spec: Conv3DSpec, algorithm: str = "direct") -> str:
     target = resolve({"kind": "llvm", "mcpu": "znver4", "mtriple": "x86_64-linux-gnu"}, 2)
     plan = default_plan(spec, target)
-    assert plan.algorithm == "direct"
+    assert plan.algorithm == algorithm
     return str(tvm.compile(build.scheduled_module(plan, target), target=target).mod.inspect_source("asm"))
 
 
-def test_the_loop_fetches_and_keeps_its_sums_in_registers() -> None:
-    loops = [body for body in re.split(r"\n\.LBB\S+:", assembly(POINTWISE)) if "prefetcht0" in body]
+@pytest.mark.parametrize(("spec", "algorithm"), [(POINTWISE, "direct"), (PLANES, "planes")])
+def test_the_loop_fetches_and_keeps_its_sums_in_registers(spec: Conv3DSpec, algorithm: str) -> None:
+    loops = [body for body in re.split(r"\n\.LBB\S+:", assembly(spec, algorithm)) if "prefetcht0" in body]
     assert loops
     for body in loops:
         body = body[: body.index("\tj")]
@@ -54,7 +69,7 @@ def test_the_loop_fetches_and_keeps_its_sums_in_registers() -> None:
 
 
 def test_only_where_each_input_is_read_once() -> None:
-    assert "prefetch" not in assembly(Conv3DSpec(1, (6, 8, 14), 24, 4, (3, 3, 3), dtype="float64"))
+    assert "prefetch" not in assembly(Conv3DSpec(1, (6, 8, 14), 24, 8, (3, 3, 3), dtype="float64"))
     assert not prefetch.pays(Conv3DSpec(1, (4, 8, 14), 24, 48, (1, 1, 1), groups=2))
 
 

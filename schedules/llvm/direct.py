@@ -181,7 +181,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decis
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
     """What is changed after scheduling: padding is skipped, the next input fetched, odd filters stored in part."""
     s = collapse(spec)
-    fetching = prefetch.insert(skip_padding.guard(module, s, {0: 3, 1: 4}), s)
+    fetching = prefetch.insert(skip_padding.guard(module, s, {0: 3, 1: 4}), s, prefetch.lines_of_cells)
     return runs.note(overhang.mark(fetching)) if s.data_format == CHANNELS_LAST else fetching
 
 

@@ -19,9 +19,9 @@ from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.planes import MOST_FILTERS, PlanesVariant, applies, copied_steps, needs_gather
-from tvm_conv3d.schedules.decisions import Decisions, divisors
+from tvm_conv3d.schedules.decisions import Decisions, LoopRV, divisors
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll
-from tvm_conv3d.schedules.llvm.rewrites import rows, skip_padding, stream_stores, transpose
+from tvm_conv3d.schedules.llvm.rewrites import prefetch, rows, skip_padding, stream_stores, transpose
 from tvm_conv3d.schedules.llvm.rules.tile_rule import LATENCY, TASKS_PER_THREAD, seen_share, tiles_of
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Triple
 from tvm_conv3d.targets import CpuTraits
@@ -136,7 +136,9 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: PlanesVariant, decide: Decis
             rows.mark(sch, wi, s.out_size[2], padded=variant.lanes)
         else:
             sch.reorder(wi, fi)
-    _sums(sch, s, variant, decide, at)
+    few = _sums(sch, s, variant, decide, at)
+    if not variant.gather and prefetch.pays(s):
+        prefetch.mark(sch, task, few, variant.rows, variant.vectors * variant.lanes)
     if variant.gather:
         gather = sch.get_sblock("gather")
         sch.compute_at(gather, task, preserve_unit_loops=True)
@@ -149,12 +151,13 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: PlanesVariant, decide: Decis
 
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
-    """What is changed after scheduling: taps that see only padding are skipped."""
-    return skip_padding.guard(module, collapse(spec), {0: 3, 1: 4})
+    """What is changed after scheduling: taps that see only padding are skipped, the next input is fetched."""
+    s = collapse(spec)
+    return prefetch.insert(skip_padding.guard(module, s, {0: 3, 1: 4}), s, prefetch.lines_of_planes)
 
 
-def _sums(sch: Schedule, s: Conv3DSpec, variant: PlanesVariant, decide: Decisions, at: object) -> None:
-    """The sums of a register tile."""
+def _sums(sch: Schedule, s: Conv3DSpec, variant: PlanesVariant, decide: Decisions, at: object) -> LoopRV:
+    """The sums of a register tile; the innermost loop over channels."""
     conv = place(sch, "conv", at)
     *tile, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-8:]
     outer, few = decide.tile("unroll", channel, default=1, limit=8)
@@ -169,6 +172,7 @@ def _sums(sch: Schedule, s: Conv3DSpec, variant: PlanesVariant, decide: Decision
         if s.kernel[2] * s.group_channels <= _FEW:
             sch.unroll(tap_w)
     keep_in_registers(sch, conv, reduction, tile)
+    return few
 
 
 def _whole(s: Conv3DSpec, variant: PlanesVariant) -> bool:

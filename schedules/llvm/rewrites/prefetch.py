@@ -1,15 +1,16 @@
 """Fetches the input of the next register tile while this one is computed.
 
-The cells of a tile lie too far apart for the hardware to foresee where the next ones begin, and where each is read
-once, from memory, every tile waits for its first touch: a pointwise layer with 64 channels takes 1.3 to 1.7 times as
-long. So the loop over channels asks for lines of the next tile, in each step as many as the steps must share.
+The cells of a tile, or its rows of planes, lie too far apart for the hardware to foresee where the next ones begin, and
+where each is read once, from memory, every tile waits for its first touch: a pointwise layer with 64 channels takes 1.3
+to 1.7 times as long. So the loop over channels asks for lines of the next tile, in each step as many as the steps must
+share.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -60,10 +61,11 @@ def mark(sch: Schedule, task: LoopRV, channel: LoopRV, rows: int, columns: int) 
     sch.annotate(task, "pragma_import_llvm", _FUNCTION)
 
 
-def insert(module: IRModule, spec: Conv3DSpec) -> IRModule:
-    """Puts the fetches into every marked loop of `compute.direct`'s block `conv`; `spec` has its axes collapsed."""
+def insert(module: IRModule, spec: Conv3DSpec, lines: Lines) -> IRModule:
+    """Puts the fetches of `lines` into every marked loop; `spec` has its axes collapsed."""
     function = module["main"]
     x = function.params[0]
+    item = np.dtype(spec.dtype).itemsize
 
     def fetching(loop: tirx.For) -> tirx.For:
         if _AHEAD not in loop.annotations:
@@ -73,26 +75,46 @@ def insert(module: IRModule, spec: Conv3DSpec) -> IRModule:
         body = loop.body
         # large tensors have indices of 64 bits, which the function does not take
         if str(loop.loop_var.ty.dtype) == "int32":
-            body = tirx.SeqStmt([*_fetches(loop, x, spec, rows, columns), body])
+            base = tirx.address_of(tirx.BufferLoad(x, [0] * len(x.shape)))
+            places = lines(values_in(loop), spec, rows, columns)
+            fetches = [tirx.Evaluate(tirx.call_extern("void", _NAME, base, place * item)) for place in places]
+            body = tirx.SeqStmt([*fetches, body])
         return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, others)
 
     body = tvm_ffi.structural_map(function.body, (tirx.For, fetching))
     return IRModule({"main": function.with_body(body)})
 
 
-def _fetches(loop: tirx.For, x: Any, spec: Conv3DSpec, rows: int, columns: int) -> Iterator[Any]:
-    """What one step of the loop asks for: of each row of the next tile the share that a step uses."""
-    values = values_in(loop)
+#: (values of the axes of block `conv` in one step, spec, rows and columns of the tile) -> elements of the input, one
+#: in each line that the step asks for.
+Lines = Callable[[list[Any], Conv3DSpec, int, int], Iterator[Any]]
+
+
+def lines_of_cells(values: list[Any], spec: Conv3DSpec, rows: int, columns: int) -> Iterator[Any]:
+    """For `compute.direct`: of each row of the next tile the share that a step uses."""
     n, _, _, d, row_tile, _, column_tile, *_, tap_d, tap_h, tap_w, channel = values
     depth, height, width = spec.size
-    item = np.dtype(spec.dtype).itemsize
-    base = tirx.address_of(tirx.BufferLoad(x, [0] * len(x.shape)))
     # a window's row is this long, and as many steps share its columns
     run = spec.kernel[2] * spec.channels
-    for hi, piece in itertools.product(range(rows), range(0, columns, _LINE // item)):
+    for hi, piece in itertools.product(range(rows), range(0, columns, _elements(spec))):
         at = (tap_w * spec.channels + channel) * columns + piece
         if spec.kernel[2] < spec.strides[2]:
             at = at // run * (spec.strides[2] * spec.channels) + at % run
         row = (n * depth + d * spec.strides[0] + tap_d) * height + (row_tile * rows + hi) * spec.strides[1] + tap_h
         cell = row * width + (column_tile + 1) * (columns * spec.strides[2])
-        yield tirx.Evaluate(tirx.call_extern("void", _NAME, base, (cell * spec.channels + at) * item))
+        yield cell * spec.channels + at
+
+
+def lines_of_planes(values: list[Any], spec: Conv3DSpec, rows: int, columns: int) -> Iterator[Any]:
+    """For `compute.planes`, of rows that are read as they lie: the same row further on."""
+    n, _, _, d, row_tile, column_tile, *_, tap_d, tap_h, _, channel = values
+    depth, height, width = spec.size
+    for hi, piece in itertools.product(range(rows), range(0, columns, _elements(spec))):
+        row = ((n * spec.channels + channel) * depth + d * spec.strides[0] + tap_d) * height
+        row += (row_tile * rows + hi) * spec.strides[1] + tap_h
+        yield row * width + (column_tile + 1) * columns + piece
+
+
+def _elements(spec: Conv3DSpec) -> int:
+    """Of a line."""
+    return _LINE // np.dtype(spec.dtype).itemsize
