@@ -54,6 +54,17 @@ def test_shuffled_loads_and_streamed_stores_go_together() -> None:
     assert run_plan(plan) < 1e-6
 
 
+def test_vectors_of_several_groups_are_not_streamed() -> None:
+    """Groups of 20 filters, each in 3 vectors of 8 of its own: some that are stored would come from both."""
+    target = resolve({"kind": "llvm", "mcpu": "haswell", "mtriple": "x86_64-linux-gnu"}, 2)
+    spec = replace(SPECS["winograd"], filters=40, groups=2)
+    found = algorithms("llvm")["winograd"].variants(spec, cpu_traits(target))
+    assert not any(variant.stream for variant in found)
+    large = default_plan(replace(spec, size=(64, 64, 64)), target)
+    assert (large.algorithm, large.variant.stream) == ("winograd", False)
+    build.compile_plan(large, target)
+
+
 @pytest.mark.parametrize(("cpu", "instruction"), [("znver4", r"vmovntps\t%zmm"), ("haswell", r"vmovntps\t%ymm")])
 def test_the_instruction_is_emitted(cpu: str, instruction: str) -> None:
     import re

@@ -21,6 +21,7 @@ from tvm_conv3d.compute.cut import cut_output, is_tiled
 from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.winograd import WinogradVariant, side_by_side, turns
 from tvm_conv3d.compute.winograd_axes import axes_of
+from tvm_conv3d.compute.winograd_stages import gathered_pieces
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm.common import (
     gather_in_turns,
@@ -31,7 +32,7 @@ from tvm_conv3d.schedules.llvm.common import (
     unroll,
     vectorize_copy,
 )
-from tvm_conv3d.schedules.llvm.rewrites import overhang, stream_stores, transpose
+from tvm_conv3d.schedules.llvm.rewrites import overhang, pieces, stream_stores, transpose
 from tvm_conv3d.schedules.llvm.rules import winograd_rule
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
@@ -48,17 +49,24 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[
     variant = winograd_rule.worthwhile(spec, traits)
     if variant is None:
         return None
-    stream = stream_stores.outgrows_caches(spec, traits, variant.lanes, _run(spec, variant))
-    return replace(variant, stream=stream), {"unroll": 1}
+    large = stream_stores.outgrows_caches(spec, traits, variant.lanes, _run(spec, variant))
+    return replace(variant, stream=large and _streamable(spec, variant)), {"unroll": 1}
 
 
 def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[WinogradVariant]:
     """The variants that compete while tuning, the cheapest first; none where Winograd does not apply."""
     found = [candidate.variant for candidate in winograd_rule.priced(spec, traits)[:MOST_VARIANTS]]
-    streamed = [s for v in found[:2] for s in stream_stores.streaming(spec, v, v.lanes, _run(spec, v))]
+    whole = [variant for variant in found[:2] if _streamable(spec, variant)]
+    streamed = [s for v in whole for s in stream_stores.streaming(spec, v, v.lanes, _run(spec, v))]
     # which is faster depends on how fast the caches beyond a core's own are
     staged = [replace(variant, staged=True) for variant in found[:4]]
     return [*found[:1], *streamed, *staged, *found[1:]]
+
+
+def _streamable(spec: Conv3DSpec, variant: WinogradVariant) -> bool:
+    """Whether what is stored at once comes from one vector, not from those of several groups."""
+    apart = spec.groups > 1 and variant.interleaved == 1
+    return spec.data_format != CHANNELS_LAST or not apart or spec.group_filters % variant.lanes == 0
 
 
 def _run(spec: Conv3DSpec, variant: WinogradVariant) -> int:
@@ -185,6 +193,8 @@ def _gather(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant, task: LoopRV
         transpose.mark(sch, lane, width)
     elif side_by_side(s, variant) % variant.lanes == 0:
         vectorize_copy(sch, channels, variant.lanes)
+    elif s.groups == 1:
+        pieces.mark(sch, channels, *gathered_pieces(s, axes_of(s, variant.modes)))
 
 
 def _product(sch: Schedule, variant: WinogradVariant, decide: Decisions) -> None:

@@ -71,6 +71,19 @@ def gathered(
     return at
 
 
+def gathered_pieces(spec: Conv3DSpec, axes: Axes) -> tuple[int, int, int]:
+    """What the channels of a gathered cell are made of, of a single group in channels_last.
+
+    Returns:
+        Numbers that lie side by side in the input, too; those of them that are of the same input cell; how many pieces
+        of so many numbers there are.
+    """
+    # neighbouring phases along the width are neighbouring cells
+    beside = axes.phases[2] if axes.spread[2] == 1 else 1
+    piece = spec.channels * beside
+    return piece, spec.channels, axes.channels // piece
+
+
 def split_taps(axes: Axes, kernel: np.ndarray) -> np.ndarray:
     """Weights (kd, kh, kw, channels, filters) as (taps along depth, height, width, gathered channels, filters)."""
     sizes = tuple(t * p for t, p in zip(axes.taps, axes.phases, strict=True))

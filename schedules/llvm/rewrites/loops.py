@@ -69,12 +69,22 @@ class Bounds:
     end: list[Expr]
 
 
-def bounds(conditions: list[Expr], var: Any, stride: int) -> Bounds:
+def bounds(conditions: list[Expr], var: Any, stride: int, cell: int = 1) -> Bounds:
     """Bounds of the elements at `stride` times `var`.
+
+    Args:
+        conditions: what has to hold.
+        var: the step along the row.
+        stride: elements from step to step.
+        cell: elements that the conditions do not tell apart: they are of `var // cell`.
 
     Raises:
         ValueError: a condition is no comparison that grows or falls evenly with `var`.
     """
+    if cell > 1:
+        number = ir.Var("cell", str(var.ty.dtype))
+        of_cells = bounds([_of_cells(condition, var, cell, number) for condition in conditions], number, stride)
+        return Bounds(*([put(element * cell, {}) for element in side] for side in (of_cells.first, of_cells.end)))
     found = Bounds([], [])
     for condition in itertools.chain.from_iterable(map(_comparisons, conditions)):
         if not isinstance(condition, (tirx.LT, tirx.LE, tirx.GT, tirx.GE)):
@@ -100,3 +110,12 @@ def _comparisons(condition: Expr) -> list[Expr]:
     if isinstance(condition, tirx.EQ):
         return [condition.a <= condition.b, condition.a >= condition.b]
     return [condition]
+
+
+def _of_cells(condition: Expr, var: Any, cell: int, number: Any) -> Expr:
+    """The condition with `number` in place of `var // cell`."""
+
+    def divided(quotient: tirx.FloorDiv) -> Expr:
+        return number if quotient.a.same_as(var) and int(quotient.b) == cell else quotient
+
+    return tvm_ffi.structural_map(condition, (tirx.FloorDiv, divided))

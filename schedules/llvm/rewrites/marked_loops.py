@@ -1,4 +1,4 @@
-"""Loops that a schedule marks, as TVM has no primitive for what becomes of them: :mod:`transpose` and :mod:`rows`."""
+"""Loops that a schedule marks, as TVM has no primitive for what becomes of them: :mod:`transpose`, :mod:`pieces` and :mod:`rows`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import tvm_ffi
 from tvm import IRModule, tirx
 
-from tvm_conv3d.schedules.llvm.rewrites import injected, rows, transpose
+from tvm_conv3d.schedules.llvm.rewrites import injected, pieces, rows, transpose
 from tvm_conv3d.targets import CpuTraits
 
 
@@ -16,7 +16,7 @@ def has_some(module: IRModule) -> bool:
     found: list[tirx.For] = []
 
     def on_loop(loop: tirx.For) -> None:
-        if any(mark in loop.annotations for mark in (transpose.TURNS, transpose.COPIES, rows.ROWS)):
+        if any(mark in loop.annotations for mark in (transpose.TURNS, transpose.COPIES, pieces.PIECES, rows.ROWS)):
             found.append(loop)
 
     tvm_ffi.structural_walk(module["main"].body, (tirx.For, on_loop))
@@ -30,6 +30,8 @@ def rewrite(module: IRModule, traits: CpuTraits) -> IRModule:
     def on_loop(loop: tirx.For) -> Any:
         if transpose.TURNS in loop.annotations or transpose.COPIES in loop.annotations:
             return transpose.calls(loop, traits, texts)
+        if pieces.PIECES in loop.annotations:
+            return pieces.calls(loop, traits, texts)
         if rows.ROWS in loop.annotations:
             return rows.vectors(loop, traits)
         return loop

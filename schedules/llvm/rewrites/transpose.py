@@ -53,12 +53,19 @@ def unmarked(loop: tirx.For) -> tirx.For:
     return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, loop.body, loop.thread_binding, others)
 
 
-def calls(loop: tirx.For, traits: CpuTraits, texts: dict[str, str]) -> Any:
-    """What does the work of a marked loop; the functions that it calls are added to `texts`."""
+def calls(loop: tirx.For, traits: CpuTraits, texts: dict[str, str], cell: int = 1) -> Any:
+    """What does the work of a marked loop; the functions that it calls are added to `texts`.
+
+    Args:
+        loop: the loop.
+        traits: the CPU.
+        texts: name -> text of functions.
+        cell: numbers of the row that are within its bounds together.
+    """
     copies_row = COPIES in loop.annotations
     # a row is a matrix of one
     copy = _Copy.of(tirx.For(ir.Var("row", "int32"), 0, 1, tirx.ForKind.SERIAL, loop) if copies_row else loop)
-    return unmarked(loop) if copy is None else _Calls(copy, traits.lanes(copy.accumulator), texts).statement()
+    return unmarked(loop) if copy is None else _Calls(copy, traits.lanes(copy.accumulator), texts, cell).statement()
 
 
 @dataclass(frozen=True)
@@ -107,14 +114,14 @@ class _Copy:
 class _Calls:
     """Calls that do a copy, block by block."""
 
-    def __init__(self, copy: _Copy, lanes: int, texts: dict[str, str]) -> None:
+    def __init__(self, copy: _Copy, lanes: int, texts: dict[str, str], cell: int) -> None:
         self.copy, self.texts = copy, texts
         self.extents = int(copy.outer.extent), int(copy.inner.extent)
         self.rows, self.columns = (_vector(extent, lanes) for extent in self.extents)
         self.pitch = loops.step(copy.store.indices[0], copy.inner.loop_var, {copy.outer.loop_var: 0})
         of_column = [c for c in copy.conditions if loops.uses(c, copy.inner.loop_var)]
         others = [c for c in copy.conditions if not loops.uses(c, copy.inner.loop_var)]
-        self.bounds = loops.bounds(of_column, copy.inner.loop_var, copy.stride)
+        self.bounds = loops.bounds(of_column, copy.inner.loop_var, copy.stride, cell)
         self.of_row = [c for c in others if loops.uses(c, copy.outer.loop_var)]
         self.of_all = [c for c in others if not loops.uses(c, copy.outer.loop_var)]
 

@@ -1,0 +1,60 @@
+"""Copies of channels that do not fill vectors, piece by piece: each lies in a row, in the input as in the copy.
+
+Where taps or phases became channels, the channels of a gathered cell are those of some input cells, one after the
+other. As one loop, each number would be copied by itself, its place found by divisions. A schedule marks that loop; it
+becomes one over pieces, each copied by vectors (:mod:`transpose`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import ir, sym, tirx
+from tvm.s_tir import Schedule
+
+from tvm_conv3d.schedules.decisions import LoopRV
+from tvm_conv3d.schedules.llvm.rewrites import loops, transpose
+from tvm_conv3d.targets import CpuTraits
+
+#: Annotation of a loop over the channels of a gathered cell: numbers of a piece, of an input cell, of all pieces.
+PIECES = "tvm_conv3d.pieces"
+
+
+def mark(sch: Schedule, channels: LoopRV, piece: int, cell: int, count: int) -> None:
+    """Marks a loop over the channels of a gathered cell.
+
+    Args:
+        sch: the schedule.
+        channels: the loop; behind all pieces it stores zeros.
+        piece: neighbouring numbers, those of some input cells.
+        cell: numbers of an input cell.
+        count: pieces.
+    """
+    sch.annotate(channels, PIECES, [piece, cell, count])
+
+
+def calls(loop: tirx.For, traits: CpuTraits, texts: dict[str, str]) -> Any:
+    """What does the work of a marked loop; the functions that it calls are added to `texts`."""
+    piece, cell, count = map(int, loop.annotations[PIECES])
+    others = {key: value for key, value in loop.annotations.items() if key != PIECES}
+    plain = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, loop.body, loop.thread_binding, others)
+    if not isinstance(loop.body, tirx.BufferStore):
+        return plain
+    number, within = ir.Var("piece", "int32"), ir.Var("within", "int32")
+    analyzer = sym.Analyzer()
+    analyzer.bind(number, ir.Range(0, count))
+    analyzer.bind(within, ir.Range(0, piece))
+    store = loops.put_all(loop.body, {loop.loop_var: number * piece + within})
+    store = tirx.BufferStore(
+        store.buffer, analyzer.simplify(store.value), [analyzer.simplify(index) for index in store.indices]
+    )
+    row = tirx.For(within, 0, piece, tirx.ForKind.SERIAL, store, annotations={transpose.COPIES: 1})
+    copied = transpose.calls(row, traits, texts, cell)
+    done = [tirx.For(number, 0, count, tirx.ForKind.SERIAL, copied)]
+    rest = int(loop.extent) - piece * count
+    if rest:
+        first = loops.put_all(loop.body, {loop.loop_var: piece * count})
+        places = tirx.Ramp(first.indices[0], tirx.const(1, first.indices[0].ty.dtype), rest) if rest > 1 else first.indices[0]
+        zero = tirx.const(0, str(first.buffer.dtype))
+        done.append(tirx.BufferStore(first.buffer, tirx.Broadcast(zero, rest) if rest > 1 else zero, [places]))
+    return loops.one_statement(done)

@@ -1,0 +1,58 @@
+"""Channels that fill no vectors, gathered piece by piece."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+import tvm
+
+from problems import BOUNDS, run_plan
+from tvm_conv3d import build
+from tvm_conv3d.compute.winograd import WinogradVariant
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.spec import Conv3DSpec, Pads
+from tvm_conv3d.targets import resolve
+
+AVX512 = {"kind": "llvm", "mcpu": "znver4", "mtriple": "x86_64-linux-gnu"}
+
+SPEC = Conv3DSpec(2, (5, 8, 9), 7, 16, (3, 3, 3), pads=(Pads(1, 1), Pads(2, 0), Pads(1, 2)), activation="relu")
+
+
+def plan(spec: Conv3DSpec, modes: str, tile: tuple[int, int, int], lanes: int = 16) -> Plan:
+    return Plan(spec, "winograd", WinogradVariant(modes, tile, (1, 2, 2), lanes, 1, 4), {})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("channels", [1, 3, 7, 17, 33])
+@pytest.mark.parametrize(
+    ("modes", "tile", "change"),
+    [
+        ("ppp", (2, 2, 2), {}),
+        ("pfp", (2, 1, 2), {}),
+        ("ppf", (2, 2, 1), {}),
+        ("fff", (1, 1, 1), {"pads": (Pads(0, 2), Pads(2, 3), Pads(3, 3))}),
+        ("pss", (2, 2, 2), {"strides": (1, 2, 2)}),
+        ("psf", (2, 2, 1), {"strides": (1, 2, 3)}),
+        ("dff", (2, 1, 1), {"dilation": (2, 1, 2)}),
+    ],
+)
+def test_the_numbers_are_right(
+    modes: str, tile: tuple[int, int, int], change: dict[str, object], channels: int, dtype: str
+) -> None:
+    spec = replace(SPEC, channels=channels, dtype=dtype, **change)  # type: ignore[arg-type]
+    lanes = 8 if dtype == "float64" else 16
+    assert run_plan(plan(spec, modes, tile, lanes)) < max(BOUNDS[dtype], 1e-5)
+
+
+def test_no_number_is_copied_by_itself() -> None:
+    """Taps of a row of 7 channels are one piece of 21; a vector of it begins where a division would have said."""
+    target = resolve(AVX512, 2)
+    folded = plan(SPEC, "ppf", (2, 2, 1))
+    module = build.lowered_module(build.scheduled_module(folded, target), folded, target)
+    text = str(tvm.compile(module, target=target).mod.inspect_source("asm"))
+    assert re.search(r"vmovups\t.*\{%k\d\} \{z\}", text)
+    # a multiplication by the reciprocal of 7 or 21
+    assert not re.search(r"imulq\t\$(818089009|613566757|2454267027|-1840700269)", text)
+    assert len(re.findall(r"vmovss\t", text)) < 8
