@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import tvm
+from tvm import ir, tirx
 
 from problems import BOUNDS, run_plan
 from tvm_conv3d import build
 from tvm_conv3d.compute.winograd import WinogradVariant
 from tvm_conv3d.plan import Plan
+from tvm_conv3d.schedules.llvm.rewrites import loops
 from tvm_conv3d.spec import Conv3DSpec, Pads
 from tvm_conv3d.targets import resolve
 
@@ -56,3 +59,15 @@ def test_no_number_is_copied_by_itself() -> None:
     # a multiplication by the reciprocal of 7 or 21
     assert not re.search(r"imulq\t\$(818089009|613566757|2454267027|-1840700269)", text)
     assert len(re.findall(r"vmovss\t", text)) < 8
+
+
+@pytest.mark.parametrize("condition", [lambda w: w // 7 < 2, lambda w: w < 14, lambda w: w // 7 <= 1])
+@pytest.mark.parametrize("begins", [lambda w: w // 7 >= 1, lambda w: w >= 7, lambda w: tirx.EQ(w // 7, 1)])
+def test_bounds_of_a_piece_are_those_of_its_cells(
+    condition: Callable[[ir.Var], object], begins: Callable[[ir.Var], object]
+) -> None:
+    """TVM writes one for the other where it sees that they are the same."""
+    w = ir.Var("w", "int32")
+    found = loops.bounds([condition(w), begins(w)], w, 1, cell=7)
+    assert max(map(int, found.first)) == 7
+    assert min(map(int, found.end)) == 14

@@ -76,33 +76,37 @@ def bounds(conditions: list[Expr], var: Any, stride: int, cell: int = 1) -> Boun
         conditions: what has to hold.
         var: the step along the row.
         stride: elements from step to step.
-        cell: elements that the conditions do not tell apart: they are of `var // cell`.
+        cell: elements of which conditions on `var // cell` do not tell one from another.
 
     Raises:
         ValueError: a condition is no comparison that grows or falls evenly with `var`.
     """
-    if cell > 1:
-        number = ir.Var("cell", str(var.ty.dtype))
-        of_cells = bounds([_of_cells(condition, var, cell, number) for condition in conditions], number, stride)
-        return Bounds(*([put(element * cell, {}) for element in side] for side in (of_cells.first, of_cells.end)))
     found = Bounds([], [])
+    number = ir.Var("cell", str(var.ty.dtype))
     for condition in itertools.chain.from_iterable(map(_comparisons, conditions)):
-        if not isinstance(condition, (tirx.LT, tirx.LE, tirx.GT, tirx.GE)):
-            raise ValueError(f"Only a comparison bounds a row. Received: {condition}")
-        swapped = isinstance(condition, (tirx.GT, tirx.GE))
-        strict = isinstance(condition, (tirx.LT, tirx.GT))
-        # that this is negative, or not positive where the comparison is not strict
-        below = condition.b - condition.a if swapped else condition.a - condition.b
-        start, slope = put(below, {var: 0}), step(below, var, {})
-        if not slope or stride % slope:
-            raise ValueError(f"Only what grows evenly along a row bounds it. Received: {condition}")
-        # the outermost step that holds, not the first that does not: between them may lie more than one element
-        steps, beyond = stride // abs(slope), 1 if strict else 0
-        if slope > 0:
-            found.end.append(put((-start - beyond) * steps + 1, {}))
-        else:
-            found.first.append(put((start + beyond) * steps, {}))
+        of_cells = _of_cells(condition, var, cell, number)
+        by_cell = uses(of_cells, number)
+        is_end, place = _bound(of_cells, number, stride) if by_cell else _bound(condition, var, stride)
+        (found.end if is_end else found.first).append(put(place * cell, {}) if by_cell else place)
     return found
+
+
+def _bound(condition: Expr, var: Any, stride: int) -> tuple[bool, Expr]:
+    """Whether a comparison ends a row, else it begins it, and before or from which element."""
+    if not isinstance(condition, (tirx.LT, tirx.LE, tirx.GT, tirx.GE)):
+        raise ValueError(f"Only a comparison bounds a row. Received: {condition}")
+    swapped = isinstance(condition, (tirx.GT, tirx.GE))
+    strict = isinstance(condition, (tirx.LT, tirx.GT))
+    # that this is negative, or not positive where the comparison is not strict
+    below = condition.b - condition.a if swapped else condition.a - condition.b
+    start, slope = put(below, {var: 0}), step(below, var, {})
+    if not slope or stride % slope:
+        raise ValueError(f"Only what grows evenly along a row bounds it. Received: {condition}")
+    # the outermost step that holds, not the first that does not: between them may lie more than one element
+    steps, beyond = stride // abs(slope), 1 if strict else 0
+    if slope > 0:
+        return True, put((-start - beyond) * steps + 1, {})
+    return False, put((start + beyond) * steps, {})
 
 
 def _comparisons(condition: Expr) -> list[Expr]:

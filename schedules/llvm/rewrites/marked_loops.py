@@ -1,4 +1,7 @@
-"""Loops that a schedule marks, as TVM has no primitive for what becomes of them: :mod:`transpose`, :mod:`pieces` and :mod:`rows`."""
+"""Loops that a schedule marks, as TVM has no primitive for what becomes of them.
+
+That is told by :mod:`transpose`, :mod:`pieces` and :mod:`rows`.
+"""
 
 from __future__ import annotations
 

@@ -54,7 +54,11 @@ def calls(loop: tirx.For, traits: CpuTraits, texts: dict[str, str]) -> Any:
     rest = int(loop.extent) - piece * count
     if rest:
         first = loops.put_all(loop.body, {loop.loop_var: piece * count})
-        places = tirx.Ramp(first.indices[0], tirx.const(1, first.indices[0].ty.dtype), rest) if rest > 1 else first.indices[0]
+        places = (
+            tirx.Ramp(first.indices[0], tirx.const(1, first.indices[0].ty.dtype), rest)
+            if rest > 1
+            else first.indices[0]
+        )
         zero = tirx.const(0, str(first.buffer.dtype))
         done.append(tirx.BufferStore(first.buffer, tirx.Broadcast(zero, rest) if rest > 1 else zero, [places]))
     return loops.one_statement(done)
