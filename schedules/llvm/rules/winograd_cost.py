@@ -6,7 +6,8 @@ that tuning keeps. The direct convolution is priced by the same measure.
     product          multiply-adds of vectors in the frequencies' matrix products, by the register tile's cost
     transform        multiply-adds of vectors in the transforms, forth and back
     copy             vectors of the gathered input and of the stored output
-    element          numbers of the gathered input that are copied one by one, as channels fill no vectors
+    element          numbers of the gathered input that are copied one by one, as groups that take turns fill no vectors
+    piece            the same of those that are copied in pieces, as channels fill no vectors
     own_l2, own_l3   bytes of a task's own data, written and read once, where L2 holds them and where it does not
     weights_l3       bytes of weights that are read anew, for each task, from L3
     waiting          cycles for weights from memory, beyond those of the products that are done meanwhile
@@ -42,6 +43,7 @@ COSTS = {
     "transform": 0.25,
     "copy": 4.5,
     "element": 0.6,
+    "piece": 0.3,
     "own_l2": 0.14,
     "own_l3": 0.85,
     "weights_l3": 0.028,
@@ -143,7 +145,9 @@ def _waiting(product: float, weights: float) -> float:
 
 
 def _memory_bytes(s: Conv3DSpec) -> float:
-    return float((math.prod(s.input_shape) + math.prod(s.output_shape)) * np.dtype(s.accumulator).itemsize)
+    """Bytes of input, but for what strides skip, and of output."""
+    read = math.prod(min(1.0, window / stride) for window, stride in zip(s.window, s.strides, strict=True))
+    return (read * math.prod(s.input_shape) + math.prod(s.output_shape)) * np.dtype(s.accumulator).itemsize
 
 
 def _copied(
@@ -157,7 +161,7 @@ def _copied(
         row = variant.block[2] * variant.tile[2]
         return {"copy": (3 * gathered + 2 * stored + (gathered + stored) * _ROW / row) * share / variant.lanes}
     if side_by_side(s, variant) % variant.lanes:
-        return {"copy": stored * share / variant.lanes, "element": gathered}
+        return {"copy": stored * share / variant.lanes, "piece" if s.groups == 1 else "element": gathered}
     return {"copy": (2 * gathered + stored) * share / variant.lanes}
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS
-from tvm_conv3d.compute.winograd import WinogradVariant, error_bound, side_by_side
+from tvm_conv3d.compute.winograd import WinogradVariant, error_bound
 from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, POLYPHASE, STRIDED, axes_of
 from tvm_conv3d.schedules.llvm import grouped, planes
 from tvm_conv3d.schedules.llvm.rules import winograd_cost
@@ -39,15 +39,11 @@ _LEAST_GROUP_CHANNELS = 3
 #: Largest output tile along an axis.
 _LARGEST_TILE = 6
 
-#: Winograd must be cheaper than direct by these factors, as both are estimates: where channels fill vectors, and where
-#: they are copied one by one, which is the harder to foresee.
-_ADVANTAGE, _ADVANTAGE_OF_ELEMENTS = 0.92, 0.85
+#: Winograd must be cheaper than direct by this factor, as both are estimates.
+_ADVANTAGE = 0.92
 
 #: The same where groups share vectors, which the estimate for direct is too hopeful of. Fitted to 25 layers.
 _ADVANTAGE_OF_SHARING = 1.0
-
-#: How much cheaper taps as channels must be than a transform of their axis, where both will do: measured on 15 stems.
-_ADVANTAGE_OF_FOLDED = 0.9
 
 #: Tiles of a task along height and width with which variants are compared first.
 _FIRST_BLOCKS = ((1, 4), (1, 7), (1, 14), (2, 4))
@@ -63,12 +59,9 @@ def priced(spec: Conv3DSpec, traits: CpuTraits) -> list[Priced[WinogradVariant]]
     if s.accumulator != "float32" or s.empty or few:
         return []
 
-    def rank(candidate: Priced[WinogradVariant]) -> float:
-        return candidate.cycles / (_ADVANTAGE_OF_FOLDED if _is_folded(s, candidate.variant) else 1)
-
-    rough = sorted(_candidates(s, traits), key=rank)[:_SHORT_LIST]
+    rough = sorted(_candidates(s, traits), key=lambda candidate: candidate.cycles)[:_SHORT_LIST]
     fine = [_price(s, traits, variant) for found in rough for variant in _blocked(s, traits, found.variant)]
-    return sorted(fine, key=rank)
+    return sorted(fine, key=lambda candidate: candidate.cycles)
 
 
 def worthwhile(spec: Conv3DSpec, traits: CpuTraits) -> WinogradVariant | None:
@@ -81,16 +74,8 @@ def worthwhile(spec: Conv3DSpec, traits: CpuTraits) -> WinogradVariant | None:
     if grouped.default(spec, traits) is not None:
         rival = min(rival, grouped.cycles(spec, traits) / traits.cores)
     rival = min(rival, planes.cycles_of_few_filters(spec, traits) / traits.cores)
-    foreseen = side_by_side(s, variant) % variant.lanes == 0 or _is_folded(s, variant)
-    advantage = _ADVANTAGE if foreseen else _ADVANTAGE_OF_ELEMENTS
-    advantage = _ADVANTAGE_OF_SHARING if variant.interleaved > 1 else advantage
+    advantage = _ADVANTAGE_OF_SHARING if variant.interleaved > 1 else _ADVANTAGE
     return variant if found[0].cycles < advantage * rival else None
-
-
-def _is_folded(s: Conv3DSpec, variant: WinogradVariant) -> bool:
-    """Whether taps became channels along an axis that could be transformed."""
-    axes = zip(variant.modes, s.kernel, s.strides, s.dilation, s.out_size, strict=True)
-    return any(mode == FOLDED and k > 1 and (st, d) == (1, 1) and out > _SHORT for mode, k, st, d, out in axes)
 
 
 def _modes(s: Conv3DSpec, lanes: int) -> Iterator[str]:
