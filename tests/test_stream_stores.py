@@ -63,6 +63,8 @@ def test_vectors_of_several_groups_are_not_streamed() -> None:
     large = default_plan(replace(spec, size=(64, 64, 64)), target)
     assert (large.algorithm, large.variant.stream) == ("winograd", False)
     build.compile_plan(large, target)
+    with pytest.raises(ValueError, match="several groups"):
+        build.scheduled_module(replace(large, variant=replace(large.variant, stream=True)), target)
 
 
 @pytest.mark.parametrize(("cpu", "instruction"), [("znver4", r"vmovntps\t%zmm"), ("haswell", r"vmovntps\t%ymm")])

@@ -57,6 +57,9 @@ _COPY = 0.8
 #: Taps of a row times channels up to which the taps are unrolled.
 _FEW = 12
 
+#: Channels in one step of the reduction, at most.
+_MOST_UNROLLED = 16
+
 #: Register tiles that compete while tuning.
 _MOST_TILES = 8
 
@@ -67,12 +70,14 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[PlanesVariant, dict[st
     if not applies(spec) or spec.empty or not _fills_vectors(s, traits.lanes(s.accumulator)):
         return None
     variant = _tiles(s, traits, 1)[0]
-    variant = replace(
-        variant,
-        gather=needs_gather(spec, variant) or s.group_channels > _MOST_PLANES,
-    )
+    if _in_registers(s):
+        # memory decides: nothing but the planes of one vector in registers, results past caches that inputs have filled
+        variant = replace(variant, lanes=traits.lanes(s.accumulator), vectors=1)
+        variant = replace(variant, stream=stream_stores.passes_through(spec, traits, variant.lanes, variant.lanes))
+    variant = replace(variant, gather=needs_gather(spec, variant) or s.group_channels > _MOST_PLANES)
     _, (depth, row_tiles, column_tiles) = _best_box(s, traits, variant)
-    return variant, {"depth": depth, "rows": row_tiles, "columns": column_tiles, "unroll": 1}
+    few = s.channels if _in_registers(s) else 1
+    return variant, {"depth": depth, "rows": row_tiles, "columns": column_tiles, "unroll": few}
 
 
 def cycles_of_few_filters(spec: Conv3DSpec, traits: CpuTraits) -> float:
@@ -141,7 +146,10 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: PlanesVariant, decide: Decis
         prefetch.mark(sch, task, few, variant.rows, variant.vectors * variant.lanes)
     if variant.gather:
         gather = sch.get_sblock("gather")
-        sch.compute_at(gather, task, preserve_unit_loops=True)
+        if _in_registers(s):
+            place(sch, "gather", at)
+        else:
+            sch.compute_at(gather, task, preserve_unit_loops=True)
         channel, *at_cell, column = sch.get_loops(gather)[-5:]
         if planes_lie:
             transpose.mark_copy(sch, column)
@@ -160,7 +168,7 @@ def _sums(sch: Schedule, s: Conv3DSpec, variant: PlanesVariant, decide: Decision
     """The sums of a register tile; the innermost loop over channels."""
     conv = place(sch, "conv", at)
     *tile, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-8:]
-    outer, few = decide.tile("unroll", channel, default=1, limit=8)
+    outer, few = decide.tile("unroll", channel, default=1, limit=_MOST_UNROLLED)
     sch.unroll(few)
     if variant.rows > 1:
         skip_padding.mark(sch, s, {0: tap_d})
@@ -180,6 +188,11 @@ def _whole(s: Conv3DSpec, variant: PlanesVariant) -> bool:
     sizes = (s.group_filters, *s.out_size[1:])
     of_tile = (variant.filters, variant.rows, variant.vectors * variant.lanes)
     return all(size % part == 0 for size, part in zip(sizes, of_tile, strict=True))
+
+
+def _in_registers(s: Conv3DSpec) -> bool:
+    """Whether planes are made in registers, tile by tile, as each number is used for one tap."""
+    return s.data_format != CHANNELS_FIRST and math.prod(s.kernel) == 1 and s.channels <= _MOST_OF_POINTWISE[1]
 
 
 def _fills_vectors(s: Conv3DSpec, lanes: int) -> bool:
@@ -240,8 +253,6 @@ def _best_box(s: Conv3DSpec, traits: CpuTraits, variant: PlanesVariant) -> tuple
     columns = variant.vectors * variant.lanes
     whole = tiles_of(s, (variant.rows, columns))
     item = np.dtype(s.accumulator).itemsize
-    # planes that are made, and read once, stay in L1; their rows lie close, as those at 2 KiB from each other collide
-    most = traits.l1 // 4 if s.data_format != CHANNELS_FIRST and math.prod(s.kernel) == 1 else traits.l2 // 2
 
     def cost(box: Triple) -> tuple[bool, bool, float, int, int]:
         cells = (box[0], box[1] * variant.rows, box[2] * columns)
@@ -250,7 +261,7 @@ def _best_box(s: Conv3DSpec, traits: CpuTraits, variant: PlanesVariant) -> tuple
         )
         count = s.batch * s.groups * math.prod(size // inner for size, inner in zip(whole, box, strict=True))
         too_few = count < TASKS_PER_THREAD * traits.cores
-        return too_few, copied * item > most, round(copied * count, 6), -box[2], -box[1]
+        return too_few, copied * item > traits.l2 // 2, round(copied * count, 6), -box[2], -box[1]
 
     best = min(itertools.product(*map(divisors, whole)), key=cost)
     return cost(best)[2], best

@@ -80,7 +80,12 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradVariant, decide: Dec
     """Schedules `compute.winograd.declare(spec, variant)`.
 
     Decisions: `unroll`: channels per step of the product; `groups`, where staged: groups of tiles of one product task.
+
+    Raises:
+        ValueError: the variant streams vectors that hold several groups.
     """
+    if variant.stream and not _streamable(spec, variant):
+        raise ValueError(f"Vectors of several groups of {spec.key()} can't be streamed. Received: {variant}")
     s = collapse(spec)
     transformed = [n > 1 for n in axes_of(s, variant.modes).cells(variant.tile)]
     task = _tasks(sch, s, variant)

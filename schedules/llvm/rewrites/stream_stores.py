@@ -29,6 +29,9 @@ _VECTOR_BYTES = (32, 64)
 #: Least bytes of an output that is stored so; memory of smaller results is not aligned to vectors.
 LEAST_BYTES = 1 << 20
 
+#: Input and output, as multiples of the last cache, of which it keeps less than half.
+_TIMES_CACHE = 2
+
 #: Name of the buffer that holds the result.
 OUTPUT = "out"
 
@@ -62,9 +65,21 @@ def outgrows_caches(spec: Conv3DSpec, traits: CpuTraits, lanes: int, run: int = 
         spec: the problem.
         traits: the CPU.
         lanes: of the vectors.
-        run: in channels_first, neighbouring elements of a row that are stored one after the other.
+        run: in channels_first or of a single filter, neighbouring elements of a row that are stored one after the
+            other.
     """
     return _stored_bytes(spec, lanes, run) >= max(LEAST_BYTES, traits.l3 // 2)
+
+
+def passes_through(spec: Conv3DSpec, traits: CpuTraits, lanes: int, run: int) -> bool:
+    """Whether input and output together outgrow the caches by so much that little of the output would be left in them.
+
+    Arguments as in :func:`outgrows_caches`.
+    """
+    if _stored_bytes(spec, lanes, run) < LEAST_BYTES:
+        return False
+    read = math.prod(spec.input_shape) * np.dtype(spec.accumulator).itemsize
+    return read + output_bytes(spec) >= _TIMES_CACHE * traits.l3
 
 
 def output_bytes(spec: Conv3DSpec) -> int:
@@ -74,7 +89,7 @@ def output_bytes(spec: Conv3DSpec) -> int:
 
 def _stored_bytes(spec: Conv3DSpec, lanes: int, run: int = 0) -> int:
     """Bytes of the output, none where it is not made of whole vectors."""
-    if spec.data_format == CHANNELS_LAST:
+    if spec.data_format == CHANNELS_LAST and spec.filters > 1:
         whole = spec.filters % lanes == 0
     else:
         whole = run > 0 and run % lanes == 0 and collapse(spec).out_size[2] % lanes == 0
