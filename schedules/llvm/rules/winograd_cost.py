@@ -8,7 +8,8 @@ that tuning keeps. The direct convolution is priced by the same measure.
     copy             vectors of the gathered input and of the stored output
     element          numbers of the gathered input that are copied one by one, as groups that take turns fill no vectors
     piece            the same of those that are copied in pieces, as channels fill no vectors
-    own_l2, own_l3   bytes of a task's own data, written and read once, where L2 holds them and where it does not
+    own_l2, own_l3,  bytes of a task's own data, written and read once, where L2 holds them, where half of L3 holds
+    own_memory       those of all cores, and where it does not
     weights_l3       bytes of weights that are read anew, for each task, from L3
     waiting          cycles for weights from memory, beyond those of the products that are done meanwhile
     memory           bytes of input and output
@@ -46,13 +47,14 @@ COSTS = {
     "piece": 0.3,
     "own_l2": 0.14,
     "own_l3": 0.85,
+    "own_memory": 1.3,
     "weights_l3": 0.028,
     "waiting": 1.0,
     "memory": 0.2,
     "task": 400.0,
 }
 
-#: Cycles for a byte of weights from memory, while all cores read, and share of L3 that they may fill and stay in it.
+#: Cycles for a byte of weights from memory, while all cores read, and share of L3 that may be filled with what stays.
 _WEIGHTS, _SHARE_OF_L3 = 0.13, 0.5
 
 #: Cells that the start of a row costs as much as, in channels_first: each row of a channel lies in a page of its own.
@@ -90,14 +92,22 @@ def amounts(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> dict[
         * share
         * (1 + 0.5 / variant.block[2]),
         **_copied(s, variant, axes, channels, filters, share),
-        "own_l2" if own <= traits.l2 else "own_l3": own,
+        _place_of_own(traits, own): own,
         "task": 1.0,
     }
     if weights > _SHARE_OF_L3 * traits.l3:
-        of_task["waiting"] = _waiting(of_task["product"], weights)
+        # register tiles after the first find the weights of a frequency in the core's own caches
+        of_task["waiting"] = _waiting(of_task["product"] * variant.columns / tiles, weights)
     elif weights > traits.l2 / 2:
         of_task["weights_l3"] = weights
     return {**{name: rounds * amount for name, amount in of_task.items()}, "memory": _memory_bytes(s) / traits.cores}
+
+
+def _place_of_own(traits: CpuTraits, own: float) -> str:
+    """Where a task's own data of so many bytes is kept."""
+    if own <= traits.l2:
+        return "own_l2"
+    return "own_l3" if own * traits.cores <= _SHARE_OF_L3 * traits.l3 else "own_memory"
 
 
 def direct_cycles(s: Conv3DSpec, traits: CpuTraits) -> float:
