@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from problems import BOUNDS, run_plan
-from tvm_conv3d import build
+from tvm_conv3d import build, workspace
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.compute.planes import needs_gather
 from tvm_conv3d.plan import Plan, default_plan
@@ -93,6 +93,38 @@ FEW = replace(DEPTHWISE, groups=1, channels=5, filters=3, data_format="channels_
 def test_numbers_of_few_filters_in_channels_last_are_right(change: dict[str, object], dtype: str) -> None:
     spec = replace(FEW, dtype=dtype, **change)  # type: ignore[arg-type]
     assert run_plan(first_plan(spec)) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize(("channels", "filters"), [(3, 2), (8, 1), (16, 1), (16, 2)])
+@pytest.mark.parametrize("stream", [False, True])
+def test_planes_of_single_taps_are_made_in_registers(stream: bool, channels: int, filters: int, dtype: str) -> None:
+    spec = replace(
+        FEW, channels=channels, filters=filters, kernel=(1, 1, 1), pads=NO_PADS, size=(4, 9, 32), dtype=dtype
+    )
+    plan = default_plan(spec, host_target(2))
+    assert plan.algorithm == "planes"
+    assert algorithms("llvm")["planes"].variants(spec, cpu_traits(host_target(2)))[0] == plan.variant
+    assert run_plan(replace(plan, variant=replace(plan.variant, stream=stream))) < BOUNDS[dtype]
+
+
+def test_results_pass_caches_that_the_input_has_filled() -> None:
+    target = resolve(AVX512, 2)
+    l3 = cpu_traits(target).l3
+    head = replace(FEW, batch=1, channels=8, filters=1, kernel=(1, 1, 1), pads=NO_PADS)
+    for cells, expected in ((2 * l3 // 36 // 4096 - 1, False), (2 * l3 // 36 // 4096 + 1, True)):
+        plan = default_plan(replace(head, size=(cells, 64, 64)), target)
+        assert (plan.algorithm, plan.variant.stream) == ("planes", expected)
+
+
+def test_tasks_are_bounded_where_none_is_small() -> None:
+    """Windows of 2048 channels: no task's copy fits half of L2, and the largest one takes 50 MB."""
+    spec = replace(FEW, batch=1, size=(8, 64, 64), channels=2048, filters=1)
+    target = resolve(AVX512, 2)
+    plan = default_plan(spec, target)
+    assert plan.algorithm == "planes"
+    traits = cpu_traits(target)
+    assert workspace.bytes_per_thread(plan, target, workspace.DEFAULT_LIMIT) < 1.1 * traits.l3 / traits.cores
 
 
 def test_the_input_is_read_as_it_is_where_that_will_do() -> None:

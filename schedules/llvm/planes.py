@@ -1,8 +1,9 @@
 """Design space of the convolution on planes, on a CPU.
 
 A task owns a box of output depths, rows and columns of one group; it copies the rows it reads, zeros included, into a
-buffer of its own. A register tile is some vectors of some rows of some filters. Of one row, a vector of weights' values
-serves all its vectors; of several, a loaded vector of input serves all rows whose windows hold it.
+buffer of its own, or where each number is used for one tap makes the planes of a tile in registers. A register tile is
+some vectors of some rows of some filters. Of one row, a vector of weights' values serves all its vectors; of several, a
+loaded vector of input serves all rows whose windows hold it.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ _MANY_FILTERS = 4
 #: Share of the vectors' lanes that rows have to fill, and of layers in groups, for which other algorithms copy more.
 _LEAST_FILLED, _LEAST_IN_GROUPS = 0.8, 0.65
 
-#: The same in channels_last, where few filters leave lanes idle in any other algorithm: padded columns of a filter for
-#: each column, at most.
+#: In channels_last: filters times padded columns for each column, at most. Vectors of four filters, with which planes
+#: compete, compute a cell in half a cycle whatever the number of filters.
 _MOST_PADDED = 6
 
 #: Filters and channels up to which planes are made although each number of them is used for one tap.
@@ -69,25 +70,32 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[PlanesVariant, dict[st
     s = collapse(spec)
     if not applies(spec) or spec.empty or not _fills_vectors(s, traits.lanes(s.accumulator)):
         return None
-    variant = _tiles(s, traits, 1)[0]
-    if _in_registers(s):
-        # memory decides: nothing but the planes of one vector in registers, results past caches that inputs have filled
-        variant = replace(variant, lanes=traits.lanes(s.accumulator), vectors=1)
-        variant = replace(variant, stream=stream_stores.passes_through(spec, traits, variant.lanes, variant.lanes))
-    variant = replace(variant, gather=needs_gather(spec, variant) or s.group_channels > _MOST_PLANES)
+    variant = _default_variant(spec, s, traits)
     _, (depth, row_tiles, column_tiles) = _best_box(s, traits, variant)
     few = s.channels if _in_registers(s) else 1
     return variant, {"depth": depth, "rows": row_tiles, "columns": column_tiles, "unroll": few}
 
 
+def _default_variant(spec: Conv3DSpec, s: Conv3DSpec, traits: CpuTraits) -> PlanesVariant:
+    variant = _tiles(s, traits, 1)[0]
+    if _in_registers(s):
+        # memory decides: nothing but the planes of one vector in registers, results past caches that inputs have filled
+        variant = replace(variant, lanes=traits.lanes(s.accumulator), vectors=1)
+        variant = replace(variant, stream=stream_stores.passes_through(spec, traits, variant.lanes, variant.lanes))
+    return replace(variant, gather=needs_gather(spec, variant) or s.group_channels > _MOST_PLANES)
+
+
 def cycles_of_few_filters(spec: Conv3DSpec, traits: CpuTraits) -> float:
-    """What the cost model expects of the default, on one core; infinite where there is none, or filters are many."""
+    """What the cost model expects of the default, on one core, to choose between it and Winograd.
+
+    Infinite where there is no default, or filters are many: planes then are what is left when Winograd does not pay.
+    """
     found = default(spec, traits) if spec.groups == 1 and spec.filters <= MOST_FILTERS else None
     if found is None:
         return math.inf
     s, (variant, _) = collapse(spec), found
     planes = s.batch * s.out_size[0] * s.channels * s.kernel[0] * seen_share(s, 0) * s.kernel[2]
-    copied, _ = _best_box(s, traits, variant)
+    copied = _best_box(s, traits, variant)[0] if variant.gather else 0
     return planes * _cycles(s, traits, variant, seen_share(s, 1))[0] + _COPY * copied
 
 
@@ -95,14 +103,16 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[PlanesVariant]:
     """The variants that compete while tuning, the cheapest first; none of many filters in channels_last."""
     if not applies(spec) or spec.empty:
         return []
-    found = []
-    for tile in _tiles(collapse(spec), traits, _MOST_TILES):
+    s = collapse(spec)
+    first = _default_variant(spec, s, traits)
+    found = [first, replace(first, filters_first=not first.filters_first)]
+    if _in_rows(s):
+        found += stream_stores.streaming(spec, first, first.lanes, first.lanes * first.vectors)
+    for tile in _tiles(s, traits, _MOST_TILES):
         found.append(tile)
         if not needs_gather(spec, tile):
             found.append(replace(tile, gather=False))
-    first = found[0]
-    streamed = stream_stores.streaming(spec, first, first.lanes, first.lanes * first.vectors)
-    return [first, replace(first, filters_first=not first.filters_first), *streamed, *found[1:]]
+    return list(dict.fromkeys(found))
 
 
 def apply(sch: Schedule, spec: Conv3DSpec, variant: PlanesVariant, decide: Decisions) -> None:
@@ -127,7 +137,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: PlanesVariant, decide: Decis
     )
     task = sch.fuse(n, g, d_task, h_task, w_task)
     sch.parallel(task)
-    if _whole(s, variant) and (planes_lie or s.filters == 1):
+    if _whole(s, variant) and _in_rows(s):
         sch.compute_inline(sch.get_sblock("tile"))
         vectors, lane = sch.split(wi, [None, variant.lanes], preserve_unit_iters=True)
         unroll(sch, (fi, hi, vectors))
@@ -137,7 +147,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: PlanesVariant, decide: Decis
         unroll(sch, outer)
         sch.vectorize(lane)
         unroll(sch, (fi, hi))
-        if planes_lie or s.filters == 1:
+        if _in_rows(s):
             rows.mark(sch, wi, s.out_size[2], padded=variant.lanes)
         else:
             sch.reorder(wi, fi)
@@ -188,6 +198,11 @@ def _whole(s: Conv3DSpec, variant: PlanesVariant) -> bool:
     sizes = (s.group_filters, *s.out_size[1:])
     of_tile = (variant.filters, variant.rows, variant.vectors * variant.lanes)
     return all(size % part == 0 for size, part in zip(sizes, of_tile, strict=True))
+
+
+def _in_rows(s: Conv3DSpec) -> bool:
+    """Whether the output's columns of a filter lie side by side."""
+    return s.data_format == CHANNELS_FIRST or s.filters == 1
 
 
 def _in_registers(s: Conv3DSpec) -> bool:
@@ -248,20 +263,22 @@ def _cycles(s: Conv3DSpec, traits: CpuTraits, tile: PlanesVariant, seen: float) 
 def _best_box(s: Conv3DSpec, traits: CpuTraits, variant: PlanesVariant) -> tuple[float, Triple]:
     """Numbers that are copied, and depth, row tiles and column tiles of a task.
 
-    The task is that which copies least and leaves enough of them, in half of L2.
+    The task is that which copies least and leaves enough of them, in half of L2; where none fits, in a core's part of
+    L3, or in as few times that as can be.
     """
     columns = variant.vectors * variant.lanes
     whole = tiles_of(s, (variant.rows, columns))
     item = np.dtype(s.accumulator).itemsize
 
-    def cost(box: Triple) -> tuple[bool, bool, float, int, int]:
+    def cost(box: Triple) -> tuple[bool, int, bool, float, int, int]:
         cells = (box[0], box[1] * variant.rows, box[2] * columns)
         copied = s.group_channels * math.prod(
             (cell - 1) * stride + window for cell, stride, window in zip(cells, copied_steps(s), s.window, strict=True)
         )
         count = s.batch * s.groups * math.prod(size // inner for size, inner in zip(whole, box, strict=True))
         too_few = count < TASKS_PER_THREAD * traits.cores
-        return too_few, copied * item > traits.l2 // 2, round(copied * count, 6), -box[2], -box[1]
+        size, copied_by_all = copied * item, round(copied * count, 6)
+        return too_few, size // (traits.l3 // traits.cores), size > traits.l2 // 2, copied_by_all, -box[2], -box[1]
 
     best = min(itertools.product(*map(divisors, whole)), key=cost)
-    return cost(best)[2], best
+    return cost(best)[3], best

@@ -6,7 +6,8 @@ reads, which suits few filters: the lanes of vectors of filters would be idle.
 
 Stages, each a block that a schedule places:
 
-gather    a zero-padded copy of the rows a task reads, widened to the accumulator's type; phases of columns apart
+gather    a zero-padded copy of the rows a task or a tile reads, widened to the accumulator's type; phases of columns
+          apart
 conv      the sums of one register tile: `filters` x `rows` rows of `vectors` vectors
 tile      the same on the stack, where rows do not fill whole tiles or filters lie innermost
 out       bias, activation and store, narrowed to the user's type
@@ -40,8 +41,8 @@ class PlanesVariant:
         vectors: vector registers of a row in a tile.
         rows: rows of a tile.
         filters: filters of a tile.
-        gather: whether the rows are copied; else the input is read as it is: it must have no pads, and tiles must
-            divide the output.
+        gather: whether the rows are copied; else the input is read as it is, where :func:`needs_gather` says that this
+            will do.
         filters_first: a task computes all its cells of some filters, then of the next; else of one tile of cells all
             filters.
         stream: the result is stored past the caches.

@@ -117,9 +117,14 @@ def _comparisons(condition: Expr) -> list[Expr]:
 
 
 def _of_cells(condition: Expr, var: Any, cell: int, number: Any) -> Expr:
-    """The condition with `number` in place of `var // cell`."""
+    """The condition with `number` in place of `var // cell`, where that is widened, too."""
 
     def divided(quotient: tirx.FloorDiv) -> Expr:
-        return number if quotient.a.same_as(var) and int(quotient.b) == cell else quotient
+        if not isinstance(quotient.b, ir.prim.expr.IntImm) or int(quotient.b) != cell:
+            return quotient
+        if quotient.a.same_as(var):
+            return number
+        widened = isinstance(quotient.a, tirx.Cast) and quotient.a.value.same_as(var)
+        return tirx.Cast(str(quotient.ty.dtype), number) if widened else quotient
 
     return tvm_ffi.structural_map(condition, (tirx.FloorDiv, divided))

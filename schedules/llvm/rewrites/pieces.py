@@ -2,7 +2,8 @@
 
 Where taps or phases became channels, the channels of a gathered cell are those of some input cells, one after the
 other. As one loop, each number would be copied by itself, its place found by divisions. A schedule marks that loop; it
-becomes one over pieces, each copied by vectors (:mod:`transpose`).
+becomes one over pieces, each copied by vectors (:mod:`transpose`). Of an input cell all channels are there or none, so
+that a piece is bounded by whole cells.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from tvm_conv3d.schedules.decisions import LoopRV
 from tvm_conv3d.schedules.llvm.rewrites.lower import values_in
 from tvm_conv3d.spec import Conv3DSpec
 
-#: Annotation of a loop over channels: cells of the register tile, in a row.
+#: Annotation of a loop over channels: rows and columns of the register tile.
 _AHEAD = "tvm_conv3d.fetches_ahead"
 
 #: Bytes of a cache line.
