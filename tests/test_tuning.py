@@ -112,6 +112,25 @@ def test_the_search_finds_and_the_record_serves(tmp_path: Path) -> None:
     assert len(lab.tried) == 32
 
 
+def test_the_default_replaces_a_slower_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the decisions that the design space makes of its own, which wish for larger tiles than there are."""
+    spec = Conv3DSpec(1, (16, 64, 64), 8, 16, (1, 1, 1))
+    default = default_plan(spec, target())
+    assert max(default.decisions.values()) > 64
+    lab = FakeLab()
+    for slow in (True, False):
+
+        def contest(plans: Sequence[Plan], slow: bool = slow) -> list[float]:
+            return [2e-3 if (plan.describe() == default.describe()) == slow else 1e-3 for plan in plans]
+
+        monkeypatch.setattr(lab, "contest", contest)
+        assert layer.tune(spec, lab, Options(trials=4), tmp_path).record is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan = make_plan(spec, target(), tmp_path)
+    assert (plan.origin, plan.variant) == (str(log_file(tmp_path)), default.variant)
+
+
 def test_what_is_no_faster_beyond_noise_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = FakeLab()
     monkeypatch.setattr(lab, "contest", lambda plans: [1e-3 * (1 - 0.001 * i) for i in range(len(plans))])

@@ -188,7 +188,7 @@ set_num_threads(2)
 small = np.ones((1, 2, 8, 8, 1), np.float32)
 Conv3D(1, 1)(small)  # all that a first call makes
 
-large = Conv3D(1, 3, padding="same", accuracy="strict", kernel_initializer="ones")
+large = Conv3D(8, 3, padding="same", accuracy="strict", kernel_initializer="ones")
 x = np.ones((1, 16, 128, 128, 64), np.float32)
 runtime.make_plan = all_at_once
 spec = large._prepare(x.shape).spec

@@ -170,21 +170,26 @@ def _check_schedule(plan: Plan, target: Target, algorithm: Algorithm) -> None:
 
     if cache.holds(build.artifact_key(plan, target)):
         return
-    from tvm.s_tir import Schedule
-
-    from tvm_conv3d.schedules.decisions import Decisions
-
     try:
-        schedule = Schedule(algorithm.declare(plan.spec, plan.variant).module())
-        decisions = Decisions(schedule, plan.decisions)
-        algorithm.apply(schedule, plan.spec, plan.variant, decisions)
-        taken = decisions.taken()
+        taken = taken_decisions(plan, algorithm)
     except Exception as error:
         # TVM raises what it likes: whatever it is, this record can't be used
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{plan.algorithm} can't be scheduled by it: {reason[-1][:200]}") from error
     if taken != dict(plan.decisions):
         raise ValueError(f"its decisions are {dict(plan.decisions)}, and the design space makes them {taken}")
+
+
+def taken_decisions(plan: Plan, algorithm: Algorithm) -> dict[str, int]:
+    """A plan's decisions as the design space makes them: tiles that are too large, or do not divide, become smaller."""
+    from tvm.s_tir import Schedule
+
+    from tvm_conv3d.schedules.decisions import Decisions
+
+    schedule = Schedule(algorithm.declare(plan.spec, plan.variant).module())
+    decisions = Decisions(schedule, plan.decisions)
+    algorithm.apply(schedule, plan.spec, plan.variant, decisions)
+    return decisions.taken()
 
 
 def algorithm_of(plan: Plan, kind: str) -> Algorithm:
