@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvm_conv3d import workspace
-from tvm_conv3d.plan import Plan, algorithm_of
+from tvm_conv3d.plan import Plan, algorithm_of, schedule
 from tvm_conv3d.targets import is_cuda
 
 if TYPE_CHECKING:
@@ -61,14 +61,8 @@ def check_versions() -> None:
 
 def scheduled_module(plan: Plan, target: Target) -> IRModule:
     """The plan's declaration with its loops, ready to compile."""
-    from tvm.s_tir import Schedule
-
-    from tvm_conv3d.schedules.decisions import Decisions
-
     algorithm = algorithm_of(plan, str(target.kind.name))
-    schedule = Schedule(algorithm.declare(plan.spec, plan.variant).module())
-    algorithm.apply(schedule, plan.spec, plan.variant, Decisions(schedule, plan.decisions))
-    return algorithm.finish(schedule.mod, plan.spec)
+    return algorithm.finish(schedule(plan, algorithm)[0].mod, plan.spec)
 
 
 def compile_plan(plan: Plan, target: Target) -> Artifact:

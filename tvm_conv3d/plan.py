@@ -14,7 +14,10 @@ from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import traits_of
 
 if TYPE_CHECKING:
+    from tvm.s_tir import Schedule
     from tvm.target import Target
+
+    from tvm_conv3d.schedules.decisions import Decisions
 
 DEFAULT_ORIGIN = "default"
 
@@ -171,7 +174,7 @@ def _check_schedule(plan: Plan, target: Target, algorithm: Algorithm) -> None:
     if cache.holds(build.artifact_key(plan, target)):
         return
     try:
-        taken = taken_decisions(plan, algorithm)
+        taken = schedule(plan, algorithm)[1].taken()
     except Exception as error:
         # TVM raises what it likes: whatever it is, this record can't be used
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -180,16 +183,19 @@ def _check_schedule(plan: Plan, target: Target, algorithm: Algorithm) -> None:
         raise ValueError(f"its decisions are {dict(plan.decisions)}, and the design space makes them {taken}")
 
 
-def taken_decisions(plan: Plan, algorithm: Algorithm) -> dict[str, int]:
-    """A plan's decisions as the design space makes them: tiles that are too large, or do not divide, become smaller."""
+def schedule(plan: Plan, algorithm: Algorithm) -> tuple[Schedule, Decisions]:
+    """The plan's declaration with its loops, and the decisions as the design space makes them of the plan's.
+
+    Tiles that are too large, or do not divide, become smaller.
+    """
     from tvm.s_tir import Schedule
 
     from tvm_conv3d.schedules.decisions import Decisions
 
-    schedule = Schedule(algorithm.declare(plan.spec, plan.variant).module())
-    decisions = Decisions(schedule, plan.decisions)
-    algorithm.apply(schedule, plan.spec, plan.variant, decisions)
-    return decisions.taken()
+    scheduled = Schedule(algorithm.declare(plan.spec, plan.variant).module())
+    decisions = Decisions(scheduled, plan.decisions)
+    algorithm.apply(scheduled, plan.spec, plan.variant, decisions)
+    return scheduled, decisions
 
 
 def algorithm_of(plan: Plan, kind: str) -> Algorithm:

@@ -67,9 +67,9 @@ _MOST_TILES = 8
 
 def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[PlanesVariant, dict[str, int]] | None:
     """The variant and the decisions taken where nothing was tuned; None where rows fill too few lanes."""
-    s = collapse(spec)
-    if not applies(spec) or spec.empty or not _fills_vectors(s, traits.lanes(s.accumulator)):
+    if not _pays(spec, traits):
         return None
+    s = collapse(spec)
     variant = _default_variant(spec, s, traits)
     _, (depth, row_tiles, column_tiles) = _best_box(s, traits, variant)
     few = s.channels if _in_registers(s) else 1
@@ -90,10 +90,10 @@ def cycles_of_few_filters(spec: Conv3DSpec, traits: CpuTraits) -> float:
 
     Infinite where there is no default, or filters are many: planes then are what is left when Winograd does not pay.
     """
-    found = default(spec, traits) if spec.groups == 1 and spec.filters <= MOST_FILTERS else None
-    if found is None:
+    if spec.groups > 1 or spec.filters > MOST_FILTERS or not _pays(spec, traits):
         return math.inf
-    s, (variant, _) = collapse(spec), found
+    s = collapse(spec)
+    variant = _default_variant(spec, s, traits)
     planes = s.batch * s.out_size[0] * s.channels * s.kernel[0] * seen_share(s, 0) * s.kernel[2]
     copied = _best_box(s, traits, variant)[0] if variant.gather else 0
     return planes * _cycles(s, traits, variant, seen_share(s, 1))[0] + _COPY * copied
@@ -210,9 +210,12 @@ def _in_registers(s: Conv3DSpec) -> bool:
     return s.data_format != CHANNELS_FIRST and math.prod(s.kernel) == 1 and s.channels <= _MOST_OF_POINTWISE[1]
 
 
-def _fills_vectors(s: Conv3DSpec, lanes: int) -> bool:
-    """Whether rows fill enough of the vectors."""
-    width = s.out_size[2]
+def _pays(spec: Conv3DSpec, traits: CpuTraits) -> bool:
+    """Whether rows fill enough of the vectors, and planes that have to be made are used often enough."""
+    if not applies(spec) or spec.empty:
+        return False
+    s = collapse(spec)
+    width, lanes = s.out_size[2], traits.lanes(s.accumulator)
     padded = lanes * -(-width // lanes)
     if s.data_format == CHANNELS_FIRST:
         return width >= (_LEAST_FILLED if s.groups == 1 else _LEAST_IN_GROUPS) * padded

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from tvm import te
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.declaration import Declaration
-from tvm_conv3d.compute.elements import storage_dtype, widen
 from tvm_conv3d.compute.filter_vectors import FilterVectors
+from tvm_conv3d.compute.layout import grouped_input, grouped_output, grouped_reader
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, under_tap, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
@@ -81,13 +80,13 @@ def declare(spec: Conv3DSpec, variant: DirectVariant) -> Declaration:
     if together > 1 and variant.order == "strips":
         raise ValueError(f"Interleaved groups of {spec.key()} are not stored in strips. Received: {variant}")
 
-    x = te.placeholder(_with_groups(s, s.size, s.group_channels), storage_dtype(s.dtype), name="x")
+    x = grouped_input(s)
     shape = (groups, blocks, *s.kernel, s.group_channels, vectors, lanes)
     kernel = te.placeholder(shape, acc, name="kernel")
     bias = te.placeholder((groups, blocks, vectors, lanes), acc, name="bias")
 
     cells = (depth, row_tiles * rows, column_tiles * columns)
-    read = _gather(s, x, cells, together) if variant.gather != "none" else _read(s, x)
+    read = _gather(s, x, cells, together) if variant.gather != "none" else grouped_reader(s, x)
     taps, channel = reduction(s)
 
     def conv_at(n, g, b, d, ho, hi, wo, wi, v, lane):  # type: ignore[no-untyped-def]
@@ -113,13 +112,7 @@ def declare(spec: Conv3DSpec, variant: DirectVariant) -> Declaration:
             return tile[(*cell, w % columns, v % vectors, lane)]
         return finish(s, turned[(*cell, v % vectors, lane, w % columns)], bias[g, v // vectors, v % vectors, lane])
 
-    if s.data_format == CHANNELS_LAST:
-        out_shape = (s.batch, depth, height, width, groups, filters.shared_filters)
-        out = te.compute(out_shape, lambda n, d, h, w, g, f: out_at(n, g, f, d, h, w), name="out")
-    else:
-        out_shape = (s.batch, groups, filters.shared_filters, depth, height, width)
-        out = te.compute(out_shape, out_at, name="out")
-    return Declaration((x, kernel, bias, out))
+    return Declaration((x, kernel, bias, grouped_output(s, groups, filters.shared_filters, out_at)))
 
 
 def pack_kernel(spec: Conv3DSpec, variant: DirectVariant, kernel: np.ndarray) -> np.ndarray:
@@ -156,30 +149,13 @@ def needs_gather(spec: Conv3DSpec, variant: DirectVariant) -> bool:
     )
 
 
-def _with_groups(spec: Conv3DSpec, size: tuple[int, ...], channels: int) -> tuple[int, ...]:
-    """A shape with the channel axis cut into groups and channels of a group."""
-    if spec.data_format == CHANNELS_LAST:
-        return (spec.batch, *size, spec.groups, channels)
-    return (spec.batch, spec.groups, channels, *size)
-
-
-def _read(spec: Conv3DSpec, x: te.Tensor) -> Any:
-    """Reads the element of x at (n, d, h, w, g, c), whatever its layout."""
-
-    def at(n, d, h, w, g, c):  # type: ignore[no-untyped-def]
-        value = x[n, d, h, w, g, c] if spec.data_format == CHANNELS_LAST else x[n, g, c, d, h, w]
-        return widen(value, spec.dtype, spec.accumulator)
-
-    return at
-
-
 def _gather(spec: Conv3DSpec, x: te.Tensor, cells: tuple[int, ...], together: int) -> te.Tensor:
     """A copy with zeros around it, as large as the windows of `cells` output cells along each axis.
 
     The same channel of `together` groups lies side by side.
     """
     extents = window_extents(spec, cells)
-    read = _read(spec, x)
+    read = grouped_reader(spec, x)
 
     def at(n, d, h, w, g, c, *turn):  # type: ignore[no-untyped-def]
         group = g * together + turn[0] if turn else g

@@ -24,7 +24,7 @@ from tvm import te
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.declaration import Declaration
-from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.layout import grouped_input, grouped_output, grouped_reader
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Triple
 
@@ -92,13 +92,10 @@ def declare(spec: Conv3DSpec, variant: PlanesVariant) -> Declaration:
     depth, height, width = s.out_size
     row_tiles, column_tiles, blocks = -(-height // rows), -(-width // (vectors * lanes)), _blocks(s, variant)
 
-    planes_lie = s.data_format == CHANNELS_FIRST
-    channels = (s.groups, s.group_channels)
-    in_shape = (s.batch, *channels, *s.size) if planes_lie else (s.batch, *s.size, *channels)
-    x = te.placeholder(in_shape, storage_dtype(s.dtype), name="x")
+    x = grouped_input(s)
     kernel = te.placeholder((s.groups, blocks, *s.kernel, s.group_channels, filters), acc, name="kernel")
     bias = te.placeholder((s.groups, blocks, filters), acc, name="bias")
-    read = _gather(s, x, (depth, row_tiles * rows), column_tiles * vectors * lanes) if variant.gather else _read(x)
+    read = _gather(s, x, (depth, row_tiles * rows), column_tiles * vectors * lanes) if variant.gather else _read(s, x)
     taps, channel = reduction(s)
     steps = copied_steps(s) if variant.gather else s.strides
 
@@ -119,12 +116,7 @@ def declare(spec: Conv3DSpec, variant: PlanesVariant) -> Declaration:
         value = tile(n, g, b, d, h // rows, wo, fi, h % rows, wi // lanes, wi % lanes)
         return finish(s, value, bias[g, b, fi])
 
-    if planes_lie:
-        out = te.compute((s.batch, s.groups, s.group_filters, *s.out_size), out_at, name="out")
-    else:
-        out_shape = (s.batch, *s.out_size, s.groups, s.group_filters)
-        out = te.compute(out_shape, lambda n, d, h, w, g, f: out_at(n, g, f, d, h, w), name="out")
-    return Declaration((x, kernel, bias, out))
+    return Declaration((x, kernel, bias, grouped_output(s, s.groups, s.group_filters, out_at)))
 
 
 def pack_kernel(spec: Conv3DSpec, variant: PlanesVariant, kernel: np.ndarray) -> np.ndarray:
@@ -156,9 +148,10 @@ def _blocks(spec: Conv3DSpec, variant: PlanesVariant) -> int:
     return -(-spec.group_filters // variant.filters)
 
 
-def _read(x: te.Tensor) -> Any:
+def _read(s: Conv3DSpec, x: te.Tensor) -> Any:
     """Reads the input as it is, whose columns have one phase."""
-    return lambda n, g, c, d, h, _, w: x[n, g, c, d, h, w]
+    read = grouped_reader(s, x)
+    return lambda n, g, c, d, h, _, w: read(n, d, h, w, g, c)
 
 
 def copied_steps(s: Conv3DSpec) -> Triple:
@@ -176,11 +169,10 @@ def _gather(s: Conv3DSpec, x: te.Tensor, cells: tuple[int, int], length: int) ->
     depth, height, _ = (stride // step for stride, step in zip(s.strides, copied_steps(s), strict=True))
     shape = ((extents[0] - 1) // depth + 1, (extents[1] - 1) // height + 1, phases, length)
 
-    def at(n, g, c, d, h, phase, w):  # type: ignore[no-untyped-def]
-        def read(cell: list[Any]) -> Any:
-            value = x[(n, g, c, *cell)] if s.data_format == CHANNELS_FIRST else x[(n, *cell, g, c)]
-            return widen(value, s.dtype, s.accumulator)
+    read = grouped_reader(s, x)
 
-        return zero_padded(s, (*extents, length * phases), (d * depth, h * height, w * phases + phase), read)
+    def at(n, g, c, d, h, phase, w):  # type: ignore[no-untyped-def]
+        cell = (d * depth, h * height, w * phases + phase)
+        return zero_padded(s, (*extents, length * phases), cell, lambda place: read(n, *place, g, c))
 
     return te.compute((s.batch, s.groups, s.group_channels, *shape), at, name="gather")

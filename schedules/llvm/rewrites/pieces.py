@@ -54,12 +54,7 @@ def calls(loop: tirx.For, traits: CpuTraits, texts: dict[str, str]) -> Any:
     done = [tirx.For(number, 0, count, tirx.ForKind.SERIAL, copied)]
     rest = int(loop.extent) - piece * count
     if rest:
-        first = loops.put_all(loop.body, {loop.loop_var: piece * count})
-        places = (
-            tirx.Ramp(first.indices[0], tirx.const(1, first.indices[0].ty.dtype), rest)
-            if rest > 1
-            else first.indices[0]
-        )
-        zero = tirx.const(0, str(first.buffer.dtype))
-        done.append(tirx.BufferStore(first.buffer, tirx.Broadcast(zero, rest) if rest > 1 else zero, [places]))
+        var, zero = loop.loop_var, tirx.const(0, str(store.buffer.dtype))
+        behind = tirx.BufferStore(store.buffer, zero, loop.body.indices)
+        done.append(tirx.For(var, tirx.const(piece * count, str(var.ty.dtype)), rest, tirx.ForKind.SERIAL, behind))
     return loops.one_statement(done)

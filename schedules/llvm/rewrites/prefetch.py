@@ -46,6 +46,11 @@ define void @{_NAME}(ptr %base, i32 %bytes) alwaysinline nounwind {{
 """
 
 
+#: (values of the axes of block `conv` in one step, spec, rows and columns of the tile) -> elements of the input, one
+#: in each line that the step asks for.
+Lines = Callable[[list[Any], Conv3DSpec, int, int], Iterator[Any]]
+
+
 def pays(spec: Conv3DSpec) -> bool:
     """Whether each input is read by one window and group only, and has its place in 32 bits.
 
@@ -83,11 +88,6 @@ def insert(module: IRModule, spec: Conv3DSpec, lines: Lines) -> IRModule:
 
     body = tvm_ffi.structural_map(function.body, (tirx.For, fetching))
     return IRModule({"main": function.with_body(body)})
-
-
-#: (values of the axes of block `conv` in one step, spec, rows and columns of the tile) -> elements of the input, one
-#: in each line that the step asks for.
-Lines = Callable[[list[Any], Conv3DSpec, int, int], Iterator[Any]]
 
 
 def lines_of_cells(values: list[Any], spec: Conv3DSpec, rows: int, columns: int) -> Iterator[Any]:
