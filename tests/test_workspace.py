@@ -192,7 +192,7 @@ large = Conv3D(8, 3, padding="same", accuracy="strict", kernel_initializer="ones
 x = np.ones((1, 16, 128, 128, 64), np.float32)
 runtime.make_plan = all_at_once
 spec = large._prepare(x.shape).spec
-large._executor._get_ready(spec, True)
+large._executor._get_ready(spec, 2, True)
 runtime.make_plan = real
 memory(40)
 assert "intermediates" in refused(large, x)
@@ -211,7 +211,7 @@ assert many(wide).shape == (1, 4, 64, 64, 1024)
 heavy = Conv3D(3000, 1)
 thin = np.ones((1, 1, 1, 2, 3000), np.float32)
 spec = heavy._prepare(thin.shape).spec
-heavy._executor._get_ready(spec, False)
+heavy._executor._get_ready(spec, 2, False)
 memory(20)
 assert "allocate" in refused(heavy, thin)
 memory(None)

@@ -10,30 +10,32 @@ from __future__ import annotations
 import atexit
 import functools
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 #: Seconds that the exit waits for calls to end: longer than any, unless one hangs.
 _LONGEST = 60.0
 
 
 class _Calls:
+    """A context that marks the time a thread spends in compiled code."""
+
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._running = 0
         self._closed = False
 
-    def enter(self) -> None:
-        with self._changed:
+    def __enter__(self) -> None:
+        with self._lock:
             if not self._closed or threading.current_thread() is threading.main_thread():
                 self._running += 1
                 return
         threading.Event().wait()
 
-    def leave(self) -> None:
-        with self._changed:
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
             self._running -= 1
-            self._changed.notify_all()
+            if self._closed:
+                self._changed.notify_all()
 
     def close(self) -> None:
         with self._changed:
@@ -44,15 +46,10 @@ class _Calls:
 _calls = _Calls()
 
 
-@contextmanager
-def in_flight() -> Iterator[None]:
-    """Marks the time that a thread spends in compiled code."""
+def in_flight() -> _Calls:
+    """The context of calls of compiled code."""
     _close_at_exit()
-    _calls.enter()
-    try:
-        yield
-    finally:
-        _calls.leave()
+    return _calls
 
 
 def renew() -> None:

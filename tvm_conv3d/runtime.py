@@ -118,8 +118,9 @@ class Executor:
         Raises:
             ValueError: the target is not known, or no algorithm takes the spec within the limit of workspace.
         """
-        ready = self._ready.get((spec, threads.get_num_threads(), self._exact))
-        return ready.plan if ready else self._make_plan(spec, self._target(), self._exact)
+        count = threads.get_num_threads()
+        ready = self._ready.get((spec, count, self._exact))
+        return ready.plan if ready else self._make_plan(spec, self._target(count), self._exact)
 
     def __call__(
         self,
@@ -145,29 +146,23 @@ class Executor:
             MemoryError: there is none for the result, the packed weights or the intermediates.
         """
         _check_shapes(spec, source, kernel, bias)
-        target = self._target_for(source)
-        if is_cuda(target):
-            return self._on_gpu(spec, source, Weights(kernel, bias, version), target)
+        count = threads.get_num_threads()
+        weights = Weights(kernel, bias, version)
+        # a layer of a millisecond is called in hot loops: what is known of a spec is not asked for again
+        ready = None if source.gpu else self._ready.get((spec, count, self._exact))
+        if ready is None and is_cuda(target := self._target_for(source, count)):
+            return self._on_gpu(spec, source, weights, target)
         x = tensors.prepare(source.numpy(), spec.dtype)
         out = buffers.empty(spec.output_shape, x.dtype)
         if not spec.empty:
             with in_flight.in_flight():
-                self._fill(out, spec, x, kernel, bias, version)
+                self._fill(out, x, ready or self._get_ready(spec, count, self._exact), weights, count)
         return source.restore(out)
 
-    def _fill(
-        self,
-        out: np.ndarray,
-        spec: Conv3DSpec,
-        x: np.ndarray,
-        kernel: np.ndarray,
-        bias: np.ndarray | None,
-        version: Hashable,
-    ) -> None:
-        trusted = self._run(self._get_ready(spec, self._exact), x, out, kernel, bias, version)
-        if not trusted:
+    def _fill(self, out: np.ndarray, x: np.ndarray, ready: _Ready, weights: Weights, count: int) -> None:
+        if not self._run(ready, x, out, weights, count):
             # a tile of Winograd's spreads NaN, infinity and overflow over its cells
-            self._run(self._get_ready(spec, exact=True), x, out, kernel, bias, version)
+            self._run(self._get_ready(ready.plan.spec, count, exact=True), x, out, weights, count)
 
     def _on_gpu(self, spec: Conv3DSpec, source: tensors.Source, weights: Weights, target: Target) -> Any:
         number = source.gpu.device if source.gpu else 0
@@ -188,15 +183,15 @@ class Executor:
         x = tensors.prepare(source.numpy(), spec.dtype)
         return source.restore(self._gpu.from_host(ready.plan, ready.loaded.function, target, x, weights))
 
-    def _target_for(self, source: tensors.Source) -> Target:
+    def _target_for(self, source: tensors.Source, count: int) -> Target:
         """The target for an input: where it lies, unless the user wished for one.
 
         Raises:
             ValueError: the input lies on a GPU and the target is a CPU, or there is no code for the GPU.
         """
         if source.gpu is None:
-            return self._target()
-        target = gpu_target(source.gpu.device) if self._wish in (None, "cuda") else self._target()
+            return self._target(count)
+        target = gpu_target(source.gpu.device) if self._wish in (None, "cuda") else self._target(count)
         if not is_cuda(target):
             raise ValueError(
                 f"The target is a CPU, and the input lies on GPU {source.gpu.device}. Received: target={self._wish!r}. "
@@ -208,64 +203,55 @@ class Executor:
     def _exact(self) -> bool:
         return self._accuracy == "strict"
 
-    def _run(
-        self,
-        ready: _Ready,
-        x: np.ndarray,
-        out: np.ndarray,
-        kernel: np.ndarray,
-        bias: np.ndarray | None,
-        version: Hashable,
-    ) -> bool:
+    def _run(self, ready: _Ready, x: np.ndarray, out: np.ndarray, weights: Weights, count: int) -> bool:
         """Fills `out`; False where the code says that its result can't be trusted."""
-        packed = self._pack(ready, kernel, bias, version)
+        packed = self._pack(ready, weights)
         shapes = ready.loaded.shapes
         workspace.reserve(ready.loaded, ready.loaded.workspace)
         arguments = [_view(x, shapes[0]), packed.kernel, packed.bias, _view(out, shapes[3])]
         if len(shapes) == 4:
-            threads.run(ready.loaded.function, *arguments)
+            threads.run(ready.loaded.function, *arguments, count=count)
             return True
         flags = np.empty(shapes[4], ready.plan.spec.accumulator)
-        threads.run(ready.loaded.function, *arguments, _view(flags, shapes[4]))
+        threads.run(ready.loaded.function, *arguments, _view(flags, shapes[4]), count=count)
         return bool(np.isfinite(flags).all())
 
-    def _target(self) -> Target:
-        count = threads.get_num_threads()
+    def _target(self, count: int) -> Target:
         target = self._targets.get(count)
         if target is None:
             target = resolve(self._wish, count)
             self._targets.put(count, target)
         return target
 
-    def _get_ready(self, spec: Conv3DSpec, exact: bool) -> _Ready:
-        key = (spec, threads.get_num_threads(), exact)
+    def _get_ready(self, spec: Conv3DSpec, count: int, exact: bool) -> _Ready:
+        key = (spec, count, exact)
         ready = self._ready.get(key)
         if ready is None:
-            ready = self._prepare(spec, exact)
+            target = self._target(count)
+            check_runs_here(target)
+            ready = _ready_of(self._make_plan(spec, target, exact), target)
             self._ready.put(key, ready)
         return ready
-
-    def _prepare(self, spec: Conv3DSpec, exact: bool) -> _Ready:
-        target = self._target()
-        check_runs_here(target)
-        return _ready_of(self._make_plan(spec, target, exact), target)
 
     def _make_plan(self, spec: Conv3DSpec, target: Target, exact: bool) -> Plan:
         return make_plan(spec, target, exact=exact, workspace_limit=self._limit)
 
-    def _pack(self, ready: _Ready, kernel: np.ndarray, bias: np.ndarray | None, version: Hashable) -> _Packed:
+    def _pack(self, ready: _Ready, weights: Weights) -> _Packed:
         """Packed weights; specs that differ in size only share one copy."""
         key = ready.layout
         packed = self._packed.get(key)
-        if packed is None or packed.version != version:
+        if packed is None or packed.version != weights.version:
             with self._lock:
                 packed = self._packed.get(key)
-                if packed is None or packed.version != version:
+                if packed is None or packed.version != weights.version:
                     spec, variant = ready.plan.spec, ready.plan.variant
                     algorithm = algorithm_of(ready.plan, ready.kind)
-                    arrays = (algorithm.pack_kernel(spec, variant, kernel), algorithm.pack_bias(spec, variant, bias))
+                    arrays = (
+                        algorithm.pack_kernel(spec, variant, weights.kernel),
+                        algorithm.pack_bias(spec, variant, weights.bias),
+                    )
                     views = [_view(a, shape) for a, shape in zip(arrays, ready.loaded.shapes[1:3], strict=True)]
-                    packed = _Packed(version, *views)
+                    packed = _Packed(weights.version, *views)
                     self._packed.put(key, packed)
         return packed
 

@@ -177,15 +177,15 @@ class Conv3DSpec:
         )
         return d, h, w
 
-    @property
+    @functools.cached_property
     def input_shape(self) -> tuple[int, ...]:
         return self._shape(self.size, self.channels)
 
-    @property
+    @functools.cached_property
     def output_shape(self) -> tuple[int, ...]:
         return self._shape(self.out_size, self.filters)
 
-    @property
+    @functools.cached_property
     def kernel_shape(self) -> tuple[int, ...]:
         """Keras's layout: (kd, kh, kw, channels / groups, filters)."""
         return (*self.kernel, self.group_channels, self.filters)
@@ -203,7 +203,7 @@ class Conv3DSpec:
         """Element type of the sums."""
         return "float64" if self.dtype == "float64" else "float32"
 
-    @property
+    @functools.cached_property
     def empty(self) -> bool:
         """True when the output has no element."""
         return 0 in self.output_shape

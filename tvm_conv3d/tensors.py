@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -20,20 +19,17 @@ from tvm_conv3d.cuda.arrays import GpuTensor
 _DLPACK_CPU = 1
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """An input tensor.
 
     Attributes:
         shape: its shape.
-        dtype: NumPy's name of its element type ("float32", "bfloat16", "bool", ...).
         numpy: gives it as a NumPy array, without a copy where possible; possibly read-only.
         restore: turns a NumPy array into the caller's kind, without a copy where possible.
         gpu: the tensor where it lies in a GPU's memory; then `numpy` refuses.
     """
 
     shape: tuple[int, ...]
-    dtype: str
     numpy: Callable[[], np.ndarray]
     restore: Callable[[np.ndarray], Any]
     gpu: GpuTensor | None = None
@@ -104,7 +100,7 @@ def exportable(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _numpy_source(array: np.ndarray) -> Source:
-    return Source(array.shape, array.dtype.name, lambda: array, _identity)
+    return Source(array.shape, lambda: array, _identity)
 
 
 def _gpu_source(value: Any) -> Source:
@@ -115,7 +111,7 @@ def _gpu_source(value: Any) -> Source:
             f"This is done in CPU memory only. Received: {type(value)} on GPU {tensor.device}. Copy it first."
         )
 
-    return Source(tensor.shape, tensor.dtype, numpy, _identity, tensor)
+    return Source(tensor.shape, numpy, _identity, tensor)
 
 
 def _check_torch(tensor: Any, torch: Any) -> None:
@@ -146,7 +142,7 @@ def _torch_source(tensor: Any, torch: Any) -> Source:
             return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(array)
 
-    return Source(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), numpy, restore)
+    return Source(tuple(tensor.shape), numpy, restore)
 
 
 def _jax_restore(array: np.ndarray) -> Any:
@@ -157,7 +153,7 @@ def _jax_restore(array: np.ndarray) -> Any:
 def _array_source(value: Any, restore: Callable[[np.ndarray], Any]) -> Source:
     """Of objects that NumPy converts by `__array__`."""
     array = np.asarray(value)
-    return Source(array.shape, array.dtype.name, lambda: array, restore)
+    return Source(array.shape, lambda: array, restore)
 
 
 def _dlpack_source(value: Any) -> Source:
@@ -178,7 +174,7 @@ def _dlpack_source(value: Any) -> Source:
             return value.__array_namespace__().from_dlpack(result)
         return _tvm_restore(result)
 
-    return Source(array.shape, array.dtype.name, lambda: array, restore)
+    return Source(array.shape, lambda: array, restore)
 
 
 def _tvm_restore(array: np.ndarray) -> Any:

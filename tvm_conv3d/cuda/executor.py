@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -77,8 +77,7 @@ class _Packed:
     bias: Memory
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """A layer's weights: kernel, bias or None, and what changes whenever they do."""
 
     kernel: np.ndarray
