@@ -227,8 +227,5 @@ def _product(sch: Schedule, variant: WinogradVariant, decide: Decisions) -> None
 
 def _flags(sch: Schedule) -> None:
     block = sch.get_sblock("flags")
-    loops = sch.get_loops(block)
-    lane, reduction = loops[-6], loops[-5:]
-    sch.reorder(*reduction, lane)
-    sch.vectorize(lane)
-    sch.vectorize(sch.get_loops(sch.decompose_reduction(block, reduction[0]))[-1])
+    beside, lane, *reduction = sch.get_loops(block)[-6:]
+    keep_in_registers(sch, block, reduction, (beside, lane))

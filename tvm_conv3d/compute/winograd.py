@@ -93,7 +93,7 @@ def declare(spec: Conv3DSpec, variant: WinogradVariant) -> Declaration:
     """The TE declaration; arguments: input, transformed weights, packed bias, output, flags.
 
     Flags are numbers of the accumulator's type, all finite when every sum was; their shape is (batch, parts of
-    dilated axes, groups of tiles along depth, height, width, lanes).
+    dilated axes, groups of tiles along depth, height, width, cells along the longest side of a tile, lanes).
 
     Raises:
         ValueError: `variant` does not suit the spec.
@@ -359,15 +359,20 @@ class _Builder:
     def _flags(self, sums: Callable[..., Expr]) -> te.Tensor:
         """A sum that is finite if and only if all its terms are; TVM would fold x * 0 and x - x to zero."""
         tiny = tirx.const(2.0**-64, self.acc)
-        md, mh, mw = self.variant.tile
-        vectors = self.filter_blocks * self.variant.vectors
-        over = [te.reduce_axis((0, extent), name=f"r{i}") for i, extent in enumerate((md, mh, mw, self.tiles, vectors))]
+        tile = list(self.variant.tile)
+        # sums side by side, so that an addition need not wait for the one before
+        apart = tile.index(max(tile))
+        beside = tile.pop(apart)
+        extents = (*tile, self.tiles, self.filter_blocks * self.variant.vectors)
+        over = [te.reduce_axis((0, extent), name=f"r{i}") for i, extent in enumerate(extents)]
 
         def at(*index):  # type: ignore[no-untyped-def]
-            *outer, lane = index
-            return te.sum(sums(*outer, *over, lane) * tiny, axis=over)
+            *outer, cell, lane = index
+            cells: list[Expr] = list(over[:2])
+            cells.insert(apart, cell)
+            return te.sum(sums(*outer, *cells, *over[2:], lane) * tiny, axis=over)
 
-        shape = (*self.outer, self.variant.lanes)
+        shape = (*self.outer, beside, self.variant.lanes)
         return te.compute(shape, at, name="flags", varargs_names=index_names(shape))
 
 
