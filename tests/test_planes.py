@@ -168,6 +168,31 @@ def test_winograd_takes_few_filters_where_it_is_the_cheaper() -> None:
     assert default_plan(large, resolve(AVX512, 2)).algorithm == "planes"
 
 
+WIDE = Conv3DSpec(1, (2, 16, 32), 20, 24, (1, 1, 1), data_format=CHANNELS_FIRST)
+
+
+@pytest.mark.parametrize("width", [32, 31, 40])
+@pytest.mark.parametrize("channels", [20, 70])
+def test_every_way_of_a_pointwise_layer_is_right(width: int, channels: int) -> None:
+    spec = replace(WIDE, size=(4, 16, width), channels=channels)
+    found = algorithms("llvm")["planes"].variants(spec, cpu_traits(host_target(2)))
+    for variant in found:
+        assert run_plan(Plan(spec, "planes", variant, {"columns": 4})) < BOUNDS["float32"], variant
+
+
+def test_pointwise_layers_that_outgrow_the_caches_read_planes_in_long_rows() -> None:
+    """Planes whose rows lie a multiple of 4 KiB apart share the sets of L1: one vector of each took twice the time."""
+    traits = cpu_traits(resolve(AVX512, 2))
+    planes = algorithms("llvm")["planes"]
+    large, small = replace(WIDE, size=(16, 64, 64)), replace(traits, l3=2**20)
+    in_caches, past_caches = (planes.default(large, traits)[0] for traits in (traits, small))  # type: ignore[index]
+    assert (in_caches.vectors, in_caches.gather, in_caches.stream) == (1, False, False)
+    assert (past_caches.vectors, past_caches.gather, past_caches.stream) == (4, False, True)
+    # sums of many filters take as long as memory: they had better find their numbers in L1
+    many = planes.default(replace(large, filters=256), small)[0]  # type: ignore[index]
+    assert (many.vectors, many.gather, many.filters_first) == (1, True, True)
+
+
 def test_many_filters_in_channels_last_are_refused() -> None:
     plan = first_plan(DEPTHWISE)
     with pytest.raises(ValueError, match="few filters of one group"):

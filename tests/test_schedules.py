@@ -11,6 +11,7 @@ import pytest
 from problems import run_plan
 from tvm_conv3d import build, targets
 from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.plan import Plan, algorithm_of, make_plan
 from tvm_conv3d.schedules.decisions import Decisions, largest_divisor
 from tvm_conv3d.schedules.llvm import direct
@@ -109,6 +110,15 @@ def test_tiles_fit_registers_and_waste_little(registers: int, width: int) -> Non
     computed = -(-width // tile.rows) * tile.rows * -(-width // tile.columns) * tile.columns
     assert computed / width**2 <= 1.15
     assert cells * tile.vectors >= min(8, width**2)
+
+
+def test_cells_of_a_tile_find_room_in_a_set_of_l1() -> None:
+    """14 columns of 1024 channels share one of its sets, which holds 8 lines: they took 1.3 times as long."""
+    traits = cpu_traits(resolve(AVX512, 2))
+    spec = Conv3DSpec(1, (8, 14, 14), 1024, 256, (1, 1, 1))
+    ways = traits.l1 // tile_rule.L1_PERIOD
+    assert tile_rule.best_tile(collapse(spec), traits, 256).columns <= ways
+    assert tile_rule.best_tile(collapse(replace(spec, channels=960)), traits, 256).columns > ways
 
 
 def test_half_vectors_where_cpus_split_whole_ones() -> None:

@@ -23,7 +23,7 @@ from tvm_conv3d.compute.planes import MOST_FILTERS, PlanesVariant, applies, copi
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV, divisors
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll
 from tvm_conv3d.schedules.llvm.rewrites import prefetch, rows, skip_padding, stream_stores, transpose
-from tvm_conv3d.schedules.llvm.rules.tile_rule import LATENCY, TASKS_PER_THREAD, seen_share, tiles_of
+from tvm_conv3d.schedules.llvm.rules.tile_rule import L1_PERIOD, LATENCY, TASKS_PER_THREAD, seen_share, tiles_of
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Triple
 from tvm_conv3d.targets import CpuTraits
 
@@ -38,6 +38,10 @@ _MOST_VECTORS, _MOST_ROWS = 4, 8
 
 #: Channels a task may read as they lie: rows of more planes, which often share a set, fall out of L1.
 _MOST_PLANES = 64
+
+#: Pointwise: input and output, as a share of the last cache, from which on memory decides, and channels or filters of a
+#: group from which on the sums have their say, too; then a task copies its part of the planes.
+_SHARE_OF_L3, _MANY_SUMS = 0.6, 128
 
 #: Filters for each channel from which on what is written decides: plane by plane, not to many planes by turns.
 _MANY_FILTERS = 4
@@ -77,12 +81,52 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[PlanesVariant, dict[st
 
 
 def _default_variant(spec: Conv3DSpec, s: Conv3DSpec, traits: CpuTraits) -> PlanesVariant:
+    if _is_pointwise(s, traits):
+        return _of_pointwise(spec, s, traits)
     variant = _tiles(s, traits, 1)[0]
     if _in_registers(s):
         # memory decides: nothing but the planes of one vector in registers, results past caches that inputs have filled
         variant = replace(variant, lanes=traits.lanes(s.accumulator), vectors=1)
         variant = replace(variant, stream=stream_stores.passes_through(spec, traits, variant.lanes, variant.lanes))
     return replace(variant, gather=needs_gather(spec, variant) or s.group_channels > _MOST_PLANES)
+
+
+def _is_pointwise(s: Conv3DSpec, traits: CpuTraits) -> bool:
+    """Whether planes of one long row of whole vectors lie there, and each number is used for one tap."""
+    single = math.prod(s.kernel) * math.prod(s.strides) == 1 and s.group_channels > 1
+    return single and s.data_format == CHANNELS_FIRST and s.size[2] % traits.lanes(s.accumulator) == 0
+
+
+def _of_pointwise(spec: Conv3DSpec, s: Conv3DSpec, traits: CpuTraits) -> PlanesVariant:
+    """The default of a pointwise layer: by its size, and by how many products each number takes part in."""
+    in_caches, copied, past_caches = _ways_of_pointwise(spec, s, traits)
+    moved = (math.prod(s.input_shape) + math.prod(s.output_shape)) * np.dtype(s.accumulator).itemsize
+    if moved < _SHARE_OF_L3 * traits.l3:
+        return in_caches
+    many = s.group_filters >= _MANY_SUMS or s.group_channels > _MANY_SUMS
+    return copied if many else past_caches
+
+
+def _ways_of_pointwise(spec: Conv3DSpec, s: Conv3DSpec, traits: CpuTraits) -> list[PlanesVariant]:
+    """One vector of many filters, each number being loaded for all of them; the same on a task's copy of its part of
+    the planes; long rows of few filters, stored past the caches."""
+    lanes = traits.lanes(s.accumulator)
+    shared = s.size[2] * np.dtype(s.accumulator).itemsize % L1_PERIOD == 0
+
+    def cost(tile: PlanesVariant) -> tuple[float, ...]:
+        # planes that share a set of L1 fall out of it from one block of filters to the next
+        blocks = -(-s.group_filters // tile.filters) if shared and tile.vectors > 1 else 0
+        return blocks, *_cycles(s, traits, tile, 1.0)
+
+    def of_vectors(vectors: int) -> PlanesVariant:
+        fitting = [t for t in _candidates(s, traits) if (t.lanes, t.vectors, t.rows) == (lanes, vectors, 1)]
+        return min(fitting, key=cost)
+
+    short = of_vectors(1)
+    long = of_vectors(max(count for count in range(1, _MOST_VECTORS + 1) if s.size[2] % (count * lanes) == 0))
+    long = replace(long, gather=needs_gather(spec, long), filters_first=False)
+    past_caches = stream_stores.streaming(spec, long, lanes, lanes * long.vectors) or [long]
+    return [replace(short, gather=needs_gather(spec, short)), replace(short, filters_first=True), *past_caches]
 
 
 def cycles_of_few_filters(spec: Conv3DSpec, traits: CpuTraits) -> float:
@@ -106,6 +150,8 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[PlanesVariant]:
     s = collapse(spec)
     first = _default_variant(spec, s, traits)
     found = [first, replace(first, filters_first=not first.filters_first)]
+    if _is_pointwise(s, traits):
+        found += _ways_of_pointwise(spec, s, traits)
     if _in_rows(s):
         found += stream_stores.streaming(spec, first, first.lanes, first.lanes * first.vectors)
     for tile in _tiles(s, traits, _MOST_TILES):

@@ -19,6 +19,8 @@ import itertools
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from tvm_conv3d.compute.trim import windows_that_see
 from tvm_conv3d.schedules.decisions import divisors
 from tvm_conv3d.spec import Conv3DSpec
@@ -36,6 +38,12 @@ _MOST_IN_TURNS = 8
 
 #: Cycles of copying a number to where the groups that take turns are side by side.
 _TURN = 0.75
+
+#: Bytes from one line to the next that shares its set of L1: of 32 KiB in 8 ways as of 48 KiB in 12.
+L1_PERIOD = 4096
+
+#: What a step costs whose cells share more lines of a set than it has: 1024 channels at once in 14 columns.
+_CONFLICT = 1.35
 
 #: Lanes of the narrowest vectors.
 _LEAST_LANES = 4
@@ -118,10 +126,17 @@ def good_tiles(
     def cost(tile: Tile) -> tuple[float, int, int]:
         cells = tile.rows * tile.columns
         step = step_cycles(cells, tile.vectors, tile.lanes / useful[0])
+        step *= _CONFLICT if _in_one_set(spec, tile) > traits.l1 // L1_PERIOD else 1
         tiles = -(-height // tile.rows) * -(-width // tile.columns) * -(-filters // (tile.vectors * tile.lanes))
         return tiles * step * (row_share if tile.rows == 1 else 1), -cells * tile.vectors, tile.rows
 
     return heapq.nsmallest(count, candidates, key=cost)
+
+
+def _in_one_set(spec: Conv3DSpec, tile: Tile) -> int:
+    """Lines of the input that the cells of a tile have at most in one set of L1."""
+    apart = spec.strides[2] * spec.channels * np.dtype(spec.accumulator).itemsize
+    return tile.rows * -(-tile.columns * math.gcd(apart, L1_PERIOD) // L1_PERIOD)
 
 
 def step_cycles(cells: int, vectors: int, share: float) -> float:
