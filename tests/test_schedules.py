@@ -148,6 +148,16 @@ def test_tasks_feed_all_threads() -> None:
         assert tile_rule.tasks(spec, (tile.rows, tile.columns), box) >= tile_rule.TASKS_PER_THREAD * cores
 
 
+def test_threads_have_equally_many_tasks() -> None:
+    """Nine tasks for two threads, as one of long rows makes them here, took a tenth longer than 99."""
+    patches = Conv3DSpec(1, (28, 34, 34), 32, 192, (3, 3, 3), strides=(3, 3, 3))
+    traits = cpu_traits(resolve(AVX512, 2))
+    tile = tile_rule.best_tile(patches, traits, patches.filters)
+    count = tile_rule.tasks(patches, (tile.rows, tile.columns), tile_rule.task_box(patches, traits, (1, 11), 128))
+    assert tile_rule.unevenness(count, traits) == 0
+    assert [tile_rule.unevenness(n, traits) for n in (8, 9, 99, 100)] == [0, 2, 0, 0]
+
+
 def test_largest_divisor() -> None:
     assert [largest_divisor(12, limit) for limit in (1, 5, 8, 100)] == [1, 4, 6, 12]
     assert largest_divisor(31, 30) == 1

@@ -23,7 +23,14 @@ from tvm_conv3d.compute.planes import MOST_FILTERS, PlanesVariant, applies, copi
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV, divisors
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll
 from tvm_conv3d.schedules.llvm.rewrites import prefetch, rows, skip_padding, stream_stores, transpose
-from tvm_conv3d.schedules.llvm.rules.tile_rule import L1_PERIOD, LATENCY, TASKS_PER_THREAD, seen_share, tiles_of
+from tvm_conv3d.schedules.llvm.rules.tile_rule import (
+    L1_PERIOD,
+    LATENCY,
+    TASKS_PER_THREAD,
+    seen_share,
+    tiles_of,
+    unevenness,
+)
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Triple
 from tvm_conv3d.targets import CpuTraits
 
@@ -319,7 +326,7 @@ def _best_box(s: Conv3DSpec, traits: CpuTraits, variant: PlanesVariant) -> tuple
     whole = tiles_of(s, (variant.rows, columns))
     item = np.dtype(s.accumulator).itemsize
 
-    def cost(box: Triple) -> tuple[bool, int, bool, float, int, int]:
+    def cost(box: Triple) -> tuple[bool, int, bool, int, float, int, int]:
         cells = (box[0], box[1] * variant.rows, box[2] * columns)
         copied = s.group_channels * math.prod(
             (cell - 1) * stride + window for cell, stride, window in zip(cells, copied_steps(s), s.window, strict=True)
@@ -327,7 +334,8 @@ def _best_box(s: Conv3DSpec, traits: CpuTraits, variant: PlanesVariant) -> tuple
         count = s.batch * s.groups * math.prod(size // inner for size, inner in zip(whole, box, strict=True))
         too_few = count < TASKS_PER_THREAD * traits.cores
         size, copied_by_all = copied * item, round(copied * count, 6)
-        return too_few, size // (traits.l3 // traits.cores), size > traits.l2 // 2, copied_by_all, -box[2], -box[1]
+        in_cache = size // (traits.l3 // traits.cores), size > traits.l2 // 2
+        return too_few, *in_cache, unevenness(count, traits), copied_by_all, -box[2], -box[1]
 
     best = min(itertools.product(*map(divisors, whole)), key=cost)
-    return cost(best)[3], best
+    return cost(best)[4], best

@@ -175,8 +175,9 @@ def task_box(
 ) -> tuple[int, int, int]:
     """Depth, row tiles and column tiles of one task, for register tiles of `tile` (rows, columns) cells.
 
-    Among the boxes that leave enough tasks for all threads and keep the copied input in half of L2, that which copies
-    the fewest cells for each cell it computes; of equals the longest rows.
+    Among the boxes that leave enough tasks for all threads and keep the copied input in half of L2, that which leaves
+    the fewest threads idle at the end, then that which copies the fewest cells for each cell it computes; of equals the
+    longest rows.
     """
     whole = tiles_of(spec, tile)
     step = (1, *tile)
@@ -191,12 +192,19 @@ def task_box(
         enough = tasks(spec, tile, box) >= TASKS_PER_THREAD * traits.cores
         return enough and copied(box) * copy_bytes_per_cell <= traits.l2 // 2
 
-    def cost(box: tuple[int, int, int]) -> tuple[float, int, int]:
-        return round(copied(box) / math.prod(box), 6), -box[2], -box[1]
+    def cost(box: tuple[int, int, int]) -> tuple[int, float, int, int]:
+        uneven = unevenness(tasks(spec, tile, box), traits)
+        return uneven, round(copied(box) / math.prod(box), 6), -box[2], -box[1]
 
     depth, rows, columns = map(divisors, whole)
     boxes = [box for box in itertools.product(depth, rows, columns) if fits(box)]
     return min(boxes, key=cost, default=(1, 1, 1))
+
+
+def unevenness(count: int, traits: CpuTraits) -> int:
+    """How much longer than the others the busiest core works, of so many equal tasks, in steps of a twentieth."""
+    rounds = -(-count // traits.cores)
+    return round(20 * (rounds * traits.cores / count - 1))
 
 
 def tiles_of(spec: Conv3DSpec, tile: tuple[int, int]) -> tuple[int, int, int]:

