@@ -149,7 +149,7 @@ class Executor:
         count = threads.get_num_threads()
         weights = Weights(kernel, bias, version)
         # a layer of a millisecond is called in hot loops: what is known of a spec is not asked for again
-        ready = None if source.gpu else self._ready.get((spec, count, self._exact))
+        ready = self._ready.get((spec, count, self._exact)) if source.gpu is None else None
         if ready is None and is_cuda(target := self._target_for(source, count)):
             return self._on_gpu(spec, source, weights, target)
         x = tensors.prepare(source.numpy(), spec.dtype)
