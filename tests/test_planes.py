@@ -180,6 +180,31 @@ def test_every_way_of_a_pointwise_layer_is_right(width: int, channels: int) -> N
         assert run_plan(Plan(spec, "planes", variant, {"columns": 4})) < BOUNDS["float32"], variant
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        # of three taps the outer ones see padding only: what is left is a single tap on a part of each row
+        Conv3DSpec(
+            1,
+            (4, 8, 64),
+            8,
+            8,
+            (1, 1, 3),
+            dilation=(1, 1, 48),
+            pads=(Pads(0, 0), Pads(0, 0), Pads(32, 32)),
+            data_format=CHANNELS_FIRST,
+        ),
+        replace(WIDE, size=(2, 3, 64), strides=(1, 1, 64)),
+        replace(WIDE, size=(2, 3, 64), pads=(Pads(0, 0), Pads(0, 0), Pads(1, 1))),
+    ],
+)
+def test_single_taps_that_see_other_rows_than_they_write(spec: Conv3DSpec) -> None:
+    target = host_target(2)
+    assert run_plan(default_plan(spec, target)) < BOUNDS["float32"]
+    for variant in algorithms("llvm")["planes"].variants(spec, cpu_traits(target)):
+        assert run_plan(Plan(spec, "planes", variant, {})) < BOUNDS["float32"], variant
+
+
 def test_pointwise_layers_that_outgrow_the_caches_read_planes_in_long_rows() -> None:
     """Planes whose rows lie a multiple of 4 KiB apart share the sets of L1: one vector of each took twice the time."""
     traits = cpu_traits(resolve(AVX512, 2))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tvm_conv3d import Conv3D, get_num_threads, set_num_threads
+from tvm_conv3d import Conv3D, get_num_threads, runtime, set_num_threads
+from tvm_conv3d.plan import Plan
 from tvm_conv3d.reference import relative_error
 from tvm_conv3d.targets import available_cpus
 
@@ -61,6 +64,22 @@ print((time.process_time() - cpu) / (time.perf_counter() - wall))
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(out.stdout) < 1.2
+
+
+def test_a_wish_during_a_first_call_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first call compiles for seconds, and then makes its thread's pool: it must not write an older count back."""
+    real = runtime.make_plan
+
+    def meanwhile(*arguments: Any, **options: Any) -> Plan:
+        set_num_threads(1)
+        return real(*arguments, **options)
+
+    set_num_threads(2)
+    monkeypatch.setattr(runtime, "make_plan", meanwhile)
+    caller = threading.Thread(target=Conv3D(8, 3), args=(X,))
+    caller.start()
+    caller.join()
+    assert get_num_threads() == 1
 
 
 def test_several_threads_call_one_layer() -> None:

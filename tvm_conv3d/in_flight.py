@@ -19,20 +19,19 @@ class _Calls:
     """A context that marks the time a thread spends in compiled code."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._changed = threading.Condition()
         self._running = 0
         self._closed = False
 
     def __enter__(self) -> None:
-        with self._lock:
+        with self._changed:
             if not self._closed or threading.current_thread() is threading.main_thread():
                 self._running += 1
                 return
         threading.Event().wait()
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:
+        with self._changed:
             self._running -= 1
             if self._closed:
                 self._changed.notify_all()

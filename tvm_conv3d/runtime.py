@@ -160,9 +160,9 @@ class Executor:
         return source.restore(out)
 
     def _fill(self, out: np.ndarray, x: np.ndarray, ready: _Ready, weights: Weights, count: int) -> None:
-        if not self._run(ready, x, out, weights, count):
+        if not self._run(ready, x, out, weights):
             # a tile of Winograd's spreads NaN, infinity and overflow over its cells
-            self._run(self._get_ready(ready.plan.spec, count, exact=True), x, out, weights, count)
+            self._run(self._get_ready(ready.plan.spec, count, exact=True), x, out, weights)
 
     def _on_gpu(self, spec: Conv3DSpec, source: tensors.Source, weights: Weights, target: Target) -> Any:
         number = source.gpu.device if source.gpu else 0
@@ -203,17 +203,17 @@ class Executor:
     def _exact(self) -> bool:
         return self._accuracy == "strict"
 
-    def _run(self, ready: _Ready, x: np.ndarray, out: np.ndarray, weights: Weights, count: int) -> bool:
+    def _run(self, ready: _Ready, x: np.ndarray, out: np.ndarray, weights: Weights) -> bool:
         """Fills `out`; False where the code says that its result can't be trusted."""
         packed = self._pack(ready, weights)
         shapes = ready.loaded.shapes
         workspace.reserve(ready.loaded, ready.loaded.workspace)
         arguments = [_view(x, shapes[0]), packed.kernel, packed.bias, _view(out, shapes[3])]
         if len(shapes) == 4:
-            threads.run(ready.loaded.function, *arguments, count=count)
+            threads.run(ready.loaded.function, *arguments)
             return True
         flags = np.empty(shapes[4], ready.plan.spec.accumulator)
-        threads.run(ready.loaded.function, *arguments, _view(flags, shapes[4]), count=count)
+        threads.run(ready.loaded.function, *arguments, _view(flags, shapes[4]))
         return bool(np.isfinite(flags).all())
 
     def _target(self, count: int) -> Target:

@@ -67,15 +67,15 @@ def get_num_threads() -> int:
     return int(configured) if wished else available_cpus()
 
 
-def run(function: Callable[..., Any], *arguments: Any, count: int | None = None) -> None:
-    """Calls a compiled function with `count` threads, or as many as are wanted now."""
-    wanted = count or get_num_threads()
+def run(function: Callable[..., Any], *arguments: Any) -> None:
+    """Calls a compiled function with as many threads as are wanted now."""
+    wanted = get_num_threads()
     if _mine.size is None:
         _make_pool(wanted)
     if _mine.size == wanted:
         function(*arguments)
     else:
-        _helper(wanted).submit(run, function, *arguments, count=wanted).result()
+        _helper(wanted).submit(run, function, *arguments).result()
 
 
 def _make_pool(count: int) -> None:

@@ -43,11 +43,12 @@ _SUMS = 0.5
 #: Vectors of a row and rows of a tile, at most.
 _MOST_VECTORS, _MOST_ROWS = 4, 8
 
-#: Channels a task may read as they lie: rows of more planes, which often share a set, fall out of L1.
+#: Channels a task may read as they lie, but for pointwise layers: rows of more planes, which often share a set, fall
+#: out of L1.
 _MOST_PLANES = 64
 
-#: Pointwise: input and output, as a share of the last cache, from which on memory decides, and channels or filters of a
-#: group from which on the sums have their say, too; then a task copies its part of the planes.
+#: Pointwise: input and output, as a share of the last cache, from which on memory decides; filters of a group from
+#: which on, and channels above which, the sums have their say, too, and a task copies its part of the planes.
 _SHARE_OF_L3, _MANY_SUMS = 0.6, 128
 
 #: Filters for each channel from which on what is written decides: plane by plane, not to many planes by turns.
@@ -99,9 +100,11 @@ def _default_variant(spec: Conv3DSpec, s: Conv3DSpec, traits: CpuTraits) -> Plan
 
 
 def _is_pointwise(s: Conv3DSpec, traits: CpuTraits) -> bool:
-    """Whether planes of one long row of whole vectors lie there, and each number is used for one tap."""
+    """Whether planes of one long row of whole vectors lie there, and each of their numbers is used for one tap."""
     single = math.prod(s.kernel) * math.prod(s.strides) == 1 and s.group_channels > 1
-    return single and s.data_format == CHANNELS_FIRST and s.size[2] % traits.lanes(s.accumulator) == 0
+    # of a tap that is left of several, pads may be negative
+    as_written = s.data_format == CHANNELS_FIRST and s.pads == ((0, 0),) * 3
+    return single and as_written and s.size[2] % traits.lanes(s.accumulator) == 0
 
 
 def _of_pointwise(spec: Conv3DSpec, s: Conv3DSpec, traits: CpuTraits) -> PlanesVariant:
@@ -319,8 +322,8 @@ def _cycles(s: Conv3DSpec, traits: CpuTraits, tile: PlanesVariant, seen: float) 
 def _best_box(s: Conv3DSpec, traits: CpuTraits, variant: PlanesVariant) -> tuple[float, Triple]:
     """Numbers that are copied, and depth, row tiles and column tiles of a task.
 
-    The task is that which copies least and leaves enough of them, in half of L2; where none fits, in a core's part of
-    L3, or in as few times that as can be.
+    The task is that which leaves enough of them, no thread idle at the end, and copies least, in half of L2; where none
+    fits, in a core's part of L3, or in as few times that as can be.
     """
     columns = variant.vectors * variant.lanes
     whole = tiles_of(s, (variant.rows, columns))

@@ -64,7 +64,7 @@ def priced(spec: Conv3DSpec, traits: CpuTraits) -> list[Priced[WinogradVariant]]
 
 
 def worthwhile(spec: Conv3DSpec, traits: CpuTraits) -> WinogradVariant | None:
-    """The cheapest variant, or None where the direct convolution, or the grouped one, is as good."""
+    """The cheapest variant, or None where the direct convolution, the grouped one or that on planes is as good."""
     found = priced(spec, traits)
     if not found:
         return None
