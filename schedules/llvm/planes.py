@@ -18,7 +18,7 @@ import numpy as np
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.collapse import collapse, pointwise_axes
 from tvm_conv3d.compute.planes import MOST_FILTERS, PlanesVariant, applies, copied_steps, needs_gather
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV, divisors
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll
@@ -27,6 +27,7 @@ from tvm_conv3d.schedules.llvm.rules.tile_rule import (
     L1_PERIOD,
     LATENCY,
     TASKS_PER_THREAD,
+    bytes_moved,
     seen_share,
     tiles_of,
     unevenness,
@@ -101,17 +102,14 @@ def _default_variant(spec: Conv3DSpec, s: Conv3DSpec, traits: CpuTraits) -> Plan
 
 def _is_pointwise(s: Conv3DSpec, traits: CpuTraits) -> bool:
     """Whether planes of one long row of whole vectors lie there, and each of their numbers is used for one tap."""
-    single = math.prod(s.kernel) * math.prod(s.strides) == 1 and s.group_channels > 1
-    # of a tap that is left of several, pads may be negative
-    as_written = s.data_format == CHANNELS_FIRST and s.pads == ((0, 0),) * 3
-    return single and as_written and s.size[2] % traits.lanes(s.accumulator) == 0
+    planes_lie = s.data_format == CHANNELS_FIRST and s.group_channels > 1
+    return planes_lie and all(pointwise_axes(s)) and s.size[2] % traits.lanes(s.accumulator) == 0
 
 
 def _of_pointwise(spec: Conv3DSpec, s: Conv3DSpec, traits: CpuTraits) -> PlanesVariant:
     """The default of a pointwise layer: by its size, and by how many products each number takes part in."""
     in_caches, copied, past_caches = _ways_of_pointwise(spec, s, traits)
-    moved = (math.prod(s.input_shape) + math.prod(s.output_shape)) * np.dtype(s.accumulator).itemsize
-    if moved < _SHARE_OF_L3 * traits.l3:
+    if bytes_moved(s) < _SHARE_OF_L3 * traits.l3:
         return in_caches
     many = s.group_filters >= _MANY_SUMS or s.group_channels > _MANY_SUMS
     return copied if many else past_caches
@@ -329,16 +327,20 @@ def _best_box(s: Conv3DSpec, traits: CpuTraits, variant: PlanesVariant) -> tuple
     whole = tiles_of(s, (variant.rows, columns))
     item = np.dtype(s.accumulator).itemsize
 
-    def cost(box: Triple) -> tuple[bool, int, bool, int, float, int, int]:
+    def tasks(box: Triple) -> int:
+        return s.batch * s.groups * math.prod(size // inner for size, inner in zip(whole, box, strict=True))
+
+    def copied(box: Triple) -> int:
         cells = (box[0], box[1] * variant.rows, box[2] * columns)
-        copied = s.group_channels * math.prod(
+        return s.group_channels * math.prod(
             (cell - 1) * stride + window for cell, stride, window in zip(cells, copied_steps(s), s.window, strict=True)
         )
-        count = s.batch * s.groups * math.prod(size // inner for size, inner in zip(whole, box, strict=True))
+
+    def cost(box: Triple) -> tuple[bool, int, bool, int, int, int, int]:
+        count, size = tasks(box), copied(box) * item
         too_few = count < TASKS_PER_THREAD * traits.cores
-        size, copied_by_all = copied * item, round(copied * count, 6)
         in_cache = size // (traits.l3 // traits.cores), size > traits.l2 // 2
-        return too_few, *in_cache, unevenness(count, traits), copied_by_all, -box[2], -box[1]
+        return too_few, *in_cache, unevenness(count, traits), copied(box) * count, -box[2], -box[1]
 
     best = min(itertools.product(*map(divisors, whole)), key=cost)
-    return cost(best)[4], best
+    return copied(best) * tasks(best), best

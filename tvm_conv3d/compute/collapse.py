@@ -17,10 +17,7 @@ def collapse(spec: Conv3DSpec) -> Conv3DSpec:
     Batch merges into a pointwise depth only in channels_last, where no channel axis lies between them.
     """
     spec = trim(spec)
-    pointwise = [
-        kernel == stride == 1 and pads == (0, 0)
-        for kernel, stride, pads in zip(spec.kernel, spec.strides, spec.pads, strict=True)
-    ]
+    pointwise = pointwise_axes(spec)
     batch, (depth, height, width) = spec.batch, spec.size
     if pointwise[1] and pointwise[2]:
         height, width = 1, height * width
@@ -35,3 +32,11 @@ def collapse(spec: Conv3DSpec) -> Conv3DSpec:
     # the distance of a single tap means nothing
     first, second, third = (1 if kernel == 1 else d for kernel, d in zip(spec.kernel, spec.dilation, strict=True))
     return replace(spec, batch=batch, size=(depth, height, width), dilation=(first, second, third))
+
+
+def pointwise_axes(spec: Conv3DSpec) -> list[bool]:
+    """Along which axes kernel and stride are 1 and nothing is padded: each output cell sees its own input cell only."""
+    return [
+        kernel == stride == 1 and pads == (0, 0)
+        for kernel, stride, pads in zip(spec.kernel, spec.strides, spec.pads, strict=True)
+    ]

@@ -122,21 +122,18 @@ def good_tiles(
         if (rows * columns + (unrolled_taps == 1)) * vectors <= sums and rows <= height and columns <= max(width, 1)
     ]
     row_share = seen_share(spec, 1)
+    # lines of a set of L1, and columns from one whose input lies in a set to the next
+    ways = traits.l1 // L1_PERIOD
+    apart = L1_PERIOD // math.gcd(spec.strides[2] * spec.channels * np.dtype(spec.accumulator).itemsize, L1_PERIOD)
 
     def cost(tile: Tile) -> tuple[float, int, int]:
         cells = tile.rows * tile.columns
         step = step_cycles(cells, tile.vectors, tile.lanes / useful[0])
-        step *= _CONFLICT if _in_one_set(spec, tile) > traits.l1 // L1_PERIOD else 1
+        step *= _CONFLICT if tile.rows * -(-tile.columns // apart) > ways else 1
         tiles = -(-height // tile.rows) * -(-width // tile.columns) * -(-filters // (tile.vectors * tile.lanes))
         return tiles * step * (row_share if tile.rows == 1 else 1), -cells * tile.vectors, tile.rows
 
     return heapq.nsmallest(count, candidates, key=cost)
-
-
-def _in_one_set(spec: Conv3DSpec, tile: Tile) -> int:
-    """Lines of the input that the cells of a tile have at most in one set of L1."""
-    apart = spec.strides[2] * spec.channels * np.dtype(spec.accumulator).itemsize
-    return tile.rows * -(-tile.columns * math.gcd(apart, L1_PERIOD) // L1_PERIOD)
 
 
 def step_cycles(cells: int, vectors: int, share: float) -> float:
@@ -199,6 +196,12 @@ def task_box(
     depth, rows, columns = map(divisors, whole)
     boxes = [box for box in itertools.product(depth, rows, columns) if fits(box)]
     return min(boxes, key=cost, default=(1, 1, 1))
+
+
+def bytes_moved(spec: Conv3DSpec) -> float:
+    """Bytes of input, but for what strides skip, and of output."""
+    read = math.prod(min(1.0, window / stride) for window, stride in zip(spec.window, spec.strides, strict=True))
+    return (read * math.prod(spec.input_shape) + math.prod(spec.output_shape)) * np.dtype(spec.accumulator).itemsize
 
 
 def unevenness(count: int, traits: CpuTraits) -> int:

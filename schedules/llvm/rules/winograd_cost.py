@@ -21,8 +21,6 @@ from __future__ import annotations
 import functools
 import math
 
-import numpy as np
-
 from tvm_conv3d.compute.cook_toom import transforms
 from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.winograd import WinogradVariant, groups_of_part, side_by_side
@@ -30,6 +28,7 @@ from tvm_conv3d.compute.winograd_axes import Axes, axes_of
 from tvm_conv3d.schedules.llvm.rules.tile_rule import (
     WIDTH_PENALTY,
     best_tile,
+    bytes_moved,
     seen_share,
     share_of_vector,
     step_cycles,
@@ -100,7 +99,7 @@ def amounts(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> dict[
         of_task["waiting"] = _waiting(of_task["product"] * variant.columns / tiles, weights)
     elif weights > traits.l2 / 2:
         of_task["weights_l3"] = weights
-    return {**{name: rounds * amount for name, amount in of_task.items()}, "memory": _memory_bytes(s) / traits.cores}
+    return {**{name: rounds * amount for name, amount in of_task.items()}, "memory": bytes_moved(s) / traits.cores}
 
 
 def _place_of_own(traits: CpuTraits, own: float) -> str:
@@ -133,7 +132,7 @@ def direct_cycles(s: Conv3DSpec, traits: CpuTraits) -> float:
     done = {
         "product": product,
         "copy": copied * _share(s, traits, tile.lanes) / tile.lanes,
-        "memory": _memory_bytes(s),
+        "memory": bytes_moved(s),
     }
     weights = 4.0 * terms * s.filters
     if weights > _SHARE_OF_L3 * traits.l3:
@@ -152,12 +151,6 @@ def _share(s: Conv3DSpec, traits: CpuTraits, lanes: int) -> float:
 def _waiting(product: float, weights: float) -> float:
     """What weights from memory add to the cycles of products: the longer of both, nearly. Fitted to 13 last stages."""
     return math.hypot(product, _WEIGHTS * weights) - product
-
-
-def _memory_bytes(s: Conv3DSpec) -> float:
-    """Bytes of input, but for what strides skip, and of output."""
-    read = math.prod(min(1.0, window / stride) for window, stride in zip(s.window, s.strides, strict=True))
-    return (read * math.prod(s.input_shape) + math.prod(s.output_shape)) * np.dtype(s.accumulator).itemsize
 
 
 def _copied(
