@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -81,7 +82,7 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
         image = compile_image(module, target)
         return Artifact(image.to_bytes(), _shapes(module), module.script(), (sum(image.workspaces), 0))
     lowered = lowered_module(module, plan, target)
-    code = _object_code(tvm.compile(lowered, target=target).mod)
+    code = object_code(tvm.compile(lowered, target=target).mod)
     if not code:
         raise RuntimeError(f"LLVM wrote no code for {plan.spec.key()} on {target}.")
     return Artifact(code, _shapes(module), module.script(), astuple(workspace.of_module(module)))
@@ -101,7 +102,7 @@ def _shapes(module: IRModule) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(extent) for extent in argument.ty.shape) for argument in module[ENTRY].params)
 
 
-def _object_code(module: Module) -> bytes:
+def object_code(module: Module) -> bytes:
     """The module as an object file; LLVM writes files only, and ends the process when a disk is full."""
     if hasattr(os, "memfd_create"):
         number = os.memfd_create("module.o")
@@ -118,12 +119,12 @@ def _object_code(module: Module) -> bytes:
 
 def artifact_key(plan: Plan, target: Target) -> str:
     """Hash of all that the machine code depends on: spec, plan, target, versions, and the sources that made it."""
-    identity = {
-        "spec": plan.spec.key(),
-        "plan": plan.describe(),
-        "target": target_text(target),
-        "versions": {**_versions(), "sources": source_hash()},
-    }
+    return key_of({"spec": plan.spec.key(), "plan": plan.describe(), "target": target_text(target)})
+
+
+def key_of(identity: Mapping[str, object]) -> str:
+    """Hash of `identity`, the versions, and the sources of declarations and schedules."""
+    identity = {**identity, "versions": {**_versions(), "sources": source_hash()}}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
 

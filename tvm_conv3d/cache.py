@@ -29,6 +29,9 @@ CACHE_VARIABLE = "TVM_CONV3D_CACHE"
 #: Seconds to wait for another process that compiles the same module, before compiling it as well.
 _PATIENCE = 60.0
 
+#: Numbers of shapes that an artifact may have: none where its code is no plan's.
+_ARGUMENTS = (0, 4, 5)
+
 _OBJECT, _META, _SCHEDULE = "module.o", "meta.json", "schedule.py"
 
 
@@ -53,7 +56,7 @@ def load(key: str) -> Artifact | None:
         if meta["key"] != key or meta["sha256"] != _digest(code, meta["shapes"]):
             return None
         shapes = tuple(tuple(int(extent) for extent in shape) for shape in meta["shapes"])
-        if len(shapes) not in (4, 5):
+        if len(shapes) not in _ARGUMENTS:
             return None
         shared, own = (int(size) for size in meta["workspace"])
         return Artifact(code, shapes, "", (shared, own))

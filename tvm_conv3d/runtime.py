@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_conv3d import buffers, build, cache, in_flight, tensors, threads, workspace
+from tvm_conv3d import buffers, build, cache, helper_code, in_flight, tensors, threads, workspace
 from tvm_conv3d.compute.trim import seen_taps
 from tvm_conv3d.cuda.executor import GpuExecutor, Kernels, Weights, without_elements
 from tvm_conv3d.cuda.image import Image
@@ -310,12 +310,9 @@ def _about(plan: Plan, target: Target) -> dict[str, object]:
 
 def link(artifact: build.Artifact) -> Loaded:
     """Loads an artifact into this process; no compiler or linker of the system is used."""
-    import tvm  # noqa: F401  (its runtime holds the symbols that the code calls)
-    import tvm_ffi_orcjit
-
     if Image.recognizes(artifact.object_code):
         return Loaded(Kernels(Image.from_bytes(artifact.object_code)), artifact.shapes, Workspace(*artifact.workspace))
-    module = tvm_ffi_orcjit.default_session().load_module(artifact.object_code)
+    module = helper_code.link(artifact.object_code)
     return Loaded(module.get_function(build.ENTRY), artifact.shapes, Workspace(*artifact.workspace))
 
 
