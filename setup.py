@@ -19,6 +19,6 @@ setup(
         "tvm_conv3d.tuning_logs",
     ],
     package_dir=PLACES,
-    # The logs are text in sub-folders named after targets, no packages.
-    package_data={"tvm_conv3d.tuning_logs": ["**/*"]},
+    # LLVM's text, and logs in sub-folders named after targets, which are no packages.
+    package_data={"tvm_conv3d": ["*.ll"], "tvm_conv3d.tuning_logs": ["**/*"]},
 )

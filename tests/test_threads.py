@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tvm_conv3d import Conv3D, get_num_threads, runtime, set_num_threads
+from tvm_conv3d import Conv3D, get_num_threads, runtime, set_num_threads, threads
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.reference import relative_error
 from tvm_conv3d.targets import available_cpus
@@ -20,18 +20,199 @@ from tvm_conv3d.targets import available_cpus
 X = np.random.default_rng(0).standard_normal((2, 8, 12, 12, 16)).astype(np.float32)
 
 
+#: Numbers of threads that a parent's environment may hold.
+VARIABLES = ("TVM_NUM_THREADS", "OMP_NUM_THREADS")
+
+#: Begins a process as users have it: with torch or without, which TVM imports where it is installed.
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n"
+WITH_TORCH = "import torch\n"
+
+
 @pytest.fixture(autouse=True)
-def _restore() -> object:
-    before = get_num_threads()
-    yield
-    set_num_threads(before)
+def _restore(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads._State, "requested", None)
 
 
-def test_all_cpus_by_default() -> None:
+@pytest.fixture(params=[WITHOUT_TORCH, WITH_TORCH], ids=["pool", "openmp"])
+def beginning(request: pytest.FixtureRequest) -> str:
+    """The first lines of a process, in which loops run on our pool or on torch's OpenMP threads."""
+    if request.param == WITH_TORCH:
+        pytest.importorskip("torch")
+    return request.param
+
+
+def run(code: str, **environment: str) -> str:
+    """What a process of this code prints."""
+    inherited = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=inherited | environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_all_cpus_by_default(beginning: str) -> None:
     code = "import tvm_conv3d; print(tvm_conv3d.get_num_threads())"
-    environment = {k: v for k, v in os.environ.items() if k != "TVM_NUM_THREADS"}
-    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert int(out.stdout) == available_cpus()
+    assert int(run(beginning + code)) == available_cpus()
+
+
+@pytest.mark.parametrize("value", ["1", "1,4", " 1 "])
+def test_the_variable_of_openmp(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """It holds where no runtime is loaded that has read it."""
+    monkeypatch.setattr(threads, "_openmp", lambda: None)
+    monkeypatch.delenv("TVM_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert get_num_threads() == 1
+    monkeypatch.setenv("TVM_NUM_THREADS", "3")
+    assert get_num_threads() == 3
+
+
+def test_the_variable_of_openmp_beside_torch() -> None:
+    pytest.importorskip("torch")
+    code = """
+import torch, numpy as np, tvm_conv3d
+tvm_conv3d.Conv3D(16, 3)(np.ones((1, 6, 14, 14, 16), np.float32))
+print(tvm_conv3d.get_num_threads())
+"""
+    assert int(run(code, OMP_NUM_THREADS="1")) == 1
+
+
+@pytest.mark.parametrize("value", ["", "0", "-1", "many", "1e9"])
+def test_numbers_that_are_none_are_passed_over(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setattr(threads, "_openmp", lambda: None)
+    for name in VARIABLES:
+        monkeypatch.setenv(name, value)
+    assert get_num_threads() == available_cpus()
+
+
+def test_torch_says_how_many() -> None:
+    pytest.importorskip("torch")
+    code = """
+import torch, threading, numpy as np, tvm_conv3d
+layer, x = tvm_conv3d.Conv3D(16, 3), np.ones((1, 6, 14, 14, 16), np.float32)
+expected = layer(x)
+torch.set_num_threads(1)
+assert tvm_conv3d.get_num_threads() == 1
+np.testing.assert_allclose(layer(x), expected, rtol=1e-5)
+thread = threading.Thread(target=lambda: print(tvm_conv3d.get_num_threads()))
+thread.start()
+thread.join()
+tvm_conv3d.set_num_threads(2)
+assert tvm_conv3d.get_num_threads() == 2
+"""
+    assert int(run(code)) == 1
+
+
+def test_torch_that_comes_later_is_seen() -> None:
+    pytest.importorskip("torch")
+    code = """
+import sys; sys.modules["torch"] = None
+import numpy as np, tvm_conv3d
+from tvm_conv3d import parallel, threads
+layer, x = tvm_conv3d.Conv3D(16, 3), np.random.rand(1, 6, 14, 14, 16).astype(np.float32)
+expected = layer(x)
+assert not threads.SETTINGS.parallel
+del sys.modules["torch"]
+import torch
+assert (layer(x) == expected).all()
+assert threads.SETTINGS.parallel
+"""
+    run(code)
+
+
+def test_short_lived_threads_leave_nothing_behind(beginning: str) -> None:
+    """TVM's pools stayed: 203 threads after these, and a limit of tasks ended all further calls."""
+    code = """
+import os, threading, numpy as np, tvm_conv3d
+from concurrent.futures import ThreadPoolExecutor
+layer, x = tvm_conv3d.Conv3D(16, 3), np.random.rand(1, 6, 14, 14, 16).astype(np.float32)
+tvm_conv3d.set_num_threads(3)
+expected = layer(x)
+tasks = lambda: len(os.listdir("/proc/self/task"))
+before = tasks()
+for _ in range(60):
+    thread = threading.Thread(target=lambda: results.append(layer(x)))
+    results = []
+    thread.start()
+    thread.join()
+    assert (results[0] == expected).all()
+for _ in range(3):
+    with ThreadPoolExecutor(8) as pool:
+        assert all((y == expected).all() for y in pool.map(layer, [x] * 40))
+import time
+for _ in range(200):  # OpenMP's threads take a moment to end
+    if tasks() <= before: break
+    time.sleep(0.01)
+print(tasks() - before)
+"""
+    assert int(run(beginning + code)) <= 0
+
+
+def test_without_any_more_threads(beginning: str) -> None:
+    """The system has no thread for us: OpenMP would end the process, TVM raised an InternalError."""
+    code = """
+import resource, numpy as np
+resource.setrlimit(resource.RLIMIT_STACK, (1 << 32, resource.RLIM_INFINITY))
+import os, sys
+if "again" not in os.environ:  # the limit of stacks is read as a process begins
+    os.environ["again"] = "1"
+    os.execv(sys.executable, sys.orig_argv)
+import tvm_conv3d
+tvm_conv3d.set_num_threads(1)
+x = np.random.rand(1, 6, 14, 14, 16).astype(np.float32)
+layer = tvm_conv3d.Conv3D(16, 3, accuracy="strict")
+expected = layer(x)
+tvm_conv3d.set_num_threads(4)
+layer.plan_for(x.shape)
+now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 30), now + (1 << 30)))
+import threading
+try:
+    threading.Thread(target=print).start()
+except RuntimeError:
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-5)
+    print("right")
+"""
+    assert run(beginning + code) == "right\n"
+
+
+def test_a_loop_within_a_loop_of_openmp() -> None:
+    """The layer called by each thread of a team, as from a user's own parallel code."""
+    pytest.importorskip("torch")
+    code = """
+import torch, ctypes, numpy as np, tvm_conv3d
+from tvm_conv3d import openmp
+layer, x = tvm_conv3d.Conv3D(16, 3), np.random.rand(1, 6, 14, 14, 16).astype(np.float32)
+expected, results = layer(x), []
+body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: results.append(layer(x)))
+openmp.loaded().library.GOMP_parallel(body, None, 2, 0)
+assert len(results) == 2  # within a team torch counts one thread, for which there is a plan of its own
+for y in results: np.testing.assert_allclose(y, expected, atol=1e-4)
+"""
+    run(code)
+
+
+def test_side_by_side_with_ever_other_counts(beginning: str) -> None:
+    code = """
+import random, threading, numpy as np, tvm_conv3d
+from tvm_conv3d import parallel
+layer = tvm_conv3d.Conv3D(16, 3, padding="same")
+inputs = [np.random.rand(1, d, 14, 14, 16).astype(np.float32) for d in (3, 6)]
+expected = [layer(x) for x in inputs]
+wrong = []
+def work(number):
+    for i in range(40):
+        if random.random() < 0.2:
+            tvm_conv3d.set_num_threads(random.choice((1, 2, 3)))
+        close = np.allclose(layer(inputs[i % 2]), expected[i % 2], atol=1e-4)
+        wrong.extend([] if close else [i])
+together = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+for thread in together: thread.start()
+for thread in together: thread.join()
+assert not wrong
+assert parallel.workers() <= 2
+"""
+    run(beginning + code)
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True, "2", None])
@@ -50,7 +231,7 @@ def test_the_result_does_not_depend_on_the_count() -> None:
         assert relative_error(layer(X), expected) < 2e-5
 
 
-def test_the_count_is_obeyed() -> None:
+def test_the_count_is_obeyed(beginning: str) -> None:
     """CPU seconds of a call against its wall seconds, in a process of its own."""
     code = """
 import sys, time, numpy as np, tvm_conv3d
@@ -62,8 +243,7 @@ wall, cpu = time.perf_counter(), time.process_time()
 for _ in range(5): layer(x)
 print((time.process_time() - cpu) / (time.perf_counter() - wall))
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(out.stdout) < 1.2
+    assert float(run(beginning + code)) < 1.2
 
 
 def test_a_wish_during_a_first_call_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,21 +273,18 @@ def test_several_threads_call_one_layer() -> None:
         np.testing.assert_array_equal(result, layer(x))
 
 
-def test_the_default_is_not_taken_for_a_wish() -> None:
-    """What is put into the environment for TVM to read does not outlive a change of the process's CPUs."""
+def test_the_default_follows_the_processs_cpus(beginning: str) -> None:
     code = """
 import os, numpy as np, tvm_conv3d
 tvm_conv3d.Conv3D(4, 1)(np.ones((1, 2, 2, 2, 1), "float32"))
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 print(tvm_conv3d.get_num_threads())
 """
-    environment = {k: v for k, v in os.environ.items() if k != "TVM_NUM_THREADS"}
-    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert int(out.stdout) == 1
+    assert int(run(beginning + code)) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
-def test_a_child_forked_beside_a_busy_thread_convolves() -> None:
+def test_a_child_forked_beside_a_busy_thread_convolves(beginning: str) -> None:
     code = """
 import os, threading, warnings, numpy as np, tvm_conv3d
 warnings.simplefilter("ignore")
@@ -130,14 +307,16 @@ for _ in range(4):
     assert os.waitstatus_to_exitcode(status) == 0
 done.set()
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    run(beginning + code)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
-def test_a_forked_child_convolves() -> None:
+def test_a_forked_child_convolves(beginning: str) -> None:
+    """Beside OpenMP, too, which has a team of threads that the child has not."""
     code = """
 import os, warnings, numpy as np, tvm_conv3d
 warnings.simplefilter("ignore")
+if "torch" in globals(): torch.ones(1 << 20).exp()
 layer = tvm_conv3d.Conv3D(24, 3)
 x = np.ones((1, 8, 12, 12, 16), np.float32)
 expected = layer(x)
@@ -147,10 +326,10 @@ if child == 0:
 _, status = os.waitpid(child, 0)
 raise SystemExit(os.waitstatus_to_exitcode(status))
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    run(beginning + code)
 
 
-def test_the_process_may_end_beside_busy_daemon_threads() -> None:
+def test_the_process_may_end_beside_busy_daemon_threads(beginning: str) -> None:
     """Python unwinds such threads' stacks, which C++ answers with SIGABRT: two runs of three did."""
     code = """
 import threading, time, numpy as np, tvm_conv3d
@@ -165,4 +344,4 @@ for _ in range(3):
 time.sleep(0.02)
 """
     for _ in range(5):
-        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+        run(beginning + code)

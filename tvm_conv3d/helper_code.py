@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tvm_conv3d import build, cache
+from tvm_conv3d import build, cache, parallel
 from tvm_conv3d.build import Artifact
 from tvm_conv3d.locks import ForkSafeLock
 
@@ -41,16 +41,8 @@ def _load(key: str, identity: Mapping[str, object], compile_code: Callable[[], b
     if artifact is not None:
         # where it does not load, it is compiled anew
         with contextlib.suppress(RuntimeError, ValueError, AttributeError):
-            return link(artifact.object_code)
+            return parallel.link(artifact.object_code)
     build.check_versions()
     artifact = Artifact(compile_code(), (), "")
     cache.store(key, artifact, dict(identity))
-    return link(artifact.object_code)
-
-
-def link(code: bytes) -> Any:
-    """Loads an object file into this process; no compiler or linker of the system is used."""
-    import tvm  # noqa: F401  (its runtime holds the symbols that the code calls)
-    import tvm_ffi_orcjit
-
-    return tvm_ffi_orcjit.default_session().load_module(code)
+    return parallel.link(artifact.object_code)

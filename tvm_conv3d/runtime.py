@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_conv3d import buffers, build, cache, helper_code, in_flight, tensors, threads, workspace
+from tvm_conv3d import buffers, build, cache, in_flight, parallel, tensors, threads, workspace
 from tvm_conv3d.compute.trim import seen_taps
 from tvm_conv3d.cuda.executor import GpuExecutor, Kernels, Weights, without_elements
 from tvm_conv3d.cuda.image import Image
@@ -312,7 +312,7 @@ def link(artifact: build.Artifact) -> Loaded:
     """Loads an artifact into this process; no compiler or linker of the system is used."""
     if Image.recognizes(artifact.object_code):
         return Loaded(Kernels(Image.from_bytes(artifact.object_code)), artifact.shapes, Workspace(*artifact.workspace))
-    module = helper_code.link(artifact.object_code)
+    module = parallel.link(artifact.object_code)
     return Loaded(module.get_function(build.ENTRY), artifact.shapes, Workspace(*artifact.workspace))
 
 

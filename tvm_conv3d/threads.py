@@ -1,45 +1,59 @@
-"""How many threads a convolution uses.
+"""How many threads a convolution uses, and whether they are those of an OpenMP runtime.
 
-TVM gives each Python thread a pool of its own, made at the first parallel call and of fixed size from then on. A thread
-whose pool has another size than is wanted now hands its calls to a helper thread with a fitting pool.
+The pool that runs the loops is in :mod:`tvm_conv3d.parallel`; it reads :data:`SETTINGS` at each loop.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
-import threading
+import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from tvm_conv3d import openmp
 from tvm_conv3d.targets import available_cpus
 
-_VARIABLE = "TVM_NUM_THREADS"
+#: Names the number of threads; TVM's own name for it.
+VARIABLE = "TVM_NUM_THREADS"
 
-#: TVM's mode of a pool that prefers no kind of core.
-_ALL_CORES = 1
-
-
-class _OfThread(threading.local):
-    """A Python thread's pool: its size (None: not made yet) and the helper in its stead."""
-
-    size: int | None = None
-    helper: ThreadPoolExecutor | None = None
-    helper_size: int | None = None
+#: OpenMP's; a list of numbers, one for each level of nested loops.
+_OPENMP_VARIABLE = "OMP_NUM_THREADS"
 
 
-_mine = _OfThread()
+class Settings(ctypes.Structure):
+    """What the pool of threads reads at each loop; see `pool.ll`."""
 
-#: What this module put into the environment for TVM to read, as opposed to what the user did.
-_ours: str | None = None
+    _fields_ = (("count", ctypes.c_int32), ("parallel", ctypes.c_void_p), ("thread_number", ctypes.c_void_p))
+
+
+#: Of the process: threads that a loop takes, and OpenMP's entries where its threads take the pool's place.
+SETTINGS = Settings(1, None, None)
+
+
+class _State:
+    """What the process has settled on.
+
+    Attributes:
+        requested: by :func:`set_num_threads`.
+        runtime: the OpenMP runtime that is used.
+        modules: of Python when one was last looked for: libraries come with them.
+        forked: whether this is a forked child, in which OpenMP would wait for its parent's threads for ever.
+    """
+
+    requested: int | None = None
+    runtime: openmp.OpenMP | None = None
+    modules: int = 0
+    forked: bool = False
+
 
 _renewals: list[Callable[[], None]] = []
 
 
 def after_fork(renew: Callable[[], None]) -> None:
     """Has `renew` called in forked children, which inherit locks but not the threads that would release them."""
-    _forget_pools_after_fork()
+    _watch_forks()
     if renew not in _renewals:
         _renewals.append(renew)
 
@@ -55,64 +69,60 @@ def set_num_threads(count: int) -> None:
     """
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"`count` must be a positive integer. Received: count={count!r}")
-    global _ours
-    _ours = None
-    os.environ[_VARIABLE] = str(count)
+    _State.requested = count
 
 
 def get_num_threads() -> int:
-    """Threads that a convolution uses: what was set, else $TVM_NUM_THREADS, else all CPUs the process may use."""
-    configured = os.environ.get(_VARIABLE, "")
-    wished = configured.isdecimal() and int(configured) > 0 and configured != _ours
-    return int(configured) if wished else available_cpus()
+    """Threads that a convolution uses.
+
+    What was set, else $TVM_NUM_THREADS, else all CPUs the process may use, but not more than what
+    `torch.get_num_threads()` or another OpenMP runtime that is loaded says for the calling thread, without one
+    $OMP_NUM_THREADS.
+    """
+    known = _State.requested or _positive(os.environ.get(VARIABLE, ""))
+    if known:
+        return known
+    runtime = _openmp()
+    if runtime is not None:
+        most = runtime.count()
+    else:
+        most = _positive(os.environ.get(_OPENMP_VARIABLE, "").partition(",")[0].strip())
+    return min(most, available_cpus()) if most else available_cpus()
 
 
 def run(function: Callable[..., Any], *arguments: Any) -> None:
     """Calls a compiled function with as many threads as are wanted now."""
-    wanted = get_num_threads()
-    if _mine.size is None:
-        _make_pool(wanted)
-    if _mine.size == wanted:
-        function(*arguments)
-    else:
-        _helper(wanted).submit(run, function, *arguments).result()
+    _openmp()
+    SETTINGS.count = get_num_threads()
+    function(*arguments)
 
 
-def _make_pool(count: int) -> None:
-    """Makes this thread's pool; TVM reads its size, and at each call whether to use it, from the environment."""
-    import tvm_ffi
-
-    global _ours
-    if os.environ.get(_VARIABLE) != str(count):
-        _ours = os.environ[_VARIABLE] = str(count)
-    # pinned threads would fight with other libraries' for the same cores
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
-    # TVM's idle threads otherwise spin for a tenth of a second after each call, on cores that others need
-    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "10000")
-    _forget_pools_after_fork()
-    tvm_ffi.get_global_func("runtime.config_threadpool")(_ALL_CORES, count)
-    _mine.size = count
+def _positive(text: str) -> int:
+    """The number, 0 where `text` is none."""
+    return int(text) if text.isdecimal() else 0
 
 
-def _helper(wanted: int) -> ThreadPoolExecutor:
-    if _mine.helper is None or _mine.helper_size != wanted:
-        if _mine.helper is not None:
-            _mine.helper.shutdown(wait=False)
-        _mine.helper = ThreadPoolExecutor(1, thread_name_prefix="tvm_conv3d")
-        _mine.helper_size = wanted
-    return _mine.helper
+def _openmp() -> openmp.OpenMP | None:
+    """The OpenMP runtime of the process, looked for anew once Python has loaded more modules."""
+    if len(sys.modules) != _State.modules and not _State.forked:
+        _watch_forks()
+        _State.runtime = runtime = openmp.loaded()
+        if runtime is not None:
+            SETTINGS.thread_number = runtime.thread_number
+            SETTINGS.parallel = runtime.parallel
+        # after the search, which loads modules itself
+        _State.modules = len(sys.modules)
+    return _State.runtime
 
 
 @functools.cache
-def _forget_pools_after_fork() -> None:
+def _watch_forks() -> None:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_in_forked_child)
 
 
 def _in_forked_child() -> None:
-    """A forked child has the pools' memory but not their threads: calls would wait for ever."""
-    if _mine.size is not None:
-        _mine.size = 0
-    _mine.helper = None
+    _State.forked = True
+    _State.runtime = SETTINGS.parallel = None
     for renew in _renewals:
         renew()

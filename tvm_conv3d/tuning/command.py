@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -109,6 +110,7 @@ def _run(options: argparse.Namespace, kind: str) -> int:
         _list(run)
         return 0
     # the measuring process reads it from the environment
+    os.environ[threads.VARIABLE] = str(thread_count(target))
     threads.set_num_threads(thread_count(target))
     if options.rpc is None and not is_cuda(target):
         from tvm_conv3d.bench import machine
