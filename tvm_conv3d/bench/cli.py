@@ -45,7 +45,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--page", type=Path, metavar="FILE.md", help="writes a results page, with pictures beside it")
     options.add_argument("--repro", action="store_true", help="prints a command for each row that runs it alone")
     options.add_argument(
-        "--compare", metavar="A,B", help="two of the peers, B in our place: default,tuned tells what records gain"
+        "--compare",
+        metavar="A,B",
+        help="two of the peers, B in our place: default,tuned tells what records gain; alone,beside_torch what a call "
+        "loses where torch has just run a parallel operator",
     )
     options.add_argument("--ours", default="tvm_conv3d", metavar="PEER", help="what the others are compared with")
     options.add_argument(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tvm_conv3d.bench.layers import Layer
 
 #: Peers that are this package: they are compared, but not what it is measured by where there are others.
-OURS = ("tvm_conv3d", "tuned", "default")
+OURS = ("tvm_conv3d", "tuned", "default", "alone", "beside_torch")
 
 
 @dataclass

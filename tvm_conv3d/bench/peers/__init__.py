@@ -12,11 +12,14 @@ import numpy as np
 from tvm_conv3d.spec import Conv3DSpec
 
 #: Name -> where its class lives. `oracle` is this package's float64 reference, `tvm_conv3d` its product; `tuned` is
-#: the same beside `default`, which takes no tuning records.
+#: the same beside `default`, which takes no tuning records, and so is `alone`, without torch in its process, beside
+#: `beside_torch`, where torch runs a parallel operator before each call.
 PEERS = {
     "tvm_conv3d": "tvm_conv3d.bench.peers.ours:Ours",
     "tuned": "tvm_conv3d.bench.peers.ours:Ours",
     "default": "tvm_conv3d.bench.peers.ours:Untuned",
+    "alone": "tvm_conv3d.bench.peers.ours:Alone",
+    "beside_torch": "tvm_conv3d.bench.peers.ours:BesideTorch",
     "torch": "tvm_conv3d.bench.peers.torch:Torch",
     "openvino": "tvm_conv3d.bench.peers.openvino:OpenVINO",
     "onnxruntime": "tvm_conv3d.bench.peers.onnxruntime:ONNXRuntime",
@@ -34,11 +37,13 @@ class Prepared:
         run: one whole inference call on the prepared input; returns when the result is there.
         to_numpy: turns what `run` returned into an array of `spec.output_shape`; not timed.
         origin: where the plan came from, if the library can say.
+        before: done before each call; not timed.
     """
 
     run: Callable[[], Any]
     to_numpy: Callable[[Any], np.ndarray]
     origin: str = ""
+    before: Callable[[], Any] = lambda: None
 
 
 class Peer(Protocol):

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import sys
+from dataclasses import replace
 
 import numpy as np
 
 from tvm_conv3d.bench.peers import Prepared
 from tvm_conv3d.spec import NO_PADS, Conv3DSpec
+
+#: Elements of what is computed between two calls: enough for torch to take several threads.
+_BETWEEN = 1 << 17
 
 
 class Ours:
@@ -53,6 +58,37 @@ class Untuned(Ours):
 
         os.environ[records.LOGS_VARIABLE] = records.NO_LOGS
         super().__init__(threads)
+
+
+class Alone(Ours):
+    """Without torch in the process, which TVM imports where it is installed; NumPy does something before each call."""
+
+    def __init__(self, threads: int) -> None:
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+        super().__init__(threads)
+
+    def prepare(
+        self, spec: Conv3DSpec, mode: str, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None
+    ) -> Prepared:
+        data = np.ones(_BETWEEN, np.float32)
+        return replace(super().prepare(spec, mode, x, kernel, bias), before=lambda: np.exp(data))
+
+
+class BesideTorch(Ours):
+    """In a process in which torch has just run a parallel operator before each call."""
+
+    def __init__(self, threads: int) -> None:
+        import torch
+
+        self._torch = torch
+        torch.set_num_threads(threads)
+        super().__init__(threads)
+
+    def prepare(
+        self, spec: Conv3DSpec, mode: str, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None
+    ) -> Prepared:
+        data = self._torch.ones(_BETWEEN)
+        return replace(super().prepare(spec, mode, x, kernel, bias), before=lambda: self._torch.exp(data))
 
 
 def _numpy_dtype(name: str) -> np.dtype:
