@@ -42,7 +42,7 @@ def examine() -> int:
     traits = cpu_traits(target)
     _line("target", f"{target_key(target)}: {traits.vector_bits}-bit vectors, {traits.registers} registers")
     _line("caches", f"L1 {traits.l1 >> 10} KiB, L2 {traits.l2 >> 10} KiB, L3 {traits.l3 >> 10} KiB")
-    _line("threads", f"{threads.get_num_threads()}")
+    _line("threads", f"{threads.get_num_threads()} of {threads.owner()}")
     modules = cache.cache_root() / "modules"
     count = sum(1 for path in modules.glob("*/meta.json")) if modules.is_dir() else 0
     _line("cache", f"{modules}, {count} compiled convolutions")

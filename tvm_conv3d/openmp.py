@@ -20,12 +20,14 @@ class OpenMP:
 
     Attributes:
         library: keeps it loaded.
+        path: its file.
         parallel: address of `GOMP_parallel`.
         thread_number: address of `omp_get_thread_num`.
         count: how many threads a parallel loop of the calling thread takes.
     """
 
     library: ctypes.CDLL
+    path: str
     parallel: int
     thread_number: int
     count: Callable[[], int]
@@ -43,9 +45,15 @@ def loaded() -> OpenMP | None:
     ]
     if not found:
         return None
-    library = min(found, key=lambda library: not _belongs_to(library.filepath, torch)).dynlib
+    chosen = min(found, key=lambda library: not _belongs_to(library.filepath, torch))
+    library = chosen.dynlib
     return OpenMP(
-        library, _address(library.GOMP_parallel), _address(library.omp_get_thread_num), _count(library, torch)
+        library,
+        chosen.filepath,
+        _address(library.GOMP_parallel),
+        _address(library.omp_get_thread_num),
+        # torch sets OpenMP's own number only at a thread's first operator
+        getattr(torch, "get_num_threads", None) or library.omp_get_max_threads,
     )
 
 
@@ -60,8 +68,3 @@ def _belongs_to(path: str, torch: Any) -> bool:
 
 def _address(function: Any) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
-
-
-def _count(library: ctypes.CDLL, torch: Any) -> Callable[[], int]:
-    """Torch's own number where there is torch: it sets OpenMP's only at a thread's first operator."""
-    return getattr(torch, "get_num_threads", None) or library.omp_get_max_threads

@@ -90,6 +90,12 @@ def get_num_threads() -> int:
     return min(most, available_cpus()) if most else available_cpus()
 
 
+def owner() -> str:
+    """Whose threads run the loops: the file of an OpenMP runtime, or "tvm_conv3d"."""
+    runtime = _openmp()
+    return "tvm_conv3d" if runtime is None else runtime.path
+
+
 def run(function: Callable[..., Any], *arguments: Any) -> None:
     """Calls a compiled function with as many threads as are wanted now."""
     _openmp()
