@@ -133,14 +133,15 @@ def _check_torch(tensor: Any, torch: Any) -> None:
         )
     if tensor.layout != torch.strided:
         raise TypeError(f"The input must be dense. Received: a torch tensor of layout {tensor.layout}.")
+
+
+def _torch_source(tensor: Any, torch: Any) -> Source:
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         raise TypeError(
             "The input must be a tensor with memory of its own. "
             f"Received: {type(tensor)}, which wraps others (it has a __torch_dispatch__). Unwrap it first."
         )
 
-
-def _torch_source(tensor: Any, torch: Any) -> Source:
     def numpy() -> np.ndarray:
         # a subclass would make each step one of its own
         with torch._C.DisableTorchFunctionSubclass():

@@ -140,7 +140,7 @@ def _cast(value: Expr, source: str, target: str) -> Expr:
 
 
 def _rounded_to_odd(value: Expr) -> Expr:
-    """float64 as float32 that rounds on to a half type as `value` itself would: not a number's lowest bit is lost."""
+    """float64 as float32, rounded to odd: rounded further, to a half type, it is `value` rounded once."""
     near = value.astype("float32")
     back = near.astype("float64")
     bits = tirx.reinterpret("uint32", near)
