@@ -517,6 +517,20 @@ def test_set_weights_errors():
         layer.set_weights([1, 2])
 
 
+def test_weights_in_pytorchs_order_are_refused_with_the_way_to_turn_them():
+    layer = Conv3D(3, 2, name="c")
+    layer.build(SHAPE)
+    foreign = np.ones((3, 4, 2, 2, 2))
+    for take in (lambda x: layer.set_weights([x, np.ones(3)]), layer.kernel.assign):
+        with pytest.raises(ValueError, match=r"fits after `transpose\(2, 3, 4, 1, 0\)`"):
+            take(foreign)
+        take(foreign.transpose(2, 3, 4, 1, 0))
+        for other in (np.ones((3, 5, 2, 2, 2)), np.ones((4, 3, 2, 2, 2)), np.ones((3, 4, 2, 2))):
+            with pytest.raises(ValueError) as caught:
+                take(other)
+            assert "transpose" not in str(caught.value)
+
+
 def test_variables():
     layer = Conv3D(3, 2)
     layer.build(SHAPE)

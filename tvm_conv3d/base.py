@@ -17,7 +17,7 @@ from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.naming import automatic_name
 from tvm_conv3d.objects import regularizers
 from tvm_conv3d.objects.arrays import to_numpy
-from tvm_conv3d.variables import Variable
+from tvm_conv3d.variables import Variable, layout_hint
 
 
 class Layer:
@@ -206,10 +206,11 @@ class Layer:
                 f"{len(weights)}, but the layer was expecting {len(self._weights)} weights."
             )
         for variable, value in zip(self._weights, weights, strict=True):
-            if variable.shape != tuple(value.shape):
+            received = tuple(value.shape)
+            if variable.shape != received:
                 raise ValueError(
                     f"Layer {self.name} weight shape {variable.shape} is not compatible with provided weight "
-                    f"shape {tuple(value.shape)}."
+                    f"shape {received}.{layout_hint(variable.shape, received)}"
                 )
         for variable, value in zip(self._weights, weights, strict=True):
             variable.assign(value)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from tvm_conv3d import arguments, tensors
+from tvm_conv3d import arguments, tensors, tracing
 from tvm_conv3d.dtypes import numpy_dtype
 from tvm_conv3d.geometry import Geometry
 from tvm_conv3d.input_spec import InputSpec, not_a_tensor
@@ -205,6 +205,7 @@ class Conv3D(KernelLayer):
 
     # Calling
 
+    @tracing.untraced
     def __call__(self, inputs: Any, *, training: Any = None) -> Any:
         """Convolves.
 
@@ -217,6 +218,8 @@ class Conv3D(KernelLayer):
 
         Raises:
             ValueError: no tensor, or of a shape that does not fit.
+            TypeError: it holds no real numbers, or none at all, as what a tool traces with.
+            RuntimeError: a gradient would be lost, or a tool that records operations would miss this one.
         """
         source = self._source(inputs)
         prepared = self._prepared.get(source.shape) or self._prepare(source.shape)
@@ -227,6 +230,7 @@ class Conv3D(KernelLayer):
             self._record_activity(output, lambda: tensors.wrap(output).numpy(), in_numpy)
         return output
 
+    @tracing.untraced
     def call(self, inputs: Any) -> Any:
         """As calling the layer, without recording losses."""
         source = self._source(inputs)
@@ -245,6 +249,7 @@ class Conv3D(KernelLayer):
         return self._executor.plan_for(prepared.spec)
 
     def _source(self, inputs: Any) -> tensors.Source:
+        tracing.check(inputs, self.name)
         try:
             return tensors.wrap(inputs)
         except TypeError as error:

@@ -5,6 +5,7 @@ Everything is looked at through NumPy, without a copy where the memory allows it
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,11 +13,16 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from tvm_conv3d import conversion
 from tvm_conv3d.cuda import arrays
 from tvm_conv3d.cuda.arrays import GpuTensor
+from tvm_conv3d.dtypes import numpy_dtype
 
 #: DLPack's device type of memory that the CPU addresses.
 _DLPACK_CPU = 1
+
+#: Alignment in bytes that TensorFlow's kernels count on.
+_TENSORFLOW_ALIGNMENT = 64
 
 
 class Source(NamedTuple):
@@ -56,7 +62,7 @@ def wrap(value: Any) -> Source:
     if module in ("jax", "jaxlib"):
         return _array_source(value, _jax_restore)
     if module == "tensorflow":
-        return _array_source(value, sys.modules["tensorflow"].convert_to_tensor)
+        return _array_source(value, functools.partial(_tensorflow_restore, value))
     if hasattr(value, "__dlpack__") and not isinstance(value, np.generic):
         return _dlpack_source(value)
     if hasattr(value, "__array__") and not isinstance(value, np.generic):
@@ -72,13 +78,10 @@ def prepare(array: np.ndarray, dtype: str) -> np.ndarray:
     """
     if array.dtype.kind not in "biuf" and array.dtype != ml_dtypes.bfloat16:
         raise TypeError(f"The input must hold real numbers. Received: dtype={array.dtype}. Cast it first.")
-    wanted = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-    if array.dtype != wanted:
-        with np.errstate(over="ignore"):
-            array = array.astype(wanted)
-    if not array.flags.aligned:
-        array = array.copy()
-    return np.ascontiguousarray(array)
+    wanted = numpy_dtype(dtype)
+    flags = array.flags
+    fits = array.dtype == wanted and flags.c_contiguous and flags.aligned
+    return array if fits else conversion.contiguous(array, wanted)
 
 
 class _WritableAlias:
@@ -100,7 +103,9 @@ def exportable(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _numpy_source(array: np.ndarray) -> Source:
-    return Source(array.shape, lambda: array, _identity)
+    """Of an array, or of a subclass's data, as NumPy's own functions of plain arrays take them."""
+    plain = np.asarray(array)
+    return Source(plain.shape, lambda: plain, _identity)
 
 
 def _gpu_source(value: Any) -> Source:
@@ -131,23 +136,53 @@ def _check_torch(tensor: Any, torch: Any) -> None:
 
 
 def _torch_source(tensor: Any, torch: Any) -> Source:
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        raise TypeError(
+            "The input must be a tensor with memory of its own. "
+            f"Received: {type(tensor)}, which wraps others (it has a __torch_dispatch__). Unwrap it first."
+        )
+
     def numpy() -> np.ndarray:
-        plain = tensor.detach().resolve_conj().resolve_neg()
+        # a subclass would make each step one of its own
+        with torch._C.DisableTorchFunctionSubclass():
+            plain = tensor.detach().resolve_conj().resolve_neg()
         if plain.dtype == torch.bfloat16:
             return plain.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return plain.numpy()
 
     def restore(array: np.ndarray) -> Any:
         if array.dtype == ml_dtypes.bfloat16:
-            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(array)
+            result = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        else:
+            result = torch.from_numpy(array)
+        return result if type(tensor) is torch.Tensor else convolved(tensor, result)
 
     return Source(tuple(tensor.shape), numpy, restore)
+
+
+def convolved(tensor: Any, result: Any) -> Any:
+    """The result of a torch tensor, as what the tensor's class makes of it: itself with attributes, or a plain one.
+
+    Subclasses see this function in their `__torch_function__`, as they see torch's own functions.
+    """
+    overrides = sys.modules["torch"].overrides
+    if overrides.has_torch_function_unary(tensor):
+        return overrides.handle_torch_function(convolved, (tensor,), tensor, result)
+    return result
 
 
 def _jax_restore(array: np.ndarray) -> Any:
     # device_put may alias the memory; nobody else holds it
     return sys.modules["jax"].device_put(array)
+
+
+def _tensorflow_restore(tensor: Any, array: np.ndarray) -> Any:
+    tensorflow = sys.modules["tensorflow"]
+    address, _ = array.__array_interface__["data"]
+    fits = array.size and address % _TENSORFLOW_ALIGNMENT == 0 and array.dtype != ml_dtypes.bfloat16
+    if fits and "CPU" in tensor.device:
+        return tensorflow.experimental.dlpack.from_dlpack(array.__dlpack__())
+    return tensorflow.convert_to_tensor(array)
 
 
 def _array_source(value: Any, restore: Callable[[np.ndarray], Any]) -> Source:

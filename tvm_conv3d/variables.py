@@ -12,6 +12,19 @@ from tvm_conv3d.dtypes import numpy_dtype
 from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.objects.arrays import to_numpy
 
+#: What makes a kernel of PyTorch's, (filters, channels, depth, height, width), one of Keras's.
+_FROM_TORCH = (2, 3, 4, 1, 0)
+
+
+def layout_hint(shape: tuple[int, ...], received: tuple[int, ...]) -> str:
+    """A sentence to end a refusal with: how an array of shape `received` comes to have `shape`; empty where unknown."""
+    if len(received) != len(_FROM_TORCH) or tuple(received[axis] for axis in _FROM_TORCH) != shape:
+        return ""
+    return (
+        " That is a kernel in the order (filters, channels, depth, height, width), PyTorch's: as a NumPy array, "
+        f"it fits after `transpose{_FROM_TORCH}`."
+    )
+
 
 class Variable(NDArrayOperatorsMixin):
     """A named array with a version.
@@ -80,8 +93,8 @@ class Variable(NDArrayOperatorsMixin):
         if array.shape != self.shape:
             raise ValueError(
                 "The shape of the target variable and the shape of the target value in `variable.assign(value)` "
-                f"must match. variable.shape={self.shape}, Received: value.shape={array.shape}. "
-                f"Target variable: {self}"
+                f"must match. variable.shape={self.shape}, Received: value.shape={array.shape}."
+                f"{layout_hint(self.shape, array.shape)} Target variable: {self}"
             )
         frozen = self._frozen(array)
         with self._lock:
