@@ -20,7 +20,7 @@ from tvm_conv3d import build, reference
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.plan import default_plan
 from tvm_conv3d.schedules.decisions import Decisions
-from tvm_conv3d.schedules.llvm.rewrites import loops, marked_loops, pipeline
+from tvm_conv3d.schedules.llvm.rewrites import loops, lower, marked_loops, pipeline
 from tvm_conv3d.schedules.llvm.rewrites.shuffles import turn_function
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
 from tvm_conv3d.targets import cpu_traits, host_target, resolve

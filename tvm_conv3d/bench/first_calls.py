@@ -17,10 +17,10 @@ import numpy as np
 from tvm_conv3d import reference
 from tvm_conv3d.bench import problem, report
 from tvm_conv3d.bench.layers import Layer
-from tvm_conv3d.bench.peers.ours import Ours, layer_of
+from tvm_conv3d.bench.peers.ours import Ours
 from tvm_conv3d.cache import CACHE_VARIABLE
 from tvm_conv3d.dtypes import numpy_dtype
-from tvm_conv3d.spec import Conv3DSpec, same_padding
+from tvm_conv3d.spec import Conv3DSpec, Triple, same_padding
 
 #: The layer that is taken where none is named.
 USUAL = "n1_i24x24x24x16_o32_k3x3x3_s1x1x1_d1x1x1_p1.1x1.1x1.1_g1_ndhwc_float32_bias_relu"
@@ -54,7 +54,7 @@ def run(layers: Sequence[Layer], count: int, seed: int, threads: int) -> int:
         print("seconds of the calls of new sizes, of a layer that was called with another size; nothing was cached")
         right = True
         for layer in layers:
-            found = list(_calls(layer, draw(layer, count, seed)))
+            found = list(_calls(ours, layer, draw(layer, count, seed)))
             print("\n" + "\n".join(table(layer, found)), flush=True)
             right = right and all(calls.right for calls in found)
     return 0 if right else 1
@@ -62,14 +62,16 @@ def run(layers: Sequence[Layer], count: int, seed: int, threads: int) -> int:
 
 def draw(layer: Layer, count: int, seed: int) -> list[Conv3DSpec]:
     """The layer's problem in `count` other sizes; the same for the same seed."""
-    rng, specs, spec = random.Random(seed), [], layer.spec
-    seen = {spec.size}
-    while len(specs) < count:
-        size = tuple(rng.randint(max(LEAST, window), MOST + window) for window in spec.window)
-        if size not in seen:
-            seen.add(size)
-            pads = same_padding(size, spec.kernel, spec.strides, spec.dilation) if layer.padding == "same" else spec.pads
-            specs.append(replace(spec, size=size, pads=pads))
+    rng, spec = random.Random(seed), layer.spec
+    sizes: dict[Triple, None] = {}
+    while len(sizes) < count:
+        depth, height, width = (rng.randint(max(LEAST, window), MOST + window) for window in spec.window)
+        if (depth, height, width) != spec.size:
+            sizes[depth, height, width] = None
+    specs = []
+    for size in sizes:
+        same = same_padding(size, spec.kernel, spec.strides, spec.dilation)
+        specs.append(replace(spec, size=size, pads=same if layer.padding == "same" else spec.pads))
     return specs
 
 
@@ -90,9 +92,9 @@ def _size(calls: Calls) -> str:
     return "x".join(map(str, calls.spec.size))
 
 
-def _calls(layer: Layer, specs: Sequence[Conv3DSpec]) -> Iterator[Calls]:
+def _calls(ours: Ours, layer: Layer, specs: Sequence[Conv3DSpec]) -> Iterator[Calls]:
     """The calls of each size, after those of the layer's own."""
-    convolution = layer_of(layer.spec)
+    convolution = ours.layer_of(layer.spec)
     for spec in [layer.spec, *specs]:
         with problem.scratch() as folder:
             data = problem.make(spec, Path(folder))

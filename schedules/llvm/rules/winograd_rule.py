@@ -178,4 +178,4 @@ def _blocks(s: Conv3DSpec, variant: WinogradVariant) -> list[Triple]:
         parts = range(1, min(most_parts, count) + 1)
         usual = (1, 2, 4, 7, 8, 14, 16) if s.data_format == CHANNELS_LAST else (1, 2, 4, 7, 8, 14, 16, 32, 64)
         sizes.append(sorted({-(-count // p) for p in parts} | {min(count, size) for size in usual}))
-    return [block for block in itertools.product(*sizes) if math.prod(block) <= _MOST_TILES]
+    return [(d, h, w) for d, h, w in itertools.product(*sizes) if d * h * w <= _MOST_TILES]

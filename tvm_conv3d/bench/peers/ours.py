@@ -16,6 +16,7 @@ class Ours:
     def __init__(self, threads: int) -> None:
         import tvm_conv3d
 
+        self._package = tvm_conv3d
         tvm_conv3d.set_num_threads(threads)
 
     def versions(self) -> dict[str, str]:
@@ -24,32 +25,29 @@ class Ours:
     def modes(self, spec: Conv3DSpec) -> list[str]:
         return ["numpy"]
 
+    def layer_of(self, spec: Conv3DSpec) -> Any:
+        """The layer that computes `spec`, not built."""
+        return self._package.Conv3D(
+            spec.filters,
+            spec.kernel,
+            strides=spec.strides,
+            padding="valid" if spec.pads == NO_PADS else "same",
+            data_format=spec.data_format,
+            dilation_rate=spec.dilation,
+            groups=spec.groups,
+            activation=spec.activation,
+            use_bias=spec.bias,
+            dtype=spec.dtype,
+        )
+
     def prepare(
         self, spec: Conv3DSpec, mode: str, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None
     ) -> Prepared:
-        layer = layer_of(spec)
+        layer = self.layer_of(spec)
         x = x.astype(_numpy_dtype(spec.dtype))
         layer.build(x.shape)
         layer.set_weights([kernel] if bias is None else [kernel, bias])
         return Prepared(lambda: layer(x), np.asarray, layer.plan_for(x.shape).origin_name)
-
-
-def layer_of(spec: Conv3DSpec) -> Any:
-    """The layer that computes `spec`, not built."""
-    from tvm_conv3d import Conv3D
-
-    return Conv3D(
-        spec.filters,
-        spec.kernel,
-        strides=spec.strides,
-        padding="valid" if spec.pads == NO_PADS else "same",
-        data_format=spec.data_format,
-        dilation_rate=spec.dilation,
-        groups=spec.groups,
-        activation=spec.activation,
-        use_bias=spec.bias,
-        dtype=spec.dtype,
-    )
 
 
 class Untuned(Ours):
