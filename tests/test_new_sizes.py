@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cuda_fakes import fake_gpu
 from tvm_conv3d import Conv3D, build, cache, get_num_threads, new_sizes, reference, runtime, set_num_threads
 from tvm_conv3d.plan import Plan, named
 from tvm_conv3d.recent import Recent
@@ -192,3 +193,12 @@ def test_several_threads_meet_a_further_size(compiled: list[Plan]) -> None:
     assert sorted(algorithms(compiled)) == ["direct", "winograd"]
     for result in later:
         np.testing.assert_array_equal(result, later[0])
+
+
+def test_a_gpu_s_further_sizes_hurry_too(compiled: list[Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = layer_of(target="cuda")
+    with fake_gpu(monkeypatch):
+        for shape in (FIRST, NEW, NEW, NEW):
+            check(layer, data(shape), layer(data(shape)))
+        assert compiled[2] == layer.plan_for(NEW)
+    assert algorithms(compiled) == ["winograd_gemm", "gemm", "winograd_gemm"]

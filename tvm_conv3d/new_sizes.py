@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.recent import Recent
-from tvm_conv3d.targets import cpu_traits
+from tvm_conv3d.targets import cpu_traits, is_cuda
 
 if TYPE_CHECKING:
     from tvm.target import Target
@@ -60,5 +60,8 @@ class NewSizes:
             return False
         if algorithms(str(target.kind.name))[best.algorithm].exact:
             return False
+        if is_cuda(target):
+            # compiling takes seconds there, longer than any convolution
+            return True
         traits = cpu_traits(target)
         return best.spec.macs / (traits.lanes(best.spec.accumulator) * traits.cores) <= MOST_CYCLES

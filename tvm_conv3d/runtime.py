@@ -178,9 +178,12 @@ class Executor:
         ready = self._gpu_ready.get(key)
         if ready is None:
             check_runs_here(target, number)
-            plan = self._make_plan(spec, target, self._exact)
-            ready = _ready_of(plan, target)
-            self._gpu_ready.put(key, ready)
+            plan = self._sizes.best(key) or self._make_plan(spec, target, self._exact)
+            quick = self._quick_plan(key[1:], key, plan, target)
+            ready = _ready_of(quick or plan, target)
+            if not quick:
+                self._gpu_ready.put(key, ready)
+            self._sizes.called(key[1:], key, plan if quick else None)
         if source.gpu:
             return self._gpu.on_gpu(ready.plan, ready.loaded.function, target, source.gpu, weights)
         x = tensors.prepare(source.numpy(), spec.dtype)
@@ -233,18 +236,18 @@ class Executor:
             target = self._target(count)
             check_runs_here(target)
             plan = self._sizes.best(key) or self._make_plan(spec, target, exact)
-            quick = self._quick_plan(spec, count, plan, target)
+            quick = self._quick_plan(count, key, plan, target)
             ready = _ready_of(quick or plan, target)
             self._ready.put((spec, count, True) if quick else key, ready)
             self._sizes.called(count, key, plan if quick else None)
         return ready
 
-    def _quick_plan(self, spec: Conv3DSpec, count: int, best: Plan, target: Target) -> Plan | None:
+    def _quick_plan(self, layer: Hashable, size: Hashable, best: Plan, target: Target) -> Plan | None:
         """What a first call takes instead of `best`; None where it takes that."""
-        if not self._sizes.hurries(count, (spec, count, False), best, target) or _at_hand(best, target):
+        if not self._sizes.hurries(layer, size, best, target) or _at_hand(best, target):
             return None
         with contextlib.suppress(ValueError):
-            return self._make_plan(spec, target, exact=True)
+            return self._make_plan(best.spec, target, exact=True)
         # none within the limit of workspace
         return None
 
