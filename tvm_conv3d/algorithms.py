@@ -59,6 +59,10 @@ class Algorithm:
         return self.variant_type(**{name: _frozen(value) for name, value in fields.items()})
 
 
+#: Declarations that are kept for each algorithm.
+_DECLARATIONS = 4
+
+
 @functools.cache
 def algorithms(kind: str) -> Mapping[str, Algorithm]:
     """Name -> algorithm for a kind of target ("llvm" or "cuda"), the more special first."""
@@ -118,7 +122,8 @@ def _join(name: str, variant_type: type, compute: ModuleType, loops: ModuleType,
     return Algorithm(
         name,
         variant_type,
-        compute.declare,
+        # asked for twice: what the plan takes of memory, then its loops
+        functools.lru_cache(maxsize=_DECLARATIONS)(compute.declare),
         pack_kernel,
         compute.pack_bias,
         loops.default,

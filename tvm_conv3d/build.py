@@ -81,20 +81,25 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
 
         image = compile_image(module, target)
         return Artifact(image.to_bytes(), _shapes(module), module.script(), (sum(image.workspaces), 0))
-    lowered = lowered_module(module, plan, target)
-    code = object_code(tvm.compile(lowered, target=target).mod)
+    from tvm_conv3d.schedules.llvm.rewrites import lower, pipeline
+
+    small = lower.to_small_buffers(module)
+    lowered = pipeline.lowered(small, plan.variant, target)
+    # in plain loops the pass finds what it did not see in blocks
+    with tvm.transform.PassContext(disabled_pass=lower.DONE if lowered is small else ()):
+        code = object_code(tvm.compile(lowered, target=target).mod)
     if not code:
         raise RuntimeError(f"LLVM wrote no code for {plan.spec.key()} on {target}.")
-    return Artifact(code, _shapes(module), module.script(), astuple(workspace.of_module(module)))
+    return Artifact(code, _shapes(module), module.script(), astuple(workspace.of_small_buffers(small)))
 
 
 def lowered_module(module: IRModule, plan: Plan, target: Target) -> IRModule:
     """The scheduled function of `plan` as TVM's compiler takes it."""
     if is_cuda(target):
         return module
-    from tvm_conv3d.schedules.llvm.rewrites import pipeline
+    from tvm_conv3d.schedules.llvm.rewrites import lower, pipeline
 
-    return pipeline.lowered(module, plan.variant, target)
+    return pipeline.lowered(lower.to_small_buffers(module), plan.variant, target)
 
 
 def _shapes(module: IRModule) -> tuple[tuple[int, ...], ...]:

@@ -239,7 +239,8 @@ class Conv3D(KernelLayer):
     def plan_for(self, input_shape: Sequence[int]) -> Plan:
         """How an input of this shape is computed: spec, algorithm, decisions, and where they came from.
 
-        Builds the layer if need be, and compiles nothing.
+        Builds the layer if need be, and compiles nothing. The first call of a further size may take a plan that
+        compiles faster: :mod:`tvm_conv3d.new_sizes`.
 
         Raises:
             ValueError: the shape does not fit the layer.

@@ -71,17 +71,18 @@ def of_plan(plan: Plan, target: Target) -> Workspace:
 
 def of_module(module: IRModule) -> Workspace:
     """What a scheduled function takes, with each buffer as small as its use allows."""
-    import tvm_ffi
-    from tvm import ir, tirx
-    from tvm.s_tir import SBlock, transform
+    from tvm_conv3d.schedules.llvm.rewrites import lower
 
-    passes = (
-        transform.LowerInitBlock(),
-        transform.PlanAndUpdateBufferAllocationLocation(),
-        transform.ConvertBlocksToOpaque(),
-        transform.CompactBufferAllocation(),
-    )
-    body = ir.transform.Sequential(passes)(module)["main"].body
+    return of_small_buffers(lower.to_small_buffers(module))
+
+
+def of_small_buffers(module: IRModule) -> Workspace:
+    """The same of a function whose buffers are that small."""
+    import tvm_ffi
+    from tvm import tirx
+    from tvm.s_tir import SBlock
+
+    body = module["main"].body
 
     def allocated(part: Any) -> int:
         found: list[int] = []

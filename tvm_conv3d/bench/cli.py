@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tvm_conv3d.bench import report
+from tvm_conv3d.bench import first_calls, report
 from tvm_conv3d.bench.client import Client, WorkerError
 from tvm_conv3d.bench.draw import draw
 from tvm_conv3d.bench.layers import Layer, adapt, from_key, read_csv
@@ -50,6 +50,14 @@ def parser() -> argparse.ArgumentParser:
         help="two of the peers, B in our place: default,tuned tells what records gain; alone,beside_torch what a call "
         "loses where torch has just run a parallel operator",
     )
+    options.add_argument(
+        "--first-calls",
+        type=int,
+        default=0,
+        metavar="COUNT",
+        help="instead: seconds of the first three calls of so many new sizes of a known layer, nothing cached; "
+        "16 to 32 channels, 3x3x3, where no layer is named",
+    )
     options.add_argument("--ours", default="tvm_conv3d", metavar="PEER", help="what the others are compared with")
     options.add_argument(
         "--python", action="append", default=[], metavar="PEER=PATH", help="the interpreter that has a peer's library"
@@ -68,9 +76,14 @@ def main(arguments: Sequence[str] | None = None, usual_layers: Path | None = Non
         usual_layers: the file of layers to run where the command line names none.
     """
     options = parser().parse_args(arguments)
-    if not (options.layers or options.spec or options.random):
+    named = options.layers or options.spec or options.random
+    if not named and options.first_calls:
+        options.spec = [first_calls.USUAL]
+    elif not named:
         options.layers = usual_layers
     try:
+        if options.first_calls:
+            return first_calls.run(selected(options), options.first_calls, options.seed, options.threads)
         if options.compare:
             options.peers, options.ours = _compared(options.compare)
         layers = selected(options)

@@ -34,11 +34,13 @@ class Setting:
     min_time: float
     versions: dict[str, str]
 
-    def lines(self) -> list[str]:
+    def where(self) -> list[str]:
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return [f"{self.date}, {self.cpu}, {self.threads} threads on {self.cpus} CPUs, {self.system}", versions]
+
+    def lines(self) -> list[str]:
         return [
-            f"{self.date}, {self.cpu}, {self.threads} threads on {self.cpus} CPUs, {self.system}",
-            versions,
+            *self.where(),
             f"medians of {self.rounds} interleaved rounds of at least {self.min_time:g} s; GF/s count the direct "
             "convolution's operations",
         ]

@@ -19,6 +19,8 @@ from tvm import IRModule, ir, tirx
 from tvm.s_tir import SBlock, SBlockRealize
 from tvm.tirx import PrimFunc
 
+from tvm_conv3d.compute import parameters
+
 #: Attribute of a function whose output is declared in tiles.
 _TILING = "tvm_conv3d.tiling"
 
@@ -130,20 +132,8 @@ def outside_of_block(expression: Any, values: Sequence[tuple[Any, Any]]) -> Any:
 
 
 def _reshaped(function: PrimFunc, shape: Sequence[int]) -> PrimFunc:
-    """`function` with another shape of its output: there is no other way than its serialized graph."""
-    graph = json.loads(ir.save_json(function))
-    nodes = graph["nodes"]
-    root = nodes[graph["root_index"]]["data"]
-    names = [str(parameter.name) for parameter in function.params]
-    parameter = nodes[nodes[root["params"]]["data"][names.index(STORE)]]["data"]
-    buffer_type = nodes[parameter["ty"]]["data"]
-    example = nodes[nodes[buffer_type["shape"]]["data"][0]]["data"]
-    number = nodes[example["value"]]
-
-    def add(kind: str, data: Any) -> int:
-        nodes.append({"type": kind, "data": data})
-        return len(nodes) - 1
-
-    extents = [add("ir.IntImm", {**example, "value": add(number["type"], extent)}) for extent in shape]
-    buffer_type["shape"] = add("ffi.Array", extents)
-    return ir.load_json(json.dumps(graph))
+    """`function` with another shape of its output."""
+    old = next(parameter for parameter in function.params if parameter.name == STORE)
+    index = str(old.ty.shape[0].ty.dtype)
+    extents = [tirx.const(extent, index) for extent in shape]
+    return parameters.replaced(function, {STORE: parameters.like(old, extents)})

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from tvm import IRModule, ir, te
+from tvm import IRModule, te
 from tvm.tirx import PrimFunc
 
-from tvm_conv3d.compute import cut
+from tvm_conv3d.compute import cut, parameters
 from tvm_conv3d.compute.cut import Tiling
 
 #: Elements of a tensor from which on indices have 64 bits: TVM's 32-bit indices overflow silently.
@@ -79,16 +78,10 @@ def _shape(tensor: te.Tensor) -> tuple[int, ...]:
 def _unaligned(function: PrimFunc) -> PrimFunc:
     """`function` with parameters that need no more than their element's alignment.
 
-    Generated code assumes 64-byte aligned buffers and does not check; NumPy aligns to 16. TE has no knob for it, so the
-    parameters' types are edited in the serialized graph. Unaligned vector loads cost nothing measurable.
+    Generated code assumes 64-byte aligned buffers and does not check; NumPy aligns to 16. Unaligned vector loads cost
+    nothing measurable.
     """
-    graph = json.loads(ir.save_json(function))
-    nodes = graph["nodes"]
-    root = nodes[graph["root_index"]]["data"]
-    for parameter in nodes[root["params"]]["data"]:
-        buffer_type = nodes[nodes[parameter]["data"]["ty"]]
-        if buffer_type["type"] != "tirx.BufferType":
-            raise RuntimeError(f"Unexpected parameter type {buffer_type['type']}: is this another TVM version?")
-        element = nodes[buffer_type["data"]["dtype"]]["data"]["dtype"]
-        buffer_type["data"]["data_alignment"] = np.dtype(element).itemsize
-    return ir.load_json(json.dumps(graph))
+    new = {}
+    for parameter in function.params:
+        new[str(parameter.name)] = parameters.like(parameter, alignment=np.dtype(str(parameter.ty.dtype)).itemsize)
+    return parameters.replaced(function, new)

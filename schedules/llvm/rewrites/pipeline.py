@@ -12,7 +12,7 @@ from tvm_conv3d.targets import cpu_traits
 
 
 def lowered(module: IRModule, variant: Any, target: Target) -> IRModule:
-    """The scheduled function of `variant`, ready for TVM's compiler."""
+    """The function of `variant`, scheduled and with small buffers, ready for TVM's compiler."""
     permuted = getattr(variant, "shuffled", False) or getattr(variant, "interleaved", 1) > 1
     in_loops = marked_loops.has_some(module)
     in_parts = overhang.marked(module) or runs.marked(module)

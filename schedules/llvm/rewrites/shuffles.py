@@ -6,6 +6,7 @@ AArch64 have as single instructions: interleaving within 128 bits, then picking 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -40,6 +41,7 @@ class _Text:
         return _Vector(name, tuple(both[pick] for pick in picks))
 
 
+@functools.cache
 def turn_function(dtype: str, rows: int, columns: int) -> tuple[str, str]:
     """Name and text of void(`rows` vectors of `columns` lanes, place, pitch): column c goes to place + c * pitch.
 

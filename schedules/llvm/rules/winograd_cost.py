@@ -23,8 +23,8 @@ import math
 
 from tvm_conv3d.compute.cook_toom import transforms
 from tvm_conv3d.compute.filter_vectors import FilterVectors
-from tvm_conv3d.compute.winograd import WinogradVariant, groups_of_part, side_by_side
-from tvm_conv3d.compute.winograd_axes import Axes, axes_of
+from tvm_conv3d.compute.winograd import WinogradVariant, side_by_side
+from tvm_conv3d.compute.winograd_axes import axes_of
 from tvm_conv3d.schedules.llvm.rules.tile_rule import (
     WIDTH_PENALTY,
     best_tile,
@@ -34,7 +34,7 @@ from tvm_conv3d.schedules.llvm.rules.tile_rule import (
     step_cycles,
     worthwhile_sharing,
 )
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
 from tvm_conv3d.targets import CpuTraits
 
 #: Cycles for one of each.
@@ -63,43 +63,93 @@ _ROW = 40.0
 _LONG_ROW = 64
 
 
-def cycles(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> float:
-    """Estimated cycles on each core; `s` has its axes collapsed."""
-    return sum(COSTS[name] * amount for name, amount in amounts(s, traits, variant).items())
-
-
 def amounts(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> dict[str, float]:
-    """How much of each a core does."""
-    axes = axes_of(s, variant.modes)
-    lanes, tiles = variant.lanes, math.prod(variant.block)
-    frequencies = math.prod(axes.cells(variant.tile))
-    width = variant.vectors * lanes
-    blocks = FilterVectors.of(s, variant)
-    filters = blocks.sharing * blocks.blocks * width
-    channels, group_channels = -(-axes.channels // lanes) * lanes, axes.channels // s.groups
-    tasks = s.batch * math.prod(groups_of_part(s, variant)) * math.prod(axes.parts)
-    rounds = -(-tasks // traits.cores)
+    """How much of each a core does; `s` has its axes collapsed."""
+    return Tasks(s, traits, variant).amounts(variant.block, variant.columns)
 
-    share = _share(s, traits, lanes)
-    step = step_cycles(variant.columns, variant.vectors, share) / variant.columns
-    own = 4.0 * frequencies * tiles * (channels + filters)
-    weights = 4.0 * frequencies * group_channels * filters
-    of_task = {
-        "product": frequencies * tiles * group_channels * (filters // width) * step,
-        # loops over a row of tiles cost as much to start as half a tile
-        "transform": _transform_steps(variant, axes, channels // lanes, filters // lanes)
-        * share
-        * (1 + 0.5 / variant.block[2]),
-        **_copied(s, variant, axes, channels, filters, share),
-        _place_of_own(traits, own): own,
-        "task": 1.0,
-    }
-    if weights > _SHARE_OF_L3 * traits.l3:
-        # register tiles after the first find the weights of a frequency in the core's own caches
-        of_task["waiting"] = _waiting(of_task["product"] * variant.columns / tiles, weights)
-    elif weights > traits.l2 / 2:
-        of_task["weights_l3"] = weights
-    return {**{name: rounds * amount for name, amount in of_task.items()}, "memory": bytes_moved(s) / traits.cores}
+
+class Tasks:
+    """What tasks of any size cost: some thousand are compared, so that what they share is worked out once.
+
+    Args:
+        s: the problem, axes collapsed.
+        traits: the CPU.
+        variant: its block and columns do not matter.
+    """
+
+    def __init__(self, s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> None:
+        axes = axes_of(s, variant.modes)
+        blocks = FilterVectors.of(s, variant)
+        width = variant.vectors * variant.lanes
+        self._s, self._traits, self._tile = s, traits, variant.tile
+        self._vectors, self._lanes = variant.vectors, variant.lanes
+        self._axes, self._cells = axes, axes.cells(variant.tile)
+        self._part = axes.part_size(s.out_size)
+        self._filters = blocks.sharing * blocks.blocks * width
+        self._channels = -(-axes.channels // variant.lanes) * variant.lanes
+        self._share = _share(s, traits, variant.lanes)
+        self._frequencies = math.prod(self._cells)
+        self._products = self._frequencies * (axes.channels // s.groups) * (self._filters // width)
+        self._weights = 4.0 * self._frequencies * (axes.channels // s.groups) * self._filters
+        self._own = 4.0 * self._frequencies * (self._channels + self._filters)
+        self._parts = s.batch * math.prod(axes.parts)
+        self._in_pieces = bool(side_by_side(s, variant) % variant.lanes)
+        self._entries = [_entries(size) for size in zip(variant.tile, axes.taps, axes.strides, strict=True)]
+        self._memory = bytes_moved(s) / traits.cores
+
+    def cycles(self, block: Triple, columns: int) -> float:
+        """Estimated cycles on each core, for tasks of `block` tiles in register tiles of `columns`."""
+        return sum(COSTS[name] * amount for name, amount in self.amounts(block, columns).items())
+
+    def amounts(self, block: Triple, columns: int) -> dict[str, float]:
+        """How much of each a core does."""
+        traits, tiles = self._traits, math.prod(block)
+        groups = [-(-o // (m * b)) for o, m, b in zip(self._part, self._tile, block, strict=True)]
+        rounds = -(-self._parts * math.prod(groups) // traits.cores)
+        step = step_cycles(columns, self._vectors, self._share) / columns
+        own = self._own * tiles
+        of_task = {
+            "product": self._products * tiles * step,
+            # loops over a row of tiles cost as much to start as half a tile
+            "transform": self._transform_steps(block) * self._share * (1 + 0.5 / block[2]),
+            **self._copied(block, tiles),
+            _place_of_own(traits, own): own,
+            "task": 1.0,
+        }
+        if self._weights > _SHARE_OF_L3 * traits.l3:
+            # register tiles after the first find the weights of a frequency in the core's own caches
+            of_task["waiting"] = _waiting(of_task["product"] * columns / tiles, self._weights)
+        elif self._weights > traits.l2 / 2:
+            of_task["weights_l3"] = self._weights
+        return {**{name: rounds * amount for name, amount in of_task.items()}, "memory": self._memory}
+
+    def _copied(self, block: Triple, tiles: int) -> dict[str, float]:
+        """What a task reads, writes, or both, without multiplying it."""
+        s, share, lanes = self._s, self._share, self._lanes
+        cells = self._axes.cells([b * m for b, m in zip(block, self._tile, strict=True)])
+        gathered = math.prod(cells) * self._channels
+        stored = tiles * math.prod(self._tile) * self._filters
+        if s.data_format != CHANNELS_LAST:
+            # transposed on the way, each row of a channel by itself
+            row = block[2] * self._tile[2]
+            return {"copy": (3 * gathered + 2 * stored + (gathered + stored) * _ROW / row) * share / lanes}
+        if self._in_pieces:
+            return {"copy": stored * share / lanes, "piece" if s.groups == 1 else "element": gathered}
+        return {"copy": (2 * gathered + stored) * share / lanes}
+
+    def _transform_steps(self, block: Triple) -> float:
+        """Vector multiply-adds of a task's transforms."""
+        steps = 0.0
+        # a row of tiles is transformed by itself: rows that two of them share are transformed twice
+        cells = [b * n for b, n in zip(block, self._cells, strict=True)]
+        for stage, vectors in enumerate((self._channels // self._lanes, self._filters // self._lanes)):
+            for axis, b in enumerate(block):
+                if self._cells[axis] > 1:
+                    rest = math.prod(cells) // cells[axis]
+                    steps += rest * b * self._entries[axis][stage] * vectors
+                    if stage:
+                        cells[axis] = b * self._tile[axis]
+        return steps
 
 
 def _place_of_own(traits: CpuTraits, own: float) -> str:
@@ -151,39 +201,6 @@ def _share(s: Conv3DSpec, traits: CpuTraits, lanes: int) -> float:
 def _waiting(product: float, weights: float) -> float:
     """What weights from memory add to the cycles of products: the longer of both, nearly. Fitted to 13 last stages."""
     return math.hypot(product, _WEIGHTS * weights) - product
-
-
-def _copied(
-    s: Conv3DSpec, variant: WinogradVariant, axes: Axes, channels: int, filters: int, share: float
-) -> dict[str, float]:
-    """What a task reads, writes, or both, without multiplying it."""
-    gathered = math.prod(axes.cells([b * m for b, m in zip(variant.block, variant.tile, strict=True)])) * channels
-    stored = math.prod(variant.block) * math.prod(variant.tile) * filters
-    if s.data_format != CHANNELS_LAST:
-        # transposed on the way, each row of a channel by itself
-        row = variant.block[2] * variant.tile[2]
-        return {"copy": (3 * gathered + 2 * stored + (gathered + stored) * _ROW / row) * share / variant.lanes}
-    if side_by_side(s, variant) % variant.lanes:
-        return {"copy": stored * share / variant.lanes, "piece" if s.groups == 1 else "element": gathered}
-    return {"copy": (2 * gathered + stored) * share / variant.lanes}
-
-
-def _transform_steps(variant: WinogradVariant, axes: Axes, channel_vectors: int, filter_vectors: int) -> float:
-    """Vector multiply-adds of a task's transforms."""
-    frequencies, steps = axes.cells(variant.tile), 0.0
-    sizes = list(zip(variant.tile, axes.taps, axes.strides, strict=True))
-    # a row of tiles is transformed by itself: rows that two of them share are transformed twice
-    cells = [b * n for b, n in zip(variant.block, frequencies, strict=True)]
-    for axis, b in enumerate(variant.block):
-        if frequencies[axis] > 1:
-            rest = math.prod(cells[:axis] + cells[axis + 1 :])
-            steps += rest * b * _entries(sizes[axis])[0] * channel_vectors
-    for axis, b in enumerate(variant.block):
-        if frequencies[axis] > 1:
-            rest = math.prod(cells[:axis] + cells[axis + 1 :])
-            steps += rest * b * _entries(sizes[axis])[1] * filter_vectors
-            cells[axis] = b * variant.tile[axis]
-    return steps
 
 
 @functools.cache

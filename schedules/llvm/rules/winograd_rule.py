@@ -7,20 +7,22 @@ times the time of the better one.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS
-from tvm_conv3d.compute.winograd import WinogradVariant, error_bound
+from tvm_conv3d.compute.winograd import WinogradVariant
 from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, POLYPHASE, STRIDED, axes_of
+from tvm_conv3d.compute.winograd_stages import expected_error
 from tvm_conv3d.schedules.llvm import grouped, planes
 from tvm_conv3d.schedules.llvm.rules import winograd_cost
 from tvm_conv3d.schedules.llvm.rules.priced import Priced
 from tvm_conv3d.schedules.llvm.rules.tile_rule import WIDTH_PENALTY, fitting_lanes, sharings, useful_lanes
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
 from tvm_conv3d.targets import CpuTraits
 
 #: Largest relative error (2-norm) that a default plan may be expected to have.
@@ -50,6 +52,9 @@ _FIRST_BLOCKS = ((1, 4), (1, 7), (1, 14), (2, 4))
 #: Variants that are priced with all their blocks; the others only with their products and transforms.
 _SHORT_LIST = 12
 
+#: Tiles of a task, at most.
+_MOST_TILES = 64
+
 
 def priced(spec: Conv3DSpec, traits: CpuTraits) -> list[Priced[WinogradVariant]]:
     """The variants within the error limit, the cheapest first; empty where Winograd does not apply."""
@@ -59,7 +64,7 @@ def priced(spec: Conv3DSpec, traits: CpuTraits) -> list[Priced[WinogradVariant]]
         return []
 
     rough = sorted(_candidates(s, traits), key=lambda candidate: candidate.cycles)[:_SHORT_LIST]
-    fine = [_price(s, traits, variant) for found in rough for variant in _blocked(s, traits, found.variant)]
+    fine = [cut for found in rough for cut in _cut(s, traits, found.variant, _blocks(s, found.variant))]
     return sorted(fine, key=lambda candidate: candidate.cycles)
 
 
@@ -110,15 +115,16 @@ def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[Priced[WinogradVar
             tile = (md, mh, mw)
             if axes.cells(tile) == (1, 1, 1):
                 continue
+            of_axes = zip(tile, axes.taps, axes.strides, strict=True)
+            if expected_error(unrounded, axes.channels // s.groups, of_axes) > ERROR_LIMIT:
+                continue
             height, width = (-(-part[axis] // tile[axis]) for axis in (1, 2))
-            blocks = {(1, min(height, rows), min(width, columns)) for rows, columns in _FIRST_BLOCKS}
-            variants = [
+            blocks = sorted({(1, min(height, rows), min(width, columns)) for rows, columns in _FIRST_BLOCKS})
+            variants = (
                 WinogradVariant(modes, tile, (1, 1, 1), lanes, vectors, 1, interleaved=interleaved)
                 for interleaved, vectors, lanes in layouts
-            ]
-            if error_bound(unrounded, variants[0]) <= ERROR_LIMIT:
-                cut = [replace(variant, block=block) for variant in variants for block in sorted(blocks)]
-                yield min((_price(s, traits, _with_columns(v, traits)) for v in cut), key=lambda p: p.cycles)
+            )
+            yield min((_cut(s, traits, variant, blocks)[0] for variant in variants), key=lambda p: p.cycles)
 
 
 def _layouts(s: Conv3DSpec, traits: CpuTraits) -> list[tuple[int, int, int]]:
@@ -136,16 +142,35 @@ def _layouts(s: Conv3DSpec, traits: CpuTraits) -> list[tuple[int, int, int]]:
     return [*apart, *shared]
 
 
-def _with_columns(variant: WinogradVariant, traits: CpuTraits) -> WinogradVariant:
-    """The widest register tile that divides the tiles of a task."""
-    tiles = math.prod(variant.block)
-    most = max(1, (traits.registers - 1 - variant.vectors) // variant.vectors)
-    columns = max(c for c in range(1, most + 1) if tiles % c == 0)
-    return replace(variant, columns=columns)
+def _cut(
+    s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant, blocks: Iterable[Triple]
+) -> list[Priced[WinogradVariant]]:
+    """The variant in tasks of each of `blocks`, the cheapest first; of equals in their order."""
+    tasks, most = winograd_cost.Tasks(s, traits, variant), max(1, (traits.registers - 1) // variant.vectors - 1)
+    found = []
+    for block in blocks:
+        columns = _widest(math.prod(block), most)
+        cut = WinogradVariant(
+            variant.modes,
+            variant.tile,
+            block,
+            variant.lanes,
+            variant.vectors,
+            columns,
+            interleaved=variant.interleaved,
+        )
+        found.append(Priced(cut, tasks.cycles(block, columns)))
+    return sorted(found, key=lambda candidate: candidate.cycles)
 
 
-def _blocked(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Iterator[WinogradVariant]:
-    """The variant with all sensible sizes of tasks."""
+@functools.cache
+def _widest(tiles: int, most: int) -> int:
+    """Columns of the widest register tile that divides the tiles of a task."""
+    return max(columns for columns in range(1, most + 1) if tiles % columns == 0)
+
+
+def _blocks(s: Conv3DSpec, variant: WinogradVariant) -> list[Triple]:
+    """All sensible sizes of tasks."""
     part = axes_of(s, variant.modes).part_size(s.out_size)
     tiles = [-(-o // m) for o, m in zip(part, variant.tile, strict=True)]
     sizes = []
@@ -153,11 +178,4 @@ def _blocked(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Iter
         parts = range(1, min(most_parts, count) + 1)
         usual = (1, 2, 4, 7, 8, 14, 16) if s.data_format == CHANNELS_LAST else (1, 2, 4, 7, 8, 14, 16, 32, 64)
         sizes.append(sorted({-(-count // p) for p in parts} | {min(count, size) for size in usual}))
-    for bd, bh, bw in itertools.product(*sizes):
-        block = (bd, bh, bw)
-        if math.prod(block) <= 64:
-            yield _with_columns(replace(variant, block=block), traits)
-
-
-def _price(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> Priced[WinogradVariant]:
-    return Priced(variant, winograd_cost.cycles(s, traits, variant))
+    return [(d, h, w) for d, h, w in itertools.product(*sizes) if d * h * w <= _MOST_TILES]

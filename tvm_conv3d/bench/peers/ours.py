@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +30,9 @@ class Ours:
     def modes(self, spec: Conv3DSpec) -> list[str]:
         return ["numpy"]
 
-    def prepare(
-        self, spec: Conv3DSpec, mode: str, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None
-    ) -> Prepared:
-        layer = self._package.Conv3D(
+    def layer_of(self, spec: Conv3DSpec) -> Any:
+        """The layer that computes `spec`, not built."""
+        return self._package.Conv3D(
             spec.filters,
             spec.kernel,
             strides=spec.strides,
@@ -41,9 +41,14 @@ class Ours:
             dilation_rate=spec.dilation,
             groups=spec.groups,
             activation=spec.activation,
-            use_bias=bias is not None,
+            use_bias=spec.bias,
             dtype=spec.dtype,
         )
+
+    def prepare(
+        self, spec: Conv3DSpec, mode: str, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None
+    ) -> Prepared:
+        layer = self.layer_of(spec)
         x = x.astype(_numpy_dtype(spec.dtype))
         layer.build(x.shape)
         layer.set_weights([kernel] if bias is None else [kernel, bias])
