@@ -69,8 +69,8 @@ _MOST_SHAPES, _MOST_LAYOUTS = 256, 32
 #: Kernels that the process keeps loaded without a layer that uses them; of the others the code's memory is freed.
 _MOST_LOADED = 1024
 
-#: How near to the definition's own rounding a result has to be.
-ACCURACIES = ("default", "strict")
+#: Whether Winograd's algorithm is taken: unless the kernel is structured, never, or even then.
+ACCURACIES = ("default", "strict", "fast")
 
 
 class Executor:
@@ -78,7 +78,8 @@ class Executor:
 
     Args:
         target: what to compile for: None for this machine, else see :func:`tvm_conv3d.targets.resolve`.
-        accuracy: "default", or "strict" for the products of the definition only: no Winograd.
+        accuracy: "strict" for the products of the definition only, no Winograd; "default" for these where a call's
+            kernel is structured (:mod:`tvm_conv3d.structure`); "fast" for Winograd even then.
         workspace_limit: bytes that intermediates may take for each thread.
 
     Raises:
@@ -101,7 +102,7 @@ class Executor:
         threads.after_fork(in_flight.renew)
         self._ready: Recent[tuple[Conv3DSpec, int, bool], _Ready] = Recent(_MOST_SHAPES)
         self._packed: Recent[str, _Packed] = Recent(_MOST_LAYOUTS)
-        self._gpu_ready: Recent[tuple[Conv3DSpec, int, str], _Ready] = Recent(_MOST_SHAPES)
+        self._gpu_ready: Recent[tuple[Conv3DSpec, int, str, bool], _Ready] = Recent(_MOST_SHAPES)
         self._gpu = GpuExecutor(_MOST_LAYOUTS)
         self._targets: Recent[int, Target] = Recent(_MOST_SHAPES)
 
@@ -112,15 +113,20 @@ class Executor:
         self.__dict__.update(state)
         self._clear()
 
-    def plan_for(self, spec: Conv3DSpec) -> Plan:
+    def plan_for(self, spec: Conv3DSpec, structured: bool = False) -> Plan:
         """How this executor computes `spec`: algorithm, decisions and their origin; compiles nothing.
+
+        Args:
+            spec: the problem.
+            structured: whether the kernel's values carry exact meaning.
 
         Raises:
             ValueError: the target is not known, or no algorithm takes the spec within the limit of workspace.
         """
         count = threads.get_num_threads()
-        ready = self._ready.get((spec, count, self._exact))
-        return ready.plan if ready else self._make_plan(spec, self._target(count), self._exact)
+        exact = self._exact(structured)
+        ready = self._ready.get((spec, count, exact))
+        return ready.plan if ready else self._make_plan(spec, self._target(count), exact)
 
     def __call__(
         self,
@@ -129,6 +135,7 @@ class Executor:
         kernel: np.ndarray,
         bias: np.ndarray | None,
         version: Hashable,
+        structured: bool = False,
     ) -> Any:
         """The convolution of `source`, in a fresh buffer of the source's kind.
 
@@ -138,6 +145,7 @@ class Executor:
             kernel: weights of `spec.kernel_shape`.
             bias: `spec.filters` values, None where the spec has no bias.
             version: changes whenever the weights do; packed weights are kept under it.
+            structured: whether the kernel's values carry exact meaning (:mod:`tvm_conv3d.structure`).
 
         Raises:
             ValueError: shapes that don't fit the spec, an unusable target, or no plan within the limit of workspace.
@@ -147,16 +155,16 @@ class Executor:
         """
         _check_shapes(spec, source, kernel, bias)
         count = threads.get_num_threads()
-        weights = Weights(kernel, bias, version)
+        weights, exact = Weights(kernel, bias, version), self._exact(structured)
         # a layer of a millisecond is called in hot loops: what is known of a spec is not asked for again
-        ready = self._ready.get((spec, count, self._exact)) if source.gpu is None else None
+        ready = self._ready.get((spec, count, exact)) if source.gpu is None else None
         if ready is None and is_cuda(target := self._target_for(source, count)):
-            return self._on_gpu(spec, source, weights, target)
+            return self._on_gpu(spec, source, weights, target, exact)
         x = tensors.prepare(source.numpy(), spec.dtype)
         out = buffers.empty(spec.output_shape, x.dtype)
         if not spec.empty:
             with in_flight.in_flight():
-                self._fill(out, x, ready or self._get_ready(spec, count, self._exact), weights, count)
+                self._fill(out, x, ready or self._get_ready(spec, count, exact), weights, count)
         return source.restore(out)
 
     def _fill(self, out: np.ndarray, x: np.ndarray, ready: _Ready, weights: Weights, count: int) -> None:
@@ -164,18 +172,18 @@ class Executor:
             # a tile of Winograd's spreads NaN, infinity and overflow over its cells
             self._run(self._get_ready(ready.plan.spec, count, exact=True), x, out, weights)
 
-    def _on_gpu(self, spec: Conv3DSpec, source: tensors.Source, weights: Weights, target: Target) -> Any:
+    def _on_gpu(self, spec: Conv3DSpec, source: tensors.Source, weights: Weights, target: Target, exact: bool) -> Any:
         number = source.gpu.device if source.gpu else 0
         if spec.empty:
             check_runs_here(target, number)
             if source.gpu:
                 return without_elements(source.gpu, spec.output_shape, spec.dtype)
             return source.restore(np.empty(spec.output_shape, numpy_dtype(spec.dtype)))
-        key = (spec, number, target_key(target))
+        key = (spec, number, target_key(target), exact)
         ready = self._gpu_ready.get(key)
         if ready is None:
             check_runs_here(target, number)
-            plan = self._make_plan(spec, target, self._exact)
+            plan = self._make_plan(spec, target, exact)
             ready = _ready_of(plan, target)
             self._gpu_ready.put(key, ready)
         if source.gpu:
@@ -199,9 +207,8 @@ class Executor:
             )
         return target
 
-    @property
-    def _exact(self) -> bool:
-        return self._accuracy == "strict"
+    def _exact(self, structured: bool) -> bool:
+        return self._accuracy == "strict" or (structured and self._accuracy == "default")
 
     def _run(self, ready: _Ready, x: np.ndarray, out: np.ndarray, weights: Weights) -> bool:
         """Fills `out`; False where the code says that its result can't be trusted."""
