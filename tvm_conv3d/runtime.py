@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_conv3d import buffers, build, cache, helper_code, in_flight, tensors, threads, workspace
+from tvm_conv3d import buffers, build, cache, helper_code, in_flight, nonfinite, tensors, threads, workspace
 from tvm_conv3d.compute.trim import seen_taps
 from tvm_conv3d.cuda.executor import GpuExecutor, Kernels, Weights, without_elements
 from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.dtypes import numpy_dtype
 from tvm_conv3d.locks import ForkSafeLock
+from tvm_conv3d.nonfinite import Doubts
 from tvm_conv3d.plan import Plan, algorithm_of, make_plan
 from tvm_conv3d.recent import Recent
 from tvm_conv3d.spec import Conv3DSpec
@@ -46,12 +47,14 @@ class _Ready:
 
     Attributes:
         layout: equal for specs that take the same packed weights: algorithm, shapes, and the taps that are kept.
+        doubts: whether data or weights are not finite, as far as earlier calls know.
     """
 
     plan: Plan
     kind: str
     loaded: Loaded
     layout: str
+    doubts: Doubts = field(default_factory=Doubts, compare=False)
 
 
 @dataclass(frozen=True)
@@ -168,9 +171,26 @@ class Executor:
         return source.restore(out)
 
     def _fill(self, out: np.ndarray, x: np.ndarray, ready: _Ready, weights: Weights, count: int) -> None:
-        if not self._run(ready, x, out, weights):
-            # a tile of Winograd's spreads NaN, infinity and overflow over its cells
-            self._run(self._get_ready(ready.plan.spec, count, exact=True), x, out, weights)
+        failed = not ready.doubts
+        if failed and self._run(ready, x, out, weights):
+            return
+        # a tile of Winograd's spreads NaN, infinity and overflow over its cells
+        spec = ready.plan.spec
+        steps = nonfinite.Steps(
+            lambda clean: self._run(ready, clean, out, weights),
+            lambda signs, of_weights: self._convolve_signs(spec, signs, of_weights, count),
+        )
+        if not nonfinite.fill(out, x, spec, weights, ready.doubts, failed, steps):
+            self._run(self._get_ready(spec, count, exact=True), x, out, weights)
+
+    def _convolve_signs(self, spec: Conv3DSpec, signs: np.ndarray, weights: Weights, count: int) -> np.ndarray:
+        spec = nonfinite.sums_spec(spec)
+        ready = self._get_ready(spec, count, exact=False)
+        if not nonfinite.sums_are_whole(ready.plan):
+            ready = self._get_ready(spec, count, exact=True)
+        out = buffers.empty(spec.output_shape, np.dtype(np.float32))
+        self._run(replace(ready, layout=f"signs {ready.layout}"), signs, out, weights)
+        return out
 
     def _on_gpu(self, spec: Conv3DSpec, source: tensors.Source, weights: Weights, target: Target, exact: bool) -> Any:
         number = source.gpu.device if source.gpu else 0
