@@ -47,12 +47,24 @@ def kinds(x: np.ndarray) -> np.ndarray:
 def test_the_kind_of_each_sum_is_that_of_the_definition(
     spec: Conv3DSpec, seed: int, values: list[float], share: float, zero_weights: float, alike: bool
 ) -> None:
-    """Without any compiled convolution: all arguments, against the oracle."""
     spec = replace(spec, dtype="float32" if spec.dtype == "float64" else spec.dtype)
-    x = sprinkled(spec, seed, tuple(values), share)
     _, kernel, bias = data(spec, seed)
     kernel = np.abs(kernel) if alike else kernel
     kernel[np.random.default_rng(seed).random(kernel.shape) < zero_weights] = 0
+    assert_kinds(spec, sprinkled(spec, seed, tuple(values), share), kernel, bias)
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+def test_a_single_element(value: float, data_format: str) -> None:
+    spec = Conv3DSpec(1, (3, 3, 3), 1, 1, (3, 3, 3), data_format=data_format)
+    x, kernel, bias = data(spec)
+    x.flat[5] = value
+    assert_kinds(spec, x, kernel, bias)
+
+
+def assert_kinds(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None) -> None:
+    """Without any compiled convolution: against the oracle."""
     out = np.empty(spec.output_shape, x.dtype)
 
     def winograd(clean: np.ndarray) -> bool:

@@ -41,8 +41,8 @@ _MOST_CHANNELS = (1 << 15) - 1
 #: Sums of marks that a task makes.
 _SUMS = 2048
 
-#: Error of a sum whose terms all agree, in expected relative errors: 4 at most as measured, for 256 channels; 32 for 600
-#: if all roundings agreed, too.
+#: Error of a sum whose terms all agree, in expected relative errors: 4 at most as measured, for 256 channels; 32 if all
+#: roundings of 600 channels agreed, too.
 _WORST = 32
 
 
@@ -127,7 +127,7 @@ def fill(
     doubts.overflow = None
     if doubts.nonfinite:
         marks = _of_windows(spec, marks)
-        sums = np.empty(1, np.float32)
+        sums = None
         if ((marks > 0) & (marks < np.inf)).any():
             sums = steps.convolve_signs(_signs(spec, x), doubts.signs_of(weights))
         _mend(spec, out, marks, sums, _results(spec, weights.bias))
@@ -187,24 +187,17 @@ def _of_windows(spec: Conv3DSpec, marks: np.ndarray) -> np.ndarray:
     return marks
 
 
-def _mend(spec: Conv3DSpec, out: np.ndarray, marks: np.ndarray, sums: np.ndarray, table: np.ndarray) -> None:
-    """Writes the results of windows that are not finite."""
+def _mend(spec: Conv3DSpec, out: np.ndarray, marks: np.ndarray, sums: np.ndarray | None, table: np.ndarray) -> None:
+    """Writes the results of windows that are not finite; there are no sums of signs where all of them hold NaN."""
     groups, filters = spec.groups, spec.group_filters
+    read = np.empty(1, np.float32) if sums is None else sums.reshape(-1)
     table = table.reshape(3, groups, filters)
     if spec.data_format == CHANNELS_LAST:
         into = _bits(out, (-1, groups, filters))
-        _call(spec, "mend_rows", marks.reshape(-1, groups), sums.reshape(-1), table, into)
+        _call(spec, "mend_rows", marks.reshape(-1, groups), read, table, into)
     else:
         into = _bits(out, (spec.batch, groups, filters, -1))
-        _call(
-            spec,
-            "mend_planes",
-            marks.reshape(spec.batch, groups, -1),
-            sums.reshape(-1),
-            table,
-            into,
-            int(sums.size > 1),
-        )
+        _call(spec, "mend_planes", marks.reshape(spec.batch, groups, -1), read, table, into, int(sums is not None))
 
 
 def _results(spec: Conv3DSpec, bias: np.ndarray | None) -> np.ndarray:

@@ -14,7 +14,6 @@ from tvm_conv3d.cuda.executor import GpuExecutor, Kernels, Weights, without_elem
 from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.dtypes import numpy_dtype
 from tvm_conv3d.locks import ForkSafeLock
-from tvm_conv3d.nonfinite import Doubts
 from tvm_conv3d.plan import Plan, algorithm_of, make_plan
 from tvm_conv3d.recent import Recent
 from tvm_conv3d.spec import Conv3DSpec
@@ -54,7 +53,7 @@ class _Ready:
     kind: str
     loaded: Loaded
     layout: str
-    doubts: Doubts = field(default_factory=Doubts, compare=False)
+    doubts: nonfinite.Doubts = field(default_factory=nonfinite.Doubts, compare=False)
 
 
 @dataclass(frozen=True)

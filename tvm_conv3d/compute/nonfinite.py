@@ -54,10 +54,11 @@ def module(dtype: str) -> IRModule:
                                           along the middle axis: (outer, positions, inner) to (outer, windows, inner);
                                           a task has `together` windows
     mend_rows(marks, sums, table, out)    marks: (rows, groups), out: (rows, groups, filters of a group)
-    mend_planes(marks, sums, table, out)  marks: (samples, groups, positions), out: (samples, groups, filters of a
-                                          group, positions)
+    mend_planes(marks, sums, table, out, summed)
+                                          marks: (samples, groups, positions), out: (samples, groups, filters of a
+                                          group, positions); `summed` is 0 where no sum is to be read
 
-    `clean` has zeros for what is not finite. In mending, `sums` are those of signs, of as many elements as `out`, read
+    `clean` has zeros for what is not finite. In mending, `sums` are those of signs, (elements of `out`,), read
     where a mark is finite only; and `table` (3, groups, filters of a group) holds the results of sums that are NaN,
     infinity and minus infinity.
     """
@@ -225,7 +226,7 @@ def _mends(integer: str) -> dict[str, Any]:
 
     @T.prim_func
     def mend_planes(  # type: ignore[no-untyped-def]
-        marks_: T.handle, sums_: T.handle, table_: T.handle, out_: T.handle, counted: T.int64
+        marks_: T.handle, sums_: T.handle, table_: T.handle, out_: T.handle, summed: T.int64
     ):
         samples, groups, filters, positions = T.int64(), T.int64(), T.int64(), T.int64()
         elements = T.int64()
@@ -238,7 +239,7 @@ def _mends(integer: str) -> dict[str, Any]:
             g: T.let = task // filters % groups
             f: T.let = task % filters
             nan: T.let = table[0, g, f]
-            if counted == 0:
+            if summed == 0:
                 for i in range(positions):
                     if marks[n, g, i] > T.float32(0):
                         out[n, g, f, i] = nan
