@@ -191,14 +191,16 @@ def one_hot(spec: Conv3DSpec, seed: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
 @pytest.mark.parametrize("activation", ["linear", "relu", "sigmoid"])
-def test_what_is_not_finite_is_computed_directly(value: float, activation: str) -> None:
+def test_what_is_not_finite_is_as_by_the_definition(value: float, activation: str) -> None:
     spec = big(activation=activation)
     x, kernel, bias = normal(spec, 0)
     kernel += np.sign(kernel)
     x[0, 2, 3, 4, 5] = value
     result = runtime.Executor()(spec, tensors.wrap(x), kernel, bias, version=0)
     strict = runtime.Executor(accuracy="strict")(spec, tensors.wrap(x), kernel, bias, version=0)
-    np.testing.assert_array_equal(result, strict)
+    finite = np.isfinite(strict)
+    np.testing.assert_array_equal(result[~finite], strict[~finite])
+    assert reference.relative_error(result[finite], strict[finite]) < 1e-4
     if activation == "linear":
         assert not np.isfinite(result).all()
         touched = np.zeros(spec.input_shape)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from tvm_conv3d import arguments, tensors, tracing
+from tvm_conv3d import arguments, structure, tensors, tracing
 from tvm_conv3d.dtypes import numpy_dtype
 from tvm_conv3d.geometry import Geometry
 from tvm_conv3d.input_spec import InputSpec, not_a_tensor
@@ -48,11 +48,12 @@ class _Prepared(NamedTuple):
 
 
 class _Cast(NamedTuple):
-    """The weights in the compute dtype, and which versions of them."""
+    """The weights in the compute dtype, which versions of them, and whether the kernel's values carry exact meaning."""
 
     version: tuple[Any, ...]
     kernel: np.ndarray
     bias: np.ndarray | None
+    structured: bool
 
 
 class Conv3D(KernelLayer):
@@ -81,9 +82,10 @@ class Conv3D(KernelLayer):
         kernel_constraint, bias_constraint: projections that `apply_constraints` applies.
         **kwargs: Keras's `name`, `trainable`, `dtype`, `autocast`, `lora_rank` and `lora_alpha`; and `target`, the
             machine to compile for: None for this one (its GPU, where the input lies there), "cuda" for its GPU, which
-            NumPy arrays are copied to and back from; `accuracy`, "default" or "strict": the latter never takes
-            Winograd's algorithm, whose rounding is larger; and `workspace_limit`, the bytes that intermediates
-            (padded copies, transformed tiles) may take for each thread, 256 MiB if not given.
+            NumPy arrays are copied to and back from; `accuracy`, when Winograd's algorithm, whose rounding is larger,
+            may be taken: "default" for not where the kernel's values carry exact meaning (all of few bits, or of one
+            sign in each filter), "strict" for never, "fast" for always; and `workspace_limit`, the bytes that
+            intermediates (padded copies, transformed tiles) may take for each thread, 256 MiB if not given.
 
     Input shape:
         `channels_last`: 5D of shape (batch, depth, height, width, channels);
@@ -247,7 +249,7 @@ class Conv3D(KernelLayer):
         """
         shape = tuple(int(extent) for extent in input_shape)
         prepared = self._prepared.get(shape) or self._prepare(shape)
-        return self._executor.plan_for(prepared.spec)
+        return self._executor.plan_for(prepared.spec, self._cast_weights().structured)
 
     def _source(self, inputs: Any) -> tensors.Source:
         tracing.check(inputs, self.name)
@@ -278,7 +280,8 @@ class Conv3D(KernelLayer):
 
     def _forward(self, source: tensors.Source, prepared: _Prepared) -> Any:
         weights = self._cast_weights()
-        output = self._executor(prepared.spec, source, weights.kernel, weights.bias, weights.version)
+        version, kernel, bias, structured = weights
+        output = self._executor(prepared.spec, source, kernel, bias, version, structured)
         _, after, in_numpy = prepared.activation
         if after is None:
             return output
@@ -295,7 +298,8 @@ class Conv3D(KernelLayer):
         cast = self._cast
         if cast is None or cast.version != version:
             bias = None if self._bias is None else self._bias.value.astype(numpy_dtype(dtype), copy=False)
-            self._cast = cast = _Cast(version, self._merged(dtype), bias)
+            kernel = self._merged(dtype)
+            self._cast = cast = _Cast(version, kernel, bias, structure.structured(kernel))
         return cast
 
     def get_config(self) -> dict[str, Any]:

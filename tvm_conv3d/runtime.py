@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_conv3d import buffers, build, cache, in_flight, parallel, tensors, threads, workspace
+from tvm_conv3d import buffers, build, cache, in_flight, nonfinite, parallel, tensors, threads, workspace
 from tvm_conv3d.compute.trim import seen_taps
 from tvm_conv3d.cuda.executor import GpuExecutor, Kernels, Weights, without_elements
 from tvm_conv3d.cuda.image import Image
@@ -48,12 +48,14 @@ class _Ready:
 
     Attributes:
         layout: equal for specs that take the same packed weights: algorithm, shapes, and the taps that are kept.
+        doubts: whether data or weights are not finite, as far as earlier calls know.
     """
 
     plan: Plan
     kind: str
     loaded: Loaded
     layout: str
+    doubts: nonfinite.Doubts = field(default_factory=nonfinite.Doubts, compare=False)
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ _MOST_SHAPES, _MOST_LAYOUTS = 256, 32
 #: Kernels that the process keeps loaded without a layer that uses them; of the others the code's memory is freed.
 _MOST_LOADED = 1024
 
-#: How near to the definition's own rounding a result has to be.
-ACCURACIES = ("default", "strict")
+#: Whether Winograd's algorithm is taken: unless the kernel is structured, never, or even then.
+ACCURACIES = ("default", "strict", "fast")
 
 
 class Executor:
@@ -80,7 +82,8 @@ class Executor:
 
     Args:
         target: what to compile for: None for this machine, else see :func:`tvm_conv3d.targets.resolve`.
-        accuracy: "default", or "strict" for the products of the definition only: no Winograd.
+        accuracy: "strict" for the products of the definition only, no Winograd; "default" for these where a call's
+            kernel is structured (:mod:`tvm_conv3d.structure`); "fast" for Winograd even then.
         workspace_limit: bytes that intermediates may take for each thread.
 
     Raises:
@@ -103,7 +106,7 @@ class Executor:
         threads.after_fork(in_flight.renew)
         self._ready: Recent[tuple[Conv3DSpec, int, bool], _Ready] = Recent(_MOST_SHAPES)
         self._packed: Recent[str, _Packed] = Recent(_MOST_LAYOUTS)
-        self._gpu_ready: Recent[tuple[Conv3DSpec, int, str], _Ready] = Recent(_MOST_SHAPES)
+        self._gpu_ready: Recent[tuple[Conv3DSpec, int, str, bool], _Ready] = Recent(_MOST_SHAPES)
         self._sizes = NewSizes(_MOST_SHAPES)
         self._gpu = GpuExecutor(_MOST_LAYOUTS)
         self._targets: Recent[int, Target] = Recent(_MOST_SHAPES)
@@ -115,15 +118,20 @@ class Executor:
         self.__dict__.update(state)
         self._clear()
 
-    def plan_for(self, spec: Conv3DSpec) -> Plan:
+    def plan_for(self, spec: Conv3DSpec, structured: bool = False) -> Plan:
         """How this executor computes `spec`: algorithm, decisions and their origin; compiles nothing.
+
+        Args:
+            spec: the problem.
+            structured: whether the kernel's values carry exact meaning.
 
         Raises:
             ValueError: the target is not known, or no algorithm takes the spec within the limit of workspace.
         """
         count = threads.get_num_threads()
-        ready = self._ready.get((spec, count, self._exact))
-        return ready.plan if ready else self._make_plan(spec, self._target(count), self._exact)
+        exact = self._exact(structured)
+        ready = self._ready.get((spec, count, exact))
+        return ready.plan if ready else self._make_plan(spec, self._target(count), exact)
 
     def __call__(
         self,
@@ -132,6 +140,7 @@ class Executor:
         kernel: np.ndarray,
         bias: np.ndarray | None,
         version: Hashable,
+        structured: bool = False,
     ) -> Any:
         """The convolution of `source`, in a fresh buffer of the source's kind.
 
@@ -141,6 +150,7 @@ class Executor:
             kernel: weights of `spec.kernel_shape`.
             bias: `spec.filters` values, None where the spec has no bias.
             version: changes whenever the weights do; packed weights are kept under it.
+            structured: whether the kernel's values carry exact meaning (:mod:`tvm_conv3d.structure`).
 
         Raises:
             ValueError: shapes that don't fit the spec, an unusable target, or no plan within the limit of workspace.
@@ -150,35 +160,52 @@ class Executor:
         """
         _check_shapes(spec, source, kernel, bias)
         count = threads.get_num_threads()
-        weights = Weights(kernel, bias, version)
+        weights, exact = Weights(kernel, bias, version), self._exact(structured)
         # a layer of a millisecond is called in hot loops: what is known of a spec is not asked for again
-        ready = self._ready.get((spec, count, self._exact)) if source.gpu is None else None
+        ready = self._ready.get((spec, count, exact)) if source.gpu is None else None
         if ready is None and is_cuda(target := self._target_for(source, count)):
-            return self._on_gpu(spec, source, weights, target)
+            return self._on_gpu(spec, source, weights, target, exact)
         x = tensors.prepare(source.numpy(), spec.dtype)
         out = buffers.empty(spec.output_shape, x.dtype)
         if not spec.empty:
             with in_flight.in_flight():
-                self._fill(out, x, ready or self._get_ready(spec, count, self._exact), weights, count)
+                self._fill(out, x, ready or self._get_ready(spec, count, exact), weights, count)
         return source.restore(out)
 
     def _fill(self, out: np.ndarray, x: np.ndarray, ready: _Ready, weights: Weights, count: int) -> None:
-        if not self._run(ready, x, out, weights):
-            # a tile of Winograd's spreads NaN, infinity and overflow over its cells
-            self._run(self._get_ready(ready.plan.spec, count, exact=True), x, out, weights)
+        failed = not ready.doubts
+        if failed and self._run(ready, x, out, weights):
+            return
+        # a tile of Winograd's spreads NaN, infinity and overflow over its cells
+        spec = ready.plan.spec
+        steps = nonfinite.Steps(
+            lambda clean: self._run(ready, clean, out, weights),
+            lambda signs, of_weights: self._convolve_signs(spec, signs, of_weights, count),
+        )
+        if not nonfinite.fill(out, x, spec, weights, ready.doubts, failed, steps):
+            self._run(self._get_ready(spec, count, exact=True), x, out, weights)
 
-    def _on_gpu(self, spec: Conv3DSpec, source: tensors.Source, weights: Weights, target: Target) -> Any:
+    def _convolve_signs(self, spec: Conv3DSpec, signs: np.ndarray, weights: Weights, count: int) -> np.ndarray:
+        spec = nonfinite.sums_spec(spec)
+        ready = self._get_ready(spec, count, exact=False)
+        if not nonfinite.sums_are_whole(ready.plan):
+            ready = self._get_ready(spec, count, exact=True)
+        out = buffers.empty(spec.output_shape, np.dtype(np.float32))
+        self._run(replace(ready, layout=f"signs {ready.layout}"), signs, out, weights)
+        return out
+
+    def _on_gpu(self, spec: Conv3DSpec, source: tensors.Source, weights: Weights, target: Target, exact: bool) -> Any:
         number = source.gpu.device if source.gpu else 0
         if spec.empty:
             check_runs_here(target, number)
             if source.gpu:
                 return without_elements(source.gpu, spec.output_shape, spec.dtype)
             return source.restore(np.empty(spec.output_shape, numpy_dtype(spec.dtype)))
-        key = (spec, number, target_key(target))
+        key = (spec, number, target_key(target), exact)
         ready = self._gpu_ready.get(key)
         if ready is None:
             check_runs_here(target, number)
-            plan = self._sizes.best(key) or self._make_plan(spec, target, self._exact)
+            plan = self._sizes.best(key) or self._make_plan(spec, target, exact)
             quick = self._quick_plan(key[1:], key, plan, target)
             ready = _ready_of(quick or plan, target)
             if not quick:
@@ -205,9 +232,8 @@ class Executor:
             )
         return target
 
-    @property
-    def _exact(self) -> bool:
-        return self._accuracy == "strict"
+    def _exact(self, structured: bool) -> bool:
+        return self._accuracy == "strict" or (structured and self._accuracy == "default")
 
     def _run(self, ready: _Ready, x: np.ndarray, out: np.ndarray, weights: Weights) -> bool:
         """Fills `out`; False where the code says that its result can't be trusted."""
