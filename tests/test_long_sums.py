@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import cuda_checks
 from problems import execute, numpy_dtype
 from tvm_conv3d import Conv3D, build, reference
 from tvm_conv3d.algorithms import algorithms, named
@@ -15,7 +16,9 @@ from tvm_conv3d.compute import stages
 from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant
 from tvm_conv3d.plan import Plan, make_plan
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
-from tvm_conv3d.targets import cpu_traits, host_target
+from tvm_conv3d.targets import cpu_traits, host_target, resolve, traits_of
+
+GPU = resolve("cuda:sm_80", 1)
 
 #: Long sums of each algorithm, of odd sizes, so that the last part is smaller. In one part their relative errors are
 #: 2.1e-6 (30,001 terms) to 3.2e-6 (42,014 terms) with numbers at random between 0 and 1.
@@ -135,6 +138,54 @@ def test_short_sums_have_the_code_they_had(name: str, monkeypatch: pytest.Monkey
 def test_variants_that_compete_while_tuning_sum_in_parts(name: str, spec: Conv3DSpec) -> None:
     for variant in algorithms("llvm")[name].variants(spec, cpu_traits(host_target(2)))[:6]:
         assert "_local_part = " in scheduled(Plan(spec, name, variant, {})), variant
+
+
+ON_GPU = [
+    ("gemm", Conv3DSpec(1, (4, 5, 6), 19, 24, (3, 3, 3), pads=(Pads(1, 1),) * 3)),
+    ("gemm", Conv3DSpec(1, (3, 5, 6), 37, 40, (3, 1, 2), dtype="float64", data_format=CHANNELS_FIRST)),
+    ("window", Conv3DSpec(1, (4, 5, 6), 23, 4, (3, 3, 3), pads=(Pads(1, 1),) * 3)),
+    ("winograd_gemm", Conv3DSpec(1, (4, 8, 8), 147, 32, (3, 3, 3), pads=(Pads(1, 1),) * 3)),
+    ("tensor_gemm", Conv3DSpec(1, (4, 5, 6), 40, 70, (3, 3, 3), dtype="bfloat16", data_format=CHANNELS_FIRST)),
+    ("tensor_gemm", Conv3DSpec(2, (9, 10, 9), 32, 70, (3, 3, 3), dtype="float16", pads=(Pads(1, 1),) * 3)),
+]
+
+
+def gpu_plan(name: str, spec: Conv3DSpec) -> Plan:
+    """In one part, and of those that compete that with most filters in a tile: its warps have several fragments."""
+    variant = max(algorithms("cuda")[name].variants(spec, traits_of(GPU)), key=lambda v: getattr(v, "filters", 0))
+    return Plan(spec, name, replace(variant, parts=1) if hasattr(variant, "parts") else variant, {})
+
+
+def test_gpus_sum_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts so short that there are many, with a shorter one at the end."""
+    monkeypatch.setattr(stages, "PART_ON_GPU", 100)
+    plans = [gpu_plan(*case) for case in ON_GPU]
+    for plan in plans:
+        assert "_part = " in str(build.scheduled_module(plan, GPU).script()), plan
+    cuda_checks.assert_right(plans)
+
+
+@pytest.mark.parametrize("name", ["gemm", "window"])
+def test_long_sums_on_gpus(name: str) -> None:
+    """29,601 terms: in one part 2.6e-6 and 3.0e-6 off."""
+    spec = Conv3DSpec(1, (9, 11, 15), 23, 24 if name == "gemm" else 4, (9, 11, 13), bias=False)
+    plan, given = gpu_plan(name, spec), positive(spec)
+    (out,) = cuda_checks.compute([plan], [given])
+    assert cuda_checks.relative_error(spec, out, *given) < 1e-6
+
+
+def test_long_sums_of_bad_tiles_on_gpus() -> None:
+    """Where a number is not finite, cells beside its windows are summed by the definition: in one part 1.4e-6 off."""
+    spec = Conv3DSpec(1, (4, 8, 8), 1501, 16, (3, 3, 3), pads=(Pads(1, 1),) * 3, bias=False)
+    x, kernel, _ = positive(spec)
+    x[0, 1, 1, 1, 5] = np.inf
+    plan = gpu_plan("winograd_gemm", spec)
+    assert "direct_local_part = " in str(build.scheduled_module(plan, GPU).script())
+    (out,) = cuda_checks.compute([plan], [(x, kernel, None)])
+    expected = reference.convolve(spec, x, kernel)
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(np.isfinite(out), finite)
+    assert reference.relative_error(out[finite], expected[finite]) < 1e-6
 
 
 def test_parts_of_very_long_sums_are_no_fewer_terms_than_parts() -> None:

@@ -112,13 +112,8 @@ _FAMILIES = {"llvm": _for_cpus, "cuda": _for_gpus}
 
 
 def _join(name: str, variant_type: type, compute: ModuleType, loops: ModuleType, exact: bool = True) -> Algorithm:
-    from tvm_conv3d.schedules import long_sums
-
     def pack_kernel(spec: Conv3DSpec, variant: Variant, kernel: np.ndarray) -> np.ndarray:
         return compute.pack_kernel(trim(spec), variant, trim_kernel(spec, kernel))
-
-    def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
-        return long_sums.in_parts(loops.finish(module, spec))
 
     return Algorithm(
         name,
@@ -128,7 +123,7 @@ def _join(name: str, variant_type: type, compute: ModuleType, loops: ModuleType,
         compute.pack_bias,
         loops.default,
         loops.apply,
-        finish,
+        loops.finish,
         loops.variants,
         compute.error_bound,
         exact,
