@@ -6,6 +6,7 @@ and are then added to the totals. This is done after scheduling: design spaces a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,15 +18,18 @@ from tvm.tirx.buffer import BufferType
 
 from tvm_conv3d.compute.stages import terms_of_part
 from tvm_conv3d.schedules.decisions import largest_divisor
+from tvm_conv3d.schedules.llvm.rewrites import loops
 
 Stmt = Any
+
+#: See :func:`in_parts`.
+Adding = Callable[[SBlock, Any], SBlock]
 
 #: Blocks that set sums of products to zero: as TVM names them, those that became an instruction, too.
 _STARTS = ("conv_init", "product_init", "product_init_o", "direct_init")
 
 #: What the names of the blocks that add to them hold.
 _UPDATE = "_update"
-
 
 #: Name of the block that adds a part to the totals.
 TOTAL = "total_of_parts"
@@ -38,44 +42,37 @@ class _Cut(NamedTuple):
     trips: int
 
 
-def add(start: SBlock, part: Any) -> SBlock:
-    """The block that adds `part` to the totals, made from that which sets an element of them to zero."""
+def add_elements(start: SBlock, part: Any) -> SBlock:
+    """The block that adds elements of `part` to the totals, made from that which sets an element of these to zero."""
     store, (region,) = start.body, start.writes
     value = tirx.BufferLoad(store.buffer, store.indices) + tirx.BufferLoad(part, store.indices)
     body = tirx.BufferStore(store.buffer, value, store.indices)
-    return SBlock(start.iter_vars, [region, replaced(region, {store.buffer: part})], [region], TOTAL, body)
+    return SBlock(start.iter_vars, [region, loops.put_all(region, {store.buffer: part})], [region], TOTAL, body)
 
 
-def in_parts(
-    module: IRModule,
-    on_gpu: bool = False,
-    terms: int = 1,
-    add: Callable[[SBlock, Any], SBlock] = add,
-) -> IRModule:
+def in_parts(module: IRModule, on_gpu: bool = False, terms: int = 1, add: Adding = add_elements) -> IRModule:
     """The scheduled `main` with its long sums in parts; the same where there are none.
 
     Args:
         module: scheduled.
         on_gpu: parts are as long as :func:`~tvm_conv3d.compute.stages.terms_of_part` says of GPUs.
         terms: that a block adds to a sum, where it is an instruction.
-        add: makes the block that adds a part to the totals, as :func:`add` does.
+        add: (block that sets totals to zero, buffer of a part) -> block that adds the part to them.
     """
     registers: list[Any] = []
 
     def on_sequence(sequence: tirx.SeqStmt) -> tirx.SeqStmt:
         statements = list(sequence.seq)
-        for number, start in enumerate(statements[:-1]):
+        for number, (start, reduction) in enumerate(itertools.pairwise(statements)):
             block = _block_of(start)
             if block is None or block.name_hint not in _STARTS:
                 continue
-            cut = _cut(statements[number + 1], terms, on_gpu)
+            cut = _cut(reduction, terms, on_gpu)
             if cut is not None:
                 total = block.writes[0].source
-                registers.append(tirx.decl_buffer(total.shape, total.dtype, f"{total.name}_part", scope=total.scope()))
-                adding = tvm_ffi.structural_map(start, (SBlock, lambda block: add(block, registers[-1])))
-                clearing = _again(start, {total: registers[-1]})
-                inner = replaced(cut.loop.body, {total: registers[-1]})
-                statements[number + 1] = _split(statements[number + 1], cut, clearing, inner, _again(adding, {}))
+                part = tirx.decl_buffer(total.shape, total.dtype, f"{total.name}_part", scope=total.scope())
+                registers.append(part)
+                statements[number + 1] = _split(start, reduction, cut, (total, part), add)
         return tirx.SeqStmt(statements)
 
     function = module["main"]
@@ -92,13 +89,13 @@ def _block_of(statement: Stmt) -> SBlock | None:
 
 def _cut(reduction: Stmt, terms: int, on_gpu: bool) -> _Cut | None:
     """The loop in which sums get too long; None where they are short."""
-    loops, realize = _around(reduction)
+    nest, realize = _around(reduction)
     added = [
         value
         for axis, value in zip(realize.block.iter_vars, realize.iter_values, strict=True)
         if axis.iter_type == tirx.IterVar.CommReduce
     ]
-    over = [loop for loop in loops if any(_uses(value, loop.loop_var) for value in added)]
+    over = [loop for loop in nest if any(loops.uses(value, loop.loop_var) for value in added)]
     most = terms_of_part(terms * math.prod(int(loop.extent) for loop in over), on_gpu)
     for loop in reversed(over):
         if terms * int(loop.extent) > most:
@@ -109,10 +106,10 @@ def _cut(reduction: Stmt, terms: int, on_gpu: bool) -> _Cut | None:
 
 def _around(statement: Stmt) -> tuple[list[tirx.For], SBlockRealize]:
     """The loops around the block that adds products, the outermost first, and that block."""
-    loops: list[tirx.For] = []
+    nest: list[tirx.For] = []
     while True:
         if isinstance(statement, tirx.For):
-            loops.append(statement)
+            nest.append(statement)
             statement = statement.body
         elif isinstance(statement, tirx.IfThenElse):
             statement = statement.then_case
@@ -123,11 +120,20 @@ def _around(statement: Stmt) -> tuple[list[tirx.For], SBlockRealize]:
             break
     if not isinstance(statement, SBlockRealize) or _UPDATE not in statement.block.name_hint:
         raise RuntimeError(f"Products were expected in the last place of each loop. Received: {statement}")
-    return loops, statement
+    return nest, statement
 
 
-def _split(reduction: Stmt, cut: _Cut, clearing: Stmt, body: Stmt, adding: Stmt) -> Stmt:
-    """`reduction` with its loop cut: around each part of it the sums are cleared, and added to the totals."""
+def _split(start: Stmt, reduction: Stmt, cut: _Cut, buffers: tuple[Any, Any], add: Adding) -> Stmt:
+    """`reduction` with its loop cut: around each part of it, the part is set to zero, and added to the total.
+
+    Args:
+        start: sets the total to zero.
+        reduction: the loops that add to it.
+        cut: one of them.
+        buffers: of the total and of a part.
+        add: makes the block that adds the latter to the former.
+    """
+    total, part = buffers
     loop, extent = cut.loop, int(cut.loop.extent)
     dtype = str(loop.loop_var.ty.dtype)
     number, within = (ir.Var(f"{loop.loop_var.name}_{name}", dtype) for name in ("part", "of_part"))
@@ -138,9 +144,11 @@ def _split(reduction: Stmt, cut: _Cut, clearing: Stmt, body: Stmt, adding: Stmt)
         size = largest_divisor(extent, cut.trips)
     trips = tirx.const(size, dtype) if extent % size == 0 else tirx.min(size, extent - number * size)
     zero, parts = tirx.const(0, dtype), tirx.const(-(-extent // size), dtype)
-    body = replaced(body, {loop.loop_var: number * size + within})
+    body = loops.put_all(loop.body, {total: part, loop.loop_var: number * size + within})
     inner = tirx.For(within, zero, trips, loop.kind, body, loop.thread_binding, loop.annotations)
-    outer = tirx.For(number, zero, parts, tirx.ForKind.SERIAL, tirx.SeqStmt([clearing, inner, adding]))
+    adding = tvm_ffi.structural_map(start, (SBlock, lambda block: add(block, part)))
+    around = tirx.SeqStmt([_again(start, {total: part}), inner, _again(adding, {})])
+    outer = tirx.For(number, zero, parts, tirx.ForKind.SERIAL, around)
     return tvm_ffi.structural_map(reduction, (tirx.For, lambda other: outer if other.same_as(loop) else other))
 
 
@@ -154,7 +162,7 @@ def _again(statement: Stmt, values: Mapping[Any, Any]) -> Stmt:
                 known.update(alike(var))
             else:
                 known[var] = ir.Var(var.name, str(var.ty.dtype))
-        return _value(var, known)
+        return next((value for one, value in known.items() if var.same_as(one)), var)
 
     return tvm_ffi.structural_map(statement, with_def_region_kind=(ir.Var, fresh))
 
@@ -173,21 +181,6 @@ def alike(region: Any) -> dict[Any, Any]:
         offset_factor=region.offset_factor,
     )
     return {region: buffer, **symbols}
-
-
-def replaced(statement: Any, values: Mapping[Any, Any]) -> Any:
-    """A statement or expression with others in place of some of its variables and buffers."""
-    return tvm_ffi.structural_map(statement, (ir.Var, lambda var: _value(var, values)))
-
-
-def _value(var: ir.Var, values: Mapping[Any, Any]) -> Any:
-    return next((value for known, value in values.items() if var.same_as(known)), var)
-
-
-def _uses(expression: Any, var: Any) -> bool:
-    found: list[Any] = []
-    tvm_ffi.structural_walk(expression, (ir.Var, lambda other: found.append(other) if other.same_as(var) else None))
-    return bool(found)
 
 
 def _allocating(root: SBlockRealize, buffers: list[Any]) -> SBlockRealize:

@@ -13,7 +13,8 @@ from typing import Any
 from tvm import ir, tirx
 from tvm.s_tir import MatchBufferRegion, SBlock
 
-from tvm_conv3d.schedules.long_sums import TOTAL, alike, replaced
+from tvm_conv3d.schedules.llvm.rewrites import loops
+from tvm_conv3d.schedules.long_sums import TOTAL, alike
 
 #: Rows, columns and depth of one product.
 EDGE = 16
@@ -123,9 +124,9 @@ def add_fragments(start: SBlock, part: Any) -> SBlock:
     """The block that adds fragments of `part` to totals, made from that which fills a fragment of these with zeros."""
     (match,), (region,) = start.match_buffers, start.writes
     values = alike(match.buffer)
-    source = replaced(region, {region.source: part})
+    source = loops.put_all(region, {region.source: part})
     to, at = start.body.value.args[0], start.body.value.args[4]
-    fragments = (to, at, replaced(to, values), replaced(at, values))
+    fragments = (to, at, loops.put_all(to, values), loops.put_all(at, values))
     call = tirx.Evaluate(tirx.call_extern("void", "tvm_conv3d_add_fragment", *fragments))
     body = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_c", ir.StringImm(_ADD), call)
     matches = [match, MatchBufferRegion(values[match.buffer], source)]
