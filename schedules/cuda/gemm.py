@@ -9,6 +9,7 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.implicit_gemm import GemmVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
+from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.cuda.common import LoopRV, add_parts, spread_over_threads, unroll
 from tvm_conv3d.schedules.cuda.gemm_rule import candidates
 from tvm_conv3d.schedules.cuda.register_tile import bind_tile, clear, fetch_kernel, sum_in_registers
@@ -69,4 +70,4 @@ def _gather(sch: Schedule, s: Conv3DSpec, variant: GemmVariant, step: LoopRV) ->
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
     """What is changed after scheduling: the output gets the user's layout."""
-    return cut_output(module)
+    return long_sums.in_parts(cut_output(module), on_gpu=True)

@@ -13,9 +13,10 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.tensor_gemm import TensorVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
+from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.cuda.common import BlockRV, LoopRV, add_parts, spread_over_warps, unroll_by_pragma
 from tvm_conv3d.schedules.cuda.tensor_rule import candidates
-from tvm_conv3d.schedules.cuda.wmma import EDGE, register
+from tvm_conv3d.schedules.cuda.wmma import EDGE, add_fragments, register
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
@@ -148,4 +149,4 @@ def _fetch(
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
     """What is changed after scheduling: the output gets the user's layout."""
-    return cut_output(module)
+    return long_sums.in_parts(cut_output(module), on_gpu=True, terms=EDGE, add=add_fragments)

@@ -11,6 +11,7 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.window import WindowVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
+from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.cuda.common import unroll, unroll_by_pragma
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
@@ -91,4 +92,4 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WindowVariant, decide: Decis
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
     """What is changed after scheduling: the output gets the user's layout."""
-    return cut_output(module)
+    return long_sums.in_parts(cut_output(module), on_gpu=True)

@@ -15,8 +15,10 @@ from tvm.s_tir import SBlock, SBlockRealize, Schedule
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import cut_output, outside_of_block
+from tvm_conv3d.compute.stages import terms_of_part
 from tvm_conv3d.compute.winograd_gemm import LANES, WinogradGemmVariant, extents_of
 from tvm_conv3d.cuda.architectures import GpuTraits
+from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.cuda import winograd_rule
 from tvm_conv3d.schedules.cuda.common import LoopRV, spread_over_threads, unroll
 from tvm_conv3d.schedules.cuda.register_tile import bind_tile, clear, fetch_kernel, sum_in_registers
@@ -98,7 +100,11 @@ def _transform_back(sch: Schedule, s: Conv3DSpec, variant: WinogradGemmVariant, 
     direct = sch.get_sblock("direct")
     sch.set_scope(direct, 0, "local")
     sch.compute_at(direct, thread, preserve_unit_loops=True)
-    sch.annotate(sch.get_loops(direct)[-7], _IF_BAD, 1)
+    cells, taps = sch.get_loops(direct)[-7], sch.get_loops(direct)[-4]
+    sch.annotate(cells, _IF_BAD, 1)
+    terms = math.prod(s.kernel) * s.group_channels
+    if terms > terms_of_part(terms, on_gpu=True):
+        sch.decompose_reduction(direct, taps)
     _hold(sch, ("bad", "flag", "output_w", "output_h", "output_d", "spectrum"), variant, thread)
 
 
@@ -142,7 +148,7 @@ def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
         return tirx.IfThenElse(_condition(loop), plain, None)
 
     body = tvm_ffi.structural_map(module["main"].body, (tirx.For, guarded))
-    return cut_output(IRModule({"main": module["main"].with_body(body)}))
+    return long_sums.in_parts(cut_output(IRModule({"main": module["main"].with_body(body)})), on_gpu=True)
 
 
 def _condition(loop: tirx.For) -> tirx.Expr:
@@ -153,7 +159,7 @@ def _condition(loop: tirx.For) -> tirx.Expr:
         found.append(realize)
 
     tvm_ffi.structural_walk(loop.body, ((SBlockRealize, note),))
-    (realize,) = found
+    realize = found[-1]
     block: SBlock = realize.block
     _, added = block.body.value.a, block.body.value.b
     values = list(zip(block.iter_vars, realize.iter_values, strict=True))

@@ -8,6 +8,13 @@ from __future__ import annotations
 
 import functools
 import textwrap
+from typing import Any
+
+from tvm import ir, tirx
+from tvm.s_tir import MatchBufferRegion, SBlock
+
+from tvm_conv3d.schedules.llvm.rewrites import loops
+from tvm_conv3d.schedules.long_sums import TOTAL, alike
 
 #: Rows, columns and depth of one product.
 EDGE = 16
@@ -102,3 +109,25 @@ def _function(
     lines += ['    with T.sblock("root"):', f"        T.reads({reads})", f"        T.writes({writes})"]
     lines.append(textwrap.indent(textwrap.dedent(body).strip(), " " * 8))
     return "\n".join(lines)
+
+
+#: Adds a fragment to another, element by element, which no instruction of TVM does.
+_ADD = """
+template <class Totals, class Parts>
+__device__ __forceinline__ void tvm_conv3d_add_fragment(Totals& totals, int total, Parts& parts, int part) {
+  for (int i = 0; i < totals[0].num_elements; ++i) totals[total].x[i] += parts[part].x[i];
+}
+"""
+
+
+def add_fragments(start: SBlock, part: Any) -> SBlock:
+    """The block that adds fragments of `part` to totals, made from that which fills a fragment of these with zeros."""
+    (match,), (region,) = start.match_buffers, start.writes
+    values = alike(match.buffer)
+    source = loops.put_all(region, {region.source: part})
+    to, at = start.body.value.args[0], start.body.value.args[4]
+    fragments = (to, at, loops.put_all(to, values), loops.put_all(at, values))
+    call = tirx.Evaluate(tirx.call_extern("void", "tvm_conv3d_add_fragment", *fragments))
+    body = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_c", ir.StringImm(_ADD), call)
+    matches = [match, MatchBufferRegion(values[match.buffer], source)]
+    return SBlock(start.iter_vars, [region, source], [region], TOTAL, body, match_buffers=matches)

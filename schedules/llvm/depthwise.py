@@ -17,6 +17,7 @@ from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.depthwise import DepthwiseVariant, applies, period
+from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.decisions import Decisions, divisors
 from tvm_conv3d.schedules.llvm import grouped
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, vectorize_copy
@@ -97,7 +98,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DepthwiseVariant, decide: De
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
     """What is changed after scheduling: taps that see only padding are skipped, the last vectors stored in part."""
-    return overhang.mark(skip_padding.guard(module, collapse(spec), {0: 1}))
+    return overhang.mark(long_sums.in_parts(skip_padding.guard(module, collapse(spec), {0: 1})))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.direct import DirectVariant, needs_gather
+from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm.common import (
     gather_in_turns,
@@ -182,7 +183,8 @@ def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
     """What is changed after scheduling: padding is skipped, the next input fetched, odd filters stored in part."""
     s = collapse(spec)
     fetching = prefetch.insert(skip_padding.guard(module, s, {0: 3, 1: 4}), s, prefetch.lines_of_cells)
-    return runs.note(overhang.mark(fetching)) if s.data_format == CHANNELS_LAST else fetching
+    in_parts = long_sums.in_parts(fetching)
+    return runs.note(overhang.mark(in_parts)) if s.data_format == CHANNELS_LAST else in_parts
 
 
 class _Loops(NamedTuple):

@@ -19,6 +19,7 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.grouped import GroupedVariant, shuffles
 from tvm_conv3d.compute.stages import window_extents
+from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.decisions import Decisions, divisors
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, turn, unroll
 from tvm_conv3d.schedules.llvm.rewrites import skip_padding, stream_stores, transpose
@@ -142,7 +143,7 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[GroupedVariant]:
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
     """What is changed after scheduling: taps that see only padding are skipped."""
-    return skip_padding.guard(module, collapse(spec), {0: 2, 1: 3})
+    return long_sums.in_parts(skip_padding.guard(module, collapse(spec), {0: 2, 1: 3}))
 
 
 def apply(sch: Schedule, spec: Conv3DSpec, variant: GroupedVariant, decide: Decisions) -> None:

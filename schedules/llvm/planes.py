@@ -20,6 +20,7 @@ from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.collapse import collapse, pointwise_axes
 from tvm_conv3d.compute.planes import MOST_FILTERS, PlanesVariant, applies, copied_steps, needs_gather
+from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV, divisors
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll
 from tvm_conv3d.schedules.llvm.rewrites import prefetch, rows, skip_padding, stream_stores, transpose
@@ -225,7 +226,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: PlanesVariant, decide: Decis
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
     """What is changed after scheduling: taps that see only padding are skipped, the next input is fetched."""
     s = collapse(spec)
-    return prefetch.insert(skip_padding.guard(module, s, {0: 3, 1: 4}), s, prefetch.lines_of_planes)
+    return long_sums.in_parts(prefetch.insert(skip_padding.guard(module, s, {0: 3, 1: 4}), s, prefetch.lines_of_planes))
 
 
 def _sums(sch: Schedule, s: Conv3DSpec, variant: PlanesVariant, decide: Decisions, at: object) -> LoopRV:

@@ -22,6 +22,7 @@ from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.winograd import WinogradVariant, side_by_side, turns
 from tvm_conv3d.compute.winograd_axes import axes_of
 from tvm_conv3d.compute.winograd_stages import gathered_pieces
+from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm.common import (
     gather_in_turns,
@@ -110,7 +111,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradVariant, decide: Dec
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
     """What is changed after scheduling: parts that differ in size get their layout, odd filters are stored in part."""
-    return overhang.mark(cut_output(module) if is_tiled(module) else module)
+    return overhang.mark(long_sums.in_parts(cut_output(module) if is_tiled(module) else module))
 
 
 def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:

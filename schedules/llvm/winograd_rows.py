@@ -16,6 +16,7 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant
+from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm.common import BlockRV, in_registers, keep_in_registers, unroll
 from tvm_conv3d.schedules.llvm.rewrites import overhang, rows, stream_stores, transpose
@@ -66,7 +67,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradRowsVariant, decide:
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
     """What is changed after scheduling: whole tiles are stored as far as the output reaches."""
-    return overhang.mark(cut_output(module))
+    return overhang.mark(long_sums.in_parts(cut_output(module)))
 
 
 def _output(sch: Schedule, variant: WinogradRowsVariant, decide: Decisions) -> tuple[LoopRV, LoopRV, LoopRV]:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 # The last lines of the preamble that TVM puts before every module; what it declares, the header declares too.
 _PREAMBLE_END = "#define ushort unsigned short\n#endif\n"
+# Functions of the schedules' own, which TVM puts into that preamble.
+_OWN_FUNCTION = re.compile(
+    r"^template <[^\n]*>\n__device__ [^\n]* tvm_conv3d_\w+\([^\n]*\n.*?\n\}\n", re.DOTALL | re.MULTILINE
+)
 _ASSEMBLY = re.compile(r"\b(asm|__asm__)\b")
 _KERNEL = re.compile(
     r'(?:extern\s+"C"\s+)?__global__\s+(?:__\w+__\([^)]*\)\s+)?void\s+'
@@ -69,7 +73,8 @@ def rewrite(source: str, prefix: str) -> RewrittenSource:
     Raises:
         UnsupportedKernelError: inline assembly, a parameter of an unknown form, or no kernel at all.
     """
-    body = source.partition(_PREAMBLE_END)[2] if _PREAMBLE_END in source else source
+    preamble, end, body = source.partition(_PREAMBLE_END)
+    body = "".join(_OWN_FUNCTION.findall(preamble)) + body if end else source
     body = re.sub(r"^\s*#\s*(include|if|ifdef|ifndef|else|elif|endif|define|undef)\b.*$", "", body, flags=re.MULTILINE)
     body = _COPY_HELPER.sub("", body)
     assembly = _ASSEMBLY.search(body)

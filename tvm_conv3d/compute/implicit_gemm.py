@@ -150,7 +150,7 @@ def pack_bias(spec: Conv3DSpec, variant: Cut, bias: np.ndarray | None) -> np.nda
 
 def error_bound(spec: Conv3DSpec, variant: Cut) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
-    return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel))
+    return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel), on_gpu=True)
 
 
 class GemmBuilder:

@@ -177,7 +177,7 @@ def error_bound(spec: Conv3DSpec, variant: WinogradGemmVariant) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
     e = extents_of(collapse(spec), variant)
     pairs = [(m, t) for m, t in zip(variant.tile, e.axes.taps, strict=True) if m > 1]
-    return expected_error(spec, e.axes.channels * e.taps, pairs)
+    return expected_error(spec, e.axes.channels * e.taps, pairs, on_gpu=True)
 
 
 class _Builder:

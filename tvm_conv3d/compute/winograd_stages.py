@@ -104,16 +104,17 @@ def transformed(taps: np.ndarray, tile: Sequence[int], strides: Sequence[int] = 
     return taps
 
 
-def expected_error(spec: Conv3DSpec, products: int, sizes: Iterable[Sequence[int]]) -> float:
+def expected_error(spec: Conv3DSpec, products: int, sizes: Iterable[Sequence[int]], on_gpu: bool = False) -> float:
     """The relative error (2-norm) to expect of data and weights without structure.
 
     Args:
         spec: its types count.
         products: terms of a sum in the frequencies' products.
         sizes: m and r of F(m, r) along each transformed axis, and maybe its stride.
+        on_gpu: where they are summed.
     """
     factor = math.prod(amplification(*size) for size in sizes)
-    return error_of_sums(spec, products + _TRANSFORM_PRODUCTS, _TRANSFORM_FACTOR * factor)
+    return error_of_sums(spec, products + _TRANSFORM_PRODUCTS, _TRANSFORM_FACTOR * factor, on_gpu)
 
 
 def transform(
