@@ -157,6 +157,16 @@ def test_what_records_is_refused_by_name(model: Any, name: str) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_a_fake_mode_around_real_tensors(layer: Conv3D) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        pytest.raises(RuntimeError, match=r"Layer 'encoder' .*FakeTensorMode.*outside"),
+    ):
+        layer(X)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("dynamo", [False, True])
 def test_onnx_export_is_refused_by_name(model: Any, dynamo: bool) -> None:

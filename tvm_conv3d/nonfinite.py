@@ -117,15 +117,16 @@ def fill(
     if least == 0:
         return False
     clean, marks = _split(spec, x)
-    doubts.nonfinite = bool(marks.any())
+    # other threads, with other data, write it too
+    doubts.nonfinite = found = bool(marks.any())
     if least is not None and _largest(clean) >= least:
         return False
-    if (failed and not doubts.nonfinite) or not steps.winograd(clean):
+    if (failed and not found) or not steps.winograd(clean):
         # weights that are not finite spoil all data
         doubts.overflow = (weights.version, _largest(clean) if np.isfinite(weights.kernel).all() else 0.0)
         return False
     doubts.overflow = None
-    if doubts.nonfinite:
+    if found:
         marks = _of_windows(spec, marks)
         sums = None
         if ((marks > 0) & (marks < np.inf)).any():

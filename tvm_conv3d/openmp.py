@@ -21,6 +21,7 @@ class OpenMP:
     Attributes:
         library: keeps it loaded.
         path: its file.
+        of_torch: whether it came with torch.
         parallel: address of `GOMP_parallel`.
         thread_number: address of `omp_get_thread_num`.
         count: how many threads a parallel loop of the calling thread takes.
@@ -28,6 +29,7 @@ class OpenMP:
 
     library: ctypes.CDLL
     path: str
+    of_torch: bool
     parallel: int
     thread_number: int
     count: Callable[[], int]
@@ -50,6 +52,7 @@ def loaded() -> OpenMP | None:
     return OpenMP(
         library,
         chosen.filepath,
+        _belongs_to(chosen.filepath, torch),
         _address(library.GOMP_parallel),
         _address(library.omp_get_thread_num),
         # torch sets OpenMP's own number only at a thread's first operator

@@ -28,6 +28,7 @@ class _Pool:
         self._module = _load(_compiled("pool.ll"))
         self.launch = int(self._module.get_function("start")(ctypes.addressof(threads.SETTINGS)))
         self.hook = _compiled("hook.ll")
+        threads.tell_pool(self._module.get_function("set_count"))
         threads.after_fork(self._module.get_function("forked"))
 
     def workers(self) -> int:

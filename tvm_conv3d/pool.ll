@@ -11,7 +11,8 @@
 ; a loop: function, its data, environment, one flag a task, an error's code, places for workers, workers inside, next loop
 %loop = type { ptr, ptr, %environment, ptr, i32, i32, i32, ptr }
 
-; the process's settings, see threads.py: threads wanted; GOMP_parallel and omp_get_thread_num, null without OpenMP
+; the process's settings, see threads.py: threads wanted by threads that do not say; GOMP_parallel and
+; omp_get_thread_num, null where OpenMP's threads are not taken
 %settings = type { i32, ptr, ptr }
 
 @settings = internal global ptr null
@@ -20,6 +21,9 @@
 @left = internal global [8 x i64] zeroinitializer, align 16
 @loops = internal global ptr null, align 8
 @workers = internal global i32 0, align 4
+; whether each thread can note two numbers: threads that it wants, and threads that OpenMP has had for it
+@notes = internal global i1 false
+@count_key = internal global i32 0, align 4
 @openmp_key = internal global i32 0, align 4
 
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
@@ -184,8 +188,10 @@ entry:
   br i1 %enough, label %done, label %start
 
 start:
-  ; signals are for the threads of the program: a blocked call of theirs must see them (2 sets the mask)
+  ; signals are for the threads of the program: a blocked call of theirs must see them (2 sets the mask); but for those
+  ; of faults: ILL, TRAP, ABRT, BUS, FPE, SEGV
   call void @llvm.memset.p0.i64(ptr %mask, i8 -1, i64 128, i1 false)
+  store i64 -1273, ptr %mask
   call i32 @pthread_sigmask(i32 2, ptr %mask, ptr %old)
   br label %more
 
@@ -353,25 +359,45 @@ done:
   ret i1 %all
 }
 
-; Whether OpenMP may run %tasks threads for this one: asked of the system once, as OpenMP keeps the threads.
+; The number that this thread has noted under a key, 0 for none.
+define internal i32 @noted(i32 %key) {
+  %value = call ptr @pthread_getspecific(i32 %key)
+  %wide = ptrtoint ptr %value to i64
+  %number = trunc i64 %wide to i32
+  ret i32 %number
+}
+
+define internal void @note(i32 %key, i32 %number) {
+  %wide = zext i32 %number to i64
+  %value = inttoptr i64 %wide to ptr
+  call i32 @pthread_setspecific(i32 %key, ptr %value)
+  ret void
+}
+
+; Whether OpenMP may run %tasks threads for this one. The system is asked where they are more than at the last loop: OpenMP
+; keeps that loop's threads, and no more.
 define internal i1 @openmp_may(i32 %tasks) {
 entry:
+  %notes = load i1, ptr @notes
+  br i1 %notes, label %look, label %no
+
+look:
   %key = load i32, ptr @openmp_key
-  %had.raw = call ptr @pthread_getspecific(i32 %key)
-  %had.wide = ptrtoint ptr %had.raw to i64
-  %had = trunc i64 %had.wide to i32
-  %enough = icmp sge i32 %had, %tasks
-  br i1 %enough, label %yes, label %ask
+  %had = call i32 @noted(i32 %key)
+  %same = icmp eq i32 %had, %tasks
+  br i1 %same, label %yes, label %compare
+
+compare:
+  %enough = icmp sgt i32 %had, %tasks
+  br i1 %enough, label %keep, label %ask
 
 ask:
   %others = sub i32 %tasks, 1
   %there = call i1 @system_has(i32 %others)
-  br i1 %there, label %note, label %no
+  br i1 %there, label %keep, label %no
 
-note:
-  %wide = zext i32 %tasks to i64
-  %value = inttoptr i64 %wide to ptr
-  call i32 @pthread_setspecific(i32 %key, ptr %value)
+keep:
+  call void @note(i32 %key, i32 %tasks)
   br label %yes
 
 yes:
@@ -381,12 +407,34 @@ no:
   ret i1 false
 }
 
+; Threads that a loop of this thread takes.
+define internal i32 @wanted() {
+entry:
+  %notes = load i1, ptr @notes
+  br i1 %notes, label %own, label %common
+
+own:
+  %key = load i32, ptr @count_key
+  %count = call i32 @noted(i32 %key)
+  %said = icmp sgt i32 %count, 0
+  br i1 %said, label %done, label %common
+
+common:
+  %settings = load ptr, ptr @settings
+  %other = load atomic i32, ptr %settings monotonic, align 4
+  br label %done
+
+done:
+  %wanted = phi i32 [ %count, %own ], [ %other, %common ]
+  ret i32 %wanted
+}
+
 ; What compiled functions call for a parallel loop, as TVMBackendParallelLaunch: %asked tasks, or 0 for a task a thread.
 define internal i32 @launch(ptr %function, ptr %data, i32 %asked) {
 entry:
   %loop = alloca %loop, align 16
   %settings = load ptr, ptr @settings
-  %wanted = load atomic i32, ptr %settings monotonic, align 4
+  %wanted = call i32 @wanted()
   %given = icmp sgt i32 %asked, 0
   %some = select i1 %given, i32 %asked, i32 %wanted
   %parallel = icmp sgt i32 %some, 1
@@ -449,11 +497,32 @@ define i32 @__tvm_ffi_start(ptr %self, ptr %arguments, i32 %count, ptr %result) 
   %address = load i64, ptr %value
   %settings = inttoptr i64 %address to ptr
   store ptr %settings, ptr @settings
-  call i32 @pthread_key_create(ptr @openmp_key, ptr null)
+  %first = call i32 @pthread_key_create(ptr @openmp_key, ptr null)
+  %second = call i32 @pthread_key_create(ptr @count_key, ptr null)
+  %failures = or i32 %first, %second
+  %notes = icmp eq i32 %failures, 0
+  store i1 %notes, ptr @notes
   %launch = ptrtoint ptr @launch to i64
   store i32 1, ptr %result
   %to = getelementptr i8, ptr %result, i64 8
   store i64 %launch, ptr %to
+  ret i32 0
+}
+
+; set_count(threads that loops of this thread take from now on)
+define i32 @__tvm_ffi_set_count(ptr %self, ptr %arguments, i32 %count, ptr %result) {
+entry:
+  %notes = load i1, ptr @notes
+  br i1 %notes, label %say, label %done
+
+say:
+  %value = getelementptr i8, ptr %arguments, i64 8
+  %wanted = load i32, ptr %value
+  %key = load i32, ptr @count_key
+  call void @note(i32 %key, i32 %wanted)
+  br label %done
+
+done:
   ret i32 0
 }
 

@@ -199,7 +199,7 @@ class Executor:
         if spec.empty:
             check_runs_here(target, number)
             if source.gpu:
-                return without_elements(source.gpu, spec.output_shape, spec.dtype)
+                return source.restore(without_elements(source.gpu, spec.output_shape, spec.dtype))
             return source.restore(np.empty(spec.output_shape, numpy_dtype(spec.dtype)))
         key = (spec, number, target_key(target), exact)
         ready = self._gpu_ready.get(key)
@@ -212,7 +212,7 @@ class Executor:
                 self._gpu_ready.put(key, ready)
             self._sizes.called(key[1:], key, plan if quick else None)
         if source.gpu:
-            return self._gpu.on_gpu(ready.plan, ready.loaded.function, target, source.gpu, weights)
+            return source.restore(self._gpu.on_gpu(ready.plan, ready.loaded.function, target, source.gpu, weights))
         x = tensors.prepare(source.numpy(), spec.dtype)
         return source.restore(self._gpu.from_host(ready.plan, ready.loaded.function, target, x, weights))
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from tvm_conv3d import conversion
+from tvm_conv3d import conversion, threads
 from tvm_conv3d.cuda import arrays
 from tvm_conv3d.cuda.arrays import GpuTensor
 from tvm_conv3d.dtypes import numpy_dtype
@@ -31,13 +31,14 @@ class Source(NamedTuple):
     Attributes:
         shape: its shape.
         numpy: gives it as a NumPy array, without a copy where possible; possibly read-only.
-        restore: turns a NumPy array into the caller's kind, without a copy where possible.
+        restore: turns a NumPy array, of a GPU's tensor one of its library, into the caller's kind, without a copy where
+            possible.
         gpu: the tensor where it lies in a GPU's memory; then `numpy` refuses.
     """
 
     shape: tuple[int, ...]
     numpy: Callable[[], np.ndarray]
-    restore: Callable[[np.ndarray], Any]
+    restore: Callable[[Any], Any]
     gpu: GpuTensor | None = None
 
 
@@ -116,7 +117,9 @@ def _gpu_source(value: Any) -> Source:
             f"This is done in CPU memory only. Received: {type(value)} on GPU {tensor.device}. Copy it first."
         )
 
-    return Source(tensor.shape, numpy, _identity, tensor)
+    torch = sys.modules.get("torch")
+    subclass = torch is not None and isinstance(value, torch.Tensor) and type(value) is not torch.Tensor
+    return Source(tensor.shape, numpy, (lambda result: convolved(value, result)) if subclass else _identity, tensor)
 
 
 def _check_torch(tensor: Any, torch: Any) -> None:
@@ -136,6 +139,7 @@ def _check_torch(tensor: Any, torch: Any) -> None:
 
 
 def _torch_source(tensor: Any, torch: Any) -> Source:
+    threads.torch_is_used()
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         raise TypeError(
             "The input must be a tensor with memory of its own. "

@@ -5,11 +5,14 @@ The pool that runs the loops is in :mod:`tvm_conv3d.parallel`; it reads :data:`S
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tvm_conv3d import openmp
@@ -28,8 +31,11 @@ class Settings(ctypes.Structure):
     _fields_ = (("count", ctypes.c_int32), ("parallel", ctypes.c_void_p), ("thread_number", ctypes.c_void_p))
 
 
-#: Of the process: threads that a loop takes, and OpenMP's entries where its threads take the pool's place.
+#: Of the process: threads that a loop takes whose thread does not say; OpenMP's entries where its threads are taken.
 SETTINGS = Settings(1, None, None)
+
+#: Bit of a process's flags in Linux: it was forked and runs the same program still.
+_FORKED = 0x40
 
 
 class _State:
@@ -37,16 +43,31 @@ class _State:
 
     Attributes:
         requested: by :func:`set_num_threads`.
-        runtime: the OpenMP runtime that is used.
-        modules: of Python when one was last looked for: libraries come with them.
-        forked: whether this is a forked child, in which OpenMP would wait for its parent's threads for ever.
+        runtime: the OpenMP runtime that is loaded; it counts.
+        used: whether anybody uses it but TVM, which imports torch wherever it is installed.
+        forked: whether this is a forked child, in which OpenMP would wait for its parent's threads for ever; None
+            before anybody asked.
+        modules: of Python when a runtime was last looked for: libraries come with them.
+        tvm: whether TVM's was among them.
+        set_count: tells the pool how many threads this thread's loops take; None before there is a pool.
     """
 
     requested: int | None = None
     runtime: openmp.OpenMP | None = None
+    used: bool = False
+    forked: bool | None = None
     modules: int = 0
-    forked: bool = False
+    tvm: bool = False
+    set_count: Callable[[int], Any] | None = None
 
+
+class _OfThread(threading.local):
+    """How many threads the pool has been told to take for this one's loops."""
+
+    told: int = 0
+
+
+_mine = _OfThread()
 
 _renewals: list[Callable[[], None]] = []
 
@@ -79,10 +100,10 @@ def get_num_threads() -> int:
     `torch.get_num_threads()` or another OpenMP runtime that is loaded says for the calling thread, without one
     $OMP_NUM_THREADS.
     """
+    runtime = _openmp()
     known = _State.requested or _positive(os.environ.get(VARIABLE, ""))
     if known:
         return known
-    runtime = _openmp()
     if runtime is not None:
         most = runtime.count()
     else:
@@ -93,13 +114,28 @@ def get_num_threads() -> int:
 def owner() -> str:
     """Whose threads run the loops: the file of an OpenMP runtime, or "tvm_conv3d"."""
     runtime = _openmp()
-    return "tvm_conv3d" if runtime is None else runtime.path
+    return runtime.path if runtime is not None and SETTINGS.parallel else "tvm_conv3d"
+
+
+def tell_pool(set_count: Callable[[int], Any]) -> None:
+    """Makes `set_count` known, which tells the pool how many threads the loops of the calling thread take."""
+    _State.set_count = set_count
+
+
+def torch_is_used() -> None:
+    """Notes that the program uses torch, whose OpenMP threads run the loops from now on."""
+    if not _State.used:
+        _State.used = True
+        _take_openmp()
 
 
 def run(function: Callable[..., Any], *arguments: Any) -> None:
     """Calls a compiled function with as many threads as are wanted now."""
-    _openmp()
-    SETTINGS.count = get_num_threads()
+    count = get_num_threads()
+    if _mine.told != count and _State.set_count is not None:
+        _State.set_count(count)
+        _mine.told = count
+    SETTINGS.count = count
     function(*arguments)
 
 
@@ -110,15 +146,43 @@ def _positive(text: str) -> int:
 
 def _openmp() -> openmp.OpenMP | None:
     """The OpenMP runtime of the process, looked for anew once Python has loaded more modules."""
-    if len(sys.modules) != _State.modules and not _State.forked:
-        _watch_forks()
-        _State.runtime = runtime = openmp.loaded()
-        if runtime is not None:
-            SETTINGS.thread_number = runtime.thread_number
-            SETTINGS.parallel = runtime.parallel
-        # after the search, which loads modules itself
-        _State.modules = len(sys.modules)
+    if len(sys.modules) != _State.modules:
+        _look_for_openmp()
     return _State.runtime
+
+
+def _look_for_openmp() -> None:
+    if _State.forked is None:
+        _State.forked = _was_forked()
+        _watch_forks()
+    found = _State.runtime
+    # a library that can't be looked into is none of ours, and no reason for a call to fail
+    with contextlib.suppress(Exception):
+        found = openmp.loaded()
+    tvm = "tvm_ffi" in sys.modules
+    if found is not None and _State.runtime is None:
+        # torch that comes together with TVM is no choice of the program's
+        _State.used = not found.of_torch or not tvm or _State.tvm
+    # the modules after the search, which loads some itself
+    _State.runtime, _State.tvm, _State.modules = found, tvm, len(sys.modules)
+    _take_openmp()
+
+
+def _take_openmp() -> None:
+    """Has loops run on the threads of OpenMP where it is used, and can be."""
+    runtime = _State.runtime
+    if runtime is not None and _State.used and not _State.forked:
+        SETTINGS.thread_number = runtime.thread_number
+        SETTINGS.parallel = runtime.parallel
+
+
+def _was_forked() -> bool:
+    """Whether this process was forked and runs its parent's program still; False where the system does not tell."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        return bool(int(fields[6]) & _FORKED)
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 @functools.cache
@@ -129,6 +193,6 @@ def _watch_forks() -> None:
 
 def _in_forked_child() -> None:
     _State.forked = True
-    _State.runtime = SETTINGS.parallel = None
+    SETTINGS.parallel = None
     for renew in _renewals:
         renew()

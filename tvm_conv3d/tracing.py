@@ -101,6 +101,8 @@ def _in_torch(value: Any, torch: Any) -> _Refusal | None:
         return _Refusal(TypeError, "needs numbers, and a tensor on the device meta has a shape only", way)
     if torch.jit.is_tracing():
         return _recorded("torch.jit.trace and torch.onnx.export", _IN_TORCH)
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+        return _recorded("a FakeTensorMode", "Call it outside of that mode.")
     if _loaded("torch.fx.experimental.proxy_tensor", "get_proxy_mode", _nothing)() is not None:
         return _recorded("make_fx", _IN_TORCH)
     return None
