@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tvm_conv3d import threads
 from tvm_conv3d.cuda import driver
 
 
@@ -24,6 +25,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TVM_CONV3D_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test, or a command that it runs, asks for is not asked for by the next one."""
+    monkeypatch.setattr(threads._State, "requested", None)
 
 
 @pytest.fixture(params=["cpu", pytest.param("gpu", marks=_ON_A_GPU)])

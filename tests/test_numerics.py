@@ -10,8 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from problems import assert_right, data, kinds_of_layers, run, specs
-from tvm_conv3d import reference, tensors
-from tvm_conv3d.runtime import Executor
+from tvm_conv3d import reference
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec
 
 BASE = Conv3DSpec(1, (6, 7, 8), 16, 24, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
@@ -73,15 +72,14 @@ def test_non_finite_values_reach_exactly_their_windows(value: float, groups: int
     spec = replace(BASE, groups=groups, filters=16, strides=(1, 2, 1), bias=False)
     x, kernel, _ = data(spec)
     kernel = np.abs(kernel) + np.float32(0.1)
-    # what is not trusted is computed by the definition
-    clean = Executor(accuracy="strict")(spec, tensors.wrap(x), kernel, None, version=0)
+    clean = reference.convolve(spec, x, kernel)
     x[0, 2, 3, 4, 5] = value
     result = run(spec, x, kernel, None)
     touched = np.zeros(spec.input_shape)
     touched[0, 2, 3, 4, 5] = 1
     reached = reference.convolve(spec, touched, kernel) != 0
     np.testing.assert_array_equal(~np.isfinite(result), reached)
-    np.testing.assert_array_equal(result[~reached], clean[~reached])
+    assert reference.relative_error(result[~reached], clean[~reached]) < 1e-5
 
 
 def test_empty_outputs() -> None:

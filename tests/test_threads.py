@@ -28,11 +28,6 @@ WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n"
 WITH_TORCH = "import torch\n"
 
 
-@pytest.fixture(autouse=True)
-def _restore(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads._State, "requested", None)
-
-
 @pytest.fixture(params=[WITHOUT_TORCH, WITH_TORCH], ids=["pool", "openmp"])
 def beginning(request: pytest.FixtureRequest) -> str:
     """The first lines of a process, in which loops run on our pool or on torch's OpenMP threads."""
