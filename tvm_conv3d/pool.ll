@@ -20,6 +20,9 @@
 @arrived = internal global [8 x i64] zeroinitializer, align 16
 @left = internal global [8 x i64] zeroinitializer, align 16
 @loops = internal global ptr null, align 8
+; loops that have come so far, and launchers that sleep until a worker leaves
+@arrivals = internal global i32 0, align 4
+@sleepers = internal global i32 0, align 4
 @workers = internal global i32 0, align 4
 ; whether each thread can note two numbers: threads that it wants, and threads that OpenMP has had for it
 @notes = internal global i1 false
@@ -30,6 +33,7 @@ declare i32 @pthread_create(ptr, ptr, ptr, ptr)
 declare i32 @pthread_detach(i64)
 declare i32 @pthread_join(i64, ptr)
 declare i32 @pthread_mutex_lock(ptr)
+declare i32 @pthread_mutex_trylock(ptr)
 declare i32 @pthread_mutex_unlock(ptr)
 declare i32 @pthread_cond_wait(ptr, ptr)
 declare i32 @pthread_cond_signal(ptr)
@@ -40,6 +44,30 @@ declare i32 @pthread_setspecific(i32, ptr)
 declare i32 @pthread_sigmask(i32, ptr, ptr)
 declare i32 @sched_yield()
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
+
+; Locks the mutex. It is held for some instructions only, but waking a thread that sleeps for it takes longer than a loop.
+define internal void @lock() {
+entry:
+  br label %try
+
+try:
+  %tries = phi i32 [ 0, %entry ], [ %tries.next, %busy ]
+  %code = call i32 @pthread_mutex_trylock(ptr @mutex)
+  %free = icmp eq i32 %code, 0
+  br i1 %free, label %done, label %busy
+
+busy:
+  %tries.next = add i32 %tries, 1
+  %patient = icmp ult i32 %tries.next, 1000
+  br i1 %patient, label %try, label %sleep
+
+sleep:
+  call i32 @pthread_mutex_lock(ptr @mutex)
+  br label %done
+
+done:
+  ret void
+}
 
 ; Runs tasks of a loop until none is left, that of number %first before all others.
 define internal void @work_on(ptr %loop, i32 %first) {
@@ -98,7 +126,7 @@ look:
 
 ask:
   %places.at = getelementptr %loop, ptr %loop, i32 0, i32 5
-  %places = load i32, ptr %places.at
+  %places = load atomic i32, ptr %places.at monotonic, align 4
   %room = icmp sgt i32 %places, 0
   br i1 %room, label %found, label %full
 
@@ -116,64 +144,72 @@ define internal ptr @worker(ptr %number) {
 entry:
   %wide = ptrtoint ptr %number to i64
   %first = trunc i64 %wide to i32
-  call i32 @pthread_mutex_lock(ptr @mutex)
+  call void @lock()
   br label %seek
 
 seek:
+  ; the mutex is held; having waited in vain, a worker sleeps
+  %in.vain = phi i1 [ false, %entry ], [ false, %sleep ], [ %still, %spun ], [ false, %left ]
   %loop = call ptr @joinable()
   %none = icmp eq ptr %loop, null
-  br i1 %none, label %spin, label %join
+  br i1 %none, label %wait, label %join
+
+wait:
+  br i1 %in.vain, label %sleep, label %spin
+
+sleep:
+  call i32 @pthread_cond_wait(ptr @arrived, ptr @mutex)
+  br label %seek
 
 spin:
   ; a network's next layer comes soon: waking a thread that sleeps takes longer than waiting for it
+  %known = load atomic i32, ptr @arrivals monotonic, align 4
   call i32 @pthread_mutex_unlock(ptr @mutex)
   br label %spinning
 
 spinning:
   %spins = phi i32 [ 0, %spin ], [ %spins.next, %yield ]
-  %head = load atomic ptr, ptr @loops monotonic, align 8
-  %idle = icmp eq ptr %head, null
-  %patient = icmp ult i32 %spins, 1000
-  %wait = and i1 %idle, %patient
-  br i1 %wait, label %yield, label %sleep
+  %arrivals = load atomic i32, ptr @arrivals monotonic, align 4
+  %still = icmp eq i32 %arrivals, %known
+  %patient = icmp ult i32 %spins, 4000
+  %go.on = and i1 %still, %patient
+  br i1 %go.on, label %yield, label %spun
 
 yield:
   call i32 @sched_yield()
   %spins.next = add i32 %spins, 1
   br label %spinning
 
-sleep:
-  call i32 @pthread_mutex_lock(ptr @mutex)
-  br label %sleeping
-
-sleeping:
-  %come = call ptr @joinable()
-  %still = icmp eq ptr %come, null
-  br i1 %still, label %snooze, label %join
-
-snooze:
-  call i32 @pthread_cond_wait(ptr @arrived, ptr @mutex)
-  br label %sleeping
+spun:
+  call void @lock()
+  br label %seek
 
 join:
-  %chosen = phi ptr [ %loop, %seek ], [ %come, %sleeping ]
-  %places.at = getelementptr %loop, ptr %chosen, i32 0, i32 5
-  %places = load i32, ptr %places.at
+  %places.at = getelementptr %loop, ptr %loop, i32 0, i32 5
+  %places = load atomic i32, ptr %places.at monotonic, align 4
   %fewer = sub i32 %places, 1
-  store i32 %fewer, ptr %places.at
-  %inside.at = getelementptr %loop, ptr %chosen, i32 0, i32 6
+  store atomic i32 %fewer, ptr %places.at monotonic, align 4
+  %inside.at = getelementptr %loop, ptr %loop, i32 0, i32 6
   %entered = atomicrmw add ptr %inside.at, i32 1 monotonic
   call i32 @pthread_mutex_unlock(ptr @mutex)
-  call void @work_on(ptr %chosen, i32 %first)
-  call i32 @pthread_mutex_lock(ptr @mutex)
-  ; nothing is left to join, and from the next line on the loop may be gone
-  store i32 0, ptr %places.at
-  %before = atomicrmw sub ptr %inside.at, i32 1 release
-  %last = icmp eq i32 %before, 1
-  br i1 %last, label %tell, label %seek
+  call void @work_on(ptr %loop, i32 %first)
+  ; nothing is left to join, and from the next line but one on the loop may be gone
+  store atomic i32 0, ptr %places.at monotonic, align 4
+  %before = atomicrmw sub ptr %inside.at, i32 1 seq_cst
+  %sleepers = load atomic i32, ptr @sleepers seq_cst, align 4
+  %awake = icmp eq i32 %sleepers, 0
+  br i1 %awake, label %leave, label %tell
 
 tell:
+  call void @lock()
   call i32 @pthread_cond_broadcast(ptr @left)
+  br label %left
+
+leave:
+  call void @lock()
+  br label %left
+
+left:
   br label %seek
 }
 
@@ -225,11 +261,12 @@ entry:
   %places.at = getelementptr %loop, ptr %loop, i32 0, i32 5
   %places = load i32, ptr %places.at
   %next.at = getelementptr %loop, ptr %loop, i32 0, i32 7
-  call i32 @pthread_mutex_lock(ptr @mutex)
+  call void @lock()
   call void @grow(i32 %places)
   %head = load ptr, ptr @loops
   store ptr %head, ptr %next.at
-  store atomic ptr %loop, ptr @loops release, align 8
+  store ptr %loop, ptr @loops
+  %arrival = atomicrmw add ptr @arrivals, i32 1 monotonic
   call i32 @pthread_mutex_unlock(ptr @mutex)
   br label %wake
 
@@ -242,7 +279,7 @@ wake:
 
 work:
   call void @work_on(ptr %loop, i32 0)
-  call i32 @pthread_mutex_lock(ptr @mutex)
+  call void @lock()
   br label %find
 
 find:
@@ -257,7 +294,7 @@ on:
 
 unlink:
   %after = load ptr, ptr %next.at
-  store atomic ptr %after, ptr %link monotonic, align 8
+  store ptr %after, ptr %link
   call i32 @pthread_mutex_unlock(ptr @mutex)
   %inside.at = getelementptr %loop, ptr %loop, i32 0, i32 6
   br label %spinning
@@ -278,19 +315,21 @@ yield:
   br label %spinning
 
 sleep:
-  call i32 @pthread_mutex_lock(ptr @mutex)
+  call void @lock()
+  %more.sleepers = atomicrmw add ptr @sleepers, i32 1 seq_cst
   br label %sleeping
 
 sleeping:
-  %rest = load atomic i32, ptr %inside.at acquire, align 4
+  %rest = load atomic i32, ptr %inside.at seq_cst, align 4
   %over = icmp eq i32 %rest, 0
-  br i1 %over, label %awake, label %snooze
+  br i1 %over, label %wake.up, label %snooze
 
 snooze:
   call i32 @pthread_cond_wait(ptr @left, ptr @mutex)
   br label %sleeping
 
-awake:
+wake.up:
+  %fewer.sleepers = atomicrmw sub ptr @sleepers, i32 1 seq_cst
   call i32 @pthread_mutex_unlock(ptr @mutex)
   br label %done
 
@@ -533,6 +572,7 @@ define i32 @__tvm_ffi_forked(ptr %self, ptr %arguments, i32 %count, ptr %result)
   call void @llvm.memset.p0.i64(ptr @left, i8 0, i64 64, i1 false)
   store ptr null, ptr @loops
   store i32 0, ptr @workers
+  store i32 0, ptr @sleepers
   ret i32 0
 }
 
