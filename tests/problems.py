@@ -122,7 +122,7 @@ def execute(
     ]
     flags = [np.full(shape, np.nan, plan.spec.accumulator) for shape in loaded.shapes[4:]]
     arrays = [x, *packed, out, *flags]
-    loaded.function(*(runtime._view(array, shape) for array, shape in zip(arrays, loaded.shapes, strict=True)))
+    loaded.function(*(tensors.exported(array, shape) for array, shape in zip(arrays, loaded.shapes, strict=True)))
     return out, all(np.isfinite(array).all() for array in flags)
 
 

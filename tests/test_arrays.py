@@ -167,9 +167,9 @@ def test_what_lies_right_is_not_copied() -> None:
 def compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """Copies that are compiled, from a process that has none loaded."""
     found: list[Any] = []
-    real = conversion._compile
+    real = conversion._module
 
-    def counted(*what: str) -> bytes:
+    def counted(*what: str) -> Any:
         found.append(what)
         return real(*what)
 
@@ -178,7 +178,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         helper_code._modules.clear()
 
     forget()
-    monkeypatch.setattr(conversion, "_compile", counted)
+    monkeypatch.setattr(conversion, "_module", counted)
     yield found
     forget()
 

@@ -45,6 +45,21 @@ def cache_root() -> Path:
     return folders.expand(chosen, CACHE_VARIABLE) if chosen else folders.user_cache()
 
 
+@contextlib.contextmanager
+def empty_root() -> Iterator[None]:
+    """An empty folder in the place of :func:`cache_root`, for as long as the context lasts."""
+    before = os.environ.get(CACHE_VARIABLE)
+    with tempfile.TemporaryDirectory(prefix="tvm_conv3d-") as folder:
+        os.environ[CACHE_VARIABLE] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[CACHE_VARIABLE]
+            else:
+                os.environ[CACHE_VARIABLE] = before
+
+
 def load(key: str) -> Artifact | None:
     """The artifact under `key`, or None where there is none or it is damaged or not ours."""
     folder = _modules() / key

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_conv3d import buffers, build, helper_code, in_flight, threads
+from tvm_conv3d import buffers, helper_code, in_flight, threads
 from tvm_conv3d.compute.copy_order import plan
-from tvm_conv3d.targets import host_target
+
+if TYPE_CHECKING:
+    from tvm import IRModule
 
 #: Element types that compiled copies read.
 _SOURCES = frozenset(("bool", "float16", "bfloat16", "float32", "float64")).union(
@@ -19,7 +21,6 @@ _SOURCES = frozenset(("bool", "float16", "bfloat16", "float32", "float64")).unio
 
 #: Smaller copies lie in the caches: NumPy has made them before other threads have begun.
 _LEAST_BYTES = 1 << 20
-
 
 #: Passes of TVM that find nothing to do in a copy, and take a third of the time of compiling it.
 _NEEDLESS = [
@@ -75,16 +76,12 @@ def _types(source: np.dtype[Any], target: np.dtype[Any]) -> tuple[str, str]:
 
 @functools.cache
 def _compiled(function: str, source: str, target: str) -> Any:
-    cpu = host_target(1)
-    identity = {"name": f"{function} copy", "types": [source, target], "target": build.target_text(cpu)}
-    return helper_code.get(identity, lambda: _compile(function, source, target)).get_function(function)
+    identity = {"name": f"{function} copy", "types": [source, target]}
+    code = helper_code.get(identity, lambda: _module(function, source, target), _NEEDLESS)
+    return code.get_function(function)
 
 
-def _compile(function: str, source: str, target: str) -> bytes:
-    import tvm
-
+def _module(function: str, source: str, target: str) -> IRModule:
     from tvm_conv3d.compute import strided_copy
 
-    module = strided_copy.module(function, source, target)
-    with tvm.transform.PassContext(disabled_pass=_NEEDLESS):
-        return build.object_code(tvm.compile(module, target=host_target(1)).mod)
+    return strided_copy.module(function, source, target)

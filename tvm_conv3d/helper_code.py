@@ -3,37 +3,50 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from tvm_conv3d import build, cache, parallel
 from tvm_conv3d.build import Artifact
 from tvm_conv3d.locks import ForkSafeLock
+from tvm_conv3d.targets import host_target
+
+if TYPE_CHECKING:
+    from tvm import IRModule
 
 _modules: dict[str, Any] = {}
 _lock = ForkSafeLock()
 
 
-def get(identity: Mapping[str, object], compile_code: Callable[[], bytes]) -> Any:
-    """The loaded module of some machine code: from this process, else from disk, else compiled and kept.
+def get(identity: Mapping[str, object], make_module: Callable[[], IRModule], without: Sequence[str] = ()) -> Any:
+    """The loaded machine code of a module for this CPU: from this process, else from disk, else compiled and kept.
 
     Args:
-        identity: all that the code depends on besides the versions of TVM and this package, as JSON's types; its
-            "name" tells people what it is. Where the code comes of Python that is no part of `compute` or
+        identity: all that the code depends on besides this CPU and the versions of TVM and this package, as JSON's
+            types; its "name" tells people what it is. Where the code comes of Python that is no part of `compute` or
             `schedules`, a text or number that changes with it belongs in here.
-        compile_code: makes the object file.
+        make_module: declares the functions.
+        without: TVM's passes that find nothing to do in them.
 
     Raises:
         RuntimeError: the installed TVM is another version, or can't compile it.
     """
+    identity = {**identity, "target": build.target_text(host_target(1))}
     key = build.key_of(identity)
     found = _modules.get(key)
     if found is None:
         with _lock:
             found = _modules.get(key)
             if found is None:
-                found = _modules[key] = _load(key, identity, compile_code)
+                found = _modules[key] = _load(key, identity, lambda: _compiled(make_module(), without))
     return found
+
+
+def _compiled(module: IRModule, without: Sequence[str]) -> bytes:
+    import tvm
+
+    with tvm.transform.PassContext(disabled_pass=list(without)):
+        return build.object_code(tvm.compile(module, target=host_target(1)).mod)
 
 
 def _load(key: str, identity: Mapping[str, object], compile_code: Callable[[], bytes]) -> Any:

@@ -279,8 +279,7 @@ class Conv3D(KernelLayer):
         return prepared
 
     def _forward(self, source: tensors.Source, prepared: _Prepared) -> Any:
-        weights = self._cast_weights()
-        version, kernel, bias, structured = weights
+        version, kernel, bias, structured = self._cast_weights()
         output = self._executor(prepared.spec, source, kernel, bias, version, structured)
         _, after, in_numpy = prepared.activation
         if after is None:

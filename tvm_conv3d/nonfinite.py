@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tvm_conv3d import buffers, build, helper_code, tensors, threads
+from tvm_conv3d import buffers, helper_code, tensors, threads
 from tvm_conv3d.algorithms import named
 from tvm_conv3d.compute.trim import trim
 from tvm_conv3d.cuda.executor import Weights
 from tvm_conv3d.dtypes import numpy_dtype
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
-from tvm_conv3d.targets import host_target
 
 if TYPE_CHECKING:
     from tvm import IRModule
@@ -206,7 +205,7 @@ def _results(spec: Conv3DSpec, bias: np.ndarray | None) -> np.ndarray:
     values = np.zeros(spec.filters, spec.accumulator) if bias is None else bias.astype(spec.accumulator)
     results = np.empty((3, spec.filters), numpy_dtype(spec.dtype))
     sums = np.array([np.nan, np.inf, -np.inf], spec.accumulator)
-    threads.run(_results_code(spec.dtype, spec.bias, spec.activation), *map(_exported, (values, sums, results)))
+    threads.run(_results_code(spec.dtype, spec.bias, spec.activation), *map(tensors.exported, (values, sums, results)))
     return _bits(results, results.shape)
 
 
@@ -221,15 +220,8 @@ def _bits(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _call(spec: Conv3DSpec, name: str, *arguments: np.ndarray | int) -> None:
-    threads.run(
-        _code(spec.dtype).get_function(name), *(_exported(a) if isinstance(a, np.ndarray) else a for a in arguments)
-    )
-
-
-def _exported(array: np.ndarray) -> Any:
-    import tvm_ffi
-
-    return tvm_ffi.from_dlpack(tensors.exportable(array, array.shape))
+    views = (tensors.exported(a) if isinstance(a, np.ndarray) else a for a in arguments)
+    threads.run(_code(spec.dtype).get_function(name), *views)
 
 
 @functools.cache
@@ -248,13 +240,10 @@ def _results_code(dtype: str, bias: bool, activation: str) -> Any:
 
 def _loaded(identity: Mapping[str, object], module_of: Callable[[ModuleType], IRModule]) -> Any:
     """The loaded code of a module that :mod:`tvm_conv3d.compute.nonfinite` makes."""
-    target = host_target(1)
 
-    def compile_code() -> bytes:
-        import tvm
-
+    def make_module() -> IRModule:
         from tvm_conv3d.compute import nonfinite
 
-        return build.object_code(tvm.compile(module_of(nonfinite), target=target).mod)
+        return module_of(nonfinite)
 
-    return helper_code.get({**identity, "target": build.target_text(target)}, compile_code)
+    return helper_code.get(identity, make_module)

@@ -2,7 +2,8 @@
 
 TVM's runtime keeps a pool for each thread that ever called, for good: a server's short-lived threads leave theirs
 behind until the system has none left. This one (`pool.ll`) has as many workers as the largest loop has asked for,
-shared by all callers, and leaves the work to OpenMP's threads where a runtime is loaded (:mod:`tvm_conv3d.openmp`).
+shared by all callers, and leaves the work to OpenMP's threads where the program uses them
+(:mod:`tvm_conv3d.openmp`).
 """
 
 from __future__ import annotations

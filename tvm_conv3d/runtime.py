@@ -240,12 +240,12 @@ class Executor:
         packed = self._pack(ready, weights)
         shapes = ready.loaded.shapes
         workspace.reserve(ready.loaded, ready.loaded.workspace)
-        arguments = [_view(x, shapes[0]), packed.kernel, packed.bias, _view(out, shapes[3])]
+        arguments = [tensors.exported(x, shapes[0]), packed.kernel, packed.bias, tensors.exported(out, shapes[3])]
         if len(shapes) == 4:
             threads.run(ready.loaded.function, *arguments)
             return True
         flags = np.empty(shapes[4], ready.plan.spec.accumulator)
-        threads.run(ready.loaded.function, *arguments, _view(flags, shapes[4]))
+        threads.run(ready.loaded.function, *arguments, tensors.exported(flags, shapes[4]))
         return bool(np.isfinite(flags).all())
 
     def _target(self, count: int) -> Target:
@@ -294,7 +294,9 @@ class Executor:
                         algorithm.pack_kernel(spec, variant, weights.kernel),
                         algorithm.pack_bias(spec, variant, weights.bias),
                     )
-                    views = [_view(a, shape) for a, shape in zip(arrays, ready.loaded.shapes[1:3], strict=True)]
+                    views = [
+                        tensors.exported(a, shape) for a, shape in zip(arrays, ready.loaded.shapes[1:3], strict=True)
+                    ]
                     packed = _Packed(weights.version, *views)
                     self._packed.put(key, packed)
         return packed
@@ -372,12 +374,6 @@ def _try_link(artifact: build.Artifact) -> Loaded | None:
         return link(artifact)
     except (RuntimeError, ValueError, AttributeError):
         return None
-
-
-def _view(array: np.ndarray, shape: tuple[int, ...]) -> Any:
-    import tvm_ffi
-
-    return tvm_ffi.from_dlpack(tensors.exportable(array, shape))
 
 
 def _check_shapes(spec: Conv3DSpec, source: tensors.Source, kernel: np.ndarray, bias: np.ndarray | None) -> None:

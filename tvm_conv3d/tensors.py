@@ -103,6 +103,13 @@ def exportable(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return array.reshape(shape)
 
 
+def exported(array: np.ndarray, shape: tuple[int, ...] | None = None) -> Any:
+    """The same memory, maybe in another shape, as compiled functions take it."""
+    import tvm_ffi
+
+    return tvm_ffi.from_dlpack(exportable(array, array.shape if shape is None else shape))
+
+
 def _numpy_source(array: np.ndarray) -> Source:
     """Of an array, or of a subclass's data, as NumPy's own functions of plain arrays take them."""
     plain = np.asarray(array)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from tvm_conv3d import reference
+from tvm_conv3d import cache, reference
 from tvm_conv3d.bench import problem, report
 from tvm_conv3d.bench.layers import Layer
 from tvm_conv3d.bench.peers.ours import Ours
-from tvm_conv3d.cache import CACHE_VARIABLE
 from tvm_conv3d.dtypes import numpy_dtype
 from tvm_conv3d.spec import Conv3DSpec, Triple, same_padding
 
@@ -48,7 +44,7 @@ class Calls:
 
 def run(layers: Sequence[Layer], count: int, seed: int, threads: int) -> int:
     """Times and prints the first calls of `count` new sizes of each layer; 0 if all results were right."""
-    with _nothing_kept():
+    with cache.empty_root():
         ours = Ours(threads)
         print("\n".join(report.setting(threads, 1, 0.0, ours.versions()).where()), flush=True)
         print("seconds of the calls of new sizes, of a layer that was called with another size; nothing was cached")
@@ -113,17 +109,3 @@ def _calls(ours: Ours, layer: Layer, specs: Sequence[Conv3DSpec]) -> Iterator[Ca
         if spec is not layer.spec:
             algorithm = convolution.plan_for(x.shape).algorithm
             yield Calls(spec, tuple(seconds), tuple(errors), algorithm)
-
-
-@contextmanager
-def _nothing_kept() -> Iterator[None]:
-    """A fresh folder for compiled modules and records, for as long as the context lasts."""
-    before = os.environ.get(CACHE_VARIABLE)
-    with tempfile.TemporaryDirectory(prefix="tvm_conv3d_bench_") as folder:
-        os.environ[CACHE_VARIABLE] = folder
-        try:
-            yield
-        finally:
-            del os.environ[CACHE_VARIABLE]
-            if before is not None:
-                os.environ[CACHE_VARIABLE] = before

@@ -11,7 +11,6 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-import tvm_ffi
 
 from tvm_conv3d import buffers, reference, runtime, tensors, threads
 from tvm_conv3d.algorithms import Algorithm, algorithms
@@ -108,10 +107,7 @@ class Bench:
         arrays = self.arguments(algorithm, plan, artifact)
         if Image.recognizes(artifact.object_code):
             return GpuKernel.of(runtime.link(artifact).function, arrays)
-        views = [
-            tvm_ffi.from_dlpack(tensors.exportable(array, shape))
-            for array, shape in zip(arrays, artifact.shapes, strict=True)
-        ]
+        views = [tensors.exported(array, shape) for array, shape in zip(arrays, artifact.shapes, strict=True)]
         return Kernel(runtime.link(artifact).function, views, arrays[4:])
 
     def arguments(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> list[np.ndarray]:
