@@ -197,13 +197,6 @@ def test_data_is_exact_in_the_layer_s_type(tmp_path, dtype):
     assert 0.2 < (made.expected > 0).mean() < 0.8
 
 
-def test_geometric_mean():
-    assert stats.geometric_mean([1, 4]) == pytest.approx(2)
-    for bad in ([], [1, 0], [-1]):
-        with pytest.raises(ValueError, match="positive numbers"):
-            stats.geometric_mean(bad)
-
-
 def test_ratios_take_the_fastest_peer():
     one = row(ours=2.0, torch=4.0, openvino=3.0, jax=None)
     assert one.ratio() == 1.5

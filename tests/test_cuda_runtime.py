@@ -152,7 +152,7 @@ def test_targets_of_gpus() -> None:
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
 def test_no_gpu_is_said_in_words() -> None:
     with pytest.raises(ValueError, match=r"name its architecture: \"cuda:sm_90\""):
-        targets.resolve("cuda", 1)
+        targets.requested_target("cuda", 1)
     x, kernel, bias = data(SPEC)
     with pytest.raises(ValueError, match=r"can't be used|no NVIDIA driver"):
         Executor("cuda:sm_80")(SPEC, tensors.wrap(x), kernel, bias, version=0)

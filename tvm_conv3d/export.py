@@ -12,7 +12,7 @@ from tvm_conv3d import build, threads
 from tvm_conv3d.build import Artifact
 from tvm_conv3d.plan import Plan, make_plan
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import is_cuda, resolve
+from tvm_conv3d.targets import is_cuda, requested_target
 
 #: Of the description beside the code.
 _META = "meta.json"
@@ -27,7 +27,7 @@ def export(spec: Conv3DSpec, target: str | Mapping[str, Any], folder: Path, core
 
     Args:
         spec: the problem.
-        target: see :func:`tvm_conv3d.targets.resolve`.
+        target: see :func:`tvm_conv3d.targets.requested_target`.
         folder: made where it does not exist.
         cores: threads that a CPU's plan is made for; None takes this process's.
 
@@ -42,7 +42,7 @@ def export(spec: Conv3DSpec, target: str | Mapping[str, Any], folder: Path, core
     if spec.empty:
         raise ValueError(f"There is nothing to compile: the output is empty. Received: {spec.key()}")
     build.check_versions()
-    resolved = resolve(target, cores or threads.get_num_threads())
+    resolved = requested_target(target, cores or threads.get_num_threads())
     plan = make_plan(spec, resolved)
     artifact = build.compile_plan(plan, resolved)
     files: dict[str, bytes] = {"schedule.py": artifact.schedule.encode()}

@@ -19,7 +19,7 @@ from tvm_conv3d.new_sizes import NewSizes
 from tvm_conv3d.plan import Plan, algorithm_of, make_plan
 from tvm_conv3d.recent import Recent
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import check_runs_here, gpu_target, is_cuda, resolve, target_key
+from tvm_conv3d.targets import check_runs_here, gpu_target, is_cuda, requested_target, target_key
 from tvm_conv3d.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Executor:
     """Runs the convolutions of one layer; safe to call from several threads.
 
     Args:
-        target: what to compile for: None for this machine, else see :func:`tvm_conv3d.targets.resolve`.
+        target: what to compile for: None for this machine, else see :func:`tvm_conv3d.targets.requested_target`.
         accuracy: "strict" for the products of the definition only, no Winograd; "default" for these where a call's
             kernel is structured (:mod:`tvm_conv3d.structure`); "fast" for Winograd even then.
         workspace_limit: bytes that intermediates may take for each thread.
@@ -251,7 +251,7 @@ class Executor:
     def _target(self, count: int) -> Target:
         target = self._targets.get(count)
         if target is None:
-            target = resolve(self._wish, count)
+            target = requested_target(self._wish, count)
             self._targets.put(count, target)
         return target
 

@@ -117,8 +117,8 @@ def resolve(target: str | Mapping[str, Any] | Target | None, cores: int) -> Targ
     """The target that a user means.
 
     Args:
-        target: None or "llvm" for this machine, a dict such as `{"kind": "llvm", "mcpu": "haswell"}`, "cuda" for this
-            machine's GPU, "cuda:sm_90" for another, or a TVM target.
+        target: None or "llvm" for this machine, a dict such as `{"kind": "llvm", "mcpu": "haswell"}`, "cuda:sm_90" or
+            `{"kind": "cuda", "arch": "sm_90"}` for a GPU, or a TVM target.
         cores: threads to plan for where the target does not say.
 
     Raises:
@@ -128,8 +128,9 @@ def resolve(target: str | Mapping[str, Any] | Target | None, cores: int) -> Targ
 
     if target is None or target == "llvm":
         return host_target(cores)
-    if _names_cuda(target):
-        return cuda_target(target)
+    arch = _cuda_architecture(target)
+    if arch is not None:
+        return cuda_target(arch)
     if isinstance(target, Mapping):
         config = {"num-cores": cores, **target} if target.get("kind") == "llvm" else dict(target)
         _check_config(config)
@@ -147,16 +148,29 @@ def resolve(target: str | Mapping[str, Any] | Target | None, cores: int) -> Targ
             f'{{"kind": "llvm", "mcpu": "haswell"}} or a tvm.target.Target. Received: target={target!r}'
         )
     if str(target.kind.name) == "cuda":
-        return cuda_target({"arch": str(target.attrs.get("arch", ""))})
+        return cuda_target(str(target.attrs.get("arch", "")))
     if str(target.kind.name) != "llvm":
         raise ValueError(f"Only targets of the kinds llvm and cuda are supported. Received: target={target}")
     return target
 
 
-def _names_cuda(target: object) -> bool:
+def _cuda_architecture(target: object) -> str | None:
+    """The architecture that "cuda:sm_90" or {"kind": "cuda", "arch": "sm_90"} names; "" where it names none."""
     if isinstance(target, str):
-        return target.partition(":")[0] == "cuda"
-    return isinstance(target, Mapping) and target.get("kind") == "cuda"
+        kind, _, arch = target.partition(":")
+        return arch if kind == "cuda" else None
+    if isinstance(target, Mapping) and target.get("kind") == "cuda":
+        return str(target.get("arch", ""))
+    return None
+
+
+def requested_target(target: str | Mapping[str, Any] | Target | None, cores: int) -> Target:
+    """As :func:`resolve`, where "cuda" without an architecture is this machine's first GPU.
+
+    Raises:
+        ValueError: as :func:`resolve`, or that GPU can't be used.
+    """
+    return gpu_target(0) if target in ("cuda", {"kind": "cuda"}) else resolve(target, cores)
 
 
 @functools.cache
@@ -168,7 +182,7 @@ def gpu_target(number: int) -> Target:
     """
     from tvm_conv3d.cuda import driver
 
-    return cuda_target(f"cuda:{nearest(driver.device(number).capability).name}")
+    return cuda_target(nearest(driver.device(number).capability).name)
 
 
 def is_cuda(target: Target) -> bool:

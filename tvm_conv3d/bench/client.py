@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from tvm_conv3d.bench.machine import THREAD_VARIABLES
 from tvm_conv3d.bench.rows import OURS
 
 #: Idle pools give the CPUs back within milliseconds. GNU OpenMP and TVM do so by themselves: told to sleep at once,
@@ -25,7 +26,6 @@ package.__path__ = [sys.argv.pop(1)]
 sys.modules["tvm_conv3d"] = package
 runpy.run_module("tvm_conv3d.bench.worker", run_name="__main__")
 """
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class WorkerError(RuntimeError):

@@ -17,7 +17,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from tvm_conv3d.bench.client import THREAD_VARIABLES
+#: What tells the BLAS libraries how many threads to take.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 EDGE = 2048
 COPY_BYTES = 1 << 28

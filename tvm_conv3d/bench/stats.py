@@ -1,10 +1,10 @@
-"""Geometric means and what the closing lines say."""
+"""What the closing lines say: ratios and their geometric means."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import geometric_mean
 
 from tvm_conv3d.bench.rows import OURS, Row
 
@@ -18,18 +18,6 @@ class Summary:
     mean: float
     least: float
     least_name: str
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """exp of the mean logarithm.
-
-    Raises:
-        ValueError: no value, or one that is not positive.
-    """
-    numbers = list(values)
-    if not numbers or min(numbers) <= 0:
-        raise ValueError(f"The geometric mean needs positive numbers. Received: {numbers}")
-    return math.exp(math.fsum(map(math.log, numbers)) / len(numbers))
 
 
 def summarise(title: str, rows: Iterable[Row], peer: str | None = None, of: str | None = None) -> Summary | None:

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 from tvm_conv3d import records, threads
 from tvm_conv3d.cuda import driver
 from tvm_conv3d.cuda.architectures import gpu_traits
-from tvm_conv3d.targets import available_cpus, check_runs_here, is_cuda, resolve, target_key, thread_count
+from tvm_conv3d.targets import (
+    available_cpus,
+    check_runs_here,
+    gpu_target,
+    is_cuda,
+    requested_target,
+    target_key,
+    thread_count,
+)
 from tvm_conv3d.tuning import tasks
 from tvm_conv3d.tuning.tasks import Task
 
@@ -210,7 +218,7 @@ def _target(options: argparse.Namespace, kind: str) -> Target:
     if wish == "cuda" and options.dry_run:
         wish = _some_gpu()
     try:
-        target = resolve(wish, threads.get_num_threads())
+        target = requested_target(wish, threads.get_num_threads())
         if options.rpc is None and not options.dry_run:
             check_runs_here(target)
     except ValueError as error:
@@ -227,7 +235,7 @@ def _some_gpu() -> str:
     from tvm_conv3d.cuda.architectures import ARCHITECTURES
 
     try:
-        return f"cuda:{gpu_traits(resolve('cuda', 1)).name}"
+        return f"cuda:{gpu_traits(gpu_target(0)).name}"
     except ValueError as error:
         arch = max(ARCHITECTURES.values(), key=lambda traits: traits.arch).name
         print(f"The records for {arch} are listed. {error}", file=sys.stderr)

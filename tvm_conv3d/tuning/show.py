@@ -7,9 +7,9 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
-from tvm_conv3d.bench.stats import geometric_mean
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.tuning.lab import Trial
 from tvm_conv3d.tuning.layer import Outcome
