@@ -10,10 +10,12 @@ import pytest
 from cuda_on_cpu import compile_modules, lower_module
 from cuda_on_cpu.execute import Order
 from problems import BOUNDS, data
-from tvm_conv3d import build, reference, runtime
+from tvm_conv3d import build, loader, reference, scheduling
+from tvm_conv3d.algorithms import named
 from tvm_conv3d.cuda.architectures import gpu_traits
 from tvm_conv3d.objects import activations
-from tvm_conv3d.plan import Plan, algorithm_of, default_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import default_plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import gpu_target, resolve
 from tvm_conv3d.tuning.gpu_kernel import GpuKernel
@@ -67,7 +69,8 @@ def compute(
 
 
 def _on_cpu(plans: Sequence[Plan], inputs: Sequence[Data], target: str, order: Order) -> Iterator[np.ndarray]:
-    lowered = [lower_module(build.scheduled_module(plan, resolve(target, 1)), resolve(target, 1)) for plan in plans]
+    resolved = resolve(target, 1)
+    lowered = [lower_module(scheduling.scheduled_module(plan, resolved), resolved) for plan in plans]
     for plan, given, compiled in zip(plans, inputs, compile_modules(lowered), strict=True):
         for launch in compiled.lowered.launches:
             assert_launchable(plan, launch.grid, launch.block)
@@ -84,7 +87,7 @@ def _on_gpu(plans: Sequence[Plan], inputs: Sequence[Data]) -> Iterator[np.ndarra
             pytest.skip(f"this GPU has no tensor cores for {plan.spec.dtype}")
         out = np.full(plan.spec.output_shape, np.nan, given[0].dtype)
         x, kernel, bias, _ = arguments(plan, *given)
-        call = GpuKernel.of(runtime.link(build.compile_plan(plan, target)).function, (x, kernel, bias, out))
+        call = GpuKernel.of(loader.link(build.compile_plan(plan, target)).function, (x, kernel, bias, out))
         call()
         call.fetch(out)
         yield out
@@ -92,7 +95,7 @@ def _on_gpu(plans: Sequence[Plan], inputs: Sequence[Data]) -> Iterator[np.ndarra
 
 def _bound(plan: Plan) -> float:
     """That of the type; what other algorithms promise holds of layers with more cells, over which it scatters less."""
-    return BOUNDS[plan.spec.dtype] if algorithm_of(plan, "cuda").exact else 1.5 * plan.error_bound
+    return BOUNDS[plan.spec.dtype] if named(plan.algorithm).exact else 1.5 * plan.error_bound
 
 
 def assert_launchable(plan: Plan, grid: Sequence[int], block: Sequence[int]) -> None:
@@ -103,7 +106,7 @@ def assert_launchable(plan: Plan, grid: Sequence[int], block: Sequence[int]) -> 
 def arguments(
     plan: Plan, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, None]:
-    algorithm = algorithm_of(plan, "cuda")
+    algorithm = named(plan.algorithm)
     packed = algorithm.pack_kernel(plan.spec, plan.variant, kernel), algorithm.pack_bias(plan.spec, plan.variant, bias)
     return x, *packed, None
 

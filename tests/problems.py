@@ -8,8 +8,9 @@ import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 
-from tvm_conv3d import build, reference, runtime, tensors
-from tvm_conv3d.plan import Plan, algorithm_of
+from tvm_conv3d import build, loader, reference, tensors
+from tvm_conv3d.algorithms import named
+from tvm_conv3d.plan import Plan
 from tvm_conv3d.runtime import Executor
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, NO_PADS, Conv3DSpec, Pads, same_padding
 from tvm_conv3d.targets import host_target
@@ -111,8 +112,8 @@ def execute(
     plan: Plan, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None = None
 ) -> tuple[np.ndarray, bool]:
     """Compiles and runs `plan`: the result, in `out` where it is given, and whether all flags are finite."""
-    algorithm = algorithm_of(plan, "llvm")
-    loaded = runtime.link(build.compile_plan(plan, host_target(2)))
+    algorithm = named(plan.algorithm)
+    loaded = loader.link(build.compile_plan(plan, host_target(2)))
     if out is None:
         out = np.empty(plan.spec.output_shape, x.dtype)
     out.fill(np.nan)

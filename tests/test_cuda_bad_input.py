@@ -11,7 +11,7 @@ import pytest
 from cuda_checks import default_plans
 from cuda_fakes import FakeDriver, FakeJax, FakeLibrary, FakeTorch, GpuArray, JaxArray, TorchTensor, driver_of, fake_gpu
 from problems import data
-from tvm_conv3d import Conv3D, build, reference, tensors
+from tvm_conv3d import Conv3D, reference, scheduling, tensors
 from tvm_conv3d.cuda import driver as drivers
 from tvm_conv3d.cuda.driver import CudaError
 from tvm_conv3d.cuda.executor import Kernels, Memory
@@ -114,7 +114,7 @@ def test_plans_beyond_the_limits_of_a_launch_are_refused(dtype: str, changes: di
     (plan,) = default_plans([replace(SPEC, dtype=dtype)])
     target = resolve(TARGET, 1)
     with pytest.raises(RuntimeError, match=words):
-        lower(build.scheduled_module(replace(plan, variant=replace(plan.variant, **changes)), target), target)
+        lower(scheduling.scheduled_module(replace(plan, variant=replace(plan.variant, **changes)), target), target)
 
 
 def test_too_many_blocks_are_refused() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from cuda_fakes import FakeCupy, FakeDriver, FakeLibrary, GpuArray, driver_of, fake_gpu
 from problems import data
-from tvm_conv3d import Conv3D, build, reference, targets, tensors
+from tvm_conv3d import Conv3D, artifact, reference, targets, tensors
 from tvm_conv3d.cuda import driver as drivers
 from tvm_conv3d.cuda import toolkit
 from tvm_conv3d.cuda.architectures import ARCHITECTURES, nearest
@@ -144,8 +144,8 @@ def test_targets_of_gpus() -> None:
     assert targets.thread_count(target) == 1
     assert targets.resolve({"kind": "cuda", "arch": "sm_90"}, 1) is targets.resolve(target, 1)
     # as the tuner's building processes get it
-    again = target_of(build.target_text(target))
-    assert build.target_text(again) == build.target_text(target)
+    again = target_of(artifact.target_text(target))
+    assert artifact.target_text(again) == artifact.target_text(target)
     assert targets.traits_of(again) is ARCHITECTURES["sm_90"]
 
 

@@ -14,9 +14,10 @@ import pytest
 from cuda_checks import default_plans
 from cuda_fakes import FakeDriver
 from problems import data
-from tvm_conv3d import build, reference, runtime
+from tvm_conv3d import build, loader, reference
+from tvm_conv3d.algorithms import named
+from tvm_conv3d.artifact import Artifact
 from tvm_conv3d.bench.layers import read_csv
-from tvm_conv3d.build import Artifact
 from tvm_conv3d.cli import main
 from tvm_conv3d.cuda import driver as drivers
 from tvm_conv3d.cuda import report, toolkit
@@ -26,7 +27,7 @@ from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.cuda.lower import Launch
 from tvm_conv3d.cuda.toolkit import Resources
 from tvm_conv3d.cuda.work import works_of
-from tvm_conv3d.plan import algorithm_of, default_plan
+from tvm_conv3d.planner import default_plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import resolve
 
@@ -52,7 +53,7 @@ def test_compiling_for_a_gpu_elsewhere(tmp_path: Path, monkeypatch: pytest.Monke
     gpu = FakeDriver(90)
     monkeypatch.setattr(drivers, "get", lambda: gpu)
     (plan,) = default_plans([SPEC], "cuda:sm_90")
-    algorithm = algorithm_of(plan, "cuda")
+    algorithm = named(plan.algorithm)
     x, kernel, bias = data(SPEC)
     packed = algorithm.pack_kernel(SPEC, plan.variant, kernel), algorithm.pack_bias(SPEC, plan.variant, bias)
     out = np.empty(SPEC.output_shape, np.float32)
@@ -82,7 +83,7 @@ def test_source_serves_where_there_is_no_compiler(tmp_path: Path, monkeypatch: p
 def test_compiling_for_cpus(tmp_path: Path) -> None:
     files = compiled(tmp_path, "llvm")
     about = json.loads(files["meta.json"])
-    loaded = runtime.link(Artifact(files["module.o"], tuple(map(tuple, about["shapes"])), ""))
+    loaded = loader.link(Artifact(files["module.o"], tuple(map(tuple, about["shapes"])), ""))
     assert callable(loaded.function)
     assert b"main" in files["module.s"]
     other = compiled(tmp_path / "arm", '{"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-n1"}')

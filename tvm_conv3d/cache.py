@@ -20,11 +20,9 @@ from pathlib import Path
 
 import filelock
 
-from tvm_conv3d import folders
-from tvm_conv3d.build import Artifact
-
-#: Names the root of all that this package keeps.
-CACHE_VARIABLE = "TVM_CONV3D_CACHE"
+from tvm_conv3d.artifact import Artifact
+from tvm_conv3d.folders import CACHE_VARIABLE, cache_root
+from tvm_conv3d.workspace import Workspace
 
 #: Seconds to wait for another process that compiles the same module, before compiling it as well.
 _PATIENCE = 60.0
@@ -35,36 +33,16 @@ _ARGUMENTS = (0, 4, 5)
 _OBJECT, _META, _SCHEDULE = "module.o", "meta.json", "schedule.py"
 
 
-def cache_root() -> Path:
-    """The folder of everything that is kept: $TVM_CONV3D_CACHE, else the user's cache folder.
+def load(key: str, root: Path | None = None) -> Artifact | None:
+    """The artifact under `key`, or None where there is none or it is damaged or not ours.
 
-    Raises:
-        ValueError: the variable names the home of a user that does not exist.
+    Args:
+        key: of the artifact.
+        root: the folder of all that is kept; None is :func:`tvm_conv3d.folders.cache_root`.
     """
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return folders.expand(chosen, CACHE_VARIABLE) if chosen else folders.user_cache()
-
-
-@contextlib.contextmanager
-def empty_root() -> Iterator[None]:
-    """An empty folder in the place of :func:`cache_root`, for as long as the context lasts."""
-    before = os.environ.get(CACHE_VARIABLE)
-    with tempfile.TemporaryDirectory(prefix="tvm_conv3d-") as folder:
-        os.environ[CACHE_VARIABLE] = folder
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[CACHE_VARIABLE]
-            else:
-                os.environ[CACHE_VARIABLE] = before
-
-
-def load(key: str) -> Artifact | None:
-    """The artifact under `key`, or None where there is none or it is damaged or not ours."""
-    folder = _modules() / key
+    folder = _modules(root) / key
     try:
-        if not _is_private(_modules()):
+        if not _is_private(folder.parent):
             return None
         meta = json.loads((folder / _META).read_text())
         code = (folder / _OBJECT).read_bytes()
@@ -73,8 +51,7 @@ def load(key: str) -> Artifact | None:
         shapes = tuple(tuple(int(extent) for extent in shape) for shape in meta["shapes"])
         if len(shapes) not in _ARGUMENTS:
             return None
-        shared, own = (int(size) for size in meta["workspace"])
-        return Artifact(code, shapes, "", (shared, own))
+        return Artifact(code, shapes, "", Workspace.from_json(meta["workspace"]))
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
@@ -84,42 +61,42 @@ def holds(key: str) -> bool:
     return (_modules() / key / _META).exists()
 
 
-def workspace(key: str) -> tuple[int, int] | None:
-    """Bytes of the intermediates of what is kept under `key`, as :class:`Artifact` has them; None where unknown."""
+def workspace(key: str) -> Workspace | None:
+    """What the intermediates of what is kept under `key` take; None where unknown."""
     try:
-        shared, own = json.loads((_modules() / key / _META).read_text())["workspace"]
-        return int(shared), int(own)
+        return Workspace.from_json(json.loads((_modules() / key / _META).read_text())["workspace"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
-def store(key: str, artifact: Artifact, about: dict[str, object]) -> None:
+def store(key: str, artifact: Artifact, about: dict[str, object], root: Path | None = None) -> None:
     """Keeps `artifact` under `key`; warns once a process where that is impossible, and goes on.
 
     Args:
         key: of the artifact.
         artifact: what to keep.
         about: what it is, for people (spec, plan, target).
+        root: the folder of all that is kept; None is :func:`tvm_conv3d.folders.cache_root`.
     """
     meta = {
         "key": key,
         "sha256": _digest(artifact.object_code, artifact.shapes),
         "shapes": artifact.shapes,
-        "workspace": artifact.workspace,
+        "workspace": artifact.workspace.to_json(),
         "about": about,
     }
     try:
-        root = _private_folder(_modules())
-        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
+        modules = _private_folder(_modules(root))
+        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=modules))
         try:
             (staging / _OBJECT).write_bytes(artifact.object_code)
             (staging / _SCHEDULE).write_text(artifact.schedule)
             (staging / _META).write_text(json.dumps(meta, indent=1))
-            _replace_folder(staging, root / key)
+            _replace_folder(staging, modules / key)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
-        _warn_once(error)
+        _warn_once(error, root)
 
 
 @contextlib.contextmanager
@@ -144,8 +121,8 @@ def _digest(code: bytes, shapes: object) -> str:
     return hashlib.sha256(json.dumps(shapes).encode() + b"\0" + code).hexdigest()
 
 
-def _modules() -> Path:
-    return cache_root() / "modules"
+def _modules(root: Path | None = None) -> Path:
+    return (root or cache_root()) / "modules"
 
 
 def _private_folder(path: Path) -> Path:
@@ -180,11 +157,11 @@ def _replace_folder(staging: Path, folder: Path) -> None:
 _warned = threading.Event()
 
 
-def _warn_once(error: OSError) -> None:
+def _warn_once(error: OSError, root: Path | None) -> None:
     if not _warned.is_set():
         _warned.set()
         warnings.warn(
-            f"Compiled convolutions can't be kept in {_modules()} and are compiled anew in every process: {error}. "
+            f"Compiled convolutions can't be kept in {_modules(root)} and are compiled anew in every process: {error}. "
             f"Set {CACHE_VARIABLE} to a folder of your own.",
             RuntimeWarning,
             stacklevel=2,

@@ -8,9 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tvm_conv3d import build, threads
-from tvm_conv3d.build import Artifact
-from tvm_conv3d.plan import Plan, make_plan
+from tvm_conv3d import scheduling, threads
+from tvm_conv3d.artifact import Artifact, check_versions, target_text
+from tvm_conv3d.build import compile_plan
+from tvm_conv3d.cuda.image import Image
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import make_plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import is_cuda, requested_target
 
@@ -41,16 +44,16 @@ def export(spec: Conv3DSpec, target: str | Mapping[str, Any], folder: Path, core
     """
     if spec.empty:
         raise ValueError(f"There is nothing to compile: the output is empty. Received: {spec.key()}")
-    build.check_versions()
+    check_versions()
     resolved = requested_target(target, cores or threads.get_num_threads())
     plan = make_plan(spec, resolved)
-    artifact = build.compile_plan(plan, resolved)
+    artifact = compile_plan(plan, resolved)
     files: dict[str, bytes] = {"schedule.py": artifact.schedule.encode()}
     about: dict[str, Any] = {
         "spec": spec.key(),
         "plan": json.loads(plan.describe()),
         "origin": plan.origin,
-        "target": build.target_text(resolved),
+        "target": target_text(resolved),
         "shapes": artifact.shapes,
     }
     if is_cuda(resolved):
@@ -65,8 +68,6 @@ def export(spec: Conv3DSpec, target: str | Mapping[str, Any], folder: Path, core
 
 
 def _gpu_files(artifact: Artifact, about: dict[str, Any]) -> dict[str, bytes]:
-    from tvm_conv3d.cuda.image import Image
-
     image = Image.from_bytes(artifact.object_code)
     about["launches"] = [asdict(launch) for launch in image.launches]
     about["workspaces"] = list(image.workspaces)
@@ -77,5 +78,5 @@ def _gpu_files(artifact: Artifact, about: dict[str, Any]) -> dict[str, bytes]:
 def _assembly(plan: Plan, target: Any) -> bytes:
     import tvm
 
-    lowered = build.lowered_module(build.scheduled_module(plan, target), plan, target)
+    lowered = scheduling.lowered_module(scheduling.scheduled_module(plan, target), plan, target)
     return str(tvm.compile(lowered, target=target).mod.inspect_source("asm")).encode()

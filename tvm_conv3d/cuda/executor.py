@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tvm_conv3d.algorithms import named
 from tvm_conv3d.compute.trim import seen_taps
 from tvm_conv3d.cuda import arrays, driver
 from tvm_conv3d.cuda.architectures import gpu_traits, known
 from tvm_conv3d.cuda.arrays import GpuTensor
 from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.locks import ForkSafeLock
-from tvm_conv3d.plan import Plan, algorithm_of
+from tvm_conv3d.plan import Plan
 from tvm_conv3d.recent import Recent
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class GpuExecutor:
 
     def _pack(self, plan: Plan, device: int, weights: Weights) -> _Packed:
         """Packed weights on a GPU; specs that differ in size only may share one copy."""
-        algorithm = algorithm_of(plan, "cuda")
+        algorithm = named(plan.algorithm)
         taps = seen_taps(plan.spec)
         key = (device, plan.algorithm, repr((plan.variant, plan.spec.kernel_shape, plan.spec.groups, taps)))
         with self._lock:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from tvm_conv3d import buffers, reference, runtime, tensors, threads
+from tvm_conv3d import buffers, loader, reference, tensors, threads
 from tvm_conv3d.algorithms import Algorithm, algorithms
+from tvm_conv3d.artifact import Artifact
 from tvm_conv3d.bench.problem import choose_positions, values_at
-from tvm_conv3d.build import Artifact
 from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.objects import activations
 from tvm_conv3d.plan import Plan
@@ -106,9 +106,9 @@ class Bench:
         """The plan's kernel on this data, into :attr:`out`; weights are packed before."""
         arrays = self.arguments(algorithm, plan, artifact)
         if Image.recognizes(artifact.object_code):
-            return GpuKernel.of(runtime.link(artifact).function, arrays)
+            return GpuKernel.of(loader.link(artifact).function, arrays)
         views = [tensors.exported(array, shape) for array, shape in zip(arrays, artifact.shapes, strict=True)]
-        return Kernel(runtime.link(artifact).function, views, arrays[4:])
+        return Kernel(loader.link(artifact).function, views, arrays[4:])
 
     def arguments(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> list[np.ndarray]:
         """What the plan's kernel takes: input, packed weights, packed bias, output, and flags where it has some."""

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from tvm_conv3d import build, tensors
+from tvm_conv3d import tensors
 from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.build import Artifact
+from tvm_conv3d.artifact import ENTRY, Artifact
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.tuning.measure import CONTEST_SECONDS, LEAST_ROUNDS, MOST_ROUNDS, REPEAT_SECONDS, Bench, Request
 from tvm_conv3d.tuning.workers import NoWorkerError, Worker, WorkerError, answer_requests
@@ -136,7 +136,7 @@ class CpuDevice(Device):
         return module, [tvm.runtime.tensor(np.ascontiguousarray(view), device) for view in views]
 
     def _error(self, bench: Bench, module: Any, arguments: list[Any]) -> float:
-        module[build.ENTRY](*arguments)
+        module[ENTRY](*arguments)
         if not all(np.isfinite(flags.numpy()).all() for flags in arguments[4:]):
             return math.inf
         result = arguments[3].numpy().view(bench.out.dtype).reshape(bench.out.shape)
@@ -150,7 +150,7 @@ class CpuDevice(Device):
         return min(self._once(module, arguments, count) for _ in range(3))
 
     def _once(self, module: Any, arguments: list[Any], count: int) -> float:
-        evaluator = module.time_evaluator(build.ENTRY, self._session.cpu(), number=count, repeat=1)
+        evaluator = module.time_evaluator(ENTRY, self._session.cpu(), number=count, repeat=1)
         return float(evaluator(*arguments).mean)
 
 
