@@ -115,8 +115,8 @@ def _best_box(s: Conv3DSpec, traits: CpuTraits, variant: GroupedVariant) -> tupl
         too_large = copied * copies * variant.lanes * item > traits.l2 // 2
         return too_few, too_large, each * overhanging * -(-s.filters // variant.lanes), -box[2], -box[1]
 
-    depths, rows, columns = map(divisors, tiles_of(s, tile))
-    best = min(itertools.product(depths, rows, columns), key=cost)
+    depth_boxes, row_boxes, column_boxes = map(divisors, tiles_of(s, tile))
+    best = min(itertools.product(depth_boxes, row_boxes, column_boxes), key=cost)
     return cost(best)[2], best
 
 

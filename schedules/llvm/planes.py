@@ -343,6 +343,6 @@ def _best_box(s: Conv3DSpec, traits: CpuTraits, variant: PlanesVariant) -> tuple
         in_cache = size // (traits.l3 // traits.cores), size > traits.l2 // 2
         return too_few, *in_cache, unevenness(count, traits), copied(box) * count, -box[2], -box[1]
 
-    depths, rows, columns = map(divisors, whole)
-    best = min(itertools.product(depths, rows, columns), key=cost)
+    depth_boxes, row_boxes, column_boxes = map(divisors, whole)
+    best = min(itertools.product(depth_boxes, row_boxes, column_boxes), key=cost)
     return copied(best) * tasks(best), best
