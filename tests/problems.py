@@ -117,14 +117,17 @@ def execute(
     if out is None:
         out = np.empty(plan.spec.output_shape, x.dtype)
     out.fill(np.nan)
-    packed = [
-        algorithm.pack_kernel(plan.spec, plan.variant, kernel),
-        algorithm.pack_bias(plan.spec, plan.variant, bias),
-    ]
-    flags = [np.full(shape, np.nan, plan.spec.accumulator) for shape in loaded.shapes[4:]]
-    arrays = [x, *packed, out, *flags]
-    loaded.function(*(tensors.exported(array, shape) for array, shape in zip(arrays, loaded.shapes, strict=True)))
-    return out, all(np.isfinite(array).all() for array in flags)
+    code, function = loaded.main.code, loaded.main.function
+    flags = {a.name: np.full(a.shape, np.nan, a.dtype) for a in function.of("flags")}
+    arrays = {
+        "x": x,
+        "kernel": algorithm.pack_kernel(plan.spec, plan.variant, kernel),
+        "bias": algorithm.pack_bias(plan.spec, plan.variant, bias),
+        "out": out,
+        **flags,
+    }
+    code(*function.ordered({a.name: tensors.exported(arrays[a.name], a.shape) for a in function.arguments}))
+    return out, all(np.isfinite(array).all() for array in flags.values())
 
 
 def run_plan(plan: Plan) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from problems import assert_right
 from tvm_conv3d import artifact, build, cache, folders, loader
 from tvm_conv3d.artifact import Artifact, artifact_key
 from tvm_conv3d.plan import Plan
@@ -86,17 +89,38 @@ def _forge(folder: Path) -> None:
     """A file that is no object, under a digest that fits."""
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "module.o").write_bytes(b"not an object")
-    meta["sha256"] = cache._digest(b"not an object", meta["shapes"])
+    meta["sha256"] = cache._digest(b"not an object", meta["code"])
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
 def _change_a_shape(folder: Path) -> None:
     meta = json.loads((folder / "meta.json").read_text())
-    meta["shapes"][0][1] += 1
+    meta["code"]["functions"]["main"][0]["shape"][1] += 1
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def _as_yesterday(folder: Path) -> None:
+    """Shapes by position, and the workspace as two numbers."""
+    meta = json.loads((folder / "meta.json").read_text())
+    described = meta.pop("code")
+    meta["shapes"] = [argument["shape"] for argument in described["functions"]["main"]]
+    meta["workspace"] = [described["workspace"]["shared"], described["workspace"]["own"]]
+    code = (folder / "module.o").read_bytes()
+    meta["sha256"] = hashlib.sha256(json.dumps(meta["shapes"]).encode() + b"\0" + code).hexdigest()
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def _unknown_role(folder: Path) -> None:
+    """Under a digest that fits."""
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["code"]["functions"]["main"][0]["role"] = "sight"
+    meta["sha256"] = cache._digest((folder / "module.o").read_bytes(), meta["code"])
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
 DAMAGE = {
+    "the format before arguments had names": _as_yesterday,
+    "an unknown role": _unknown_role,
     "another shape": _change_a_shape,
     "flipped byte": _flip_a_byte,
     "truncated": lambda folder: (folder / "module.o").write_bytes((folder / "module.o").read_bytes()[:1000]),
@@ -104,7 +128,7 @@ DAMAGE = {
     "no meta": lambda folder: (folder / "meta.json").unlink(),
     "meta is no json": lambda folder: (folder / "meta.json").write_bytes(b"\xff\x00{"),
     "meta is a list": lambda folder: (folder / "meta.json").write_text("[]"),
-    "meta lacks shapes": lambda folder: (folder / "meta.json").write_text('{"key": "x"}'),
+    "meta lacks the code": lambda folder: (folder / "meta.json").write_text('{"key": "x"}'),
     "forged": _forge,
 }
 
@@ -114,10 +138,13 @@ def test_damage_is_rebuilt(root: Path, plan: Plan, compilations: list[Plan], dam
     get(plan)
     (folder,) = root.glob("[!.]*")
     damage(folder)  # type: ignore[operator]
-    get(plan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        get(plan)
     assert len(compilations) == 2
     get(plan)
     assert len(compilations) == 2, "the rebuilt module is found again"
+    assert_right(SPEC)
 
 
 def test_a_folder_that_others_may_write_to_is_not_trusted(root: Path, plan: Plan, compilations: list[Plan]) -> None:
@@ -133,7 +160,7 @@ def test_a_cache_that_can_not_be_made(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv(folders.CACHE_VARIABLE, str(tmp_path / "file"))
     cache._warned.clear()
     with pytest.warns(RuntimeWarning, match=folders.CACHE_VARIABLE):
-        assert get(plan).shapes
+        assert get(plan).main.function.arguments
 
 
 def test_many_processes_at_once(root: Path) -> None:

@@ -15,8 +15,8 @@ from tvm_conv3d import Conv3D, reference, scheduling, tensors
 from tvm_conv3d.cuda import driver as drivers
 from tvm_conv3d.cuda.driver import CudaError
 from tvm_conv3d.cuda.executor import Kernels, Memory
-from tvm_conv3d.cuda.image import Image
-from tvm_conv3d.cuda.lower import Launch, lower
+from tvm_conv3d.cuda.image import Image, Launch
+from tvm_conv3d.cuda.lower import lower
 from tvm_conv3d.runtime import Executor
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec
 from tvm_conv3d.targets import resolve
@@ -34,9 +34,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
 
 def test_a_module_for_another_architecture_is_not_loaded(gpu: FakeDriver) -> None:
     """As an exported one is, whatever loads it."""
-    image = Image("sm_90", "no source that compiles", (Launch("k", (1, 1, 1), (1, 1, 1), 0, (0,)),))
+    image = Image("sm_90", "no source that compiles", (Launch("k", (1, 1, 1), (1, 1, 1), 0, ("x",)),))
     with pytest.raises(ValueError, match=r"compute capability 8.0: it can't run code for sm_90"):
-        Kernels(image)(0, 0, [Memory(0, 4).address])
+        Kernels(image)(0, 0, {"x": Memory(0, 4).address})
     assert not gpu.launched
 
 

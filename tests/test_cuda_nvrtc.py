@@ -11,10 +11,10 @@ import pytest
 
 from cuda_checks import default_plans
 from tvm_conv3d import scheduling
+from tvm_conv3d.build import compile_image
 from tvm_conv3d.cuda import nvrtc, places, toolkit
 from tvm_conv3d.cuda.architectures import ARCHITECTURES
 from tvm_conv3d.cuda.findings import findings
-from tvm_conv3d.cuda.image import compile_image
 from tvm_conv3d.cuda.lower import lower
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import resolve

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cuda_checks import arguments, bits, default_plans
+from cuda_checks import default_plans, in_order
 from cuda_on_cpu import Report, compile_modules, lower_module, run_program, without_barrier
 from cuda_on_cpu.compile import compile_kernels
 from cuda_on_cpu.execute import Order
@@ -44,8 +44,7 @@ def run(plan: Plan, change: Callable[[Any], Any] | None, order: Order, barrier: 
     """What the tool finds in a plan's kernels, after `change` of their schedule or without one of their barriers."""
     module = scheduling.scheduled_module(plan, TARGET)
     (code,) = compile_modules([lower_module(module if change is None else change(module), TARGET)])
-    arrays = zip(arguments(plan, *data(plan.spec)), code.lowered.parameters, strict=True)
-    given = [None if array is None else bits(array, parameter) for array, parameter in arrays]
+    given = in_order(plan, data(plan.spec), code.lowered.parameters)
     if not barrier:
         return code.run(given, order)
     lowered = code.lowered

@@ -164,8 +164,8 @@ def test_the_limit_of_workspace_holds_for_every_call(compiled: list[Plan]) -> No
     assert algorithms(compiled) == ["direct", "direct"]
     needs = [cache.workspace(folder.name) for folder in (folders.cache_root() / "modules").iterdir()]
     assert len(needs) == 2
-    for shared, own in filter(None, needs):
-        assert own + -(-shared // get_num_threads()) <= limit
+    for need in filter(None, needs):
+        assert need.per_thread(get_num_threads()) <= limit
 
 
 def test_another_number_of_threads_is_no_further_size(compiled: list[Plan]) -> None:

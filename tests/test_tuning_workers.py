@@ -99,7 +99,7 @@ def serve_killed(connection: Connection) -> None:
         if kind not in done:
             path.write_text(f"{done}{kind} ")
             os.kill(os.getpid(), signal.SIGKILL)
-        return Artifact(b"", (), "") if kind == "build" else [0.5]
+        return Artifact(b"", {}, "") if kind == "build" else [0.5]
 
     answer_requests(connection, handle)
 

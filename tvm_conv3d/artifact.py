@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvm_conv3d import compute, schedules
+from tvm_conv3d.compute.argument import Function
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.workspace import NO_WORKSPACE, Workspace
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 #: Versions that were tested together; others crash or refuse (apache-tvm-ffi 0.1.15 breaks MetaSchedule, say).
 PINNED = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1", "apache-tvm-ffi-orcjit": "0.1.3"}
 
-#: Name of the compiled function.
-ENTRY = "main"
+#: Name of the compiled function that convolves.
+MAIN = "main"
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class Artifact:
 
     Attributes:
         object_code: a relocatable object file for the target; for a GPU a :class:`tvm_conv3d.cuda.image.Image`.
-        shapes: shapes of input, packed weights, packed bias, output and maybe flags, as the code sees them.
+        functions: what each compiled function takes, by its name; none where the code is no plan's.
         schedule: the scheduled function as TVMScript, for people.
         workspace: memory of its intermediates.
     """
 
     object_code: bytes
-    shapes: tuple[tuple[int, ...], ...]
+    functions: Mapping[str, Function]
     schedule: str
     workspace: Workspace = NO_WORKSPACE
 

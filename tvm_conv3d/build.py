@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvm_conv3d import scheduling, workspace
-from tvm_conv3d.artifact import ENTRY, Artifact, check_versions
-from tvm_conv3d.cuda.image import compile_image
+from tvm_conv3d.algorithms import named
+from tvm_conv3d.artifact import MAIN, Artifact, check_versions
+from tvm_conv3d.compute.argument import Function
+from tvm_conv3d.cuda import toolkit
+from tvm_conv3d.cuda.image import Image
+from tvm_conv3d.cuda.lower import lower
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.targets import is_cuda
 from tvm_conv3d.workspace import Workspace
@@ -30,21 +34,32 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
     import tvm
 
     module = scheduling.scheduled_module(plan, target)
+    functions = {MAIN: Function(named(plan.algorithm).declare(plan.spec, plan.variant).arguments)}
     if is_cuda(target):
         image = compile_image(module, target)
-        return Artifact(image.to_bytes(), _shapes(module), module.script(), Workspace(sum(image.workspaces), 0))
+        return Artifact(image.to_bytes(), functions, module.script(), Workspace(sum(image.workspaces.values()), 0))
     small = scheduling.with_small_buffers(module)
     lowered, done = scheduling.lowered(small, plan, target)
     with tvm.transform.PassContext(disabled_pass=done):
         code = object_code(tvm.compile(lowered, target=target).mod)
     if not code:
         raise RuntimeError(f"LLVM wrote no code for {plan.spec.key()} on {target}.")
-    return Artifact(code, _shapes(module), module.script(), workspace.of_small_buffers(small))
+    return Artifact(code, functions, module.script(), workspace.of_small_buffers(small))
 
 
-def _shapes(module: IRModule) -> tuple[tuple[int, ...], ...]:
-    """Shapes of the arguments of the function that is compiled."""
-    return tuple(tuple(int(extent) for extent in argument.ty.shape) for argument in module[ENTRY].params)
+def compile_image(module: IRModule, target: Target) -> Image:
+    """The scheduled `main` compiled for a GPU, as source only where no CUDA compiler is found.
+
+    Raises:
+        RuntimeError: TVM or the compiler refuses it.
+    """
+    code = lower(module, target)
+    arch = str(target.attrs["arch"])
+    try:
+        cubin = toolkit.compile_cubin(code.source, arch)
+    except toolkit.NoCompilerError:
+        cubin = b""
+    return Image(arch, code.source, code.launches, code.workspaces, cubin)
 
 
 def object_code(module: Module) -> bytes:

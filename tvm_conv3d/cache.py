@@ -1,8 +1,8 @@
 """Compiled modules on disk, found again by every process of the user.
 
-One folder a module, named by its key: `module.o`, `meta.json` (shapes, digest of the object, the plan in words) and
-`schedule.py`, the readable schedule. A folder appears whole, by renaming a staged one. What does not check out is never
-loaded: it is compiled anew.
+One folder a module, named by its key: `module.o`, `meta.json` (what the functions take, their digest, the plan in
+words) and `schedule.py`, the readable schedule. A folder appears whole, by renaming a staged one. What does not check
+out is never loaded: it is compiled anew.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ from pathlib import Path
 import filelock
 
 from tvm_conv3d.artifact import Artifact
+from tvm_conv3d.compute.argument import Function
 from tvm_conv3d.folders import CACHE_VARIABLE, cache_root
 from tvm_conv3d.workspace import Workspace
 
 #: Seconds to wait for another process that compiles the same module, before compiling it as well.
 _PATIENCE = 60.0
-
-#: Numbers of shapes that an artifact may have: none where its code is no plan's.
-_ARGUMENTS = (0, 4, 5)
 
 _OBJECT, _META, _SCHEDULE = "module.o", "meta.json", "schedule.py"
 
@@ -46,13 +44,12 @@ def load(key: str, root: Path | None = None) -> Artifact | None:
             return None
         meta = json.loads((folder / _META).read_text())
         code = (folder / _OBJECT).read_bytes()
-        if meta["key"] != key or meta["sha256"] != _digest(code, meta["shapes"]):
+        described = meta["code"]
+        if meta["key"] != key or meta["sha256"] != _digest(code, described):
             return None
-        shapes = tuple(tuple(int(extent) for extent in shape) for shape in meta["shapes"])
-        if len(shapes) not in _ARGUMENTS:
-            return None
-        return Artifact(code, shapes, "", Workspace.from_json(meta["workspace"]))
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        functions = {name: Function.from_json(values) for name, values in described["functions"].items()}
+        return Artifact(code, functions, "", Workspace.from_json(described["workspace"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 
@@ -64,7 +61,7 @@ def holds(key: str) -> bool:
 def workspace(key: str) -> Workspace | None:
     """What the intermediates of what is kept under `key` take; None where unknown."""
     try:
-        return Workspace.from_json(json.loads((_modules() / key / _META).read_text())["workspace"])
+        return Workspace.from_json(json.loads((_modules() / key / _META).read_text())["code"]["workspace"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
@@ -78,13 +75,11 @@ def store(key: str, artifact: Artifact, about: dict[str, object], root: Path | N
         about: what it is, for people (spec, plan, target).
         root: the folder of all that is kept; None is :func:`tvm_conv3d.folders.cache_root`.
     """
-    meta = {
-        "key": key,
-        "sha256": _digest(artifact.object_code, artifact.shapes),
-        "shapes": artifact.shapes,
+    described = {
+        "functions": {name: function.to_json() for name, function in artifact.functions.items()},
         "workspace": artifact.workspace.to_json(),
-        "about": about,
     }
+    meta = {"key": key, "sha256": _digest(artifact.object_code, described), "code": described, "about": about}
     try:
         modules = _private_folder(_modules(root))
         staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=modules))
@@ -117,8 +112,8 @@ def compiling(key: str) -> Iterator[None]:
                 Path(lock.lock_file).unlink()
 
 
-def _digest(code: bytes, shapes: object) -> str:
-    return hashlib.sha256(json.dumps(shapes).encode() + b"\0" + code).hexdigest()
+def _digest(code: bytes, described: object) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode() + b"\0" + code).hexdigest()
 
 
 def _modules(root: Path | None = None) -> Path:

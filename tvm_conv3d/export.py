@@ -26,7 +26,7 @@ def export(spec: Conv3DSpec, target: str | Mapping[str, Any], folder: Path, core
 
     Files: for a CPU `module.o` and `module.s`; for a GPU `module.cu`, `module.cubin` (where a CUDA compiler is found)
     and `module.bin`, which the package itself loads; `schedule.py`, the scheduled function as TVMScript; `meta.json`:
-    shapes, launches, bytes between kernels, plan and target.
+    what each function takes, launches, bytes between kernels, plan and target.
 
     Args:
         spec: the problem.
@@ -54,7 +54,7 @@ def export(spec: Conv3DSpec, target: str | Mapping[str, Any], folder: Path, core
         "plan": json.loads(plan.describe()),
         "origin": plan.origin,
         "target": target_text(resolved),
-        "shapes": artifact.shapes,
+        "functions": {name: function.to_json() for name, function in artifact.functions.items()},
     }
     if is_cuda(resolved):
         files |= _gpu_files(artifact, about)
@@ -70,7 +70,7 @@ def export(spec: Conv3DSpec, target: str | Mapping[str, Any], folder: Path, core
 def _gpu_files(artifact: Artifact, about: dict[str, Any]) -> dict[str, bytes]:
     image = Image.from_bytes(artifact.object_code)
     about["launches"] = [asdict(launch) for launch in image.launches]
-    about["workspaces"] = list(image.workspaces)
+    about["workspaces"] = dict(image.workspaces)
     files = {"module.bin": artifact.object_code, "module.cu": image.source.encode()}
     return {**files, "module.cubin": image.cubin} if image.cubin else files
 

@@ -56,6 +56,6 @@ def _load(key: str, identity: Mapping[str, object], compile_code: Callable[[], b
         with contextlib.suppress(RuntimeError, ValueError, AttributeError):
             return parallel.link(artifact.object_code)
     check_versions()
-    artifact = Artifact(compile_code(), (), "")
+    artifact = Artifact(compile_code(), {}, "")
     cache.store(key, artifact, dict(identity))
     return parallel.link(artifact.object_code)

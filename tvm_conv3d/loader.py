@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvm_conv3d import build, cache, parallel
-from tvm_conv3d.artifact import ENTRY, Artifact, artifact_key, target_text
+from tvm_conv3d.artifact import MAIN, Artifact, artifact_key, target_text
+from tvm_conv3d.compute.argument import Function
 from tvm_conv3d.cuda.executor import Kernels
 from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.locks import ForkSafeLock
@@ -22,19 +24,34 @@ _MOST_LOADED = 1024
 
 
 @dataclass(frozen=True, eq=False)
+class Entry:
+    """One compiled function in this process.
+
+    Attributes:
+        code: takes the arguments, in order; for a GPU see :class:`tvm_conv3d.cuda.executor.Kernels`.
+        function: says which these are.
+    """
+
+    code: Any
+    function: Function
+
+
+@dataclass(frozen=True, eq=False)
 class Loaded:
     """Machine code of one plan in this process.
 
     Attributes:
-        function: takes input, packed weights, packed bias, output and maybe flags; for a GPU see
-            :class:`tvm_conv3d.cuda.executor.Kernels`.
-        shapes: of these, as the code sees them.
-        workspace: memory that it takes for intermediates.
+        functions: by name.
+        workspace: memory that the convolution takes for intermediates.
     """
 
-    function: Any
-    shapes: tuple[tuple[int, ...], ...]
+    functions: Mapping[str, Entry]
     workspace: Workspace
+
+    @property
+    def main(self) -> Entry:
+        """The convolution."""
+        return self.functions[MAIN]
 
 
 _loaded: Recent[str, Loaded] = Recent(_MOST_LOADED)
@@ -92,9 +109,11 @@ def _about(plan: Plan, target: Target) -> dict[str, object]:
 def link(artifact: Artifact) -> Loaded:
     """Loads an artifact into this process; no compiler or linker of the system is used."""
     if Image.recognizes(artifact.object_code):
-        return Loaded(Kernels(Image.from_bytes(artifact.object_code)), artifact.shapes, artifact.workspace)
+        kernels = Kernels(Image.from_bytes(artifact.object_code))
+        return Loaded({MAIN: Entry(kernels, artifact.functions[MAIN])}, artifact.workspace)
     module = parallel.link(artifact.object_code)
-    return Loaded(module.get_function(ENTRY), artifact.shapes, artifact.workspace)
+    entries = {name: Entry(module.get_function(name), function) for name, function in artifact.functions.items()}
+    return Loaded(entries, artifact.workspace)
 
 
 def _try_link(artifact: Artifact) -> Loaded | None:

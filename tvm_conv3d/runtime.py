@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tvm_conv3d import buffers, in_flight, nonfinite, planner, tensors, threads
 from tvm_conv3d.algorithms import named
+from tvm_conv3d.compute.argument import BIAS, FLAGS, KERNEL, OUT, X
 from tvm_conv3d.compute.trim import seen_taps
 from tvm_conv3d.cuda.executor import GpuExecutor, Weights, without_elements
 from tvm_conv3d.dtypes import numpy_dtype
-from tvm_conv3d.loader import Loaded, at_hand, get_loaded
+from tvm_conv3d.loader import Entry, Loaded, at_hand, get_loaded
 from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.new_sizes import NewSizes
 from tvm_conv3d.plan import Plan
@@ -28,28 +29,53 @@ if TYPE_CHECKING:
     from tvm.target import Target
 
 
+class _Call(NamedTuple):
+    """How a compiled function is called: bound once, as a call of a tenth of a millisecond feels each look-up.
+
+    Attributes:
+        code: the function.
+        ordered: its arguments, in order, of values by name.
+        x, out: shapes of input and output, as the code sees them.
+        flags: shape of its flags, where it has some.
+    """
+
+    code: Any
+    ordered: Callable[[Mapping[str, Any]], Sequence[Any]]
+    x: tuple[int, ...]
+    out: tuple[int, ...]
+    flags: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, entry: Entry) -> _Call:
+        """The call of a convolution on a CPU."""
+        function, flags = entry.function, entry.function.get(FLAGS)
+        shape = None if flags is None else flags.shape
+        return cls(entry.code, function.ordered, function[X].shape, function[OUT].shape, shape)
+
+
 @dataclass(frozen=True)
 class _Ready:
     """All that a call of one spec needs but the weights.
 
     Attributes:
+        call: of the plan's code.
         layout: equal for specs that take the same packed weights: algorithm, shapes, and the taps that are kept.
         doubts: whether data or weights are not finite, as far as earlier calls know.
     """
 
     plan: Plan
     loaded: Loaded
+    call: _Call
     layout: str
     doubts: nonfinite.Doubts = field(default_factory=nonfinite.Doubts, compare=False)
 
 
 @dataclass(frozen=True)
 class _Packed:
-    """Weights in a plan's layout, as the compiled function takes them."""
+    """Weights in a plan's layout, by name, as the compiled function takes them."""
 
     version: Hashable
-    kernel: Any
-    bias: Any
+    views: Mapping[str, Any]
 
 
 #: Shapes that a layer keeps at hand, and layouts of its weights; each layout is a copy of them.
@@ -194,9 +220,9 @@ class Executor:
                 self._gpu_ready.put(key, ready)
             self._sizes.called(key[1:], key, plan if quick else None)
         if source.gpu:
-            return source.restore(self._gpu.on_gpu(ready.plan, ready.loaded.function, target, source.gpu, weights))
+            return source.restore(self._gpu.on_gpu(ready.plan, ready.loaded.main.code, target, source.gpu, weights))
         x = tensors.prepare(source.numpy(), spec.dtype)
-        return source.restore(self._gpu.from_host(ready.plan, ready.loaded.function, target, x, weights))
+        return source.restore(self._gpu.from_host(ready.plan, ready.loaded.main.code, target, x, weights))
 
     def _target_for(self, source: tensors.Source, count: int) -> Target:
         """The target for an input: where it lies, unless the user wished for one.
@@ -219,15 +245,15 @@ class Executor:
 
     def _run(self, ready: _Ready, x: np.ndarray, out: np.ndarray, weights: Weights) -> bool:
         """Fills `out`; False where the code says that its result can't be trusted."""
-        packed = self._pack(ready, weights)
-        shapes = ready.loaded.shapes
+        packed, call = self._pack(ready, weights), ready.call
         reserve(ready.loaded, ready.loaded.workspace)
-        arguments = [tensors.exported(x, shapes[0]), packed.kernel, packed.bias, tensors.exported(out, shapes[3])]
-        if len(shapes) == 4:
-            threads.run(ready.loaded.function, *arguments)
+        values = {**packed.views, X: tensors.exported(x, call.x), OUT: tensors.exported(out, call.out)}
+        if call.flags is None:
+            threads.run(call.code, *call.ordered(values))
             return True
-        flags = np.empty(shapes[4], ready.plan.spec.accumulator)
-        threads.run(ready.loaded.function, *arguments, tensors.exported(flags, shapes[4]))
+        flags = np.empty(call.flags, ready.plan.spec.accumulator)
+        values[FLAGS] = tensors.exported(flags)
+        threads.run(call.code, *call.ordered(values))
         return bool(np.isfinite(flags).all())
 
     def _target(self, count: int) -> Target:
@@ -272,22 +298,22 @@ class Executor:
                 if packed is None or packed.version != weights.version:
                     spec, variant = ready.plan.spec, ready.plan.variant
                     algorithm = named(ready.plan.algorithm)
-                    arrays = (
-                        algorithm.pack_kernel(spec, variant, weights.kernel),
-                        algorithm.pack_bias(spec, variant, weights.bias),
-                    )
-                    views = [
-                        tensors.exported(a, shape) for a, shape in zip(arrays, ready.loaded.shapes[1:3], strict=True)
-                    ]
-                    packed = _Packed(weights.version, *views)
+                    arrays = {
+                        KERNEL: algorithm.pack_kernel(spec, variant, weights.kernel),
+                        BIAS: algorithm.pack_bias(spec, variant, weights.bias),
+                    }
+                    function = ready.loaded.main.function
+                    views = {name: tensors.exported(a, function[name].shape) for name, a in arrays.items()}
+                    packed = _Packed(weights.version, views)
                     self._packed.put(key, packed)
         return packed
 
 
 def _ready_of(plan: Plan, target: Target) -> _Ready:
     loaded = get_loaded(plan, target)
-    layout = repr((plan.algorithm, loaded.shapes[1:3], seen_taps(plan.spec)))
-    return _Ready(plan, loaded, layout)
+    packed = [argument.shape for argument in loaded.main.function.of("weights", "bias")]
+    layout = repr((plan.algorithm, packed, seen_taps(plan.spec)))
+    return _Ready(plan, loaded, _Call.of(loaded.main), layout)
 
 
 def _check_shapes(spec: Conv3DSpec, source: tensors.Source, kernel: np.ndarray, bias: np.ndarray | None) -> None:
