@@ -56,7 +56,7 @@ def run(plan: Plan, given: Data, machine: str) -> np.ndarray:
 CASES = [
     (BASE, "ppp", (2, 2, 2)),
     (BASE, "ppp", (1, 2, 4)),
-    (replace(BASE, batch=2, data_format=CHANNELS_FIRST, activation="relu"), "ppp", (1, 3, 2)),
+    (replace(BASE, batch=2, data_format=CHANNELS_FIRST, post_ops=("relu",)), "ppp", (1, 3, 2)),
     (replace(BASE, channels=5, filters=70, pads=(Pads(2, 0), Pads(1, 2), Pads(0, 1)), batch=3), "ppp", (2, 2, 2)),
     (like_base((3, 1, 1)), "ppp", (4, 1, 1)),
     (like_base((1, 3, 3), batch=2, bias=False), "ppp", (1, 4, 4)),

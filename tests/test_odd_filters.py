@@ -20,7 +20,7 @@ from tvm_conv3d.spec import NO_PADS, Conv3DSpec, Pads, same_padding
 from tvm_conv3d.targets import cpu_traits, host_target, resolve
 
 SAME = (Pads(1, 1),) * 3
-BASE = Conv3DSpec(1, (5, 9, 11), 6, 23, (3, 3, 3), pads=SAME, activation="relu")
+BASE = Conv3DSpec(1, (5, 9, 11), 6, 23, (3, 3, 3), pads=SAME, post_ops=("relu",))
 SPECS = {
     "dense": BASE,
     "batch": replace(BASE, batch=2, filters=37),

@@ -85,7 +85,7 @@ FEW = replace(DEPTHWISE, groups=1, channels=5, filters=3, data_format="channels_
         {"filters": 2, "strides": (3, 2, 2), "kernel": (1, 1, 1), "pads": (Pads(1, 0), Pads(0, 2), Pads(3, 1))},
         {"dilation": (1, 2, 3), "kernel": (1, 2, 3)},
         {"filters": 1, "channels": 8, "kernel": (1, 1, 1), "pads": NO_PADS, "size": (2, 3, 32)},
-        {"filters": 2, "channels": 3, "kernel": (1, 1, 1), "pads": NO_PADS, "activation": "relu"},
+        {"filters": 2, "channels": 3, "kernel": (1, 1, 1), "pads": NO_PADS, "post_ops": ("relu",)},
         {"kernel": (3, 1, 1), "pads": (Pads(1, 1), Pads(0, 0), Pads(0, 0))},
         {"filters": 1, "pads": (Pads(0, 2), Pads(3, 0), Pads(5, 4))},
     ],

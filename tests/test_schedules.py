@@ -35,7 +35,7 @@ def same(
     return Conv3DSpec(batch, size, channels, filters, k, pads=pads, **more)  # type: ignore[arg-type]
 
 
-DENSE = same(1, (8, 14, 14), 64, 64, 3, activation="relu")
+DENSE = same(1, (8, 14, 14), 64, 64, 3, post_ops=("relu",))
 ODD = [
     same(1, (5, 7, 11), 13, 19, 3),
     same(2, (1, 17, 3), 3, 70, 3, data_format=CHANNELS_FIRST),

@@ -32,7 +32,7 @@ def grouped(groups: int, channels: int, filters: int, kernel: int = 3, **more: o
 
 
 LAYERS = [
-    grouped(4, 5, 4, activation="relu"),
+    grouped(4, 5, 4, post_ops=("relu",)),
     grouped(8, 3, 4, batch=2),
     grouped(2, 7, 4),
     grouped(8, 3, 3, bias=False),
@@ -64,7 +64,7 @@ def test_the_direct_convolution_is_right(spec: Conv3DSpec) -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        grouped(4, 24, 4, activation="relu"),
+        grouped(4, 24, 4, post_ops=("relu",)),
         grouped(8, 16, 6, batch=2),
         grouped(2, 20, 40),
         grouped(3, 16, 32, strides=(2, 2, 2)),

@@ -192,7 +192,7 @@ def one_hot(spec: Conv3DSpec, seed: int) -> tuple[np.ndarray, np.ndarray, np.nda
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
 @pytest.mark.parametrize("activation", ["linear", "relu", "sigmoid"])
 def test_what_is_not_finite_is_as_by_the_definition(value: float, activation: str) -> None:
-    spec = big(activation=activation)
+    spec = big(post_ops=(activation,))
     x, kernel, bias = normal(spec, 0)
     kernel += np.sign(kernel)
     x[0, 2, 3, 4, 5] = value

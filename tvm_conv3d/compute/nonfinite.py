@@ -73,7 +73,7 @@ def _entry(name: str, function: Any) -> Any:
 def results_module(spec: Conv3DSpec) -> IRModule:
     """The function `results`: bias (filters,) and sums (3,) to what the layer makes of each, (3, filters).
 
-    Of `spec` its types, bias and activation count.
+    Of `spec` its types, bias and post-ops count.
     """
     accumulator, stored = spec.accumulator, storage_dtype(spec.dtype)
 

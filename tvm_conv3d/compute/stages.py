@@ -9,7 +9,7 @@ from typing import Any
 from tvm import te, tirx
 
 from tvm_conv3d.compute.elements import narrow
-from tvm_conv3d.compute.epilogue import activate
+from tvm_conv3d.compute.epilogue import apply_post_ops
 from tvm_conv3d.spec import Conv3DSpec
 
 Expr = Any  # a TVM expression; its classes are not public names
@@ -76,11 +76,11 @@ def zero_outside(
 
 
 def finish(spec: Conv3DSpec, total: Expr, bias: Expr) -> Expr:
-    """Bias, activation and rounding to the output's type."""
+    """Bias, post-ops and rounding to the output's type."""
     # an element of a tensor is no expression as yet
     total = total.asobject() if isinstance(total, te.TensorSlice) else total
     value = total + bias if spec.bias else total
-    return narrow(activate(spec.activation, value), spec.dtype, spec.accumulator)
+    return narrow(apply_post_ops(spec.post_ops, value), spec.dtype, spec.accumulator)
 
 
 #: Terms of a sum that are added one after the other, at most. Measured in float32: so many positive numbers at random
