@@ -11,7 +11,7 @@ from cuda_checks import assert_right, compute, default_plans
 from problems import data
 from tvm_conv3d import build, workspace
 from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import canonicalize
 from tvm_conv3d.compute.implicit_gemm import extents_of
 from tvm_conv3d.cuda.architectures import ARCHITECTURES
 from tvm_conv3d.cuda.lower import lower
@@ -66,7 +66,7 @@ def test_taken_where_tiles_are_few_and_sums_are_long(dtype: str) -> None:
     for arch, traits in ARCHITECTURES.items():
         plan = default_plan(replace(DEEP, dtype=dtype), resolve(f"cuda:{arch}", 1), exact=True)
         assert plan.variant.parts > 1, arch
-        e = extents_of(collapse(plan.spec), plan.variant)
+        e = extents_of(canonicalize(plan.spec), plan.variant)
         assert e.cell_blocks * e.filter_blocks < traits.multiprocessors
 
 

@@ -15,7 +15,7 @@ from problems import data, execute
 from tvm_conv3d import build, reference, runtime, workspace
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.compute import declaration
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import canonicalize
 from tvm_conv3d.plan import Plan, default_plan
 from tvm_conv3d.schedules.llvm.rules.tile_rule import task_box
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
@@ -146,7 +146,7 @@ def test_an_intermediate_alone_makes_a_problem_large() -> None:
 
 def test_a_long_axis_is_cut_without_delay() -> None:
     """Trying every number up to the extent took ten seconds here."""
-    spec = collapse(LARGE["pointwise"])
+    spec = canonicalize(LARGE["pointwise"])
     assert spec.size[2] == 1 << 32
     box = task_box(spec, cpu_traits(host_target(2)), (1, 8), 4)
     assert (1 << 29) % box[2] == 0

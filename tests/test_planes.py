@@ -10,6 +10,7 @@ import pytest
 from problems import BOUNDS, run_plan
 from tvm_conv3d import build, workspace
 from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.compute.canonical import canonicalize
 from tvm_conv3d.compute.planes import needs_gather
 from tvm_conv3d.plan import Plan, default_plan
 from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, Pads
@@ -133,7 +134,7 @@ def test_the_input_is_read_as_it_is_where_that_will_do() -> None:
     assert plan.algorithm == "planes" and not plan.variant.gather
     assert run_plan(plan) < BOUNDS["float32"]
     variant = replace(plan.variant, gather=False)
-    assert needs_gather(DEPTHWISE, variant)
+    assert needs_gather(canonicalize(DEPTHWISE), variant)
     with pytest.raises(ValueError, match="padded copy"):
         build.scheduled_module(Plan(DEPTHWISE, "planes", variant, {}), host_target(2))
 
@@ -210,11 +211,11 @@ def test_pointwise_layers_that_outgrow_the_caches_read_planes_in_long_rows() -> 
     traits = cpu_traits(resolve(AVX512, 2))
     planes = algorithms("llvm")["planes"]
     large, small = replace(WIDE, size=(16, 64, 64)), replace(traits, l3=2**20)
-    in_caches, past_caches = (planes.default(large, traits)[0] for traits in (traits, small))  # type: ignore[index]
+    in_caches, past_caches = (planes.default(canonicalize(large), traits)[0] for traits in (traits, small))  # type: ignore[index]
     assert (in_caches.vectors, in_caches.gather, in_caches.stream) == (1, False, False)
     assert (past_caches.vectors, past_caches.gather, past_caches.stream) == (4, False, True)
     # sums of many filters take as long as memory: they had better find their numbers in L1
-    many = planes.default(replace(large, filters=256), small)[0]  # type: ignore[index]
+    many = planes.default(canonicalize(replace(large, filters=256)), small)[0]  # type: ignore[index]
     assert (many.vectors, many.gather, many.filters_first) == (1, True, True)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from tvm_conv3d import buffers, helper_code, tensors, threads
 from tvm_conv3d.algorithms import named
+from tvm_conv3d.compute.canonical import canonicalize
 from tvm_conv3d.compute.trim import trim
 from tvm_conv3d.cuda.executor import Weights
 from tvm_conv3d.dtypes import numpy_dtype
@@ -235,7 +236,7 @@ def _results_code(dtype: str, bias: bool, post_ops: tuple[str, ...]) -> Any:
     one = (1, 1, 1)
     spec = Conv3DSpec(1, one, 1, 1, one, dtype=dtype, bias=bias, post_ops=post_ops)
     identity = {"name": "results of sums that are not finite", "of": spec.key()}
-    return _loaded(identity, lambda loops: loops.results_module(spec)).get_function("results")
+    return _loaded(identity, lambda loops: loops.results_module(canonicalize(spec))).get_function("results")
 
 
 def _loaded(identity: Mapping[str, object], module_of: Callable[[ModuleType], IRModule]) -> Any:

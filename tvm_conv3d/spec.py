@@ -78,7 +78,114 @@ class Dtypes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Conv3DSpec:
+class Convolution:
+    """What :class:`Conv3DSpec` and its canonical form have in common: sizes of a forward convolution, and its types.
+
+    No function takes one: they take the one or the other. Fields are explained at :class:`Conv3DSpec`.
+    """
+
+    batch: int
+    size: Triple
+    channels: int
+    filters: int
+    kernel: Triple
+    strides: Triple = (1, 1, 1)
+    dilation: Triple = (1, 1, 1)
+    pads: tuple[Pads, Pads, Pads] = NO_PADS
+    groups: int = 1
+    data_format: str = CHANNELS_LAST
+    dtype: str = "float32"
+    bias: bool = True
+    post_ops: tuple[str, ...] = ()
+    weights_dtype: str | None = None
+    output_dtype: str | None = None
+
+    @functools.cached_property
+    def window(self) -> Triple:
+        """Cells covered by the dilated kernel along each axis."""
+        d, h, w = ((k - 1) * dil + 1 for k, dil in zip(self.kernel, self.dilation, strict=True))
+        return d, h, w
+
+    @functools.cached_property
+    def out_size(self) -> Triple:
+        """Depth, height, width of the forward output."""
+        return self._windows(self.size)
+
+    @functools.cached_property
+    def input_shape(self) -> tuple[int, ...]:
+        return self._shape(self.size, self.channels)
+
+    @functools.cached_property
+    def output_shape(self) -> tuple[int, ...]:
+        return self._shape(self.out_size, self.filters)
+
+    @functools.cached_property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Keras's layout: (kd, kh, kw, channels / groups, filters)."""
+        return (*self.kernel, self.group_channels, self.filters)
+
+    @property
+    def group_channels(self) -> int:
+        return self.channels // self.groups
+
+    @property
+    def group_filters(self) -> int:
+        return self.filters // self.groups
+
+    @functools.cached_property
+    def dtypes(self) -> Dtypes:
+        """Element types of input, weights and output, and of the sums: float64 where any of them is."""
+        tensors = (self.dtype, self.weights_dtype or self.dtype, self.output_dtype or self.dtype)
+        return Dtypes(*tensors, "float64" if "float64" in tensors else "float32")
+
+    @property
+    def accumulator(self) -> str:
+        """Element type of the sums."""
+        return self.dtypes.accumulator
+
+    @property
+    def residual(self) -> bool:
+        """Whether there is a residual operand, of the shape and type of the output."""
+        return ADD in self.post_ops
+
+    @functools.cached_property
+    def empty(self) -> bool:
+        """True when the output has no element."""
+        return 0 in self.output_shape
+
+    @functools.cached_property
+    def pointwise(self) -> tuple[bool, bool, bool]:
+        """Along which axes kernel and stride are 1 and nothing is padded: a cell sees its own input cell only."""
+        depth, height, width = (
+            kernel == stride == 1 and pads == (0, 0)
+            for kernel, stride, pads in zip(self.kernel, self.strides, self.pads, strict=True)
+        )
+        return depth, height, width
+
+    def windows_that_see(self, axis: int, tap: int) -> int:
+        """In how many of an axis's windows a tap lies on the input, undilated."""
+        stride, cells = self.strides[axis], self.out_size[axis]
+        offset = tap * self.dilation[axis] - self.pads[axis].before
+        first = max(0, -(offset // stride))
+        last = min(cells - 1, (self.size[axis] - 1 - offset) // stride)
+        return max(0, last - first + 1)
+
+    def _windows(self, size: Triple) -> Triple:
+        """How many windows an input of `size` has along each axis."""
+        d, h, w = (
+            max(0, (n + before + after - win) // s + 1) if n else 0
+            for n, (before, after), win, s in zip(size, self.pads, self.window, self.strides, strict=True)
+        )
+        return d, h, w
+
+    def _shape(self, size: Triple, channels: int) -> tuple[int, ...]:
+        if self.data_format == CHANNELS_LAST:
+            return (self.batch, *size, channels)
+        return (self.batch, channels, *size)
+
+
+@dataclass(frozen=True)
+class Conv3DSpec(Convolution):
     """One convolution, or a gradient of one, with explicit pads, a bias and a chain of elementwise steps.
 
     Whatever the direction, `size`, `channels`, `filters`, `kernel`, `strides`, `dilation`, `input_dilation`, `pads` and
@@ -118,23 +225,8 @@ class Conv3DSpec:
             input is not.
     """
 
-    batch: int
-    size: Triple
-    channels: int
-    filters: int
-    kernel: Triple
-    strides: Triple = (1, 1, 1)
-    dilation: Triple = (1, 1, 1)
-    pads: tuple[Pads, Pads, Pads] = NO_PADS
-    groups: int = 1
-    data_format: str = CHANNELS_LAST
-    dtype: str = "float32"
-    bias: bool = True
-    post_ops: tuple[str, ...] = ()
     direction: str = FORWARD
     input_dilation: Triple = (1, 1, 1)
-    weights_dtype: str | None = None
-    output_dtype: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("kernel", "strides", "dilation", "input_dilation"):
@@ -184,21 +276,10 @@ class Conv3DSpec:
             raise ValueError(f"A gradient of weights has no post-ops. Received: post_ops={self.post_ops}")
 
     @functools.cached_property
-    def window(self) -> Triple:
-        """Cells covered by the dilated kernel along each axis."""
-        d, h, w = ((k - 1) * dil + 1 for k, dil in zip(self.kernel, self.dilation, strict=True))
-        return d, h, w
-
-    @functools.cached_property
     def out_size(self) -> Triple:
         """Depth, height, width of the forward output."""
-        d, h, w = (
-            max(0, ((n - 1) * apart + 1 + before + after - win) // s + 1) if n else 0
-            for n, apart, (before, after), win, s in zip(
-                self.size, self.input_dilation, self.pads, self.window, self.strides, strict=True
-            )
-        )
-        return d, h, w
+        d, h, w = (max(0, (n - 1) * apart + 1) for n, apart in zip(self.size, self.input_dilation, strict=True))
+        return self._windows((d, h, w))
 
     @functools.cached_property
     def input_shape(self) -> tuple[int, ...]:
@@ -218,44 +299,10 @@ class Conv3DSpec:
     def _forward_output(self) -> tuple[int, ...]:
         return self._shape(self.out_size, self.filters)
 
-    @functools.cached_property
-    def kernel_shape(self) -> tuple[int, ...]:
-        """Keras's layout: (kd, kh, kw, channels / groups, filters)."""
-        return (*self.kernel, self.group_channels, self.filters)
-
-    @property
-    def group_channels(self) -> int:
-        return self.channels // self.groups
-
-    @property
-    def group_filters(self) -> int:
-        return self.filters // self.groups
-
-    @functools.cached_property
-    def dtypes(self) -> Dtypes:
-        """Element types of input, weights and output, and of the sums: float64 where any of them is."""
-        tensors = (self.dtype, self.weights_dtype or self.dtype, self.output_dtype or self.dtype)
-        return Dtypes(*tensors, "float64" if "float64" in tensors else "float32")
-
-    @property
-    def accumulator(self) -> str:
-        """Element type of the sums."""
-        return self.dtypes.accumulator
-
     @property
     def plain(self) -> bool:
         """Whether it is a forward convolution of an undilated input, with one element type."""
         return self.direction == FORWARD and self.input_dilation == (1, 1, 1) and len({*self.dtypes[:3]}) == 1
-
-    @property
-    def residual(self) -> bool:
-        """Whether there is a residual operand, of the shape and type of the output."""
-        return ADD in self.post_ops
-
-    @functools.cached_property
-    def empty(self) -> bool:
-        """True when the output has no element."""
-        return 0 in self.output_shape
 
     @property
     def macs(self) -> int:
@@ -268,11 +315,6 @@ class Conv3DSpec:
     def gflop(self) -> float:
         """Floating-point operations of the direct convolution, in 1e9."""
         return 2e-9 * self.macs
-
-    def _shape(self, size: Triple, channels: int) -> tuple[int, ...]:
-        if self.data_format == CHANNELS_LAST:
-            return (self.batch, *size, channels)
-        return (self.batch, channels, *size)
 
     def key(self) -> str:
         """The problem in one line, readable by :meth:`parse`; safe in file names and CSV."""
