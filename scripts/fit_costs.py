@@ -20,7 +20,7 @@ from tvm.target import Target
 
 from tvm_conv3d import folders
 from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import canonicalize
 from tvm_conv3d.schedules.llvm.rules import winograd_cost
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import available_cpus, cpu_traits, host_target, target_key, thread_count
@@ -55,7 +55,7 @@ def read(target: Target, ghz: float) -> list[Sample]:
         for line in lines:
             if line["algorithm"] == "winograd" and line["seconds"] is not None:
                 variant = algorithms("llvm")["winograd"].variant(line["variant"])
-                amounts = winograd_cost.amounts(collapse(spec), traits, variant)
+                amounts = winograd_cost.amounts(canonicalize(spec), traits, variant)
                 sample = Sample(head["spec"], amounts, line["seconds"] * ghz * 1e9)
                 key = (head["spec"], repr(variant))
                 if key not in fastest or sample.cycles < fastest[key].cycles:

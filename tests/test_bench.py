@@ -33,7 +33,7 @@ QUICK = Effort(rounds=2, min_time=0.001, pause=0.0)
 
 def same_spec(size=(5, 6, 7), channels=4, filters=6, kernel=(3, 2, 3), strides=(1, 1, 1), dilation=(1, 1, 1), **more):
     pads = same_padding(size, kernel, strides, dilation)
-    return Conv3DSpec(2, size, channels, filters, kernel, strides, dilation, pads, activation="relu", **more)
+    return Conv3DSpec(2, size, channels, filters, kernel, strides, dilation, pads, post_ops=("relu",), **more)
 
 
 SPECS = [
@@ -109,7 +109,7 @@ def test_key_of_what_cannot_be_compared():
     with pytest.raises(ValueError, match="neither Keras's"):
         from_key(replace(SPECS[0], pads=((3, 0), (0, 0), (0, 0))).key())
     with pytest.raises(ValueError, match="linear and relu only"):
-        from_key(replace(SPECS[0], activation="gelu").key())
+        from_key(replace(SPECS[0], post_ops=("gelu",)).key())
 
 
 def test_families_of_the_repository():

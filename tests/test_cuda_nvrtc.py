@@ -50,7 +50,7 @@ def no_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def layers(dtype: str) -> list[Conv3DSpec]:
     """One for each algorithm, and for sums in parts."""
     spec = replace(SPEC, dtype=dtype)
-    found = [spec, replace(spec, activation="gelu", groups=16, filters=16), replace(spec, channels=512)]
+    found = [spec, replace(spec, post_ops=("gelu",), groups=16, filters=16), replace(spec, channels=512)]
     return [*found, replace(spec, size=(8, 28, 28), channels=64, filters=64)]
 
 

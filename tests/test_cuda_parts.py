@@ -11,7 +11,7 @@ from cuda_checks import assert_right, compute, default_plans
 from problems import data
 from tvm_conv3d import planner, scheduling
 from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import canonicalize
 from tvm_conv3d.compute.implicit_gemm import extents_of
 from tvm_conv3d.cuda.architectures import ARCHITECTURES
 from tvm_conv3d.cuda.lower import lower
@@ -22,7 +22,7 @@ from tvm_conv3d.targets import resolve
 
 TARGET = "cuda:sm_80"
 
-SPEC = Conv3DSpec(1, (4, 5, 6), 32, 24, (3, 3, 3), pads=(Pads(1, 1),) * 3, activation="relu")
+SPEC = Conv3DSpec(1, (4, 5, 6), 32, 24, (3, 3, 3), pads=(Pads(1, 1),) * 3, post_ops=("relu",))
 
 #: The deepest layer of an nnU-Net: few cells, and sums of 8640 products.
 DEEP = Conv3DSpec(1, (4, 4, 4), 320, 320, (3, 3, 3), pads=(Pads(1, 1),) * 3)
@@ -40,7 +40,7 @@ CASES = [
     (replace(SPEC, filters=21, bias=False), 2),
     (replace(SPEC, dtype="float64"), 4),
     (replace(SPEC, dtype="float16"), 9),
-    (replace(SPEC, dtype="bfloat16", data_format=CHANNELS_FIRST, batch=2, activation="gelu"), 3),
+    (replace(SPEC, dtype="bfloat16", data_format=CHANNELS_FIRST, batch=2, post_ops=("gelu",)), 3),
     (replace(SPEC, channels=3, filters=40), 3),
     (replace(SPEC, dtype="float16", channels=70, filters=70), 12),
     (replace(SPEC, dtype="float16", channels=29, kernel=(1, 5, 2), pads=(Pads(0, 0), Pads(2, 2), Pads(1, 0))), 2),
@@ -67,7 +67,7 @@ def test_taken_where_tiles_are_few_and_sums_are_long(dtype: str) -> None:
     for arch, traits in ARCHITECTURES.items():
         plan = default_plan(replace(DEEP, dtype=dtype), resolve(f"cuda:{arch}", 1), exact=True)
         assert plan.variant.parts > 1, arch
-        e = extents_of(collapse(plan.spec), plan.variant)
+        e = extents_of(canonicalize(plan.spec), plan.variant)
         assert e.cell_blocks * e.filter_blocks < traits.multiprocessors
 
 

@@ -20,8 +20,9 @@ from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.cuda.architectures import ARCHITECTURES
 from tvm_conv3d.cuda.lower import lower
 from tvm_conv3d.plan import Plan
+from tvm_conv3d.post_ops import FUSED_ACTIVATIONS
 from tvm_conv3d.schedules.decisions import Decisions
-from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, FUSED_ACTIVATIONS, Conv3DSpec, Pads, same_padding
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads, same_padding
 from tvm_conv3d.targets import resolve, traits_of
 
 #: Points drawn from the spaces of each problem.
@@ -44,7 +45,7 @@ ODD = [
     same((4, 7, 9), 32, 48, 1),
     same((3, 5, 6), 20, 20, 3, groups=20),
     same((4, 9, 9), 24, 12, 3, groups=6, strides=(1, 2, 2)),
-    same((3, 5, 7), 16, 24, 3, dtype="float16", activation="relu"),
+    same((3, 5, 7), 16, 24, 3, dtype="float16", post_ops=("relu",)),
     same((3, 4, 5), 24, 40, 2, dtype="bfloat16", data_format=CHANNELS_FIRST),
     same((3, 4, 5), 7, 18, 3, dtype="float16", batch=2),
     same((3, 4, 5), 12, 20, 2, dtype="float64"),
@@ -123,7 +124,7 @@ def test_any_problem_is_within_the_limits_of_every_architecture(arch: str, spec:
 def test_all_activations(dtype: str, filters: int, machine: str) -> None:
     """By windows where filters are few, else by matrix products, of halves on tensor cores."""
     spec = same((2, 3, 5), 8, filters, 2, dtype=dtype)
-    plans = default_plans(replace(spec, activation=name) for name in FUSED_ACTIVATIONS)
+    plans = default_plans(replace(spec, post_ops=(name,)) for name in FUSED_ACTIVATIONS)
     wide = "gemm" if dtype == "float32" else "tensor_gemm"
     assert {plan.algorithm for plan in plans} == {"window" if filters == 4 else wide}
     assert_right(plans, machine=machine)

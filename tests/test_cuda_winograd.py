@@ -15,6 +15,7 @@ from problems import WINOGRAD_BOUND, data
 from tvm_conv3d import planner, reference, scheduling, tensors
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.bench.layers import read_csv
+from tvm_conv3d.compute.canonical import canonicalize
 from tvm_conv3d.compute.winograd_gemm import WinogradGemmVariant
 from tvm_conv3d.cuda.architectures import ARCHITECTURES
 from tvm_conv3d.cuda.lower import lower
@@ -57,7 +58,7 @@ def run(plan: Plan, given: Data, machine: str) -> np.ndarray:
 CASES = [
     (BASE, "ppp", (2, 2, 2)),
     (BASE, "ppp", (1, 2, 4)),
-    (replace(BASE, batch=2, data_format=CHANNELS_FIRST, activation="relu"), "ppp", (1, 3, 2)),
+    (replace(BASE, batch=2, data_format=CHANNELS_FIRST, post_ops=("relu",)), "ppp", (1, 3, 2)),
     (replace(BASE, channels=5, filters=70, pads=(Pads(2, 0), Pads(1, 2), Pads(0, 1)), batch=3), "ppp", (2, 2, 2)),
     (like_base((3, 1, 1)), "ppp", (4, 1, 1)),
     (like_base((1, 3, 3), batch=2, bias=False), "ppp", (1, 4, 4)),
@@ -183,15 +184,15 @@ def test_memory_between_kernels_is_counted_and_limited() -> None:
 def test_dearer_than_the_matrix_product_where_it_moves_more_than_it_saves() -> None:
     traits = ARCHITECTURES["sm_90"]
     temporal = Conv3DSpec(1, (16, 56, 56), 64, 64, (3, 1, 1), pads=(Pads(1, 1), Pads(0, 0), Pads(0, 0)))
-    assert winograd_rule.candidates(temporal, traits)
-    assert winograd_rule.worthwhile(temporal, traits) is None
+    assert winograd_rule.candidates(canonicalize(temporal), traits)
+    assert winograd_rule.worthwhile(canonicalize(temporal), traits) is None
 
 
 @pytest.mark.parametrize(("kernel", "depths"), [((1, 1, 11), set()), ((3, 16, 1), set()), ((31, 3, 3), {1})])
 def test_kernels_too_long_for_a_transform(kernel: tuple[int, int, int], depths: set[int]) -> None:
     """Along depth the product sums their taps; along other axes Winograd is no choice."""
     spec = like_base(kernel, size=(32, 40, 40), channels=64, filters=64)
-    found = winograd_rule.candidates(spec, ARCHITECTURES["sm_80"])
+    found = winograd_rule.candidates(canonicalize(spec), ARCHITECTURES["sm_80"])
     assert {variant.tile[0] for variant in found} == depths
     assert default_plans([spec])
 

@@ -159,7 +159,7 @@ def test_network_equals_the_oracle(batch: int, threads: int) -> None:
     plans = [network.plan(step) for step in network.program.steps]
     assert [plan is not None for plan in plans] == [True, False, True, True, False, True]
     specs = [plan.spec for plan in plans if plan is not None]
-    assert specs[0].activation == "relu" and specs[2].pads == NO_PADS
+    assert specs[0].post_ops == ("relu",) and specs[2].pads == NO_PADS
 
 
 def test_network_refuses_another_shape() -> None:

@@ -13,7 +13,7 @@ from tvm_conv3d import dtypes
 from tvm_conv3d.objects import activations, constraints, initializers, regularizers, seeds, special
 from tvm_conv3d.objects.random_initializers import fans
 from tvm_conv3d.objects.registry import is_keras
-from tvm_conv3d.spec import FUSED_ACTIVATIONS
+from tvm_conv3d.post_ops import FUSED_ACTIVATIONS
 
 BFLOAT16 = dtypes.numpy_dtype("bfloat16")
 

@@ -13,6 +13,7 @@ from problems import data, execute
 from tvm_conv3d import buffers, build, reference, scheduling
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.compute import direct as direct_sums
+from tvm_conv3d.compute.canonical import canonicalize
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.planner import default_plan
 from tvm_conv3d.schedules.decisions import Decisions
@@ -21,7 +22,7 @@ from tvm_conv3d.spec import NO_PADS, Conv3DSpec, Pads, same_padding
 from tvm_conv3d.targets import cpu_traits, host_target, resolve
 
 SAME = (Pads(1, 1),) * 3
-BASE = Conv3DSpec(1, (5, 9, 11), 6, 23, (3, 3, 3), pads=SAME, activation="relu")
+BASE = Conv3DSpec(1, (5, 9, 11), 6, 23, (3, 3, 3), pads=SAME, post_ops=("relu",))
 SPECS = {
     "dense": BASE,
     "batch": replace(BASE, batch=2, filters=37),
@@ -88,14 +89,14 @@ def test_parts_of_vectors(name: str, offset: int) -> None:
     "name", [name for name in SPECS if name not in ("half", "depthwise", "depthwise strided", "long rows")]
 )
 def test_runs(name: str, past: bool, offset: int) -> None:
-    variant, decisions = direct.default(SPECS[name], cpu_traits(host_target(2)))
+    variant, decisions = direct.default(canonicalize(SPECS[name]), cpu_traits(host_target(2)))
     variant = replace(variant, order="strips", stream=past, interleaved=1)
     stored(Plan(SPECS[name], "direct", variant, {**decisions, "strip": 2}), offset)
 
 
 def test_groups_that_share_vectors_have_no_runs() -> None:
     spec = SPECS["groups"]
-    variant, decisions = direct.default(spec, cpu_traits(host_target(2)))
+    variant, decisions = direct.default(canonicalize(spec), cpu_traits(host_target(2)))
     assert variant.interleaved > 1
     with pytest.raises(ValueError, match="strips"):
         scheduling.scheduled_module(Plan(spec, "direct", replace(variant, order="strips"), decisions), host_target(2))
@@ -174,7 +175,7 @@ def test_small_tiles_store_short_sums() -> None:
 
 def test_a_run_of_one_number() -> None:
     spec = replace(SPECS["dense"], size=(5, 9, 1), kernel=(3, 3, 1), pads=(*SAME[:2], Pads(0, 0)), filters=1)
-    variant, decisions = direct.default(spec, cpu_traits(host_target(2)))
+    variant, decisions = direct.default(canonicalize(spec), cpu_traits(host_target(2)))
     strips = replace(variant, order="strips", columns=1)
     stored(Plan(spec, "direct", strips, {**decisions, "columns": 1, "strip": 1}), 1)
 
@@ -184,11 +185,11 @@ def test_random_strips(name: str) -> None:
     from tvm.s_tir import Schedule
 
     spec = SPECS[name]
-    variant, _ = direct.default(spec, cpu_traits(host_target(2)))
+    variant, _ = direct.default(canonicalize(spec), cpu_traits(host_target(2)))
     variant = replace(variant, order="strips", columns=2)
     for seed in range(1, 5):
-        schedule = Schedule(direct_sums.declare(spec, variant).module(), seed=seed)
+        schedule = Schedule(direct_sums.declare(canonicalize(spec), variant).module(), seed=seed)
         decisions = Decisions(schedule, None)
-        direct.apply(schedule, spec, variant, decisions)
+        direct.apply(schedule, canonicalize(spec), variant, decisions)
         assert "strip" in decisions.taken()
         stored(Plan(spec, "direct", variant, decisions.taken()), 1)

@@ -20,7 +20,7 @@ from tvm_conv3d.targets import resolve
 
 AVX512 = {"kind": "llvm", "mcpu": "znver4", "mtriple": "x86_64-linux-gnu"}
 
-SPEC = Conv3DSpec(2, (5, 8, 9), 7, 16, (3, 3, 3), pads=(Pads(1, 1), Pads(2, 0), Pads(1, 2)), activation="relu")
+SPEC = Conv3DSpec(2, (5, 8, 9), 7, 16, (3, 3, 3), pads=(Pads(1, 1), Pads(2, 0), Pads(1, 2)), post_ops=("relu",))
 
 
 def plan(spec: Conv3DSpec, modes: str, tile: tuple[int, int, int], lanes: int = 16) -> Plan:

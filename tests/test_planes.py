@@ -10,6 +10,7 @@ import pytest
 from problems import BOUNDS, run_plan
 from tvm_conv3d import planner, scheduling
 from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.compute.canonical import canonicalize
 from tvm_conv3d.compute.planes import needs_gather
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.planner import default_plan
@@ -86,7 +87,7 @@ FEW = replace(DEPTHWISE, groups=1, channels=5, filters=3, data_format="channels_
         {"filters": 2, "strides": (3, 2, 2), "kernel": (1, 1, 1), "pads": (Pads(1, 0), Pads(0, 2), Pads(3, 1))},
         {"dilation": (1, 2, 3), "kernel": (1, 2, 3)},
         {"filters": 1, "channels": 8, "kernel": (1, 1, 1), "pads": NO_PADS, "size": (2, 3, 32)},
-        {"filters": 2, "channels": 3, "kernel": (1, 1, 1), "pads": NO_PADS, "activation": "relu"},
+        {"filters": 2, "channels": 3, "kernel": (1, 1, 1), "pads": NO_PADS, "post_ops": ("relu",)},
         {"kernel": (3, 1, 1), "pads": (Pads(1, 1), Pads(0, 0), Pads(0, 0))},
         {"filters": 1, "pads": (Pads(0, 2), Pads(3, 0), Pads(5, 4))},
     ],
@@ -134,7 +135,7 @@ def test_the_input_is_read_as_it_is_where_that_will_do() -> None:
     assert plan.algorithm == "planes" and not plan.variant.gather
     assert run_plan(plan) < BOUNDS["float32"]
     variant = replace(plan.variant, gather=False)
-    assert needs_gather(DEPTHWISE, variant)
+    assert needs_gather(canonicalize(DEPTHWISE), variant)
     with pytest.raises(ValueError, match="padded copy"):
         scheduling.scheduled_module(Plan(DEPTHWISE, "planes", variant, {}), host_target(2))
 
@@ -211,11 +212,11 @@ def test_pointwise_layers_that_outgrow_the_caches_read_planes_in_long_rows() -> 
     traits = cpu_traits(resolve(AVX512, 2))
     planes = algorithms("llvm")["planes"]
     large, small = replace(WIDE, size=(16, 64, 64)), replace(traits, l3=2**20)
-    in_caches, past_caches = (planes.default(large, traits)[0] for traits in (traits, small))  # type: ignore[index]
+    in_caches, past_caches = (planes.default(canonicalize(large), traits)[0] for traits in (traits, small))  # type: ignore[index]
     assert (in_caches.vectors, in_caches.gather, in_caches.stream) == (1, False, False)
     assert (past_caches.vectors, past_caches.gather, past_caches.stream) == (4, False, True)
     # sums of many filters take as long as memory: they had better find their numbers in L1
-    many = planes.default(replace(large, filters=256), small)[0]  # type: ignore[index]
+    many = planes.default(canonicalize(replace(large, filters=256)), small)[0]  # type: ignore[index]
     assert (many.vectors, many.gather, many.filters_first) == (1, True, True)
 
 

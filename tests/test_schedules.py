@@ -11,7 +11,7 @@ import pytest
 from problems import run_plan
 from tvm_conv3d import scheduling, targets
 from tvm_conv3d.algorithms import algorithms, named
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import canonicalize
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.planner import make_plan
 from tvm_conv3d.schedules.decisions import Decisions, largest_divisor
@@ -36,7 +36,7 @@ def same(
     return Conv3DSpec(batch, size, channels, filters, k, pads=pads, **more)  # type: ignore[arg-type]
 
 
-DENSE = same(1, (8, 14, 14), 64, 64, 3, activation="relu")
+DENSE = same(1, (8, 14, 14), 64, 64, 3, post_ops=("relu",))
 ODD = [
     same(1, (5, 7, 11), 13, 19, 3),
     same(2, (1, 17, 3), 3, 70, 3, data_format=CHANNELS_FIRST),
@@ -104,7 +104,7 @@ def test_the_special_algorithm_comes_first() -> None:
 def test_tiles_fit_registers_and_waste_little(registers: int, width: int) -> None:
     traits = CpuTraits(512 if registers == 32 else 256, registers, 2, 32 << 10, 1 << 20, 32 << 20)
     spec = same(1, (8, width, width), 64, 64, 3)
-    tile = tile_rule.best_tile(spec, traits, spec.filters)
+    tile = tile_rule.best_tile(canonicalize(spec), traits, spec.filters)
     cells = tile.rows * tile.columns
     assert cells * tile.vectors + tile.vectors + 1 <= registers
     assert tile.lanes == traits.lanes("float32")
@@ -118,8 +118,8 @@ def test_cells_of_a_tile_find_room_in_a_set_of_l1() -> None:
     traits = cpu_traits(resolve(AVX512, 2))
     spec = Conv3DSpec(1, (8, 14, 14), 1024, 256, (1, 1, 1))
     ways = traits.l1 // tile_rule.L1_PERIOD
-    assert tile_rule.best_tile(collapse(spec), traits, 256).columns <= ways
-    assert tile_rule.best_tile(collapse(replace(spec, channels=960)), traits, 256).columns > ways
+    assert tile_rule.best_tile(canonicalize(spec), traits, 256).columns <= ways
+    assert tile_rule.best_tile(canonicalize(replace(spec, channels=960)), traits, 256).columns > ways
 
 
 def test_half_vectors_where_cpus_split_whole_ones() -> None:
@@ -129,9 +129,9 @@ def test_half_vectors_where_cpus_split_whole_ones() -> None:
     whole = replace(split, split=False)
     for filters, expected in ((24, (8, 3)), (40, (8, 1)), (32, (16, 2)), (48, (16, 3)), (56, (16, 2)), (8, (8, 1))):
         spec = same(1, (8, 28, 28), 64, filters, 3)
-        tile = tile_rule.best_tile(spec, split, filters)
+        tile = tile_rule.best_tile(canonicalize(spec), split, filters)
         assert (tile.lanes, tile.vectors) == expected, filters
-        assert tile_rule.best_tile(spec, whole, filters).lanes == min(16, filters)
+        assert tile_rule.best_tile(canonicalize(spec), whole, filters).lanes == min(16, filters)
     spec = same(2, (9, 11, 13), 20, 24, 3)
     for name in ("direct", "winograd"):
         found = algorithms("llvm")[name].default(spec, split)
@@ -144,14 +144,14 @@ def test_tasks_feed_all_threads() -> None:
     for cores in (2, 8, 64):
         traits = CpuTraits(512, 32, cores, 32 << 10, 1 << 20, 32 << 20)
         spec = same(1, (16, 56, 56), 64, 64, 3)
-        tile = tile_rule.best_tile(spec, traits, spec.filters)
-        box = tile_rule.task_box(spec, traits, (tile.rows, tile.columns), 64 * 4)
-        assert tile_rule.tasks(spec, (tile.rows, tile.columns), box) >= tile_rule.TASKS_PER_THREAD * cores
+        tile = tile_rule.best_tile(canonicalize(spec), traits, spec.filters)
+        box = tile_rule.task_box(canonicalize(spec), traits, (tile.rows, tile.columns), 64 * 4)
+        assert tile_rule.tasks(canonicalize(spec), (tile.rows, tile.columns), box) >= tile_rule.TASKS_PER_THREAD * cores
 
 
 def test_threads_have_equally_many_tasks() -> None:
     """Nine tasks for two threads, as one of long rows makes them here, took a tenth longer than 99."""
-    patches = Conv3DSpec(1, (28, 34, 34), 32, 192, (3, 3, 3), strides=(3, 3, 3))
+    patches = canonicalize(Conv3DSpec(1, (28, 34, 34), 32, 192, (3, 3, 3), strides=(3, 3, 3)))
     traits = cpu_traits(resolve(AVX512, 2))
     tile = tile_rule.best_tile(patches, traits, patches.filters)
     count = tile_rule.tasks(patches, (tile.rows, tile.columns), tile_rule.task_box(patches, traits, (1, 11), 128))
@@ -270,15 +270,13 @@ def test_bad_targets(target: object) -> None:
 
 
 def test_pads_survive_merging_of_axes() -> None:
-    from tvm_conv3d.compute.collapse import collapse
-
     temporal = Conv3DSpec(2, (5, 6, 7), 3, 4, (3, 1, 1), pads=(Pads(1, 1), Pads(0, 0), Pads(0, 0)))
-    merged = collapse(temporal)
+    merged = canonicalize(temporal)
     assert (merged.batch, merged.size, merged.pads) == (2, (5, 1, 42), temporal.pads)
-    pointwise = collapse(Conv3DSpec(2, (5, 6, 7), 3, 4, (1, 1, 1)))
+    pointwise = canonicalize(Conv3DSpec(2, (5, 6, 7), 3, 4, (1, 1, 1)))
     assert (pointwise.batch, pointwise.size) == (1, (1, 1, 420))
     padded = Conv3DSpec(1, (5, 6, 7), 3, 4, (1, 1, 1), pads=(Pads(0, 0), Pads(0, 0), Pads(0, 1)))
-    assert collapse(padded).size == (1, 30, 7)
+    assert canonicalize(padded).size == (1, 30, 7)
 
 
 def test_a_layer_tells_its_plan() -> None:
@@ -315,7 +313,7 @@ def test_weights_that_outgrow_the_cache_are_read_once() -> None:
     traits = replace(cpu_traits(host_target(2)), l2=1 << 20, l3=32 << 20)
     tail = Conv3DSpec(1, (2, 7, 7), 512, 512, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
     for spec, order in ((tail, "filters_parallel"), (replace(tail, size=(16, 28, 28)), "filters_spatial")):
-        variant, decisions = direct.default(spec, traits)
+        variant, decisions = direct.default(canonicalize(spec), traits)
         assert variant.order == order
         if order == "filters_parallel":
             assert decisions["depth"] * decisions["rows"] * variant.rows >= 14

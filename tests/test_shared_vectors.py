@@ -11,6 +11,7 @@ import pytest
 from problems import BOUNDS, WINOGRAD_BOUND, data, run, run_plan
 from tvm_conv3d import reference, scheduling
 from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.compute.canonical import canonicalize
 from tvm_conv3d.compute.direct import declare
 from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.plan import Plan
@@ -33,7 +34,7 @@ def grouped(groups: int, channels: int, filters: int, kernel: int = 3, **more: o
 
 
 LAYERS = [
-    grouped(4, 5, 4, activation="relu"),
+    grouped(4, 5, 4, post_ops=("relu",)),
     grouped(8, 3, 4, batch=2),
     grouped(2, 7, 4),
     grouped(8, 3, 3, bias=False),
@@ -65,7 +66,7 @@ def test_the_direct_convolution_is_right(spec: Conv3DSpec) -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        grouped(4, 24, 4, activation="relu"),
+        grouped(4, 24, 4, post_ops=("relu",)),
         grouped(8, 16, 6, batch=2),
         grouped(2, 20, 40),
         grouped(3, 16, 32, strides=(2, 2, 2)),
@@ -117,7 +118,7 @@ def test_inputs_are_repeated_by_the_load(target: object, spec: Conv3DSpec, instr
 def test_vectors_are_full_where_groups_can_fill_them() -> None:
     traits = cpu_traits(ZEN4)
     for spec in (grouped(8, 16, 4), grouped(16, 16, 3), grouped(8, 16, 6), grouped(4, 16, 12)):
-        sharing = tile_rule.worthwhile_sharing(spec, traits)
+        sharing = tile_rule.worthwhile_sharing(canonicalize(spec), traits)
         assert sharing is not None
         assert sharing.interleaved * spec.group_filters == sharing.vectors * sharing.lanes
 
@@ -131,7 +132,7 @@ def test_groups_keep_their_vectors_where_sharing_does_not_pay() -> None:
         grouped(2, 16, 16),
         grouped(8, 16, 4, kernel=1),
     ):
-        assert tile_rule.worthwhile_sharing(spec, traits) is None
+        assert tile_rule.worthwhile_sharing(canonicalize(spec), traits) is None
 
 
 def test_every_filter_has_a_place_of_its_own() -> None:

@@ -29,8 +29,8 @@ SHAPES = {
         replace(same((1, 17, 3), 3, 70, 3, data_format=CHANNELS_FIRST), batch=2),
         same((6, 13, 13), 32, 48, 1),
         replace(same((7, 9, 8), 8, 5, 2, strides=(2, 1, 3)), pads=NO_PADS),
-        same((4, 9, 9), 40, 40, 3, groups=2, dilation=(1, 2, 1), activation="relu"),
-        same((4, 7, 11), 20, 16, 3, groups=4, activation="relu"),
+        same((4, 9, 9), 40, 40, 3, groups=2, dilation=(1, 2, 1), post_ops=("relu",)),
+        same((4, 7, 11), 20, 16, 3, groups=4, post_ops=("relu",)),
         replace(same((3, 7, 6), 40, 24, 3, groups=8, strides=(1, 2, 1), data_format=CHANNELS_FIRST), batch=2),
     ],
     "grouped": [
@@ -38,14 +38,14 @@ SHAPES = {
         same((4, 9, 9), 24, 12, 3, groups=6, strides=(1, 2, 2)),
         replace(same((3, 5, 17), 15, 45, 2, groups=15), batch=2),
         same((5, 7, 7), 16, 16, 3, groups=4, data_format=CHANNELS_FIRST),
-        same((5, 6, 13), 33, 33, 5, groups=33, activation="relu"),
+        same((5, 6, 13), 33, 33, 5, groups=33, post_ops=("relu",)),
     ],
     "planes": [
         same((5, 7, 19), 13, 19, 3, data_format=CHANNELS_FIRST),
-        replace(same((4, 9, 40), 20, 20, 3, groups=20, data_format=CHANNELS_FIRST, activation="relu"), batch=2),
+        replace(same((4, 9, 40), 20, 20, 3, groups=20, data_format=CHANNELS_FIRST, post_ops=("relu",)), batch=2),
         same((4, 9, 33), 24, 12, 3, groups=6, strides=(1, 2, 2), dilation=(2, 1, 1), data_format=CHANNELS_FIRST),
         same((3, 4, 16), 32, 48, 1, data_format=CHANNELS_FIRST),
-        same((4, 9, 21), 20, 3, 3, activation="relu"),
+        same((4, 9, 21), 20, 3, 3, post_ops=("relu",)),
         replace(same((7, 9, 11), 8, 5, 2, strides=(2, 1, 3), data_format=CHANNELS_FIRST), pads=NO_PADS),
     ],
     "depthwise": [
@@ -53,15 +53,15 @@ SHAPES = {
         same((5, 9, 11), 13, 13, 3, groups=13, strides=(1, 2, 2)),
         replace(same((3, 5, 17), 54, 54, 3, groups=54), batch=2),
         replace(same((7, 9, 8), 5, 5, 2, groups=5, dilation=(2, 1, 3)), pads=NO_PADS),
-        same((5, 6, 13), 33, 33, 5, groups=33, activation="relu"),
+        same((5, 6, 13), 33, 33, 5, groups=33, post_ops=("relu",)),
     ],
     "winograd": [
         same((5, 7, 11), 13, 19, 3),
         replace(same((6, 9, 8), 16, 16, 3, data_format=CHANNELS_FIRST), batch=2),
         same((7, 9, 8), 8, 24, 3, strides=(2, 1, 2)),
-        same((6, 8, 9), 16, 32, 3, dilation=(2, 2, 1), activation="relu"),
+        same((6, 8, 9), 16, 32, 3, dilation=(2, 2, 1), post_ops=("relu",)),
         same((2, 11, 5), 20, 17, 5),
-        same((5, 7, 9), 24, 20, 3, groups=4, activation="relu"),
+        same((5, 7, 9), 24, 20, 3, groups=4, post_ops=("relu",)),
         replace(same((4, 9, 8), 36, 60, 3, groups=3, strides=(2, 1, 2), data_format=CHANNELS_FIRST), batch=2),
     ],
     "winograd_rows": [
@@ -69,7 +69,7 @@ SHAPES = {
         same((4, 9, 9), 24, 12, 5, groups=6, strides=(1, 2, 1)),
         replace(same((3, 5, 17), 15, 45, 2, groups=15), batch=2),
         same((5, 7, 7), 16, 16, 3, groups=4, data_format=CHANNELS_FIRST),
-        same((5, 6, 13), 33, 33, 7, groups=33, activation="relu"),
+        same((5, 6, 13), 33, 33, 7, groups=33, post_ops=("relu",)),
     ],
 }
 

@@ -15,7 +15,7 @@ from tvm_conv3d.planner import default_plan
 from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, Pads
 from tvm_conv3d.targets import cpu_traits, host_target, resolve
 
-LARGE = Conv3DSpec(1, (6, 40, 40), 8, 32, (1, 1, 1), pads=NO_PADS, activation="relu")
+LARGE = Conv3DSpec(1, (6, 40, 40), 8, 32, (1, 1, 1), pads=NO_PADS, post_ops=("relu",))
 SPECS = {
     "direct": LARGE,
     "winograd": replace(LARGE, kernel=(3, 3, 3), pads=(Pads(1, 1),) * 3),  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ DENSE = Conv3DSpec(
     (3, 3, 3),
     pads=(Pads(1, 1), Pads(1, 1), Pads(1, 1)),  # type: ignore[arg-type]
     data_format=CHANNELS_FIRST,
-    activation="relu",
+    post_ops=("relu",),
 )
 TARGETS = {
     "avx512": {"kind": "llvm", "mcpu": "znver4", "mtriple": "x86_64-linux-gnu"},
@@ -78,7 +78,7 @@ def test_the_shuffles_transpose(dtype: str, rows: int, columns: int) -> None:
     ],
 )
 def test_channels_first_is_right(change: dict[str, object], dtype: str) -> None:
-    assert_right(replace(DENSE, dtype=dtype, activation="linear", **change))  # type: ignore[arg-type]
+    assert_right(replace(DENSE, dtype=dtype, post_ops=(), **change))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from problems import BOUNDS, assert_right
+from problems import BOUNDS, WINOGRAD_BOUND, assert_right, run_plan
 from tvm_conv3d import Conv3D, reference
-from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.compute.trim import seen_taps, trim, trim_kernel, windows_that_see
-from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads, Triple, same_padding
+from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.compute.canonical import canonicalize
+from tvm_conv3d.compute.trim import seen_taps, trim
+from tvm_conv3d.plan import Plan, make_plan
+from tvm_conv3d.spec import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    DATA_GRADIENT,
+    WEIGHT_GRADIENT,
+    Conv3DSpec,
+    Pads,
+    Triple,
+    same_padding,
+)
+from tvm_conv3d.targets import cpu_traits, host_target, resolve
 
 HUGE = 10**6
 
@@ -51,8 +63,62 @@ def test_the_trimmed_problem_is_the_same(spec: Conv3DSpec) -> None:
         assert terms(trimmed, axis, seen_taps(spec)[axis].start) == terms(spec, axis, 0)
         seen = {(tap, o) for o, tap, _ in terms(spec, axis, 0)}
         for tap in range(spec.kernel[axis]):
-            assert windows_that_see(spec, axis, tap) == sum(1 for other, _ in seen if other == tap)
+            assert spec.windows_that_see(axis, tap) == sum(1 for other, _ in seen if other == tap)
     assert trim(trimmed) == trimmed
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(spec=padded())
+def test_canonical_forms(spec: Conv3DSpec) -> None:
+    """The same products by the definition; equal problems have one, which no other problem equals."""
+    canonical = canonicalize(spec)
+    assert canonical.origin == spec
+    assert canonical.taps == seen_taps(spec)
+    assert canonical.key() == spec.key()
+    assert canonicalize(replace(spec)) is canonical
+    assert canonical != canonicalize(replace(spec, filters=spec.filters + 1))
+    assert canonical != spec and not isinstance(canonical, Conv3DSpec)
+    names = [f.name for f in fields(Conv3DSpec) if hasattr(canonical, f.name)]
+    merged = Conv3DSpec(**{name: getattr(canonical, name) for name in names})
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal(spec.input_shape), rng.standard_normal(spec.kernel_shape)
+    expected = reference.convolve(spec, x, kernel)
+    result = reference.convolve(merged, x.reshape(merged.input_shape), canonical.trimmed(kernel))
+    np.testing.assert_allclose(result.reshape(spec.output_shape), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"direction": DATA_GRADIENT},
+        {"direction": WEIGHT_GRADIENT},
+        {"input_dilation": (1, 2, 1)},
+        {"output_dtype": "float32"},
+        {"weights_dtype": "float64"},
+    ],
+)
+def test_what_no_algorithm_takes_is_refused(change: dict[str, object]) -> None:
+    spec = replace(same((8, 8, 8), (3, 3, 3), dtype="bfloat16"), **change)  # type: ignore[arg-type]
+    for target in ("llvm", "cuda:sm_80"):
+        with pytest.raises(ValueError, match=f"forward convolutions of undilated inputs only.*{spec.key()}"):
+            make_plan(spec, resolve(target, 2))
+
+
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+@pytest.mark.parametrize("groups", [1, 16])
+def test_negative_pads_crop(groups: int, data_format: str) -> None:
+    """For all algorithms, with pads that crop, that crop one side and pad the other, and that leave nothing."""
+    traits = cpu_traits(host_target(2))
+    tried = set()
+    for pads in (((-1, 1), (2, -2), (-2, -1)), ((0, 0), (-1, -1), (1, -3)), ((1, 1), (1, 1), (12, -11))):
+        spec = Conv3DSpec(
+            1, (5, 9, 12), 16, 16, (3, 3, 3), pads=pads, groups=groups, data_format=data_format, post_ops=("relu",)
+        )  # type: ignore[arg-type]
+        for name, algorithm in algorithms("llvm").items():
+            for variant in algorithm.variants(spec, traits)[:1]:
+                assert run_plan(Plan(spec, name, variant, {})) < WINOGRAD_BOUND, (name, spec.key())
+                tried.add(name)
+    assert tried >= ({"direct", "winograd"} if groups == 1 else {"direct", "grouped", "winograd_rows"})
 
 
 def terms(spec: Conv3DSpec, axis: int, first: int) -> set[tuple[int, int, int]]:
@@ -73,8 +139,8 @@ def test_what_is_left() -> None:
     assert trim(spec).pads == ((0, 0), (1, 1), (1, 1))
     assert trim(same((8, 8, 8), (3, 3, 3))) == same((8, 8, 8), (3, 3, 3))
     kernel = np.arange(27).reshape(3, 3, 3, 1, 1)
-    np.testing.assert_array_equal(trim_kernel(spec, kernel), kernel[1:2])
-    point = collapse(same((1, 1, 1), (3, 3, 3)))
+    np.testing.assert_array_equal(canonicalize(spec).trimmed(kernel), kernel[1:2])
+    point = canonicalize(same((1, 1, 1), (3, 3, 3)))
     assert (point.kernel, point.pads) == ((1, 1, 1), ((0, 0),) * 3)
 
 

@@ -28,7 +28,7 @@ from tvm_conv3d.tuning.lab import Lab, Trial
 from tvm_conv3d.tuning.search import Options, Search, contenders
 
 #: Strided, so that its default stays the direct convolution.
-SPEC = Conv3DSpec(1, (4, 12, 12), 8, 16, (3, 3, 3), (1, 2, 2), pads=(Pads(1, 1),) * 3, activation="relu")
+SPEC = Conv3DSpec(1, (4, 12, 12), 8, 16, (3, 3, 3), (1, 2, 2), pads=(Pads(1, 1),) * 3, post_ops=("relu",))
 DEPTHWISE = Conv3DSpec(1, (4, 9, 9), 16, 16, (3, 3, 3), groups=16)
 
 

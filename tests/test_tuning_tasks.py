@@ -18,7 +18,7 @@ from tvm_conv3d.spec import Conv3DSpec, Pads
 from tvm_conv3d.targets import resolve
 from tvm_conv3d.tuning import tasks
 
-SPEC = Conv3DSpec(1, (4, 12, 12), 8, 16, (3, 3, 3), pads=(Pads(1, 1),) * 3, activation="relu")
+SPEC = Conv3DSpec(1, (4, 12, 12), 8, 16, (3, 3, 3), pads=(Pads(1, 1),) * 3, post_ops=("relu",))
 
 
 def test_layers_of_a_file(tmp_path: Path) -> None:

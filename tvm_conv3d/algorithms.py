@@ -1,4 +1,7 @@
-"""The ways of computing a convolution: each joins one TE declaration with its design space for a family of targets."""
+"""The ways of computing a convolution: each joins one TE declaration with its design space for a family of targets.
+
+Declarations and schedules take problems in their canonical form; here it is made.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
-from tvm_conv3d.compute.trim import trim, trim_kernel
+from tvm_conv3d.compute.canonical import CanonicalSpec, canonicalize
 from tvm_conv3d.spec import Conv3DSpec
 
 if TYPE_CHECKING:
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 
 #: A variant: a frozen dataclass of the algorithm's own.
 Variant = Any
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -132,23 +138,39 @@ def _join(
     name: str, kind: str, variant_type: type, compute: ModuleType, loops: ModuleType, exact: bool = True
 ) -> Algorithm:
     def pack_kernel(spec: Conv3DSpec, variant: Variant, kernel: np.ndarray) -> np.ndarray:
-        return compute.pack_kernel(trim(spec), variant, trim_kernel(spec, kernel))
+        canonical = canonicalize(spec)
+        return compute.pack_kernel(canonical, variant, canonical.trimmed(kernel))
+
+    def apply(sch: Schedule, spec: Conv3DSpec, variant: Variant, decide: Any) -> None:
+        loops.apply(sch, canonicalize(spec), variant, decide)
+
+    def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+        return loops.finish(module, canonicalize(spec))
 
     return Algorithm(
         name,
         kind,
         variant_type,
         # asked for twice: what the plan takes of memory, then its loops
-        functools.lru_cache(maxsize=_DECLARATIONS)(compute.declare),
+        _of_canonical(functools.lru_cache(maxsize=_DECLARATIONS)(compute.declare)),
         pack_kernel,
-        compute.pack_bias,
-        loops.default,
-        loops.apply,
-        loops.finish,
-        loops.variants,
-        compute.error_bound,
+        _of_canonical(compute.pack_bias),
+        _of_canonical(loops.default),
+        apply,
+        finish,
+        _of_canonical(loops.variants),
+        _of_canonical(compute.error_bound),
         exact,
     )
+
+
+def _of_canonical(function: Callable[Concatenate[CanonicalSpec, P], R]) -> Callable[Concatenate[Conv3DSpec, P], R]:
+    """`function` of a problem's canonical form as one of the problem."""
+
+    def of_spec(spec: Conv3DSpec, /, *more: P.args, **named: P.kwargs) -> R:
+        return function(canonicalize(spec), *more, **named)
+
+    return of_spec
 
 
 def _frozen(value: Any) -> Any:

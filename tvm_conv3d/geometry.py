@@ -87,14 +87,14 @@ class Geometry:
         _integers("dilation_rate", self.dilation_rate)
         return (*self.kernel_size, channels // self.groups, self.filters)
 
-    def spec(self, input_shape: tuple[int, ...], dtype: str, bias: bool, activation: str) -> Conv3DSpec:
+    def spec(self, input_shape: tuple[int, ...], dtype: str, bias: bool, post_ops: tuple[str, ...]) -> Conv3DSpec:
         """The problem posed by an input of known shape.
 
         Args:
             input_shape: five numbers.
             dtype: compute dtype.
             bias: whether a bias is added.
-            activation: name of a fused activation.
+            post_ops: what becomes of the sums (:mod:`tvm_conv3d.post_ops`).
 
         Raises:
             ValueError: as :meth:`output_shape`.
@@ -121,7 +121,7 @@ class Geometry:
             data_format=self.data_format,
             dtype=dtype,
             bias=bias,
-            activation=activation,
+            post_ops=post_ops,
         )
 
 

@@ -272,7 +272,7 @@ class Conv3D(KernelLayer):
         self.input_spec.check(shape, self.name)
         table = self._prepared
         split = activations.split(self.activation)
-        spec = self._geometry.spec(shape, self.compute_dtype, self._bias is not None, split.fused)
+        spec = self._geometry.spec(shape, self.compute_dtype, self._bias is not None, (split.fused,))
         if len(table) >= _MAX_SHAPES:
             table.clear()
         table[shape] = prepared = _Prepared(spec, split)

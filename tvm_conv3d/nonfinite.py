@@ -22,6 +22,7 @@ import numpy as np
 
 from tvm_conv3d import buffers, helper_code, tensors, threads
 from tvm_conv3d.algorithms import named
+from tvm_conv3d.compute.canonical import canonicalize
 from tvm_conv3d.compute.trim import trim
 from tvm_conv3d.cuda.executor import Weights
 from tvm_conv3d.dtypes import numpy_dtype
@@ -81,7 +82,7 @@ class Steps(NamedTuple):
     Attributes:
         winograd: fills the output with the convolution of some input; False where a sum is not finite.
         convolve_signs: the convolution of an input by some weights, both of -1, 0 and 1, in float32 and without bias
-            and activation, to the nearest whole number.
+            and post-ops, to the nearest whole number.
     """
 
     winograd: Callable[[np.ndarray], bool]
@@ -135,8 +136,8 @@ def fill(
 
 
 def sums_spec(spec: Conv3DSpec) -> Conv3DSpec:
-    """The same convolution in float32, without bias and activation."""
-    return replace(spec, dtype="float32", bias=False, activation="linear")
+    """The same convolution in float32, without bias and post-ops."""
+    return replace(spec, dtype="float32", bias=False, post_ops=())
 
 
 def sums_are_whole(plan: Plan) -> bool:
@@ -205,7 +206,7 @@ def _results(spec: Conv3DSpec, bias: np.ndarray | None) -> np.ndarray:
     values = np.zeros(spec.filters, spec.accumulator) if bias is None else bias.astype(spec.accumulator)
     results = np.empty((3, spec.filters), numpy_dtype(spec.dtype))
     sums = np.array([np.nan, np.inf, -np.inf], spec.accumulator)
-    threads.run(_results_code(spec.dtype, spec.bias, spec.activation), *map(tensors.exported, (values, sums, results)))
+    threads.run(_results_code(spec.dtype, spec.bias, spec.post_ops), *map(tensors.exported, (values, sums, results)))
     return _bits(results, results.shape)
 
 
@@ -231,11 +232,11 @@ def _code(dtype: str) -> Any:
 
 
 @functools.cache
-def _results_code(dtype: str, bias: bool, activation: str) -> Any:
+def _results_code(dtype: str, bias: bool, post_ops: tuple[str, ...]) -> Any:
     one = (1, 1, 1)
-    spec = Conv3DSpec(1, one, 1, 1, one, dtype=dtype, bias=bias, activation=activation)
+    spec = Conv3DSpec(1, one, 1, 1, one, dtype=dtype, bias=bias, post_ops=post_ops)
     identity = {"name": "results of sums that are not finite", "of": spec.key()}
-    return _loaded(identity, lambda loops: loops.results_module(spec)).get_function("results")
+    return _loaded(identity, lambda loops: loops.results_module(canonicalize(spec))).get_function("results")
 
 
 def _loaded(identity: Mapping[str, object], module_of: Callable[[ModuleType], IRModule]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.implicit_gemm import GemmVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
@@ -14,7 +14,7 @@ from tvm_conv3d.schedules.cuda.common import LoopRV, add_parts, spread_over_thre
 from tvm_conv3d.schedules.cuda.gemm_rule import candidates
 from tvm_conv3d.schedules.cuda.register_tile import bind_tile, clear, fetch_kernel, sum_in_registers
 from tvm_conv3d.schedules.decisions import Decisions
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 
 #: Filters that are brought into shared memory at once, where they are float32.
 WEIGHTS_AT_ONCE = {"float32": 4, "float64": 2}
@@ -24,25 +24,24 @@ WEIGHTS_AT_ONCE = {"float32": 4, "float64": 2}
 MOST_VARIANTS = 8
 
 
-def default(spec: Conv3DSpec, traits: GpuTraits) -> tuple[GemmVariant, dict[str, int]]:
+def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[GemmVariant, dict[str, int]]:
     """The variant and the decisions taken where nothing was tuned."""
-    return candidates(collapse(spec), traits)[0], {}
+    return candidates(spec, traits)[0], {}
 
 
-def variants(spec: Conv3DSpec, traits: GpuTraits) -> list[GemmVariant]:
+def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[GemmVariant]:
     """The variants that compete while tuning, the default's first."""
-    return candidates(collapse(spec), traits)[:MOST_VARIANTS]
+    return candidates(spec, traits)[:MOST_VARIANTS]
 
 
-def apply(sch: Schedule, spec: Conv3DSpec, variant: GemmVariant, decide: Decisions) -> None:
+def apply(sch: Schedule, spec: CanonicalSpec, variant: GemmVariant, decide: Decisions) -> None:
     """Schedules `compute.implicit_gemm.declare(spec, variant)`.
 
     Decisions: those of :mod:`tvm_conv3d.schedules.cuda.register_tile`.
     """
-    s = collapse(spec)
     whole = variant.parts == 1
     store = "out" if whole else "partial"
-    thread = bind_tile(sch, store, variant, variant.store, s.data_format == CHANNELS_LAST, decide)
+    thread = bind_tile(sch, store, variant, variant.store, spec.data_format == CHANNELS_LAST, decide)
     if whole:
         tile = sch.get_sblock("tile")
         sch.set_scope(tile, 0, "local")
@@ -50,13 +49,13 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: GemmVariant, decide: Decisio
         unroll(sch, sch.get_loops(tile)[-2:])
     else:
         add_parts(sch)
-    sums = sum_in_registers(sch, thread, len(s.kernel) if whole else 0, variant.step, decide)
-    _gather(sch, s, variant, sums.step)
-    fetch_kernel(sch, sums, variant, WEIGHTS_AT_ONCE[s.accumulator])
+    sums = sum_in_registers(sch, thread, len(spec.kernel) if whole else 0, variant.step, decide)
+    _gather(sch, spec, variant, sums.step)
+    fetch_kernel(sch, sums, variant, WEIGHTS_AT_ONCE[spec.accumulator])
     clear(sch, sums)
 
 
-def _gather(sch: Schedule, s: Conv3DSpec, variant: GemmVariant, step: LoopRV) -> None:
+def _gather(sch: Schedule, s: CanonicalSpec, variant: GemmVariant, step: LoopRV) -> None:
     """Brings a step of the input into shared memory."""
     gather = sch.get_sblock("gather")
     sch.set_scope(gather, 0, "shared")
@@ -68,6 +67,6 @@ def _gather(sch: Schedule, s: Conv3DSpec, variant: GemmVariant, step: LoopRV) ->
     spread_over_threads(sch, order, variant.threads_cells * variant.threads_filters, v)
 
 
-def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
     """What is changed after scheduling: the output gets the user's layout."""
     return long_sums.in_parts(cut_output(module), on_gpu=True)

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.implicit_gemm import GemmVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
 from tvm_conv3d.schedules.cuda.tile_cost import cheapest_first, in_parts, is_flat, nanoseconds, share_of_registers
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 
 #: Cells and filters of a tile, and threads along each.
 TILES = (
@@ -38,12 +39,12 @@ MOST_SUMS = 256
 _STEP = {4: 16, 8: 8}
 
 
-def candidates(spec: Conv3DSpec, traits: GpuTraits) -> list[GemmVariant]:
-    """Variants for `spec` (axes collapsed), the cheapest first."""
+def candidates(spec: CanonicalSpec, traits: GpuTraits) -> list[GemmVariant]:
+    """Variants for `spec`, the cheapest first."""
     return [variant for variant, _ in priced(spec, traits)]
 
 
-def priced(spec: Conv3DSpec, traits: GpuTraits) -> list[tuple[GemmVariant, float]]:
+def priced(spec: CanonicalSpec, traits: GpuTraits) -> list[tuple[GemmVariant, float]]:
     """The same with their modelled nanoseconds."""
     item = np.dtype(spec.accumulator).itemsize
     costs: dict[GemmVariant, float] = {}
@@ -58,7 +59,7 @@ def priced(spec: Conv3DSpec, traits: GpuTraits) -> list[tuple[GemmVariant, float
     return cheapest_first(costs)
 
 
-def fitted(spec: Conv3DSpec, variant: GemmVariant) -> GemmVariant:
+def fitted(spec: CanonicalSpec, variant: GemmVariant) -> GemmVariant:
     """`variant` with the reduction, the vectors of channels and of output elements that suit `spec`."""
     item = np.dtype(spec.accumulator).itemsize
     widest = 16 // item if spec.dtype == spec.accumulator else 1

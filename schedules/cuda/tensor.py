@@ -9,7 +9,7 @@ from __future__ import annotations
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.tensor_gemm import TensorVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
@@ -18,7 +18,7 @@ from tvm_conv3d.schedules.cuda.common import BlockRV, LoopRV, add_parts, spread_
 from tvm_conv3d.schedules.cuda.tensor_rule import candidates
 from tvm_conv3d.schedules.cuda.wmma import EDGE, add_fragments, register
 from tvm_conv3d.schedules.decisions import Decisions
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 
 #: Variants that compete while tuning.
 MOST_VARIANTS = 8
@@ -30,26 +30,25 @@ _SKEW = 8
 _WEIGHTS_AT_ONCE = 8
 
 
-def default(spec: Conv3DSpec, traits: GpuTraits) -> tuple[TensorVariant, dict[str, int]] | None:
+def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[TensorVariant, dict[str, int]] | None:
     """The variant and the decisions taken where nothing was tuned; None where tensor cores are no help."""
-    found = candidates(collapse(spec), traits)
+    found = candidates(spec, traits)
     return (found[0], {}) if found else None
 
 
-def variants(spec: Conv3DSpec, traits: GpuTraits) -> list[TensorVariant]:
+def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[TensorVariant]:
     """The variants that compete while tuning, the default's first."""
-    return candidates(collapse(spec), traits)[:MOST_VARIANTS]
+    return candidates(spec, traits)[:MOST_VARIANTS]
 
 
-def apply(sch: Schedule, spec: Conv3DSpec, variant: TensorVariant, decide: Decisions) -> None:
+def apply(sch: Schedule, spec: CanonicalSpec, variant: TensorVariant, decide: Decisions) -> None:
     """Schedules `compute.tensor_gemm.declare(spec, variant)`.
 
     Decisions: `unroll`: depths of 16 terms that are unrolled.
     """
-    s = collapse(spec)
-    names = register(s.dtype)
+    names = register(spec.dtype)
     warps = variant.warps_cells * variant.warps_filters
-    block = _finish_together(sch, s, variant, warps)
+    block = _finish_together(sch, spec, variant, warps)
     sums = sch.get_sblock("product")
     # TVM would let them share memory with the factors, as what it can't lower: two types in one buffer
     sch.set_scope(sums, 0, "shared.dyn")
@@ -63,7 +62,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: TensorVariant, decide: Decis
     sch.reorder(*taps, step, outer, few, i, j, i16, j16, term16)
     for loop in (i, j):
         sch.unroll(loop)
-    rows_a, rows_b = _fetch(sch, s, variant, sums, step, few)
+    rows_a, rows_b = _fetch(sch, spec, variant, sums, step, few)
     start = sch.decompose_reduction(sums, taps[0] if taps else step)
     # last, as nothing can be placed beside a block that has become an instruction
     instructions = {
@@ -77,7 +76,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: TensorVariant, decide: Decis
         sch.tensorize(loop, names[purpose])
 
 
-def _finish_together(sch: Schedule, s: Conv3DSpec, variant: TensorVariant, warps: int) -> LoopRV:
+def _finish_together(sch: Schedule, s: CanonicalSpec, variant: TensorVariant, warps: int) -> LoopRV:
     """Spreads the finishing of a tile, or of its part, over the threads of its block; returns the loop over tiles."""
     out = sch.get_sblock("out" if variant.parts == 1 else "partial")
     *tiles, i, j, lane = sch.get_loops(out)
@@ -114,7 +113,7 @@ def _leave(sch: Schedule, leave: BlockRV, block: LoopRV, variant: TensorVariant)
 
 
 def _fetch(
-    sch: Schedule, s: Conv3DSpec, variant: TensorVariant, sums: BlockRV, step: LoopRV, depth: LoopRV
+    sch: Schedule, s: CanonicalSpec, variant: TensorVariant, sums: BlockRV, step: LoopRV, depth: LoopRV
 ) -> list[LoopRV]:
     """Brings a step of both matrices into shared memory, each depth of 16 into fragments; returns the latter's rows."""
     warps = variant.warps_cells * variant.warps_filters
@@ -147,6 +146,6 @@ def _fetch(
     return rows_of_fragments
 
 
-def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
     """What is changed after scheduling: the output gets the user's layout."""
     return long_sums.in_parts(cut_output(module), on_gpu=True, terms=EDGE, add=add_fragments)

@@ -6,10 +6,11 @@ import functools
 import math
 from dataclasses import replace
 
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.tensor_gemm import TensorVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
 from tvm_conv3d.schedules.cuda.tile_cost import cheapest_first, in_parts, is_flat, nanoseconds
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 
 #: Cells and filters of a tile, warps along each. The sums of a tile must fit into shared memory beside two steps.
 TILES = (
@@ -31,8 +32,8 @@ _STEP = 32
 _LEAST_TERMS, _LEAST_FILTERS = 16, 9
 
 
-def candidates(spec: Conv3DSpec, traits: GpuTraits) -> list[TensorVariant]:
-    """Variants for `spec` (axes collapsed), the cheapest first; none where tensor cores are no help."""
+def candidates(spec: CanonicalSpec, traits: GpuTraits) -> list[TensorVariant]:
+    """Variants for `spec`, the cheapest first; none where tensor cores are no help."""
     terms = math.prod(spec.kernel) * spec.group_channels
     if not traits.has_tensor_cores(spec.dtype) or terms < _LEAST_TERMS or spec.group_filters < _LEAST_FILTERS:
         return []
@@ -46,7 +47,7 @@ def candidates(spec: Conv3DSpec, traits: GpuTraits) -> list[TensorVariant]:
     return [variant for variant, _ in cheapest_first(costs)]
 
 
-def fitted(spec: Conv3DSpec, variant: TensorVariant) -> TensorVariant:
+def fitted(spec: CanonicalSpec, variant: TensorVariant) -> TensorVariant:
     """`variant` with the reduction and the vector of channels that suit `spec`."""
     last = spec.data_format == CHANNELS_LAST
     vector = max(v for v in (1, 2, 4, 8) if spec.group_channels % v == 0 and v <= (8 if last else 1))

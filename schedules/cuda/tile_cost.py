@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.implicit_gemm import Cut, GemmVariant, extents_of
 from tvm_conv3d.compute.tensor_gemm import TensorVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
 from tvm_conv3d.schedules.decisions import divisors
-from tvm_conv3d.spec import Conv3DSpec
 
 V = TypeVar("V", GemmVariant, TensorVariant)
 
@@ -42,17 +42,17 @@ ADVANTAGE = 0.7
 _MOST_WASTE = 0.2
 
 
-def is_flat(spec: Conv3DSpec, step: int) -> bool:
+def is_flat(spec: CanonicalSpec, step: int) -> bool:
     """Whether taps and channels are one index of the reduction, as steps of channels alone would be much padding."""
     waste = 1 - spec.group_channels / (-(-spec.group_channels // step) * step)
     return waste > _MOST_WASTE and math.prod(spec.kernel) > 1
 
 
-def nanoseconds(spec: Conv3DSpec, traits: GpuTraits, variant: Cut, item: int, tensor: bool, share: float) -> float:
+def nanoseconds(spec: CanonicalSpec, traits: GpuTraits, variant: Cut, item: int, tensor: bool, share: float) -> float:
     """The modelled time of a whole convolution.
 
     Args:
-        spec: the problem, axes collapsed.
+        spec: the problem.
         traits: the GPU.
         variant: what it is cut into.
         item: bytes of a factor.
@@ -71,7 +71,7 @@ def nanoseconds(spec: Conv3DSpec, traits: GpuTraits, variant: Cut, item: int, te
     return product + LAUNCH + moved / traits.gigabytes
 
 
-def in_parts(spec: Conv3DSpec, traits: GpuTraits, variant: V, price: Callable[[V], float]) -> dict[V, float]:
+def in_parts(spec: CanonicalSpec, traits: GpuTraits, variant: V, price: Callable[[V], float]) -> dict[V, float]:
     """`variant`, and where it has fewer tiles than the GPU has multiprocessors its best cut into parts, with prices."""
     e = extents_of(spec, variant)
     found = {variant: price(variant)}

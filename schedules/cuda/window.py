@@ -7,14 +7,14 @@ import math
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.window import WindowVariant
 from tvm_conv3d.cuda.architectures import GpuTraits
 from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.cuda.common import unroll, unroll_by_pragma
 from tvm_conv3d.schedules.decisions import Decisions
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 
 #: Filters of a group up to which a matrix product would compute mostly padding: of one group, and of several.
 _FEW_FILTERS, _FEW_OF_GROUP = 8, 15
@@ -29,40 +29,38 @@ _MOST_UNROLLED = 25
 _MOST_HELD = 48
 
 
-def default(spec: Conv3DSpec, traits: GpuTraits) -> tuple[WindowVariant, dict[str, int]] | None:
+def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[WindowVariant, dict[str, int]] | None:
     """The variant and the decisions taken where nothing was tuned; None where groups have many filters."""
     found = variants(spec, traits)
     return (found[0], {}) if found else None
 
 
-def variants(spec: Conv3DSpec, traits: GpuTraits) -> list[WindowVariant]:
+def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[WindowVariant]:
     """The variants that compete while tuning, the default's first; none where groups have many filters."""
-    s = collapse(spec)
-    few = s.group_filters <= (_FEW_FILTERS if s.groups == 1 else _FEW_OF_GROUP)
-    if not few and (s.groups == 1 or s.group_channels >= _FEW_CHANNELS):
+    few = spec.group_filters <= (_FEW_FILTERS if spec.groups == 1 else _FEW_OF_GROUP)
+    if not few and (spec.groups == 1 or spec.group_channels >= _FEW_CHANNELS):
         return []
-    last = s.data_format == CHANNELS_LAST
+    last = spec.data_format == CHANNELS_LAST
     # cells along the axis that is not spread over neighbouring threads
     axis = 2 if last else 1
     found = []
     for cells in (4, 8, 2, 1):
         variant = WindowVariant(1, cells) if last else WindowVariant(cells, 1)
-        threads = math.prod(s.output_shape) / cells
-        held = (cells - 1) * s.strides[axis] + s.window[axis]
+        threads = math.prod(spec.output_shape) / cells
+        held = (cells - 1) * spec.strides[axis] + spec.window[axis]
         enough = threads >= traits.multiprocessors * traits.threads_per_multiprocessor / 4
-        overlaps = s.window[axis] > s.strides[axis] and s.dilation[axis] == 1
-        wasted = -(-s.out_size[axis] // cells) * cells / s.out_size[axis]
+        overlaps = spec.window[axis] > spec.strides[axis] and spec.dilation[axis] == 1
+        wasted = -(-spec.out_size[axis] // cells) * cells / spec.out_size[axis]
         if cells == 1 or (enough and overlaps and held <= _MOST_HELD and wasted <= 1.34):
             found.append(variant)
     return found
 
 
-def apply(sch: Schedule, spec: Conv3DSpec, variant: WindowVariant, decide: Decisions) -> None:
+def apply(sch: Schedule, spec: CanonicalSpec, variant: WindowVariant, decide: Decisions) -> None:
     """Schedules `compute.window.declare(spec, variant)`.
 
     Decisions: `unroll`: channels that are unrolled.
     """
-    s = collapse(spec)
     out = sch.get_sblock("out")
     block, thread, i, j = sch.get_loops(out)
     sch.bind(block, "blockIdx.x")
@@ -77,7 +75,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WindowVariant, decide: Decis
     sch.reorder(tap_d, channel, few, tap_h, tap_w, i, j)
     sch.unroll(few)
     unroll(sch, (i, j))
-    _, height, width = s.kernel
+    _, height, width = spec.kernel
     whole = height * width <= _MOST_UNROLLED
     # taps of very wide kernels stay loops
     unroll(sch, (tap_h, tap_w) if whole else (tap_w,) if width <= _MOST_UNROLLED else ())
@@ -90,6 +88,6 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WindowVariant, decide: Decis
     unroll(sch, sch.get_loops(start)[-2:])
 
 
-def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
     """What is changed after scheduling: the output gets the user's layout."""
     return long_sums.in_parts(cut_output(module), on_gpu=True)

@@ -13,7 +13,7 @@ import tvm_ffi
 from tvm import IRModule, tirx
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cut import cut_output, outside_of_block
 from tvm_conv3d.compute.stages import terms_of_part
 from tvm_conv3d.compute.winograd_gemm import LANES, WinogradGemmVariant, extents_of
@@ -23,7 +23,7 @@ from tvm_conv3d.schedules.cuda import winograd_rule
 from tvm_conv3d.schedules.cuda.common import LoopRV, spread_over_threads, unroll
 from tvm_conv3d.schedules.cuda.register_tile import bind_tile, clear, fetch_kernel, sum_in_registers
 from tvm_conv3d.schedules.decisions import Decisions, divisors
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 
 #: Neighbouring tiles that neighbouring threads transform: the choices.
 _NEAR = (4, 8, 16, 32)
@@ -38,26 +38,25 @@ _THREADS = 128
 _IF_BAD = "tvm_conv3d.if_bad"
 
 
-def default(spec: Conv3DSpec, traits: GpuTraits) -> tuple[WinogradGemmVariant, dict[str, int]] | None:
+def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[WinogradGemmVariant, dict[str, int]] | None:
     """The variant and the decisions taken where nothing was tuned; None where other algorithms are as good."""
     found = winograd_rule.worthwhile(spec, traits)
     return (found, {}) if found else None
 
 
-def variants(spec: Conv3DSpec, traits: GpuTraits) -> list[WinogradGemmVariant]:
+def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[WinogradGemmVariant]:
     """The variants that compete while tuning, the cheapest by the model first."""
     return winograd_rule.candidates(spec, traits)
 
 
-def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradGemmVariant, decide: Decisions) -> None:
+def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradGemmVariant, decide: Decisions) -> None:
     """Schedules `compute.winograd_gemm.declare(spec, variant)`.
 
     Decisions: `near_data`, `near_out`: neighbouring tiles that neighbouring threads of the first and the last kernel
     take; and those of :mod:`tvm_conv3d.schedules.cuda.register_tile`.
     """
-    s = collapse(spec)
-    e = extents_of(s, variant)
-    _transform_data(sch, s, variant, decide)
+    e = extents_of(spec, variant)
+    _transform_data(sch, spec, variant, decide)
     thread = bind_tile(sch, "sums", variant, LANES, True, decide)
     sums = sum_in_registers(sch, thread, 1, variant.step, decide)
     gather = sch.get_sblock("gather")
@@ -67,10 +66,10 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradGemmVariant, decide:
     spread_over_threads(sch, (term, q), variant.threads_cells * variant.threads_filters, lane)
     fetch_kernel(sch, sums, variant, LANES)
     clear(sch, sums)
-    _transform_back(sch, s, variant, math.prod(e.data_shape) // e.rows * e.tiles[0], decide)
+    _transform_back(sch, spec, variant, math.prod(e.data_shape) // e.rows * e.tiles[0], decide)
 
 
-def _transform_data(sch: Schedule, s: Conv3DSpec, variant: WinogradGemmVariant, decide: Decisions) -> None:
+def _transform_data(sch: Schedule, s: CanonicalSpec, variant: WinogradGemmVariant, decide: Decisions) -> None:
     """Spreads the input's transforms over threads."""
     e = extents_of(s, variant)
     frequency, c, row, t = sch.get_loops(sch.get_sblock("data"))
@@ -83,7 +82,9 @@ def _transform_data(sch: Schedule, s: Conv3DSpec, variant: WinogradGemmVariant, 
     _hold(sch, ("input_d", "input_h", "input_w", "window"), variant, thread)
 
 
-def _transform_back(sch: Schedule, s: Conv3DSpec, variant: WinogradGemmVariant, count: int, decide: Decisions) -> None:
+def _transform_back(
+    sch: Schedule, s: CanonicalSpec, variant: WinogradGemmVariant, count: int, decide: Decisions
+) -> None:
     """Spreads the inverse transforms, and what finishes a tile, over threads; `count` tiles for each filter."""
     e = extents_of(s, variant)
     row, t, g, *cells = sch.get_loops(sch.get_sblock("out"))
@@ -108,7 +109,7 @@ def _transform_back(sch: Schedule, s: Conv3DSpec, variant: WinogradGemmVariant, 
     _hold(sch, ("bad", "flag", "output_w", "output_h", "output_d", "spectrum"), variant, thread)
 
 
-def _near(name: str, count: int, others: int, s: Conv3DSpec, decide: Decisions) -> LoopRV:
+def _near(name: str, count: int, others: int, s: CanonicalSpec, decide: Decisions) -> LoopRV:
     """Neighbouring tiles of a block of threads that holds `others` channels or filters."""
     choices = [near for near in _NEAR if count % near == 0]
     wished = max(_NEAR[0], min(_THREADS // others, _NEAR[-1]))
@@ -138,7 +139,7 @@ def _hold(sch: Schedule, names: Iterable[str], variant: WinogradGemmVariant, thr
         unroll(sch, sch.get_loops(stage)[3:])
 
 
-def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
     """What is changed after scheduling: only bad tiles are computed directly; the output gets the user's layout."""
 
     def guarded(loop: tirx.For) -> tirx.Stmt:

@@ -11,14 +11,13 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, STRIDED, axes_of
 from tvm_conv3d.compute.winograd_gemm import LANES, WinogradGemmVariant, error_bound, extents_of
 from tvm_conv3d.cuda.architectures import GpuTraits
 from tvm_conv3d.schedules.cuda import gemm_rule
 from tvm_conv3d.schedules.cuda.tile_cost import ADVANTAGE, LAUNCH, of_tiles, share_of_registers
-from tvm_conv3d.spec import Conv3DSpec
 
 #: Largest relative error (2-norm) that a default plan may be expected to have.
 ERROR_LIMIT = 1e-5
@@ -43,26 +42,24 @@ _ITEM, _SHARE = 4, 0.8
 _TRANSFORM = 24.0
 
 
-def candidates(spec: Conv3DSpec, traits: GpuTraits) -> list[WinogradGemmVariant]:
+def candidates(spec: CanonicalSpec, traits: GpuTraits) -> list[WinogradGemmVariant]:
     """Variants within the error limit, the cheapest first; empty where Winograd does not apply."""
-    s = collapse(spec)
-    if s.groups != 1 or s.dtype != "float32" or s.empty or min(s.channels, s.filters) < _LEAST:
+    if spec.groups != 1 or spec.dtype != "float32" or spec.empty or min(spec.channels, spec.filters) < _LEAST:
         return []
-    costs = {variant: nanoseconds(s, traits, variant) for variant in _possible(s)}
+    costs = {variant: nanoseconds(spec, traits, variant) for variant in _possible(spec)}
     return sorted(costs, key=lambda variant: costs[variant])[:_MOST_VARIANTS]
 
 
-def worthwhile(spec: Conv3DSpec, traits: GpuTraits) -> WinogradGemmVariant | None:
+def worthwhile(spec: CanonicalSpec, traits: GpuTraits) -> WinogradGemmVariant | None:
     """The cheapest variant, or None where the implicit matrix product may be as good."""
     found = candidates(spec, traits)
-    s = collapse(spec)
-    if found and nanoseconds(s, traits, found[0]) < ADVANTAGE * gemm_rule.priced(s, traits)[0][1]:
+    if found and nanoseconds(spec, traits, found[0]) < ADVANTAGE * gemm_rule.priced(spec, traits)[0][1]:
         return found[0]
     return None
 
 
-def nanoseconds(spec: Conv3DSpec, traits: GpuTraits, variant: WinogradGemmVariant) -> float:
-    """The modelled time of a whole convolution, axes collapsed."""
+def nanoseconds(spec: CanonicalSpec, traits: GpuTraits, variant: WinogradGemmVariant) -> float:
+    """The modelled time of a whole convolution."""
     e = extents_of(spec, variant)
     frequencies = math.prod(e.frequencies)
     padded = e.steps * variant.step
@@ -81,7 +78,7 @@ def nanoseconds(spec: Conv3DSpec, traits: GpuTraits, variant: WinogradGemmVarian
     return max(first, transforms[0]) + max(product, middle) + max(last, transforms[1]) + 2 * LAUNCH
 
 
-def _possible(s: Conv3DSpec) -> Iterator[WinogradGemmVariant]:
+def _possible(s: CanonicalSpec) -> Iterator[WinogradGemmVariant]:
     for modes in _modes(s):
         axes = axes_of(s, modes)
         parts = [o // p for o, p in zip(s.out_size, axes.parts, strict=True)]
@@ -105,7 +102,7 @@ def _possible(s: Conv3DSpec) -> Iterator[WinogradGemmVariant]:
                     yield variant
 
 
-def _modes(s: Conv3DSpec) -> Iterator[str]:
+def _modes(s: CanonicalSpec) -> Iterator[str]:
     """Combinations of the modes that suit each axis."""
     options = []
     for kernel, stride, dilation, out in zip(s.kernel, s.strides, s.dilation, s.out_size, strict=True):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.depthwise import DepthwiseVariant, applies, period
 from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.decisions import Decisions, divisors
@@ -23,7 +23,6 @@ from tvm_conv3d.schedules.llvm import grouped
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, vectorize_copy
 from tvm_conv3d.schedules.llvm.rewrites import overhang, skip_padding, stream_stores
 from tvm_conv3d.schedules.llvm.rules.tile_rule import TASKS_PER_THREAD
-from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
 #: Cycles of loading a vector of input, most of which cross a cache line, and of copying one into the task's buffer.
@@ -40,32 +39,30 @@ _GROUPED_EXPECTS = 0.75
 _MOST_VARIANTS = 10
 
 
-def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DepthwiseVariant, dict[str, int]] | None:
+def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[DepthwiseVariant, dict[str, int]] | None:
     """The variant and the decisions taken where nothing was tuned; None where :mod:`grouped` is as good."""
     if not applies(spec) or spec.channels % traits.lanes(spec.accumulator) == 0:
         return None
-    s = collapse(spec)
-    cheapest = _candidates(s, traits)[0]
-    if grouped.cycles(spec, traits) < _GROUPED_EXPECTS * _cost(s, traits, cheapest)[2]:
+    cheapest = _candidates(spec, traits)[0]
+    if grouped.cycles(spec, traits) < _GROUPED_EXPECTS * _cost(spec, traits, cheapest)[2]:
         return None
     return cheapest.variant, {"depth": cheapest.depth, "rows": cheapest.row_tiles}
 
 
-def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[DepthwiseVariant]:
+def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[DepthwiseVariant]:
     """The variants that compete while tuning, the cheapest first; none where the layer is not depthwise."""
     if not applies(spec):
         return []
-    candidates = (candidate.variant for candidate in _candidates(collapse(spec), traits))
+    candidates = (candidate.variant for candidate in _candidates(spec, traits))
     found = list(itertools.islice(dict.fromkeys(candidates), _MOST_VARIANTS))
     return [*found, *(streamed for variant in found[:2] for streamed in stream_stores.streaming(spec, variant, 1))]
 
 
-def apply(sch: Schedule, spec: Conv3DSpec, variant: DepthwiseVariant, decide: Decisions) -> None:
+def apply(sch: Schedule, spec: CanonicalSpec, variant: DepthwiseVariant, decide: Decisions) -> None:
     """Schedules `compute.depthwise.declare(spec, variant)`.
 
     Decisions: `depth`, `rows` (in register tiles): output of a task.
     """
-    s = collapse(spec)
     n, d, h, j = sch.get_loops(sch.get_sblock("out"))
     row_tiles, hi = sch.split(h, [None, variant.rows])
     v_task, v_in, lane = sch.split(j, [None, variant.vectors, variant.lanes])
@@ -74,7 +71,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DepthwiseVariant, decide: De
     sch.reorder(n, d_task, h_task, v_task, d_in, v_in, h_in, hi, lane)
     task = sch.fuse(n, d_task, h_task, v_task)
     sch.parallel(task)
-    if s.out_size[2] * s.channels % (variant.lanes * variant.vectors) == 0 or overhang.storable(s):
+    if spec.out_size[2] * spec.channels % (variant.lanes * variant.vectors) == 0 or overhang.storable(spec):
         sch.compute_inline(sch.get_sblock("tile"))
         sch.unroll(hi)
         sch.vectorize(lane)
@@ -85,20 +82,20 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DepthwiseVariant, decide: De
         sch.vectorize(loops[-1])
     conv = place(sch, "conv", h_in)
     rows, _, lanes, tap_d, tap_h, tap_w = sch.get_loops(conv)[-6:]
-    skip_padding.mark(sch, s, {0: tap_d})
+    skip_padding.mark(sch, spec, {0: tap_d})
     sch.unroll(tap_h)
     keep_in_registers(sch, conv, (tap_d, tap_w, tap_h), (rows, lanes))
     gather = sch.get_sblock("gather")
     sch.compute_at(gather, task, preserve_unit_loops=True)
-    if s.strides[2] > 1:
+    if spec.strides[2] > 1:
         # a phase's cells do not lie side by side: copied one by one
-        _, channels = sch.split(sch.get_loops(gather)[-1], [None, s.channels])
+        _, channels = sch.split(sch.get_loops(gather)[-1], [None, spec.channels])
         vectorize_copy(sch, channels, variant.lanes)
 
 
-def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
     """What is changed after scheduling: taps that see only padding are skipped, the last vectors stored in part."""
-    return overhang.mark(long_sums.in_parts(skip_padding.guard(module, collapse(spec), {0: 1})))
+    return overhang.mark(long_sums.in_parts(skip_padding.guard(module, spec, {0: 1})))
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ class _Candidate:
     row_tiles: int
 
 
-def _candidates(s: Conv3DSpec, traits: CpuTraits) -> list[_Candidate]:
+def _candidates(s: CanonicalSpec, traits: CpuTraits) -> list[_Candidate]:
     """All tiles and tasks, the cheapest first; last those whose copy overflows half of L2 or that are too few."""
     lanes = traits.lanes(s.accumulator)
     depth, height, width = s.out_size
@@ -125,7 +122,7 @@ def _candidates(s: Conv3DSpec, traits: CpuTraits) -> list[_Candidate]:
     return sorted(found, key=lambda candidate: _cost(s, traits, candidate))
 
 
-def _cost(s: Conv3DSpec, traits: CpuTraits, candidate: _Candidate) -> tuple[bool, bool, float, int]:
+def _cost(s: CanonicalSpec, traits: CpuTraits, candidate: _Candidate) -> tuple[bool, bool, float, int]:
     """What candidates are sorted by; the third is the layer's cycles."""
     variant, (_, height, width) = candidate.variant, s.out_size
     row = variant.vectors * variant.lanes
@@ -144,7 +141,7 @@ def _most_rows(traits: CpuTraits) -> int:
     return 12 if traits.registers >= 32 else 6
 
 
-def _step(s: Conv3DSpec, traits: CpuTraits, rows: int) -> float:
+def _step(s: CanonicalSpec, traits: CpuTraits, rows: int) -> float:
     """Cycles of a register tile for each tap of depth and width."""
     taps = s.kernel[1]
     loaded = min((rows - 1) * s.strides[1] + taps, rows * taps)
@@ -153,7 +150,7 @@ def _step(s: Conv3DSpec, traits: CpuTraits, rows: int) -> float:
     return max(rows * taps, _LOAD * loaded + taps) + 2 * taps * spilled
 
 
-def _copied_vectors(s: Conv3DSpec, candidate: _Candidate) -> float:
+def _copied_vectors(s: CanonicalSpec, candidate: _Candidate) -> float:
     """Vectors of input that a task copies."""
     variant = candidate.variant
     along_d = (candidate.depth - 1) * s.strides[0] + s.window[0]
@@ -162,7 +159,7 @@ def _copied_vectors(s: Conv3DSpec, candidate: _Candidate) -> float:
     return along_d * along_h * along_w * s.strides[2]
 
 
-def _row_parts(s: Conv3DSpec, lanes: int, whole: int) -> Iterator[int]:
+def _row_parts(s: CanonicalSpec, lanes: int, whole: int) -> Iterator[int]:
     """Vectors of a row that a task may take: all, or equal parts, of whole cells where columns are strided."""
     unit = period(s, lanes) if s.strides[2] > 1 else 1
     yield whole

@@ -14,7 +14,7 @@ import numpy as np
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.direct import DirectVariant, needs_gather
 from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
@@ -39,7 +39,7 @@ from tvm_conv3d.schedules.llvm.rules.tile_rule import (
     tiles_of,
     worthwhile_sharing,
 )
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.targets import CpuTraits
 
 #: Taps of a row times channels up to which they are unrolled beside the tile.
@@ -54,16 +54,15 @@ MOST_SHARINGS = 3
 ORDERS = ("filters_spatial", "spatial_filters", "filters_parallel")
 
 
-def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[str, int]]:
+def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[str, int]]:
     """The variant and the decisions taken where nothing was tuned."""
-    s = collapse(spec)
-    few_channels = s.group_channels * s.kernel[2] <= FEW_CHANNELS and s.kernel[2] > 1
-    sharing = worthwhile_sharing(s, traits)
-    tile = best_tile(s, traits, s.group_filters, s.kernel[2] if few_channels else 1, sharing)
-    by_rows = few_channels and s.data_format != CHANNELS_LAST and tile.interleaved == 1
+    few_channels = spec.group_channels * spec.kernel[2] <= FEW_CHANNELS and spec.kernel[2] > 1
+    sharing = worthwhile_sharing(spec, traits)
+    tile = best_tile(spec, traits, spec.group_filters, spec.kernel[2] if few_channels else 1, sharing)
+    by_rows = few_channels and spec.data_format != CHANNELS_LAST and tile.interleaved == 1
     if by_rows:
         # little is computed and much stored: whole vectors along the rows of one vector of filters
-        columns = min(tile.lanes, s.out_size[2], traits.registers // 2)
+        columns = min(tile.lanes, spec.out_size[2], traits.registers // 2)
         tile = replace(tile, vectors=1, rows=1, columns=columns)
     variant = DirectVariant(
         tile.lanes, tile.vectors, tile.rows, tile.columns, unroll_taps=few_channels, interleaved=tile.interleaved
@@ -71,14 +70,14 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[st
     if not needs_gather(spec, variant):
         variant = replace(variant, gather="none")
     cells = (tile.rows, tile.columns)
-    item = np.dtype(s.accumulator).itemsize
-    box = task_box(s, traits, cells, s.channels * item)
-    decisions = {"unroll": s.group_channels if few_channels else 1}
-    weights, inputs = (math.prod(shape) * item for shape in (s.kernel_shape, s.input_shape))
+    item = np.dtype(spec.accumulator).itemsize
+    box = task_box(spec, traits, cells, spec.channels * item)
+    decisions = {"unroll": spec.group_channels if few_channels else 1}
+    weights, inputs = (math.prod(shape) * item for shape in (spec.kernel_shape, spec.input_shape))
     # each task would read all weights from memory, while all of the input stays in cache
     weights_decide = weights > traits.l3 // 2 and inputs <= traits.l2 // 2
-    if tasks(s, cells, box) < 2 * traits.cores or weights_decide:
-        box = tiles_of(s, cells)
+    if tasks(spec, cells, box) < 2 * traits.cores or weights_decide:
+        box = tiles_of(spec, cells)
         variant = replace(variant, order="filters_parallel", gather="none" if variant.gather == "none" else "root")
     elif not by_rows and weights <= traits.l2 // 8:
         # all weights stay in cache: filters inside, so that outputs are written in the order they lie in memory
@@ -89,13 +88,12 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[st
     return variant, {"depth": box[0], "rows": box[1], "columns": box[2], **decisions}
 
 
-def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[DirectVariant]:
+def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[DirectVariant]:
     """The variants that compete while tuning, the default first: tiles of low cost, then other orders and copies."""
-    s = collapse(spec)
     first, _ = default(spec, traits)
-    sharing = worthwhile_sharing(s, traits)
-    taps = s.kernel[2] if first.unroll_taps else 1
-    few = good_tiles(s, traits, s.group_filters, taps, sharing, count=MOST_TILES)
+    sharing = worthwhile_sharing(spec, traits)
+    taps = spec.kernel[2] if first.unroll_taps else 1
+    few = good_tiles(spec, traits, spec.group_filters, taps, sharing, count=MOST_TILES)
     plain = replace(first, order="spatial_filters" if first.order == "strips" else first.order, stream=False)
     tiles = [_with_tile(plain, tile) for tile in few]
     orders = [replace(plain, order=order) for order in ORDERS]
@@ -107,10 +105,10 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[DirectVariant]:
     if needs_gather(spec, first):
         found += [replace(variant, gather="root" if variant.gather == "task" else "task") for variant in orders]
     # groups that share vectors in other ways, or do not
-    others = [other for other in (*sharings(s, traits)[:MOST_SHARINGS], None) if other != sharing]
-    found += [_with_tile(plain, best_tile(s, traits, s.group_filters, taps, other)) for other in others]
-    if s.kernel[2] > 1:
-        narrow = best_tile(s, traits, s.group_filters, s.kernel[2], sharing)
+    others = [other for other in (*sharings(spec, traits)[:MOST_SHARINGS], None) if other != sharing]
+    found += [_with_tile(plain, best_tile(spec, traits, spec.group_filters, taps, other)) for other in others]
+    if spec.kernel[2] > 1:
+        narrow = best_tile(spec, traits, spec.group_filters, spec.kernel[2], sharing)
         found.append(
             replace(tiles[0], unroll_taps=False)
             if first.unroll_taps
@@ -133,37 +131,36 @@ def _with_tile(variant: DirectVariant, tile: Tile) -> DirectVariant:
     )
 
 
-def _fitting_gather(spec: Conv3DSpec, variant: DirectVariant) -> str:
+def _fitting_gather(spec: CanonicalSpec, variant: DirectVariant) -> str:
     if not needs_gather(spec, variant):
         return "none"
     return "task" if variant.gather == "none" else variant.gather
 
 
-def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decisions) -> None:
+def apply(sch: Schedule, spec: CanonicalSpec, variant: DirectVariant, decide: Decisions) -> None:
     """Schedules `compute.direct.declare(spec, variant)`.
 
     Decisions: `depth`, `rows`, `columns`: output cells of a task, the latter two in register tiles; `strip`, where
     there are strips: register tiles of one; `unroll`: channels per step of the reduction.
     """
-    s = collapse(spec)
     strips = variant.order == "strips"
     copy = sch.cache_write(sch.get_sblock("out"), 0, "local") if strips else None
-    loops = _out_loops(sch, s, variant, decide)
+    loops = _out_loops(sch, spec, variant, decide)
     task, at, inner = loops.task, loops.tile, loops.cells_filters
     if strips:
         sch.reverse_compute_at(copy, loops.strip, preserve_unit_loops=True)
         runs.mark(sch, *sch.get_loops(copy)[-3:])
-    whole = s.group_filters % variant.lanes == 0 or overhang.storable(s)
-    if s.data_format == CHANNELS_LAST and whole and variant.interleaved == 1:
+    whole = spec.group_filters % variant.lanes == 0 or overhang.storable(spec)
+    if spec.data_format == CHANNELS_LAST and whole and variant.interleaved == 1:
         sch.compute_inline(sch.get_sblock("tile"))
         hi, wi, f = inner
         vectors, lanes = sch.split(f, [None, variant.lanes])
         unroll(sch, (hi, wi, vectors))
         sch.vectorize(lanes)
     else:
-        _store_through_stack(sch, s, variant, inner, at)
+        _store_through_stack(sch, spec, variant, inner, at)
     conv = place(sch, "conv", at)
-    skip_padding.mark(sch, s, dict(enumerate(sch.get_loops(conv)[-4 : -3 if variant.rows > 1 else -2])))
+    skip_padding.mark(sch, spec, dict(enumerate(sch.get_loops(conv)[-4 : -3 if variant.rows > 1 else -2])))
     _, _, hi, _, wi, vectors, lanes, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-11:]
     outer, few = decide.tile("unroll", channel, default=1, limit=8)
     sch.unroll(few)
@@ -173,18 +170,17 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decis
     else:
         reduction = (tap_d, tap_h, tap_w, outer, few)
     keep_in_registers(sch, conv, reduction, (hi, wi, vectors, lanes))
-    if variant.gather == "none" and prefetch.pays(s):
+    if variant.gather == "none" and prefetch.pays(spec):
         prefetch.mark(sch, task, few, variant.rows, variant.columns)
     if variant.gather != "none":
-        _gather(sch, s, variant, task)
+        _gather(sch, spec, variant, task)
 
 
-def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
     """What is changed after scheduling: padding is skipped, the next input fetched, odd filters stored in part."""
-    s = collapse(spec)
-    fetching = prefetch.insert(skip_padding.guard(module, s, {0: 3, 1: 4}), s, prefetch.lines_of_cells)
+    fetching = prefetch.insert(skip_padding.guard(module, spec, {0: 3, 1: 4}), spec, prefetch.lines_of_cells)
     in_parts = long_sums.in_parts(fetching)
-    return runs.note(overhang.mark(in_parts)) if s.data_format == CHANNELS_LAST else in_parts
+    return runs.note(overhang.mark(in_parts)) if spec.data_format == CHANNELS_LAST else in_parts
 
 
 class _Loops(NamedTuple):
@@ -196,7 +192,7 @@ class _Loops(NamedTuple):
     cells_filters: tuple[LoopRV, LoopRV, LoopRV]
 
 
-def _out_loops(sch: Schedule, s: Conv3DSpec, variant: DirectVariant, decide: Decisions) -> _Loops:
+def _out_loops(sch: Schedule, s: CanonicalSpec, variant: DirectVariant, decide: Decisions) -> _Loops:
     """Tiles the output."""
     if s.data_format == CHANNELS_LAST:
         n, d, h, w, g, f = sch.get_loops(sch.get_sblock("out"))
@@ -232,7 +228,7 @@ def _out_loops(sch: Schedule, s: Conv3DSpec, variant: DirectVariant, decide: Dec
 
 
 def _store_through_stack(
-    sch: Schedule, s: Conv3DSpec, variant: DirectVariant, inner: tuple[LoopRV, LoopRV, LoopRV], at: LoopRV
+    sch: Schedule, s: CanonicalSpec, variant: DirectVariant, inner: tuple[LoopRV, LoopRV, LoopRV], at: LoopRV
 ) -> None:
     """Leaves a tile as whole vectors on the stack, from where the store takes any layout and any odd count."""
     hi, wi, f = inner
@@ -253,7 +249,7 @@ def _store_through_stack(
         sch.vectorize(f)
 
 
-def _gather(sch: Schedule, s: Conv3DSpec, variant: DirectVariant, task: LoopRV) -> None:
+def _gather(sch: Schedule, s: CanonicalSpec, variant: DirectVariant, task: LoopRV) -> None:
     block = sch.get_sblock("gather")
     if variant.gather == "task":
         sch.compute_at(block, task, preserve_unit_loops=True)

@@ -16,7 +16,7 @@ import numpy as np
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.grouped import GroupedVariant, shuffles
 from tvm_conv3d.compute.stages import window_extents
 from tvm_conv3d.schedules import long_sums
@@ -30,7 +30,7 @@ from tvm_conv3d.schedules.llvm.rules.tile_rule import (
     tiles_of,
     worthwhile_sharing,
 )
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.targets import CpuTraits
 
 #: Columns of a tile, and of one of a single channel a group: wider ones run out of registers beside the unrolled taps.
@@ -53,7 +53,7 @@ _LEAST_LANES = 8
 _LEAST_NARROW = 4
 
 
-def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[str, int]] | None:
+def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[str, int]] | None:
     """The variant and the decisions taken where nothing was tuned; None where :mod:`direct` is as good.
 
     That is where a group fills whole vectors, where groups had better share vectors that are not made of repeated
@@ -65,36 +65,35 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[s
     variant, decisions = found
     if not variant.shuffled:
         narrow = min(spec.group_channels, spec.group_filters) >= _LEAST_NARROW
-        if narrow or worthwhile_sharing(collapse(spec), traits) is not None:
+        if narrow or worthwhile_sharing(spec, traits) is not None:
             return None
     return replace(variant, stream=stream_stores.outgrows_caches(spec, traits, variant.lanes)), decisions
 
 
-def _cheapest(spec: Conv3DSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[str, int]] | None:
+def _cheapest(spec: CanonicalSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[str, int]] | None:
     """The variant and the decisions of least cost; None where a group fills whole vectors."""
-    s = collapse(spec)
-    if s.groups == 1 or s.group_filters >= traits.lanes(s.accumulator):
+    if spec.groups == 1 or spec.group_filters >= traits.lanes(spec.accumulator):
         return None
-    lanes = _whole_vectors(s, fitting_lanes(traits, s.accumulator, s.filters))
-    width = s.out_size[2]
-    most = _MOST_OF_ONE_CHANNEL if s.group_channels == 1 else _MOST_COLUMNS
+    lanes = _whole_vectors(spec, fitting_lanes(traits, spec.accumulator, spec.filters))
+    width = spec.out_size[2]
+    most = _MOST_OF_ONE_CHANNEL if spec.group_channels == 1 else _MOST_COLUMNS
     most = most if traits.registers >= 32 else most // 2
     # overhanging columns are wasted; the taps' weights are loaded once a tile
     columns = min(range(1, min(most, width) + 1), key=lambda c: -(-width // c) * (c + 1))
-    variant = GroupedVariant(lanes, 1, columns, shuffled=shuffles(s, lanes))
-    _, (depth, rows, column_tiles) = _best_box(s, traits, variant)
-    few_tasks = tasks(s, (1, columns), (depth, rows, column_tiles)) < TASKS_PER_THREAD * traits.cores
-    variant = replace(variant, parallel_blocks=few_tasks and s.filters > lanes)
+    variant = GroupedVariant(lanes, 1, columns, shuffled=shuffles(spec, lanes))
+    _, (depth, rows, column_tiles) = _best_box(spec, traits, variant)
+    few_tasks = tasks(spec, (1, columns), (depth, rows, column_tiles)) < TASKS_PER_THREAD * traits.cores
+    variant = replace(variant, parallel_blocks=few_tasks and spec.filters > lanes)
     return variant, {"depth": depth, "rows": rows, "columns": column_tiles}
 
 
-def cycles(spec: Conv3DSpec, traits: CpuTraits) -> float:
+def cycles(spec: CanonicalSpec, traits: CpuTraits) -> float:
     """What the cost model expects of the default; infinite where there is none."""
     found = _cheapest(spec, traits)
-    return _best_box(collapse(spec), traits, found[0])[0] if found else math.inf
+    return _best_box(spec, traits, found[0])[0] if found else math.inf
 
 
-def _best_box(s: Conv3DSpec, traits: CpuTraits, variant: GroupedVariant) -> tuple[float, tuple[int, int, int]]:
+def _best_box(s: CanonicalSpec, traits: CpuTraits, variant: GroupedVariant) -> tuple[float, tuple[int, int, int]]:
     """The cheapest task (depth, rows and tiles of columns), and the layer's cycles with it."""
     tile = (1, variant.columns)
     item = np.dtype(s.accumulator).itemsize
@@ -120,40 +119,39 @@ def _best_box(s: Conv3DSpec, traits: CpuTraits, variant: GroupedVariant) -> tupl
     return cost(best)[2], best
 
 
-def _whole_vectors(s: Conv3DSpec, lanes: int) -> int:
+def _whole_vectors(s: CanonicalSpec, lanes: int) -> int:
     """`lanes`, or half of them where only those divide the filters: vectors that overhang are copied in pieces."""
     return lanes // 2 if s.filters % lanes and s.filters % (lanes // 2) == 0 and lanes > _LEAST_LANES else lanes
 
 
-def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[GroupedVariant]:
+def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[GroupedVariant]:
     """The variants that compete while tuning, the default first; none where a group fills whole vectors."""
     found = _cheapest(spec, traits)
     if found is None:
         return []
     first, _ = found
-    _, height, width = collapse(spec).out_size
+    _, height, width = spec.out_size
     most = max(1, min(width, traits.registers // 2))
     by_waste = sorted(range(1, most + 1), key=lambda columns: (-(-width // columns) * columns, -columns))
     tiles = [first, *(replace(first, columns=columns) for columns in by_waste[:5])]
     if height > 1:
         tiles += [replace(first, rows=2, columns=columns) for columns in by_waste if columns <= most // 2][:2]
     both = [replace(tile, parallel_blocks=parallel) for parallel in (first.parallel_blocks, True) for tile in tiles]
-    different = dict.fromkeys(both if collapse(spec).filters > first.lanes else tiles)
+    different = dict.fromkeys(both if spec.filters > first.lanes else tiles)
     return [*different, *stream_stores.streaming(spec, first, first.lanes)]
 
 
-def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
     """What is changed after scheduling: taps that see only padding are skipped."""
-    return long_sums.in_parts(skip_padding.guard(module, collapse(spec), {0: 2, 1: 3}))
+    return long_sums.in_parts(skip_padding.guard(module, spec, {0: 2, 1: 3}))
 
 
-def apply(sch: Schedule, spec: Conv3DSpec, variant: GroupedVariant, decide: Decisions) -> None:
+def apply(sch: Schedule, spec: CanonicalSpec, variant: GroupedVariant, decide: Decisions) -> None:
     """Schedules `compute.grouped.declare(spec, variant)`.
 
     Decisions: `depth`, `rows`, `columns`: output cells of a task, the latter two in register tiles.
     """
-    s = collapse(spec)
-    last = s.data_format == CHANNELS_LAST
+    last = spec.data_format == CHANNELS_LAST
     if last:
         n, d, h, w, f = sch.get_loops(sch.get_sblock("out"))
     else:
@@ -172,7 +170,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: GroupedVariant, decide: Deci
         task, copy_at = sch.fuse(n, d_task, h_task, w_task), block
     sch.parallel(task)
 
-    if last and s.filters % variant.lanes == 0:
+    if last and spec.filters % variant.lanes == 0:
         sch.compute_inline(sch.get_sblock("tile"))
         unroll(sch, (hi, wi))
         sch.vectorize(lane)
@@ -182,13 +180,13 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: GroupedVariant, decide: Deci
         unroll(sch, (rows, columns))
         sch.vectorize(lanes)
     else:
-        turn(sch, w_in, wi, s.out_size[2])
+        turn(sch, w_in, wi, spec.out_size[2])
     conv = place(sch, "conv", w_in)
     _, hi, _, wi, lanes, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-9:]
     if variant.rows == 1:
-        skip_padding.mark(sch, s, {0: tap_d, 1: tap_h})
+        skip_padding.mark(sch, spec, {0: tap_d, 1: tap_h})
     along_row = (channel, tap_w)
-    if s.kernel[2] * s.group_channels <= _MOST_UNROLLED:
+    if spec.kernel[2] * spec.group_channels <= _MOST_UNROLLED:
         unroll(sch, along_row)
     elif variant.shuffled:
         # an exchange of lanes is part of the code
@@ -201,5 +199,5 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: GroupedVariant, decide: Deci
     if not last:
         sch.reorder(channel, lane, width)
         transpose.mark(sch, lane, width)
-    elif s.filters % variant.lanes == 0:
+    elif spec.filters % variant.lanes == 0:
         sch.vectorize(lane)

@@ -18,7 +18,7 @@ import numpy as np
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.collapse import collapse, pointwise_axes
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.planes import MOST_FILTERS, PlanesVariant, applies, copied_steps, needs_gather
 from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV, divisors
@@ -33,7 +33,7 @@ from tvm_conv3d.schedules.llvm.rules.tile_rule import (
     tiles_of,
     unevenness,
 )
-from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Triple
+from tvm_conv3d.spec import CHANNELS_FIRST, Triple
 from tvm_conv3d.targets import CpuTraits
 
 #: Cycles of loading a vector of a row, as most of them cross a cache line.
@@ -79,44 +79,43 @@ _MOST_UNROLLED = 16
 _MOST_TILES = 8
 
 
-def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[PlanesVariant, dict[str, int]] | None:
+def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[PlanesVariant, dict[str, int]] | None:
     """The variant and the decisions taken where nothing was tuned; None where rows fill too few lanes."""
     if not _pays(spec, traits):
         return None
-    s = collapse(spec)
-    variant = _default_variant(spec, s, traits)
-    _, (depth, row_tiles, column_tiles) = _best_box(s, traits, variant)
-    few = s.channels if _in_registers(s) else 1
+    variant = _default_variant(spec, traits)
+    _, (depth, row_tiles, column_tiles) = _best_box(spec, traits, variant)
+    few = spec.channels if _in_registers(spec) else 1
     return variant, {"depth": depth, "rows": row_tiles, "columns": column_tiles, "unroll": few}
 
 
-def _default_variant(spec: Conv3DSpec, s: Conv3DSpec, traits: CpuTraits) -> PlanesVariant:
+def _default_variant(s: CanonicalSpec, traits: CpuTraits) -> PlanesVariant:
     if _is_pointwise(s, traits):
-        return _of_pointwise(spec, s, traits)
+        return _of_pointwise(s, traits)
     variant = _tiles(s, traits, 1)[0]
     if _in_registers(s):
         # memory decides: nothing but the planes of one vector in registers, results past caches that inputs have filled
         variant = replace(variant, lanes=traits.lanes(s.accumulator), vectors=1)
-        variant = replace(variant, stream=stream_stores.passes_through(spec, traits, variant.lanes, variant.lanes))
-    return replace(variant, gather=needs_gather(spec, variant) or s.group_channels > _MOST_PLANES)
+        variant = replace(variant, stream=stream_stores.passes_through(s, traits, variant.lanes, variant.lanes))
+    return replace(variant, gather=needs_gather(s, variant) or s.group_channels > _MOST_PLANES)
 
 
-def _is_pointwise(s: Conv3DSpec, traits: CpuTraits) -> bool:
+def _is_pointwise(s: CanonicalSpec, traits: CpuTraits) -> bool:
     """Whether planes of one long row of whole vectors lie there, and each of their numbers is used for one tap."""
     planes_lie = s.data_format == CHANNELS_FIRST and s.group_channels > 1
-    return planes_lie and all(pointwise_axes(s)) and s.size[2] % traits.lanes(s.accumulator) == 0
+    return planes_lie and all(s.pointwise) and s.size[2] % traits.lanes(s.accumulator) == 0
 
 
-def _of_pointwise(spec: Conv3DSpec, s: Conv3DSpec, traits: CpuTraits) -> PlanesVariant:
+def _of_pointwise(s: CanonicalSpec, traits: CpuTraits) -> PlanesVariant:
     """The default of a pointwise layer: by its size, and by how many products each number takes part in."""
-    in_caches, copied, past_caches = _ways_of_pointwise(spec, s, traits)
+    in_caches, copied, past_caches = _ways_of_pointwise(s, traits)
     if bytes_moved(s) < _SHARE_OF_L3 * traits.l3:
         return in_caches
     many = s.group_filters >= _MANY_SUMS or s.group_channels > _MANY_SUMS
     return copied if many else past_caches
 
 
-def _ways_of_pointwise(spec: Conv3DSpec, s: Conv3DSpec, traits: CpuTraits) -> list[PlanesVariant]:
+def _ways_of_pointwise(s: CanonicalSpec, traits: CpuTraits) -> list[PlanesVariant]:
     """One vector of many filters, each number being loaded for all of them; the same on a task's copy of its part of
     the planes; long rows of few filters, stored past the caches."""
     lanes = traits.lanes(s.accumulator)
@@ -133,51 +132,48 @@ def _ways_of_pointwise(spec: Conv3DSpec, s: Conv3DSpec, traits: CpuTraits) -> li
 
     short = of_vectors(1)
     long = of_vectors(max(count for count in range(1, _MOST_VECTORS + 1) if s.size[2] % (count * lanes) == 0))
-    long = replace(long, gather=needs_gather(spec, long), filters_first=False)
-    past_caches = stream_stores.streaming(spec, long, lanes, lanes * long.vectors) or [long]
-    return [replace(short, gather=needs_gather(spec, short)), replace(short, filters_first=True), *past_caches]
+    long = replace(long, gather=needs_gather(s, long), filters_first=False)
+    past_caches = stream_stores.streaming(s, long, lanes, lanes * long.vectors) or [long]
+    return [replace(short, gather=needs_gather(s, short)), replace(short, filters_first=True), *past_caches]
 
 
-def cycles_of_few_filters(spec: Conv3DSpec, traits: CpuTraits) -> float:
+def cycles_of_few_filters(spec: CanonicalSpec, traits: CpuTraits) -> float:
     """What the cost model expects of the default, on one core, to choose between it and Winograd.
 
     Infinite where there is no default, or filters are many: planes then are what is left when Winograd does not pay.
     """
     if spec.groups > 1 or spec.filters > MOST_FILTERS or not _pays(spec, traits):
         return math.inf
-    s = collapse(spec)
-    variant = _default_variant(spec, s, traits)
-    planes = s.batch * s.out_size[0] * s.channels * s.kernel[0] * seen_share(s, 0) * s.kernel[2]
-    copied = _best_box(s, traits, variant)[0] if variant.gather else 0
-    return planes * _cycles(s, traits, variant, seen_share(s, 1))[0] + _COPY * copied
+    variant = _default_variant(spec, traits)
+    planes = spec.batch * spec.out_size[0] * spec.channels * spec.kernel[0] * seen_share(spec, 0) * spec.kernel[2]
+    copied = _best_box(spec, traits, variant)[0] if variant.gather else 0
+    return planes * _cycles(spec, traits, variant, seen_share(spec, 1))[0] + _COPY * copied
 
 
-def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[PlanesVariant]:
+def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[PlanesVariant]:
     """The variants that compete while tuning, the cheapest first; none of many filters in channels_last."""
     if not applies(spec) or spec.empty:
         return []
-    s = collapse(spec)
-    first = _default_variant(spec, s, traits)
+    first = _default_variant(spec, traits)
     found = [first, replace(first, filters_first=not first.filters_first)]
-    if _is_pointwise(s, traits):
-        found += _ways_of_pointwise(spec, s, traits)
-    if _in_rows(s):
+    if _is_pointwise(spec, traits):
+        found += _ways_of_pointwise(spec, traits)
+    if _in_rows(spec):
         found += stream_stores.streaming(spec, first, first.lanes, first.lanes * first.vectors)
-    for tile in _tiles(s, traits, _MOST_TILES):
+    for tile in _tiles(spec, traits, _MOST_TILES):
         found.append(tile)
         if not needs_gather(spec, tile):
             found.append(replace(tile, gather=False))
     return list(dict.fromkeys(found))
 
 
-def apply(sch: Schedule, spec: Conv3DSpec, variant: PlanesVariant, decide: Decisions) -> None:
+def apply(sch: Schedule, spec: CanonicalSpec, variant: PlanesVariant, decide: Decisions) -> None:
     """Schedules `compute.planes.declare(spec, variant)`.
 
     Decisions: `depth`, `rows`, `columns`: output cells of a task, the latter two in register tiles; `unroll`: channels
     per step of the reduction.
     """
-    s = collapse(spec)
-    planes_lie = s.data_format == CHANNELS_FIRST
+    planes_lie = spec.data_format == CHANNELS_FIRST
     loops = sch.get_loops(sch.get_sblock("out"))
     n, g, f, d, h, w = loops if planes_lie else (loops[0], *loops[4:], *loops[1:4])
     row_tiles, hi = sch.split(h, [None, variant.rows], preserve_unit_iters=True)
@@ -192,7 +188,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: PlanesVariant, decide: Decis
     )
     task = sch.fuse(n, g, d_task, h_task, w_task)
     sch.parallel(task)
-    if _whole(s, variant) and _in_rows(s):
+    if _whole(spec, variant) and _in_rows(spec):
         sch.compute_inline(sch.get_sblock("tile"))
         vectors, lane = sch.split(wi, [None, variant.lanes], preserve_unit_iters=True)
         unroll(sch, (fi, hi, vectors))
@@ -202,16 +198,16 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: PlanesVariant, decide: Decis
         unroll(sch, outer)
         sch.vectorize(lane)
         unroll(sch, (fi, hi))
-        if _in_rows(s):
-            rows.mark(sch, wi, s.out_size[2], padded=variant.lanes)
+        if _in_rows(spec):
+            rows.mark(sch, wi, spec.out_size[2], padded=variant.lanes)
         else:
             sch.reorder(wi, fi)
-    few = _sums(sch, s, variant, decide, at)
-    if not variant.gather and prefetch.pays(s):
+    few = _sums(sch, spec, variant, decide, at)
+    if not variant.gather and prefetch.pays(spec):
         prefetch.mark(sch, task, few, variant.rows, variant.vectors * variant.lanes)
     if variant.gather:
         gather = sch.get_sblock("gather")
-        if _in_registers(s):
+        if _in_registers(spec):
             place(sch, "gather", at)
         else:
             sch.compute_at(gather, task, preserve_unit_loops=True)
@@ -223,13 +219,14 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: PlanesVariant, decide: Decis
             transpose.mark(sch, column, channel)
 
 
-def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
     """What is changed after scheduling: taps that see only padding are skipped, the next input is fetched."""
-    s = collapse(spec)
-    return long_sums.in_parts(prefetch.insert(skip_padding.guard(module, s, {0: 3, 1: 4}), s, prefetch.lines_of_planes))
+    return long_sums.in_parts(
+        prefetch.insert(skip_padding.guard(module, spec, {0: 3, 1: 4}), spec, prefetch.lines_of_planes)
+    )
 
 
-def _sums(sch: Schedule, s: Conv3DSpec, variant: PlanesVariant, decide: Decisions, at: object) -> LoopRV:
+def _sums(sch: Schedule, s: CanonicalSpec, variant: PlanesVariant, decide: Decisions, at: object) -> LoopRV:
     """The sums of a register tile; the innermost loop over channels."""
     conv = place(sch, "conv", at)
     *tile, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-8:]
@@ -248,44 +245,43 @@ def _sums(sch: Schedule, s: Conv3DSpec, variant: PlanesVariant, decide: Decision
     return few
 
 
-def _whole(s: Conv3DSpec, variant: PlanesVariant) -> bool:
+def _whole(s: CanonicalSpec, variant: PlanesVariant) -> bool:
     """Whether the output is made of whole register tiles."""
     sizes = (s.group_filters, *s.out_size[1:])
     of_tile = (variant.filters, variant.rows, variant.vectors * variant.lanes)
     return all(size % part == 0 for size, part in zip(sizes, of_tile, strict=True))
 
 
-def _in_rows(s: Conv3DSpec) -> bool:
+def _in_rows(s: CanonicalSpec) -> bool:
     """Whether the output's columns of a filter lie side by side."""
     return s.data_format == CHANNELS_FIRST or s.filters == 1
 
 
-def _in_registers(s: Conv3DSpec) -> bool:
+def _in_registers(s: CanonicalSpec) -> bool:
     """Whether planes are made in registers, tile by tile, as each number is used for one tap."""
     return s.data_format != CHANNELS_FIRST and math.prod(s.kernel) == 1 and s.channels <= _MOST_OF_POINTWISE[1]
 
 
-def _pays(spec: Conv3DSpec, traits: CpuTraits) -> bool:
+def _pays(spec: CanonicalSpec, traits: CpuTraits) -> bool:
     """Whether rows fill enough of the vectors, and planes that have to be made are used often enough."""
     if not applies(spec) or spec.empty:
         return False
-    s = collapse(spec)
-    width, lanes = s.out_size[2], traits.lanes(s.accumulator)
+    width, lanes = spec.out_size[2], traits.lanes(spec.accumulator)
     padded = lanes * -(-width // lanes)
-    if s.data_format == CHANNELS_FIRST:
-        return width >= (_LEAST_FILLED if s.groups == 1 else _LEAST_IN_GROUPS) * padded
+    if spec.data_format == CHANNELS_FIRST:
+        return width >= (_LEAST_FILLED if spec.groups == 1 else _LEAST_IN_GROUPS) * padded
     few, short = _MOST_OF_POINTWISE
-    reused = math.prod(s.kernel) > 1 or (s.filters <= few and s.channels <= short)
-    return reused and s.filters * padded <= _MOST_PADDED * width
+    reused = math.prod(spec.kernel) > 1 or (spec.filters <= few and spec.channels <= short)
+    return reused and spec.filters * padded <= _MOST_PADDED * width
 
 
-def _tiles(s: Conv3DSpec, traits: CpuTraits, count: int) -> list[PlanesVariant]:
+def _tiles(s: CanonicalSpec, traits: CpuTraits, count: int) -> list[PlanesVariant]:
     """The cheapest register tiles, the best first."""
     seen = seen_share(s, 1)
     return heapq.nsmallest(count, _candidates(s, traits), key=lambda tile: _cycles(s, traits, tile, seen))
 
 
-def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[PlanesVariant]:
+def _candidates(s: CanonicalSpec, traits: CpuTraits) -> Iterator[PlanesVariant]:
     whole, (_, height, width) = traits.lanes(s.accumulator), s.out_size
     # of many filters, a loaded vector serves all that the registers have room for
     several_rows = range(2, min(_MOST_ROWS, height) + 1) if s.kernel[1] > 1 and s.group_filters == 1 else ()
@@ -298,7 +294,7 @@ def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[PlanesVariant]:
                         yield PlanesVariant(lanes, vectors, height_of_tile, filters, filters_first=filters_first)
 
 
-def _cycles(s: Conv3DSpec, traits: CpuTraits, tile: PlanesVariant, seen: float) -> tuple[float, int, int, int]:
+def _cycles(s: CanonicalSpec, traits: CpuTraits, tile: PlanesVariant, seen: float) -> tuple[float, int, int, int]:
     """Cycles for each channel, tap of depth and tap of width; of equals, whole vectors and large tiles come first."""
     _, height, width = s.out_size
     taps, sums = s.kernel[1], tile.filters * tile.rows * tile.vectors
@@ -318,7 +314,7 @@ def _cycles(s: Conv3DSpec, traits: CpuTraits, tile: PlanesVariant, seen: float) 
     return tiles * step, -tile.lanes, -sums, -tile.vectors if tile.filters_first else tile.vectors
 
 
-def _best_box(s: Conv3DSpec, traits: CpuTraits, variant: PlanesVariant) -> tuple[float, Triple]:
+def _best_box(s: CanonicalSpec, traits: CpuTraits, variant: PlanesVariant) -> tuple[float, Triple]:
     """Numbers that are copied, and depth, row tiles and column tiles of a task.
 
     The task is that which leaves enough of them, no thread idle at the end, and copies least, in half of L2; where none

@@ -16,7 +16,7 @@ from dataclasses import replace
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cut import cut_output, is_tiled
 from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.winograd import WinogradVariant, side_by_side, turns
@@ -35,7 +35,7 @@ from tvm_conv3d.schedules.llvm.common import (
 )
 from tvm_conv3d.schedules.llvm.rewrites import overhang, pieces, stream_stores, transpose
 from tvm_conv3d.schedules.llvm.rules import winograd_rule
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.targets import CpuTraits
 
 #: Variants that compete while tuning.
@@ -45,7 +45,7 @@ MOST_VARIANTS = 16
 MOST_GROUPS = 64
 
 
-def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[str, int]] | None:
+def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[str, int]] | None:
     """The variant and the decisions taken where nothing was tuned; None where the direct convolution is as good."""
     variant = winograd_rule.worthwhile(spec, traits)
     if variant is None:
@@ -54,7 +54,7 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[
     return replace(variant, stream=large and _streamable(spec, variant)), {"unroll": 1}
 
 
-def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[WinogradVariant]:
+def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[WinogradVariant]:
     """The variants that compete while tuning, the cheapest first; none where Winograd does not apply."""
     found = [candidate.variant for candidate in winograd_rule.priced(spec, traits)[:MOST_VARIANTS]]
     whole = [variant for variant in found[:2] if _streamable(spec, variant)]
@@ -64,20 +64,19 @@ def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[WinogradVariant]:
     return [*found[:1], *streamed, *staged, *found[1:]]
 
 
-def _streamable(spec: Conv3DSpec, variant: WinogradVariant) -> bool:
+def _streamable(spec: CanonicalSpec, variant: WinogradVariant) -> bool:
     """Whether what is stored at once comes from one vector, not from those of several groups."""
     apart = spec.groups > 1 and variant.interleaved == 1
     return spec.data_format != CHANNELS_LAST or not apart or spec.group_filters % variant.lanes == 0
 
 
-def _run(spec: Conv3DSpec, variant: WinogradVariant) -> int:
+def _run(spec: CanonicalSpec, variant: WinogradVariant) -> int:
     """In channels_first, elements of a row that a task stores one after the other; 0 where it goes cell by cell."""
-    s = collapse(spec)
-    in_rows = turns(s, variant) and axes_of(s, variant.modes).parts[2] == 1
+    in_rows = turns(spec, variant) and axes_of(spec, variant.modes).parts[2] == 1
     return variant.tile[2] * variant.block[2] if in_rows else 0
 
 
-def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradVariant, decide: Decisions) -> None:
+def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradVariant, decide: Decisions) -> None:
     """Schedules `compute.winograd.declare(spec, variant)`.
 
     Decisions: `unroll`: channels per step of the product; `groups`, where staged: groups of tiles of one product task.
@@ -87,9 +86,8 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradVariant, decide: Dec
     """
     if variant.stream and not _streamable(spec, variant):
         raise ValueError(f"Vectors of several groups of {spec.key()} can't be streamed. Received: {variant}")
-    s = collapse(spec)
-    transformed = [n > 1 for n in axes_of(s, variant.modes).cells(variant.tile)]
-    task = _tasks(sch, s, variant)
+    transformed = [n > 1 for n in axes_of(spec, variant.modes).cells(variant.tile)]
+    task = _tasks(sch, spec, variant)
     outputs = [(axis, name) for axis, name in enumerate(("output_d", "output_h", "output_w")) if transformed[axis]]
     for _, name in reversed(outputs):
         sch.compute_at(sch.get_sblock(name), task, preserve_unit_loops=True)
@@ -104,17 +102,17 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradVariant, decide: Dec
         *cells, t, f, lane = sch.get_loops(block)[-6:]
         row = cells.pop(axis)
         in_registers(sch, [*cells, t, f], row, lane)
-    _gather(sch, s, variant, task)
+    _gather(sch, spec, variant, task)
     _product(sch, variant, decide)
     _flags(sch)
 
 
-def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
     """What is changed after scheduling: parts that differ in size get their layout, odd filters are stored in part."""
     return overhang.mark(long_sums.in_parts(cut_output(module) if is_tiled(module) else module))
 
 
-def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:
+def _tasks(sch: Schedule, s: CanonicalSpec, variant: WinogradVariant) -> LoopRV:
     """Cuts the output into groups of tiles; returns the parallel loop over them."""
     last = s.data_format == CHANNELS_LAST
     loops = sch.get_loops(sch.get_sblock("out"))
@@ -146,7 +144,7 @@ def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:
     return task
 
 
-def _turn(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> None:
+def _turn(sch: Schedule, s: CanonicalSpec, variant: WinogradVariant) -> None:
     """Transposes the sums of a vector of filters, one row of cells, then stores its rows."""
     f, w = sch.get_loops(sch.get_sblock("out"))[-2:]
     if s.groups > 1:
@@ -186,7 +184,7 @@ def _transform_input(sch: Schedule, variant: WinogradVariant, transformed: Seque
             in_registers(sch, [first, second, *others, channel], row, lane)
 
 
-def _gather(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant, task: LoopRV) -> None:
+def _gather(sch: Schedule, s: CanonicalSpec, variant: WinogradVariant, task: LoopRV) -> None:
     block = sch.get_sblock("gather")
     sch.compute_at(block, task, preserve_unit_loops=True)
     width, channels = sch.get_loops(block)[-2:]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant
 from tvm_conv3d.schedules import long_sums
@@ -21,7 +21,7 @@ from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm.common import BlockRV, in_registers, keep_in_registers, unroll
 from tvm_conv3d.schedules.llvm.rewrites import overhang, rows, stream_stores, transpose
 from tvm_conv3d.schedules.llvm.rules import winograd_rows_rule
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.targets import CpuTraits
 
 #: Variants that compete while tuning.
@@ -31,7 +31,7 @@ MOST_VARIANTS = 12
 _MOST_UNROLLED = 128
 
 
-def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[WinogradRowsVariant, dict[str, int]] | None:
+def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[WinogradRowsVariant, dict[str, int]] | None:
     """The variant and the decisions taken where nothing was tuned; None where another algorithm is as good."""
     variant = winograd_rows_rule.worthwhile(spec, traits)
     if variant is None:
@@ -40,7 +40,7 @@ def default(spec: Conv3DSpec, traits: CpuTraits) -> tuple[WinogradRowsVariant, d
     return replace(variant, stream=stream), {"depth": 1}
 
 
-def variants(spec: Conv3DSpec, traits: CpuTraits) -> list[WinogradRowsVariant]:
+def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[WinogradRowsVariant]:
     """The variants that compete while tuning, the cheapest first; none where rows can't be transformed."""
     found = [candidate.variant for candidate in winograd_rows_rule.priced(spec, traits)[:MOST_VARIANTS]]
     streamed = [s for v in found[:2] for s in stream_stores.streaming(spec, v, v.lanes, _run(v))]
@@ -52,20 +52,19 @@ def _run(variant: WinogradRowsVariant) -> int:
     return variant.tile * variant.columns
 
 
-def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradRowsVariant, decide: Decisions) -> None:
+def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradRowsVariant, decide: Decisions) -> None:
     """Schedules `compute.winograd_rows.declare(spec, variant)`.
 
     Decisions: `depth`: output depths for which a frequency is computed before the next one.
     """
-    s = collapse(spec)
     block, depths, depth = _output(sch, variant, decide)
-    _product(sch, s, variant, depths)
-    _input(sch, s, variant, block)
-    _store(sch, s, variant, depth)
+    _product(sch, spec, variant, depths)
+    _input(sch, spec, variant, block)
+    _store(sch, spec, variant, depth)
     _flags(sch, block, depth)
 
 
-def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
+def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
     """What is changed after scheduling: whole tiles are stored as far as the output reaches."""
     return overhang.mark(long_sums.in_parts(cut_output(module)))
 
@@ -86,7 +85,7 @@ def _output(sch: Schedule, variant: WinogradRowsVariant, decide: Decisions) -> t
     return block, depths, depth
 
 
-def _product(sch: Schedule, s: Conv3DSpec, variant: WinogradRowsVariant, depths: LoopRV) -> None:
+def _product(sch: Schedule, s: CanonicalSpec, variant: WinogradRowsVariant, depths: LoopRV) -> None:
     """For each frequency a convolution without taps along the width."""
     block = sch.get_sblock("product")
     sch.compute_at(block, depths, preserve_unit_loops=True)
@@ -102,7 +101,7 @@ def _product(sch: Schedule, s: Conv3DSpec, variant: WinogradRowsVariant, depths:
     keep_in_registers(sch, block, (tap_d, channel, tap_h), (hi, wi, lane))
 
 
-def _input(sch: Schedule, s: Conv3DSpec, variant: WinogradRowsVariant, at: LoopRV) -> None:
+def _input(sch: Schedule, s: CanonicalSpec, variant: WinogradRowsVariant, at: LoopRV) -> None:
     """The copy of a row's cells and its transform, for one row after the other."""
     block = sch.get_sblock("input")
     sch.compute_at(block, at, preserve_unit_loops=True)
@@ -118,7 +117,7 @@ def _input(sch: Schedule, s: Conv3DSpec, variant: WinogradRowsVariant, at: LoopR
         sch.vectorize(lane)
 
 
-def _store(sch: Schedule, s: Conv3DSpec, variant: WinogradRowsVariant, depth: LoopRV) -> None:
+def _store(sch: Schedule, s: CanonicalSpec, variant: WinogradRowsVariant, depth: LoopRV) -> None:
     last = s.data_format == CHANNELS_LAST
     if not last:
         turned = sch.get_sblock("turned")

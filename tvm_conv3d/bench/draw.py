@@ -43,7 +43,7 @@ def _one(rng: random.Random) -> tuple[Conv3DSpec, str]:
         channels=rng.randint(1, 4) if kind == "stem" else width,
         filters=width if kind == "depthwise" else _channels(rng),
         kernel=kernel,
-        activation="relu",
+        post_ops=("relu",),
     )
     if kind == "depthwise":
         spec = replace(spec, groups=width)

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tvm_conv3d import post_ops
 from tvm_conv3d.spec import NO_PADS, Conv3DSpec, Triple, same_padding
 
 #: What every library here can compute inside its convolution.
-ACTIVATIONS = ("linear", "relu")
+POST_OPS: tuple[tuple[str, ...], ...] = ((), ("relu",))
 COLUMNS = (
     "name",
     "batch",
@@ -69,12 +70,13 @@ def from_key(key: str) -> Layer:
     """The layer of a spec's key, named after the key.
 
     Raises:
-        ValueError: not a key, an activation that not every library fuses, or pads that are neither Keras's `same` nor
-            `valid`.
+        ValueError: not a key, post-ops that not every library fuses, a gradient, an input dilation, mixed types, or
+            pads that are neither Keras's `same` nor `valid`.
     """
     spec = Conv3DSpec.parse(key)
-    if spec.activation not in ACTIVATIONS:
-        raise ValueError(f"The benchmark compares {' and '.join(ACTIVATIONS)} only. Received: {spec.activation}")
+    if spec.post_ops not in POST_OPS or not spec.plain:
+        allowed = " and ".join(map(post_ops.printed, POST_OPS))
+        raise ValueError(f"The benchmark compares forward convolutions of one type, {allowed} only. Received: {key}")
     if spec.pads == NO_PADS:
         padding = "valid"
     elif spec.pads == same_padding(spec.size, spec.kernel, spec.strides, spec.dilation):
@@ -131,7 +133,7 @@ def _from_row(row: dict[str, str]) -> Layer:
         dilation=dilation,
         pads=same_padding(size, kernel, strides, dilation) if padding == "same" else NO_PADS,
         groups=int(row["groups"]),
-        activation="relu",
+        post_ops=("relu",),
     )
     return Layer(row["name"].strip(), spec, padding)
 

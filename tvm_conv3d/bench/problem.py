@@ -50,9 +50,7 @@ def make(spec: Conv3DSpec, folder: Path, seed: int = 0) -> Problem:
     )
     used_bias = bias if spec.bias else None
     positions = choose_positions(spec, rng)
-    expected = reference.convolve_at(spec, x, kernel, used_bias, positions)
-    if spec.activation == "relu":
-        expected = np.maximum(expected, 0)
+    expected = reference.finish(spec, reference.convolve_at(spec, x, kernel, used_bias, positions))
     for name, array in (("x", x), ("kernel", kernel), ("bias", bias), ("positions", positions)):
         np.save(folder / f"{name}.npy", array)
     return Problem(spec, folder, positions, expected)

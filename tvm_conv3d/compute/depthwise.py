@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from tvm import te
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
 from tvm_conv3d.compute.stages import error_of_sums, finish, window_extents, zero_outside
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ class DepthwiseVariant:
     stream: bool = False
 
 
-def applies(spec: Conv3DSpec) -> bool:
+def applies(spec: CanonicalSpec) -> bool:
     """Whether `spec` is a depthwise convolution in channels_last, one filter a channel."""
     return spec.groups == spec.channels == spec.filters and spec.data_format == CHANNELS_LAST
 
 
-def period(spec: Conv3DSpec, lanes: int) -> int:
+def period(spec: CanonicalSpec, lanes: int) -> int:
     """Vectors after which a vector begins with the first channel again."""
     return math.lcm(spec.channels, lanes) // lanes
 
 
-def declare(spec: Conv3DSpec, variant: DepthwiseVariant) -> Declaration:
+def declare(spec: CanonicalSpec, variant: DepthwiseVariant) -> Declaration:
     """The TE declaration; arguments as in :func:`tvm_conv3d.compute.direct.declare`.
 
     Raises:
@@ -59,69 +59,66 @@ def declare(spec: Conv3DSpec, variant: DepthwiseVariant) -> Declaration:
     """
     if not applies(spec):
         raise ValueError(f"Only a depthwise convolution in channels_last is taken. Received: {spec.key()}")
-    s = collapse(spec)
-    acc, lanes, rows = s.accumulator, variant.lanes, variant.rows
-    depth, height, width = s.out_size
-    row_tiles, vectors, stored = -(-height // rows), _vectors(s, variant), _period(s, variant)
+    acc, lanes, rows = spec.accumulator, variant.lanes, variant.rows
+    depth, height, width = spec.out_size
+    row_tiles, vectors, stored = -(-height // rows), _vectors(spec, variant), _period(spec, variant)
 
-    x = te.placeholder((s.batch, *s.size[:2], s.size[2] * s.channels), storage_dtype(s.dtype), name="x")
-    kernel = te.placeholder((stored, *s.kernel, lanes), acc, name="kernel")
+    x = te.placeholder((spec.batch, *spec.size[:2], spec.size[2] * spec.channels), storage_dtype(spec.dtype), name="x")
+    kernel = te.placeholder((stored, *spec.kernel, lanes), acc, name="kernel")
     bias = te.placeholder((stored, lanes), acc, name="bias")
-    gather = _gather(s, x, (depth, row_tiles * rows), vectors * lanes)
-    taps = [te.reduce_axis((0, k), name=f"tap_{axis}") for k, axis in zip(s.kernel, "dhw", strict=True)]
+    gather = _gather(spec, x, (depth, row_tiles * rows), vectors * lanes)
+    taps = [te.reduce_axis((0, k), name=f"tap_{axis}") for k, axis in zip(spec.kernel, "dhw", strict=True)]
 
     def conv_at(n, d, ho, hi, v, lane):  # type: ignore[no-untyped-def]
-        at_d = d * s.strides[0] + taps[0] * s.dilation[0]
-        at_h = (ho * rows + hi) * s.strides[1] + taps[1] * s.dilation[1]
-        away = taps[2] * s.dilation[2]
-        at_w = v * lanes + lane + away // s.strides[2] * s.channels
+        at_d = d * spec.strides[0] + taps[0] * spec.dilation[0]
+        at_h = (ho * rows + hi) * spec.strides[1] + taps[1] * spec.dilation[1]
+        away = taps[2] * spec.dilation[2]
+        at_w = v * lanes + lane + away // spec.strides[2] * spec.channels
         weight = kernel[(v % stored, *taps, lane)]
-        return te.sum(gather[n, at_d, at_h, away % s.strides[2], at_w] * weight, axis=taps)
+        return te.sum(gather[n, at_d, at_h, away % spec.strides[2], at_w] * weight, axis=taps)
 
-    shape = (s.batch, depth, row_tiles, rows, vectors, lanes)
+    shape = (spec.batch, depth, row_tiles, rows, vectors, lanes)
     conv = te.compute(shape, conv_at, name="conv")
-    tile = te.compute(shape, lambda *i: finish(s, conv(*i), bias[i[4] % stored, i[5]]), name="tile")
+    tile = te.compute(shape, lambda *i: finish(spec, conv(*i), bias[i[4] % stored, i[5]]), name="tile")
     out = te.compute(
-        (s.batch, depth, height, width * s.channels),
+        (spec.batch, depth, height, width * spec.channels),
         lambda n, d, h, j: tile[n, d, h // rows, h % rows, j // lanes, j % lanes],
         name="out",
     )
     return Declaration((x, kernel, bias, out))
 
 
-def pack_kernel(spec: Conv3DSpec, variant: DepthwiseVariant, kernel: np.ndarray) -> np.ndarray:
+def pack_kernel(spec: CanonicalSpec, variant: DepthwiseVariant, kernel: np.ndarray) -> np.ndarray:
     """Weights (kd, kh, kw, 1, channels) as (vectors of a period, kd, kh, kw, lanes)."""
-    s = collapse(spec)
-    stored, lanes = _period(s, variant), variant.lanes
-    repeated = kernel.astype(s.accumulator)[:, :, :, 0, np.arange(stored * lanes) % s.channels]
+    stored, lanes = _period(spec, variant), variant.lanes
+    repeated = kernel.astype(spec.accumulator)[:, :, :, 0, np.arange(stored * lanes) % spec.channels]
     return np.ascontiguousarray(np.moveaxis(repeated.reshape(*kernel.shape[:3], stored, lanes), 3, 0))
 
 
-def pack_bias(spec: Conv3DSpec, variant: DepthwiseVariant, bias: np.ndarray | None) -> np.ndarray:
+def pack_bias(spec: CanonicalSpec, variant: DepthwiseVariant, bias: np.ndarray | None) -> np.ndarray:
     """Bias (channels,) as (vectors of a period, lanes); zeros where there is none."""
-    s = collapse(spec)
-    shape = (_period(s, variant), variant.lanes)
+    shape = (_period(spec, variant), variant.lanes)
     if bias is None:
-        return np.zeros(shape, s.accumulator)
-    return bias.astype(s.accumulator)[np.arange(math.prod(shape)) % s.channels].reshape(shape)
+        return np.zeros(shape, spec.accumulator)
+    return bias.astype(spec.accumulator)[np.arange(math.prod(shape)) % spec.channels].reshape(shape)
 
 
-def error_bound(spec: Conv3DSpec, variant: DepthwiseVariant) -> float:
+def error_bound(spec: CanonicalSpec, variant: DepthwiseVariant) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
     return error_of_sums(spec, math.prod(spec.kernel))
 
 
-def _vectors(s: Conv3DSpec, variant: DepthwiseVariant) -> int:
+def _vectors(s: CanonicalSpec, variant: DepthwiseVariant) -> int:
     """Vectors of a row of output, in whole tasks."""
     return -(-s.out_size[2] * s.channels // (variant.lanes * variant.vectors)) * variant.vectors
 
 
-def _period(s: Conv3DSpec, variant: DepthwiseVariant) -> int:
+def _period(s: CanonicalSpec, variant: DepthwiseVariant) -> int:
     """Vectors after which the channels begin anew, or all of a row where there are fewer."""
     return min(period(s, variant.lanes), _vectors(s, variant))
 
 
-def _gather(s: Conv3DSpec, x: te.Tensor, cells: tuple[int, int], length: int) -> te.Tensor:
+def _gather(s: CanonicalSpec, x: te.Tensor, cells: tuple[int, int], length: int) -> te.Tensor:
     """The rows that the windows of `cells` output depths and rows see, with zeros around; phases of columns apart."""
     phases, channels = s.strides[2], s.channels
     extents = window_extents(s, (*cells, 1))[:2]

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import te
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.layout import grouped_input, grouped_output, grouped_reader
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, under_tap, window_extents, zero_padded
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class DirectVariant:
     interleaved: int = 1
 
 
-def declare(spec: Conv3DSpec, variant: DirectVariant) -> Declaration:
+def declare(spec: CanonicalSpec, variant: DirectVariant) -> Declaration:
     """The TE declaration of `spec`.
 
     Arguments of the function: input, packed weights (:func:`pack_kernel`), packed bias (:func:`pack_bias`), output.
@@ -66,12 +66,11 @@ def declare(spec: Conv3DSpec, variant: DirectVariant) -> Declaration:
         ValueError: `variant` reads the input as it is although `spec` needs a padded copy, or its interleaved groups
             do not suit `spec`, do not find room in a tile, or are to be stored in strips.
     """
-    s = collapse(spec)
-    acc = s.accumulator
+    acc = spec.accumulator
     lanes, vectors, rows, columns = variant.lanes, variant.vectors, variant.rows, variant.columns
-    depth, height, width = s.out_size
+    depth, height, width = spec.out_size
     row_tiles, column_tiles = -(-height // rows), -(-width // columns)
-    filters, together = FilterVectors.of(s, variant), variant.interleaved
+    filters, together = FilterVectors.of(spec, variant), variant.interleaved
     groups, blocks = filters.sharing, filters.blocks
     if variant.gather == "none" and needs_gather(spec, variant):
         raise ValueError(f"{spec.key()} needs a padded copy of its input. Received: {variant}")
@@ -80,26 +79,26 @@ def declare(spec: Conv3DSpec, variant: DirectVariant) -> Declaration:
     if together > 1 and variant.order == "strips":
         raise ValueError(f"Interleaved groups of {spec.key()} are not stored in strips. Received: {variant}")
 
-    x = grouped_input(s)
-    shape = (groups, blocks, *s.kernel, s.group_channels, vectors, lanes)
+    x = grouped_input(spec)
+    shape = (groups, blocks, *spec.kernel, spec.group_channels, vectors, lanes)
     kernel = te.placeholder(shape, acc, name="kernel")
     bias = te.placeholder((groups, blocks, vectors, lanes), acc, name="bias")
 
     cells = (depth, row_tiles * rows, column_tiles * columns)
-    read = _gather(s, x, cells, together) if variant.gather != "none" else grouped_reader(s, x)
-    taps, channel = reduction(s)
+    read = _gather(spec, x, cells, together) if variant.gather != "none" else grouped_reader(spec, x)
+    taps, channel = reduction(spec)
 
     def conv_at(n, g, b, d, ho, hi, wo, wi, v, lane):  # type: ignore[no-untyped-def]
         at = (d, ho * rows + hi, wo * columns + wi)
-        cell = under_tap(s, at, taps)
+        cell = under_tap(spec, at, taps)
         place = (g, channel) if together == 1 else (g, channel, lane % together)
         return te.sum(read(n, *cell, *place) * kernel[(g, b, *taps, channel, v, lane)], axis=[*taps, channel])
 
-    conv_shape = (s.batch, groups, blocks, depth, row_tiles, rows, column_tiles, columns, vectors, lanes)
+    conv_shape = (spec.batch, groups, blocks, depth, row_tiles, rows, column_tiles, columns, vectors, lanes)
     conv = te.compute(conv_shape, conv_at, name="conv")
 
-    if s.data_format == CHANNELS_LAST or together > 1:
-        tile = te.compute(conv_shape, lambda *i: finish(s, conv(*i), bias[i[1], i[2], i[8], i[9]]), name="tile")
+    if spec.data_format == CHANNELS_LAST or together > 1:
+        tile = te.compute(conv_shape, lambda *i: finish(spec, conv(*i), bias[i[1], i[2], i[8], i[9]]), name="tile")
     else:
         turned = te.compute(
             (*conv_shape[:7], vectors, lanes, columns), lambda *i: conv(*i[:7], i[9], i[7], i[8]), name="turned"
@@ -108,14 +107,14 @@ def declare(spec: Conv3DSpec, variant: DirectVariant) -> Declaration:
     def out_at(n, g, f, d, h, w):  # type: ignore[no-untyped-def]
         v, lane = filters.place(f)
         cell = (n, g, v // vectors, d, h // rows, h % rows, w // columns)
-        if s.data_format == CHANNELS_LAST or together > 1:
+        if spec.data_format == CHANNELS_LAST or together > 1:
             return tile[(*cell, w % columns, v % vectors, lane)]
-        return finish(s, turned[(*cell, v % vectors, lane, w % columns)], bias[g, v // vectors, v % vectors, lane])
+        return finish(spec, turned[(*cell, v % vectors, lane, w % columns)], bias[g, v // vectors, v % vectors, lane])
 
-    return Declaration((x, kernel, bias, grouped_output(s, groups, filters.shared_filters, out_at)))
+    return Declaration((x, kernel, bias, grouped_output(spec, groups, filters.shared_filters, out_at)))
 
 
-def pack_kernel(spec: Conv3DSpec, variant: DirectVariant, kernel: np.ndarray) -> np.ndarray:
+def pack_kernel(spec: CanonicalSpec, variant: DirectVariant, kernel: np.ndarray) -> np.ndarray:
     """Weights (kd, kh, kw, channels / groups, filters) as (groups, blocks, kd, kh, kw, channels, vectors, lanes).
 
     Interleaved groups count as one.
@@ -124,32 +123,31 @@ def pack_kernel(spec: Conv3DSpec, variant: DirectVariant, kernel: np.ndarray) ->
     return np.ascontiguousarray(packed.transpose(4, 5, 0, 1, 2, 3, 6, 7))
 
 
-def pack_bias(spec: Conv3DSpec, variant: DirectVariant, bias: np.ndarray | None) -> np.ndarray:
+def pack_bias(spec: CanonicalSpec, variant: DirectVariant, bias: np.ndarray | None) -> np.ndarray:
     """Bias (filters,) as (groups, blocks, vectors, lanes); zeros where there is none."""
     values = np.zeros(spec.filters, spec.accumulator) if bias is None else bias
     return FilterVectors.of(spec, variant).pack(values, spec.accumulator)
 
 
-def error_bound(spec: Conv3DSpec, variant: DirectVariant) -> float:
+def error_bound(spec: CanonicalSpec, variant: DirectVariant) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
     return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel))
 
 
-def needs_gather(spec: Conv3DSpec, variant: DirectVariant) -> bool:
+def needs_gather(spec: CanonicalSpec, variant: DirectVariant) -> bool:
     """Whether the input has to be copied: for pads, another layout or type, or tiles that overhang the output."""
-    s = collapse(spec)
-    _, height, width = s.out_size
+    _, height, width = spec.out_size
     return (
         variant.interleaved > 1
-        or s.pads != ((0, 0),) * 3
-        or s.data_format != CHANNELS_LAST
-        or s.dtype != s.accumulator
+        or spec.pads != ((0, 0),) * 3
+        or spec.data_format != CHANNELS_LAST
+        or spec.dtype != spec.accumulator
         or height % variant.rows != 0
         or width % variant.columns != 0
     )
 
 
-def _gather(spec: Conv3DSpec, x: te.Tensor, cells: tuple[int, ...], together: int) -> te.Tensor:
+def _gather(spec: CanonicalSpec, x: te.Tensor, cells: tuple[int, ...], together: int) -> te.Tensor:
     """A copy with zeros around it, as large as the windows of `cells` output cells along each axis.
 
     The same channel of `together` groups lies side by side.

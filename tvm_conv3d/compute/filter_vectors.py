@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.compute.canonical import CanonicalSpec
 
 Expr = Any  # a TVM expression; its classes are not public names
 
@@ -42,7 +42,7 @@ class FilterVectors:
             raise ValueError(f"Interleaved groups must divide all groups, and the lanes of a vector. Received: {self}")
 
     @classmethod
-    def of(cls, spec: Conv3DSpec, variant: Any) -> FilterVectors:
+    def of(cls, spec: CanonicalSpec, variant: Any) -> FilterVectors:
         """Those of a variant with `interleaved`, `vectors` and `lanes`."""
         return cls(spec.groups, spec.group_filters, variant.interleaved, variant.vectors, variant.lanes)
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from tvm import te
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, under_tap, window_extents, zero_padded
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 
 
 @dataclass(frozen=True)
@@ -44,54 +44,53 @@ class GroupedVariant:
     shuffled: bool = False
 
 
-def shuffles(spec: Conv3DSpec, lanes: int) -> bool:
+def shuffles(spec: CanonicalSpec, lanes: int) -> bool:
     """Whether vectors of `lanes` hold whole groups of a power of two channels, and as many filters."""
     channels = spec.group_channels
     return 1 < channels == spec.group_filters and channels & (channels - 1) == 0 and lanes % channels == 0
 
 
-def declare(spec: Conv3DSpec, variant: GroupedVariant) -> Declaration:
+def declare(spec: CanonicalSpec, variant: GroupedVariant) -> Declaration:
     """The TE declaration; arguments as in :func:`tvm_conv3d.compute.direct.declare`."""
-    s = collapse(spec)
-    acc = s.accumulator
+    acc = spec.accumulator
     lanes, rows, columns = variant.lanes, variant.rows, variant.columns
-    depth, height, width = s.out_size
+    depth, height, width = spec.out_size
     row_tiles, column_tiles = -(-height // rows), -(-width // columns)
-    blocks = -(-s.filters // lanes)
+    blocks = -(-spec.filters // lanes)
 
-    x = te.placeholder(s.input_shape, storage_dtype(s.dtype), name="x")
-    kernel = te.placeholder((blocks, *s.kernel, s.group_channels, lanes), acc, name="kernel")
+    x = te.placeholder(spec.input_shape, storage_dtype(spec.dtype), name="x")
+    kernel = te.placeholder((blocks, *spec.kernel, spec.group_channels, lanes), acc, name="kernel")
     bias = te.placeholder((blocks, lanes), acc, name="bias")
-    gather = _gather(s, variant, x, (depth, row_tiles * rows, column_tiles * columns))
-    taps, channel = reduction(s)
+    gather = _gather(spec, variant, x, (depth, row_tiles * rows, column_tiles * columns))
+    taps, channel = reduction(spec)
 
     def conv_at(n, b, d, ho, hi, wo, wi, lane):  # type: ignore[no-untyped-def]
         at = (d, ho * rows + hi, wo * columns + wi)
-        cell = under_tap(s, at, taps)
+        cell = under_tap(spec, at, taps)
         place = (0, lane ^ channel) if variant.shuffled else (channel, lane)
         return te.sum(gather[(n, b, *cell, *place)] * kernel[(b, *taps, channel, lane)], axis=[*taps, channel])
 
-    conv_shape = (s.batch, blocks, depth, row_tiles, rows, column_tiles, columns, lanes)
+    conv_shape = (spec.batch, blocks, depth, row_tiles, rows, column_tiles, columns, lanes)
     conv = te.compute(conv_shape, conv_at, name="conv")
 
     def place(n, f, d, h, w):  # type: ignore[no-untyped-def]
         return n, f // lanes, d, h // rows, h % rows, w // columns, w % columns, f % lanes
 
-    if s.data_format == CHANNELS_LAST:
-        tile = te.compute(conv_shape, lambda *i: finish(s, conv(*i), bias[i[1], i[7]]), name="tile")
-        out = te.compute(s.output_shape, lambda n, d, h, w, f: tile(*place(n, f, d, h, w)), name="out")
+    if spec.data_format == CHANNELS_LAST:
+        tile = te.compute(conv_shape, lambda *i: finish(spec, conv(*i), bias[i[1], i[7]]), name="tile")
+        out = te.compute(spec.output_shape, lambda n, d, h, w, f: tile(*place(n, f, d, h, w)), name="out")
     else:
         turned = te.compute((*conv_shape[:6], lanes, columns), lambda *i: conv(*i[:6], i[7], i[6]), name="turned")
 
         def finished(n, f, d, h, w):  # type: ignore[no-untyped-def]
             *cell, wi, lane = place(n, f, d, h, w)
-            return finish(s, turned(*cell, lane, wi), bias[cell[1], lane])
+            return finish(spec, turned(*cell, lane, wi), bias[cell[1], lane])
 
-        out = te.compute(s.output_shape, finished, name="out")
+        out = te.compute(spec.output_shape, finished, name="out")
     return Declaration((x, kernel, bias, out))
 
 
-def pack_kernel(spec: Conv3DSpec, variant: GroupedVariant, kernel: np.ndarray) -> np.ndarray:
+def pack_kernel(spec: CanonicalSpec, variant: GroupedVariant, kernel: np.ndarray) -> np.ndarray:
     """Weights (kd, kh, kw, channels / groups, filters) as (blocks, kd, kh, kw, channels / groups, lanes)."""
     blocks = -(-spec.filters // variant.lanes)
     padded = np.zeros((*kernel.shape[:4], blocks * variant.lanes), spec.accumulator)
@@ -103,7 +102,7 @@ def pack_kernel(spec: Conv3DSpec, variant: GroupedVariant, kernel: np.ndarray) -
     return np.ascontiguousarray(np.moveaxis(padded.reshape(*kernel.shape[:4], blocks, variant.lanes), 4, 0))
 
 
-def pack_bias(spec: Conv3DSpec, variant: GroupedVariant, bias: np.ndarray | None) -> np.ndarray:
+def pack_bias(spec: CanonicalSpec, variant: GroupedVariant, bias: np.ndarray | None) -> np.ndarray:
     """Bias (filters,) as (blocks, lanes); zeros where there is none."""
     blocks = -(-spec.filters // variant.lanes)
     padded = np.zeros(blocks * variant.lanes, spec.accumulator)
@@ -112,12 +111,12 @@ def pack_bias(spec: Conv3DSpec, variant: GroupedVariant, bias: np.ndarray | None
     return padded.reshape(blocks, variant.lanes)
 
 
-def error_bound(spec: Conv3DSpec, variant: GroupedVariant) -> float:
+def error_bound(spec: CanonicalSpec, variant: GroupedVariant) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
     return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel))
 
 
-def _gather(s: Conv3DSpec, variant: GroupedVariant, x: te.Tensor, cells: tuple[int, ...]) -> te.Tensor:
+def _gather(s: CanonicalSpec, variant: GroupedVariant, x: te.Tensor, cells: tuple[int, ...]) -> te.Tensor:
     """For each block of filters: the input cells with zeros around, and each lane's own channels, or one of them."""
     extents, lanes = window_extents(s, cells), variant.lanes
 

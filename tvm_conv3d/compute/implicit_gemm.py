@@ -27,12 +27,12 @@ from typing import Any, Protocol
 import numpy as np
 from tvm import te, tirx
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cut import Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
 from tvm_conv3d.compute.stages import error_of_sums, finish, window_extents, zero_padded
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 
 Expr = Any  # a TVM expression; its classes are not public names
 
@@ -107,8 +107,8 @@ class Extents:
         return math.prod(self.taps) * self.steps
 
 
-def extents_of(spec: Conv3DSpec, variant: Cut) -> Extents:
-    """How `variant` cuts `spec`, whose axes are collapsed."""
+def extents_of(spec: CanonicalSpec, variant: Cut) -> Extents:
+    """How `variant` cuts `spec`."""
     planes, cells = spec.batch, math.prod(spec.out_size)
     if spec.data_format == CHANNELS_LAST:
         planes, cells = 1, planes * cells
@@ -119,44 +119,45 @@ def extents_of(spec: Conv3DSpec, variant: Cut) -> Extents:
     return Extents(planes, cells, taps, terms, blocks[0], blocks[1], -(-terms // variant.step))
 
 
-def declare(spec: Conv3DSpec, variant: GemmVariant) -> Declaration:
+def declare(spec: CanonicalSpec, variant: GemmVariant) -> Declaration:
     """The TE declaration; arguments: input, packed weights, packed bias, output.
 
     Raises:
         ValueError: `variant` reads or writes more elements at once than lie side by side.
     """
-    return GemmBuilder(collapse(spec), variant).declaration()
+    return GemmBuilder(spec, variant).declaration()
 
 
-def pack_kernel(spec: Conv3DSpec, variant: Cut, kernel: np.ndarray) -> np.ndarray:
+def pack_kernel(spec: CanonicalSpec, variant: Cut, kernel: np.ndarray) -> np.ndarray:
     """Weights (kd, kh, kw, channels / groups, filters) as (groups, filter blocks, kd, kh, kw, steps, step, filters)."""
-    s = collapse(spec)
-    e = extents_of(s, variant)
-    per_group = kernel.reshape(*e.taps, e.terms, s.groups, s.group_filters)
-    padded = np.zeros((*e.taps, e.steps * variant.step, s.groups, e.filter_blocks * variant.filters), s.accumulator)
-    padded[:, :, :, : e.terms, :, : s.group_filters] = per_group
-    blocked = padded.reshape(*e.taps, e.steps, variant.step, s.groups, e.filter_blocks, variant.filters)
+    e = extents_of(spec, variant)
+    per_group = kernel.reshape(*e.taps, e.terms, spec.groups, spec.group_filters)
+    padded = np.zeros(
+        (*e.taps, e.steps * variant.step, spec.groups, e.filter_blocks * variant.filters), spec.accumulator
+    )
+    padded[:, :, :, : e.terms, :, : spec.group_filters] = per_group
+    blocked = padded.reshape(*e.taps, e.steps, variant.step, spec.groups, e.filter_blocks, variant.filters)
     return np.ascontiguousarray(blocked.transpose(5, 6, 0, 1, 2, 3, 4, 7))
 
 
-def pack_bias(spec: Conv3DSpec, variant: Cut, bias: np.ndarray | None) -> np.ndarray:
+def pack_bias(spec: CanonicalSpec, variant: Cut, bias: np.ndarray | None) -> np.ndarray:
     """Bias (filters,) as (groups, filter blocks, filters of a tile); zeros where there is none."""
-    blocks = extents_of(collapse(spec), variant).filter_blocks
+    blocks = extents_of(spec, variant).filter_blocks
     padded = np.zeros((spec.groups, blocks * variant.filters), spec.accumulator)
     if bias is not None:
         padded[:, : spec.group_filters] = bias.reshape(spec.groups, spec.group_filters)
     return padded.reshape(spec.groups, blocks, variant.filters)
 
 
-def error_bound(spec: Conv3DSpec, variant: Cut) -> float:
+def error_bound(spec: CanonicalSpec, variant: Cut) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
     return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel), on_gpu=True)
 
 
 class GemmBuilder:
-    """The stages of one declaration; `spec` has its axes collapsed."""
+    """The stages of one declaration."""
 
-    def __init__(self, spec: Conv3DSpec, variant: Cut) -> None:
+    def __init__(self, spec: CanonicalSpec, variant: Cut) -> None:
         if spec.group_channels % variant.vector or variant.step % variant.vector:
             raise ValueError(f"{spec.key()} has no vectors of {variant.vector} channels. Received: {variant}")
         self.spec = spec

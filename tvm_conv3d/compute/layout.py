@@ -7,26 +7,27 @@ from typing import Any
 
 from tvm import te
 
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.elements import storage_dtype, widen
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
+from tvm_conv3d.spec import CHANNELS_LAST, Triple
 
 Expr = Any  # a TVM expression; its classes are not public names
 
 
-def grouped_shape(spec: Conv3DSpec, size: Triple, groups: int, channels: int) -> tuple[int, ...]:
+def grouped_shape(spec: CanonicalSpec, size: Triple, groups: int, channels: int) -> tuple[int, ...]:
     """The shape of cells with `channels` of each of `groups`."""
     if spec.data_format == CHANNELS_LAST:
         return (spec.batch, *size, groups, channels)
     return (spec.batch, groups, channels, *size)
 
 
-def grouped_input(spec: Conv3DSpec) -> te.Tensor:
+def grouped_input(spec: CanonicalSpec) -> te.Tensor:
     """The placeholder of the input."""
     shape = grouped_shape(spec, spec.size, spec.groups, spec.group_channels)
     return te.placeholder(shape, storage_dtype(spec.dtype), name="x")
 
 
-def grouped_reader(spec: Conv3DSpec, x: te.Tensor) -> Callable[..., Expr]:
+def grouped_reader(spec: CanonicalSpec, x: te.Tensor) -> Callable[..., Expr]:
     """Reads the element of :func:`grouped_input` at (n, d, h, w, g, c), widened to the accumulator's type."""
 
     def at(n, d, h, w, g, c):  # type: ignore[no-untyped-def]
@@ -36,7 +37,7 @@ def grouped_reader(spec: Conv3DSpec, x: te.Tensor) -> Callable[..., Expr]:
     return at
 
 
-def grouped_output(spec: Conv3DSpec, groups: int, filters: int, at: Callable[..., Expr]) -> te.Tensor:
+def grouped_output(spec: CanonicalSpec, groups: int, filters: int, at: Callable[..., Expr]) -> te.Tensor:
     """The output, whose element of filter `f` of group `g` is at(n, g, f, d, h, w)."""
     shape = grouped_shape(spec, spec.out_size, groups, filters)
     if spec.data_format == CHANNELS_LAST:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from tvm import IRModule
 from tvm.script import tirx as T
 
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.elements import storage_dtype
 from tvm_conv3d.compute.stages import finish
-from tvm_conv3d.spec import Conv3DSpec
 
 
 class Bits(NamedTuple):
@@ -70,10 +70,10 @@ def _entry(name: str, function: Any) -> Any:
     return function.with_attr({"global_symbol": name, "tirx.noalias": True})
 
 
-def results_module(spec: Conv3DSpec) -> IRModule:
+def results_module(spec: CanonicalSpec) -> IRModule:
     """The function `results`: bias (filters,) and sums (3,) to what the layer makes of each, (3, filters).
 
-    Of `spec` its types, bias and activation count.
+    Of `spec` its types, bias and post-ops count.
     """
     accumulator, stored = spec.accumulator, storage_dtype(spec.dtype)
 

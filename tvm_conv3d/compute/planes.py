@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from tvm import te
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.layout import grouped_input, grouped_output, grouped_reader
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, window_extents, zero_padded
-from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Triple
+from tvm_conv3d.spec import CHANNELS_FIRST, Triple
 
 #: Filters up to which planes are made in channels_last.
 MOST_FILTERS = 4
@@ -57,26 +57,25 @@ class PlanesVariant:
     stream: bool = False
 
 
-def applies(spec: Conv3DSpec) -> bool:
+def applies(spec: CanonicalSpec) -> bool:
     """Whether the layout is that of planes, or filters are so few that it pays to make them."""
     return spec.data_format == CHANNELS_FIRST or (spec.groups == 1 and spec.filters <= MOST_FILTERS)
 
 
-def needs_gather(spec: Conv3DSpec, variant: PlanesVariant) -> bool:
+def needs_gather(spec: CanonicalSpec, variant: PlanesVariant) -> bool:
     """Whether rows have to be copied: for layout, pads, strides, another type, or tiles that overhang the output."""
-    s = collapse(spec)
-    _, height, width = s.out_size
+    _, height, width = spec.out_size
     return (
-        s.data_format != CHANNELS_FIRST
-        or s.pads != ((0, 0),) * 3
-        or s.strides[2] != 1
-        or s.dtype != s.accumulator
+        spec.data_format != CHANNELS_FIRST
+        or spec.pads != ((0, 0),) * 3
+        or spec.strides[2] != 1
+        or spec.dtype != spec.accumulator
         or height % variant.rows != 0
         or width % (variant.vectors * variant.lanes) != 0
     )
 
 
-def declare(spec: Conv3DSpec, variant: PlanesVariant) -> Declaration:
+def declare(spec: CanonicalSpec, variant: PlanesVariant) -> Declaration:
     """The TE declaration; arguments as in :func:`tvm_conv3d.compute.direct.declare`.
 
     Raises:
@@ -87,50 +86,52 @@ def declare(spec: Conv3DSpec, variant: PlanesVariant) -> Declaration:
         raise ValueError(f"In channels_last only few filters of one group are taken. Received: {spec.key()}")
     if not variant.gather and needs_gather(spec, variant):
         raise ValueError(f"{spec.key()} needs a padded copy of its input. Received: {variant}")
-    s = collapse(spec)
-    acc, lanes, vectors, rows, filters = s.accumulator, variant.lanes, variant.vectors, variant.rows, variant.filters
-    depth, height, width = s.out_size
-    row_tiles, column_tiles, blocks = -(-height // rows), -(-width // (vectors * lanes)), _blocks(s, variant)
+    acc, lanes, vectors, rows, filters = spec.accumulator, variant.lanes, variant.vectors, variant.rows, variant.filters
+    depth, height, width = spec.out_size
+    row_tiles, column_tiles, blocks = -(-height // rows), -(-width // (vectors * lanes)), _blocks(spec, variant)
 
-    x = grouped_input(s)
-    kernel = te.placeholder((s.groups, blocks, *s.kernel, s.group_channels, filters), acc, name="kernel")
-    bias = te.placeholder((s.groups, blocks, filters), acc, name="bias")
-    read = _gather(s, x, (depth, row_tiles * rows), column_tiles * vectors * lanes) if variant.gather else _read(s, x)
-    taps, channel = reduction(s)
-    steps = copied_steps(s) if variant.gather else s.strides
+    x = grouped_input(spec)
+    kernel = te.placeholder((spec.groups, blocks, *spec.kernel, spec.group_channels, filters), acc, name="kernel")
+    bias = te.placeholder((spec.groups, blocks, filters), acc, name="bias")
+    read = (
+        _gather(spec, x, (depth, row_tiles * rows), column_tiles * vectors * lanes)
+        if variant.gather
+        else _read(spec, x)
+    )
+    taps, channel = reduction(spec)
+    steps = copied_steps(spec) if variant.gather else spec.strides
 
     def conv_at(n, g, b, d, ho, wo, fi, hi, v, lane):  # type: ignore[no-untyped-def]
-        at_d = d * steps[0] + taps[0] * s.dilation[0]
-        at_h = (ho * rows + hi) * steps[1] + taps[1] * s.dilation[1]
-        away = taps[2] * s.dilation[2]
-        at_w = (wo * vectors + v) * lanes + lane + away // s.strides[2]
+        at_d = d * steps[0] + taps[0] * spec.dilation[0]
+        at_h = (ho * rows + hi) * steps[1] + taps[1] * spec.dilation[1]
+        away = taps[2] * spec.dilation[2]
+        at_w = (wo * vectors + v) * lanes + lane + away // spec.strides[2]
         weight = kernel[(g, b, *taps, channel, fi)]
-        return te.sum(read(n, g, channel, at_d, at_h, away % s.strides[2], at_w) * weight, axis=[*taps, channel])
+        return te.sum(read(n, g, channel, at_d, at_h, away % spec.strides[2], at_w) * weight, axis=[*taps, channel])
 
-    shape = (s.batch, s.groups, blocks, depth, row_tiles, column_tiles, filters, rows, vectors, lanes)
+    shape = (spec.batch, spec.groups, blocks, depth, row_tiles, column_tiles, filters, rows, vectors, lanes)
     conv = te.compute(shape, conv_at, name="conv")
     tile = te.compute(shape, lambda *i: conv(*i), name="tile")
 
     def out_at(n, g, f, d, h, w):  # type: ignore[no-untyped-def]
         b, fi, wo, wi = f // filters, f % filters, w // (vectors * lanes), w % (vectors * lanes)
         value = tile(n, g, b, d, h // rows, wo, fi, h % rows, wi // lanes, wi % lanes)
-        return finish(s, value, bias[g, b, fi])
+        return finish(spec, value, bias[g, b, fi])
 
-    return Declaration((x, kernel, bias, grouped_output(s, s.groups, s.group_filters, out_at)))
+    return Declaration((x, kernel, bias, grouped_output(spec, spec.groups, spec.group_filters, out_at)))
 
 
-def pack_kernel(spec: Conv3DSpec, variant: PlanesVariant, kernel: np.ndarray) -> np.ndarray:
+def pack_kernel(spec: CanonicalSpec, variant: PlanesVariant, kernel: np.ndarray) -> np.ndarray:
     """Weights (kd, kh, kw, channels / groups, filters) as (groups, blocks, kd, kh, kw, channels, filters of a tile)."""
-    s = collapse(spec)
-    per_group = kernel.reshape(*s.kernel, s.group_channels, s.groups, s.group_filters)
-    blocks = _blocks(s, variant)
-    padded = np.zeros((*per_group.shape[:5], blocks * variant.filters), s.accumulator)
-    padded[..., : s.group_filters] = per_group
+    per_group = kernel.reshape(*spec.kernel, spec.group_channels, spec.groups, spec.group_filters)
+    blocks = _blocks(spec, variant)
+    padded = np.zeros((*per_group.shape[:5], blocks * variant.filters), spec.accumulator)
+    padded[..., : spec.group_filters] = per_group
     blocked = padded.reshape(*per_group.shape[:5], blocks, variant.filters)
     return np.ascontiguousarray(blocked.transpose(4, 5, 0, 1, 2, 3, 6))
 
 
-def pack_bias(spec: Conv3DSpec, variant: PlanesVariant, bias: np.ndarray | None) -> np.ndarray:
+def pack_bias(spec: CanonicalSpec, variant: PlanesVariant, bias: np.ndarray | None) -> np.ndarray:
     """Bias (filters,) as (groups, blocks, filters of a tile); zeros where there is none."""
     blocks = _blocks(spec, variant)
     padded = np.zeros((spec.groups, blocks * variant.filters), spec.accumulator)
@@ -139,28 +140,28 @@ def pack_bias(spec: Conv3DSpec, variant: PlanesVariant, bias: np.ndarray | None)
     return padded.reshape(spec.groups, blocks, variant.filters)
 
 
-def error_bound(spec: Conv3DSpec, variant: PlanesVariant) -> float:
+def error_bound(spec: CanonicalSpec, variant: PlanesVariant) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
     return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel))
 
 
-def _blocks(spec: Conv3DSpec, variant: PlanesVariant) -> int:
+def _blocks(spec: CanonicalSpec, variant: PlanesVariant) -> int:
     return -(-spec.group_filters // variant.filters)
 
 
-def _read(s: Conv3DSpec, x: te.Tensor) -> Any:
+def _read(s: CanonicalSpec, x: te.Tensor) -> Any:
     """Reads the input as it is, whose columns have one phase."""
     read = grouped_reader(s, x)
     return lambda n, g, c, d, h, _, w: read(n, d, h, w, g, c)
 
 
-def copied_steps(s: Conv3DSpec) -> Triple:
+def copied_steps(s: CanonicalSpec) -> Triple:
     """How far the windows of neighbouring cells lie apart in the copy, which of single taps holds only what is read."""
     depth, height, width = (1 if k == 1 else stride for k, stride in zip(s.kernel, s.strides, strict=True))
     return depth, height, width
 
 
-def _gather(s: Conv3DSpec, x: te.Tensor, cells: tuple[int, int], length: int) -> te.Tensor:
+def _gather(s: CanonicalSpec, x: te.Tensor, cells: tuple[int, int], length: int) -> te.Tensor:
     """The rows that the windows of `cells` output depths and rows see, with zeros around; phases of columns apart."""
     phases = s.strides[2]
     extents = window_extents(s, (*cells, 1))[:2]

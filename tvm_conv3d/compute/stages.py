@@ -8,31 +8,31 @@ from typing import Any
 
 from tvm import te, tirx
 
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.elements import narrow
-from tvm_conv3d.compute.epilogue import activate
-from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.compute.epilogue import apply_post_ops
 
 Expr = Any  # a TVM expression; its classes are not public names
 
 
-def reduction(spec: Conv3DSpec) -> tuple[list[te.IterVar], te.IterVar]:
+def reduction(spec: CanonicalSpec) -> tuple[list[te.IterVar], te.IterVar]:
     """Fresh reduction axes: the taps along depth, height and width, and the channel of a group."""
     taps = [te.reduce_axis((0, k), name=f"tap_{axis}") for k, axis in zip(spec.kernel, "dhw", strict=True)]
     return taps, te.reduce_axis((0, spec.group_channels), name="channel")
 
 
-def under_tap(spec: Conv3DSpec, cell: Sequence[Expr], taps: Sequence[te.IterVar]) -> list[Expr]:
+def under_tap(spec: CanonicalSpec, cell: Sequence[Expr], taps: Sequence[te.IterVar]) -> list[Expr]:
     """Where in the padded input the taps of the window of an output cell lie."""
     return [o * s + t * d for o, s, t, d in zip(cell, spec.strides, taps, spec.dilation, strict=True)]
 
 
-def window_extents(spec: Conv3DSpec, cells: Sequence[int]) -> list[int]:
+def window_extents(spec: CanonicalSpec, cells: Sequence[int]) -> list[int]:
     """Extents of the padded input that the windows of `cells` output cells cover."""
     return [(o - 1) * s + window for o, s, window in zip(cells, spec.strides, spec.window, strict=True)]
 
 
 def zero_padded(
-    spec: Conv3DSpec,
+    spec: CanonicalSpec,
     extents: Sequence[int],
     index: Sequence[Expr],
     read: Callable[[list[Expr]], Expr],
@@ -75,12 +75,12 @@ def zero_outside(
     return tirx.if_then_else(tirx.all(*conditions), value, tirx.const(0, dtype)) if conditions else value
 
 
-def finish(spec: Conv3DSpec, total: Expr, bias: Expr) -> Expr:
-    """Bias, activation and rounding to the output's type."""
+def finish(spec: CanonicalSpec, total: Expr, bias: Expr) -> Expr:
+    """Bias, post-ops and rounding to the output's type."""
     # an element of a tensor is no expression as yet
     total = total.asobject() if isinstance(total, te.TensorSlice) else total
     value = total + bias if spec.bias else total
-    return narrow(activate(spec.activation, value), spec.dtype, spec.accumulator)
+    return narrow(apply_post_ops(spec.post_ops, value), spec.dtype, spec.accumulator)
 
 
 #: Terms of a sum that are added one after the other, at most. Measured in float32: so many positive numbers at random
@@ -102,7 +102,7 @@ def terms_of_part(terms: int, on_gpu: bool = False) -> int:
     return max(PART_ON_GPU if on_gpu else PART, math.isqrt(terms))
 
 
-def error_of_sums(spec: Conv3DSpec, products: int, amplification: float = 1.0, on_gpu: bool = False) -> float:
+def error_of_sums(spec: CanonicalSpec, products: int, amplification: float = 1.0, on_gpu: bool = False) -> float:
     """The relative error (2-norm) to expect of sums of `products` terms, for data and weights without structure.
 
     Args:

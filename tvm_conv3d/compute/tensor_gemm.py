@@ -14,10 +14,9 @@ import numpy as np
 from tvm import te
 
 from tvm_conv3d.compute import implicit_gemm
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.implicit_gemm import GemmBuilder, error_bound, pack_bias
-from tvm_conv3d.spec import Conv3DSpec
 
 __all__ = ["TensorVariant", "declare", "error_bound", "pack_bias", "pack_kernel"]
 
@@ -49,7 +48,7 @@ class TensorVariant:
     parts: int = 1
 
 
-def declare(spec: Conv3DSpec, variant: TensorVariant) -> Declaration:
+def declare(spec: CanonicalSpec, variant: TensorVariant) -> Declaration:
     """The TE declaration; arguments: input, packed weights, packed bias, output.
 
     Raises:
@@ -57,10 +56,10 @@ def declare(spec: Conv3DSpec, variant: TensorVariant) -> Declaration:
     """
     if spec.dtype not in ("float16", "bfloat16"):
         raise ValueError(f"Tensor cores multiply float16 and bfloat16 here. Received: {spec.key()}")
-    return _Builder(collapse(spec), variant).declaration()
+    return _Builder(spec, variant).declaration()
 
 
-def pack_kernel(spec: Conv3DSpec, variant: TensorVariant, kernel: np.ndarray) -> np.ndarray:
+def pack_kernel(spec: CanonicalSpec, variant: TensorVariant, kernel: np.ndarray) -> np.ndarray:
     """Weights (kd, kh, kw, channels / groups, filters) as (groups, filter blocks, kd, kh, kw, steps, step, filters)."""
     half = ml_dtypes.bfloat16 if spec.dtype == "bfloat16" else np.float16
     return implicit_gemm.pack_kernel(spec, variant, kernel).astype(half)

@@ -6,20 +6,9 @@ and with a dilation of 100 on eight cells only the middle tap is left. What padd
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
-
-import numpy as np
+from dataclasses import replace
 
 from tvm_conv3d.spec import Conv3DSpec, Pads
-
-
-@dataclass(frozen=True)
-class TrimmedSpec(Conv3DSpec):
-    """A problem without its unseen taps. Pads may be negative: so many cells of the input no window reads."""
-
-    def _check_pads(self) -> None:
-        """Nothing is refused: the pads follow from a checked spec's."""
 
 
 def seen_taps(spec: Conv3DSpec) -> tuple[range, range, range]:
@@ -29,42 +18,23 @@ def seen_taps(spec: Conv3DSpec) -> tuple[range, range, range]:
 
 
 def trim(spec: Conv3DSpec) -> Conv3DSpec:
-    """The same convolution by :func:`seen_taps` only, an axis of one window without its stride.
+    """The same forward convolution by :func:`seen_taps` only, an axis of one window without its stride.
 
-    Returns:
-        `spec` itself where nothing changes.
+    Pads may become negative: so many cells of the input no window reads.
     """
     if spec.empty:
         return spec
     taps = seen_taps(spec)
-    changes: dict[str, Any] = {
-        "kernel": tuple(map(len, taps)),
-        "pads": tuple(_pads(spec, axis, taps[axis]) for axis in range(3)),
-        # a window that makes no step makes none of any length
-        "strides": tuple(_stride(spec, axis) for axis in range(3)),
-    }
-    values = {f.name: getattr(spec, f.name) for f in fields(spec)}
-    return TrimmedSpec(**{**values, **changes}) if changes.items() - values.items() else spec
-
-
-def trim_kernel(spec: Conv3DSpec, kernel: np.ndarray) -> np.ndarray:
-    """The weights of :func:`seen_taps`: (kd, kh, kw, ...) with smaller kd, kh, kw, a view."""
-    depth, height, width = seen_taps(spec)
-    return kernel[depth.start : depth.stop, height.start : height.stop, width.start : width.stop]
-
-
-def windows_that_see(spec: Conv3DSpec, axis: int, tap: int) -> int:
-    """In how many of an axis's windows a tap lies on the input."""
-    stride, cells = spec.strides[axis], spec.out_size[axis]
-    offset = tap * spec.dilation[axis] - spec.pads[axis].before
-    first = max(0, -(offset // stride))
-    last = min(cells - 1, (spec.size[axis] - 1 - offset) // stride)
-    return max(0, last - first + 1)
+    kd, kh, kw = map(len, taps)
+    depth, height, width = (_pads(spec, axis, taps[axis]) for axis in range(3))
+    # a window that makes no step makes none of any length
+    strides = (_stride(spec, 0), _stride(spec, 1), _stride(spec, 2))
+    return replace(spec, kernel=(kd, kh, kw), pads=(depth, height, width), strides=strides)
 
 
 def _seen(spec: Conv3DSpec, axis: int) -> range:
     taps = spec.kernel[axis]
-    seen = range(taps) if spec.empty else [tap for tap in range(taps) if windows_that_see(spec, axis, tap)]
+    seen = range(taps) if spec.empty else [tap for tap in range(taps) if spec.windows_that_see(axis, tap)]
     return range(seen[0], seen[-1] + 1) if seen else range(1)
 
 
@@ -76,7 +46,7 @@ def _pads(spec: Conv3DSpec, axis: int, taps: range) -> Pads:
     """Pads that leave each tap where it was; before the input, just out of reach, where none is seen."""
     reach = (spec.out_size[axis] - 1) * spec.strides[axis] + 1
     before = reach
-    if windows_that_see(spec, axis, taps.start):
+    if spec.windows_that_see(axis, taps.start):
         if len(taps) == spec.kernel[axis] and _stride(spec, axis) == spec.strides[axis]:
             return spec.pads[axis]
         before = spec.pads[axis].before - taps.start * spec.dilation[axis]

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, window_extents, zero_padded
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 
 Expr = Any  # a TVM expression; its classes are not public names
 
@@ -44,21 +44,20 @@ class WindowVariant:
     threads: int = 128
 
 
-def declare(spec: Conv3DSpec, variant: WindowVariant) -> Declaration:
+def declare(spec: CanonicalSpec, variant: WindowVariant) -> Declaration:
     """The TE declaration; arguments: input, packed weights, bias, output."""
-    s = collapse(spec)
-    last = s.data_format == CHANNELS_LAST
-    depth, height, width = s.out_size
+    last = spec.data_format == CHANNELS_LAST
+    depth, height, width = spec.out_size
     rows, columns = variant.rows, variant.columns
     row_tiles, column_tiles = -(-height // rows), -(-width // columns)
-    x = te.placeholder(s.input_shape, storage_dtype(s.dtype), name="x")
-    kd, kh, kw = s.kernel
-    kernel = te.placeholder((kd, s.group_channels, kh, kw, s.filters), s.accumulator, name="kernel")
-    bias = te.placeholder((s.filters,), s.accumulator, name="bias")
-    (tap_d, tap_h, tap_w), channel = reduction(s)
+    x = te.placeholder(spec.input_shape, storage_dtype(spec.dtype), name="x")
+    kd, kh, kw = spec.kernel
+    kernel = te.placeholder((kd, spec.group_channels, kh, kw, spec.filters), spec.accumulator, name="kernel")
+    bias = te.placeholder((spec.filters,), spec.accumulator, name="bias")
+    (tap_d, tap_h, tap_w), channel = reduction(spec)
 
     # from the fastest to the slowest: what neighbouring threads compute lies side by side
-    sizes = {"f": s.filters, "w": column_tiles, "h": row_tiles, "d": depth, "n": s.batch}
+    sizes = {"f": spec.filters, "w": column_tiles, "h": row_tiles, "d": depth, "n": spec.batch}
     order = "fwhdn" if last else "whdfn"
     count = math.prod(sizes.values())
     blocks = -(-count // variant.threads)
@@ -71,16 +70,18 @@ def declare(spec: Conv3DSpec, variant: WindowVariant) -> Declaration:
         p = tirx.min(p, count - 1) if blocks * variant.threads > count else p
         return {name: p // strides[name] % sizes[name] for name in order}
 
-    window = _window(s, variant, x, blocks, tile_of)
+    window = _window(spec, variant, x, blocks, tile_of)
 
     def conv_at(block, thread, i, j):  # type: ignore[no-untyped-def]
-        y = tap_h if rows == 1 else i * s.strides[1] + tap_h * s.dilation[1]
-        z = tap_w if columns == 1 else j * s.strides[2] + tap_w * s.dilation[2]
+        y = tap_h if rows == 1 else i * spec.strides[1] + tap_h * spec.dilation[1]
+        z = tap_w if columns == 1 else j * spec.strides[2] + tap_w * spec.dilation[2]
         weight = kernel[tap_d, channel, tap_h, tap_w, tile_of(block, thread)["f"]]
         return te.sum(window[block, thread, tap_d, channel, y, z] * weight, axis=[tap_d, channel, tap_h, tap_w])
 
     conv = te.compute((blocks, variant.threads, rows, columns), conv_at, name="conv")
-    out = te.compute(conv.shape, lambda b, t, i, j: finish(s, conv(b, t, i, j), bias(tile_of(b, t)["f"])), name="out")
+    out = te.compute(
+        conv.shape, lambda b, t, i, j: finish(spec, conv(b, t, i, j), bias(tile_of(b, t)["f"])), name="out"
+    )
 
     def part(name: str, factor: int = 1) -> Term:
         return term(4, factor, strides[name], sizes[name])
@@ -88,12 +89,16 @@ def declare(spec: Conv3DSpec, variant: WindowVariant) -> Declaration:
     n, d, f = (part("n"),), (part("d"),), (part("f"),)
     h, w = (part("h", rows), term(2)), (part("w", columns), term(3))
     axes = (n, d, h, w, f) if last else (n, f, d, h, w)
-    tiling = Tiling(s.output_shape, axes, ((0, variant.threads), (1, 1)), count)
+    tiling = Tiling(spec.output_shape, axes, ((0, variant.threads), (1, 1)), count)
     return Declaration((x, kernel, bias, out), tiling, aligned=True)
 
 
 def _window(
-    s: Conv3DSpec, variant: WindowVariant, x: te.Tensor, blocks: int, tile_of: Callable[[Expr, Expr], dict[str, Expr]]
+    s: CanonicalSpec,
+    variant: WindowVariant,
+    x: te.Tensor,
+    blocks: int,
+    tile_of: Callable[[Expr, Expr], dict[str, Expr]],
 ) -> te.Tensor:
     """What a thread reads under one depth tap in one channel: the cells of all its rows and columns."""
     tiles = (variant.rows, variant.columns)
@@ -125,16 +130,16 @@ def _window(
     return te.compute(shape, at, name="window")
 
 
-def pack_kernel(spec: Conv3DSpec, variant: WindowVariant, kernel: np.ndarray) -> np.ndarray:
+def pack_kernel(spec: CanonicalSpec, variant: WindowVariant, kernel: np.ndarray) -> np.ndarray:
     """Weights (kd, kh, kw, channels / groups, filters) as (kd, channels / groups, kh, kw, filters)."""
     return np.ascontiguousarray(kernel.transpose(0, 3, 1, 2, 4).astype(spec.accumulator))
 
 
-def pack_bias(spec: Conv3DSpec, variant: WindowVariant, bias: np.ndarray | None) -> np.ndarray:
+def pack_bias(spec: CanonicalSpec, variant: WindowVariant, bias: np.ndarray | None) -> np.ndarray:
     """Bias (filters,), zeros where there is none."""
     return np.zeros(spec.filters, spec.accumulator) if bias is None else bias.astype(spec.accumulator)
 
 
-def error_bound(spec: Conv3DSpec, variant: WindowVariant) -> float:
+def error_bound(spec: CanonicalSpec, variant: WindowVariant) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
     return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel), on_gpu=True)

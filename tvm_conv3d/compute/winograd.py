@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cook_toom import Matrix, transforms
 from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
@@ -33,7 +33,7 @@ from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.stages import finish
 from tvm_conv3d.compute.winograd_axes import axes_of, triple
 from tvm_conv3d.compute.winograd_stages import expected_error, gathered, index_names, split_taps, transform, transformed
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
+from tvm_conv3d.spec import CHANNELS_LAST, Triple
 
 Expr = Any  # a TVM expression; its classes are not public names
 
@@ -66,30 +66,27 @@ class WinogradVariant:
     interleaved: int = 1
 
 
-def groups_of_part(spec: Conv3DSpec, variant: WinogradVariant) -> Triple:
-    """Groups of tiles of one part along each axis of `spec`, whose axes are collapsed."""
+def groups_of_part(spec: CanonicalSpec, variant: WinogradVariant) -> Triple:
+    """Groups of tiles of one part along each axis of `spec`."""
     axes = axes_of(spec, variant.modes)
     sides = zip(axes.part_size(spec.out_size), variant.tile, variant.block, strict=True)
     return triple([-(-o // (m * b)) for o, m, b in sides])
 
 
-def side_by_side(spec: Conv3DSpec, variant: WinogradVariant) -> int:
-    """Channels of `spec`, whose axes are collapsed, that are gathered as they lie in the input."""
+def side_by_side(spec: CanonicalSpec, variant: WinogradVariant) -> int:
+    """Channels of `spec` that are gathered as they lie in the input."""
     if variant.interleaved > 1:
         return 1
     return spec.channels if math.prod(axes_of(spec, variant.modes).phases) == 1 else spec.group_channels
 
 
-def turns(spec: Conv3DSpec, variant: WinogradVariant) -> bool:
-    """Whether there is a stage `turned`: in channels_first, where each vector holds filters that lie side by side.
-
-    `spec` has its axes collapsed.
-    """
+def turns(spec: CanonicalSpec, variant: WinogradVariant) -> bool:
+    """Whether there is a stage `turned`: in channels_first, where each vector holds filters that lie side by side."""
     each_whole = spec.groups == 1 or spec.group_filters % min(spec.group_filters, variant.lanes) == 0
     return spec.data_format != CHANNELS_LAST and variant.interleaved == 1 and each_whole
 
 
-def declare(spec: Conv3DSpec, variant: WinogradVariant) -> Declaration:
+def declare(spec: CanonicalSpec, variant: WinogradVariant) -> Declaration:
     """The TE declaration; arguments: input, transformed weights, packed bias, output, flags.
 
     Flags are numbers of the accumulator's type, all finite when every sum was; their shape is (batch, parts of
@@ -98,24 +95,23 @@ def declare(spec: Conv3DSpec, variant: WinogradVariant) -> Declaration:
     Raises:
         ValueError: `variant` does not suit the spec.
     """
-    return _Builder(collapse(spec), variant).declaration()
+    return _Builder(spec, variant).declaration()
 
 
-def pack_kernel(spec: Conv3DSpec, variant: WinogradVariant, kernel: np.ndarray) -> np.ndarray:
+def pack_kernel(spec: CanonicalSpec, variant: WinogradVariant, kernel: np.ndarray) -> np.ndarray:
     """Weights (kd, kh, kw, channels, filters), transformed in float64, as the product reads them.
 
     Returns:
         (frequencies along depth, height, width, blocks of filters, channels of a group, vectors, lanes).
     """
-    s = collapse(spec)
-    axes = axes_of(s, variant.modes)
+    axes = axes_of(spec, variant.modes)
     taps = transformed(split_taps(axes, kernel), variant.tile, axes.strides)
-    blocked = FilterVectors.of(s, variant).pack(taps, spec.accumulator)
+    blocked = FilterVectors.of(spec, variant).pack(taps, spec.accumulator)
     in_order = blocked.transpose(0, 1, 2, 4, 5, 3, 6, 7)
     return np.ascontiguousarray(in_order).reshape(*in_order.shape[:3], -1, *in_order.shape[5:])
 
 
-def pack_bias(spec: Conv3DSpec, variant: WinogradVariant, bias: np.ndarray | None) -> np.ndarray:
+def pack_bias(spec: CanonicalSpec, variant: WinogradVariant, bias: np.ndarray | None) -> np.ndarray:
     """Bias (filters,) with zeros up to whole vectors; all zeros where there is none."""
     padded = np.zeros(-(-spec.filters // variant.lanes) * variant.lanes, spec.accumulator)
     if bias is not None:
@@ -123,16 +119,16 @@ def pack_bias(spec: Conv3DSpec, variant: WinogradVariant, bias: np.ndarray | Non
     return padded
 
 
-def error_bound(spec: Conv3DSpec, variant: WinogradVariant) -> float:
+def error_bound(spec: CanonicalSpec, variant: WinogradVariant) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
-    axes = axes_of(collapse(spec), variant.modes)
+    axes = axes_of(spec, variant.modes)
     return expected_error(spec, axes.channels // spec.groups, zip(variant.tile, axes.taps, axes.strides, strict=True))
 
 
 class _Builder:
-    """The stages of one declaration; `spec` has its axes collapsed."""
+    """The stages of one declaration."""
 
-    def __init__(self, spec: Conv3DSpec, variant: WinogradVariant) -> None:
+    def __init__(self, spec: CanonicalSpec, variant: WinogradVariant) -> None:
         self.spec = spec
         self.variant = variant
         self.axes = axes_of(spec, variant.modes)

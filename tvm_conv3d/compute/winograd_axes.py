@@ -14,7 +14,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tvm_conv3d.spec import Conv3DSpec, Triple
+from tvm_conv3d.compute.canonical import CanonicalSpec
+from tvm_conv3d.spec import Triple
 
 PLAIN, STRIDED, POLYPHASE, FOLDED, DILATED = "p", "s", "y", "f", "d"
 
@@ -52,7 +53,7 @@ class Axes:
 
 
 @functools.lru_cache(maxsize=1024)
-def axes_of(spec: Conv3DSpec, modes: str) -> Axes:
+def axes_of(spec: CanonicalSpec, modes: str) -> Axes:
     """How `modes` change the axes of `spec`.
 
     Raises:

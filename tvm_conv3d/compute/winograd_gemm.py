@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cook_toom import Transforms, transforms
 from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
@@ -38,7 +38,7 @@ from tvm_conv3d.compute.elements import storage_dtype
 from tvm_conv3d.compute.stages import finish
 from tvm_conv3d.compute.winograd_axes import Axes, axes_of, triple
 from tvm_conv3d.compute.winograd_stages import expected_error, gathered, index_names, split_taps, transform, transformed
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
+from tvm_conv3d.spec import CHANNELS_LAST, Triple
 
 Expr = Any  # a TVM expression; its classes are not public names
 
@@ -104,8 +104,8 @@ class Extents:
         return self.planes * self.tiles[0] * self.slice // LANES
 
 
-def extents_of(spec: Conv3DSpec, variant: WinogradGemmVariant) -> Extents:
-    """How `variant` cuts `spec`, whose axes are collapsed.
+def extents_of(spec: CanonicalSpec, variant: WinogradGemmVariant) -> Extents:
+    """How `variant` cuts `spec`.
 
     Raises:
         ValueError: an axis other than depth has several taps and no transform, or a dilated axis no whole parts.
@@ -134,7 +134,7 @@ def extents_of(spec: Conv3DSpec, variant: WinogradGemmVariant) -> Extents:
     )
 
 
-def declare(spec: Conv3DSpec, variant: WinogradGemmVariant) -> Declaration:
+def declare(spec: CanonicalSpec, variant: WinogradGemmVariant) -> Declaration:
     """The TE declaration; arguments: input, packed weights, packed bias, output.
 
     Raises:
@@ -142,17 +142,16 @@ def declare(spec: Conv3DSpec, variant: WinogradGemmVariant) -> Declaration:
     """
     if spec.groups != 1 or spec.dtype != "float32":
         raise ValueError(f"Winograd takes one group of float32 on GPUs. Received: {spec.key()}")
-    return _Builder(collapse(spec), variant).declaration()
+    return _Builder(spec, variant).declaration()
 
 
-def pack_kernel(spec: Conv3DSpec, variant: WinogradGemmVariant, kernel: np.ndarray) -> np.ndarray:
+def pack_kernel(spec: CanonicalSpec, variant: WinogradGemmVariant, kernel: np.ndarray) -> np.ndarray:
     """Weights (kd, kh, kw, channels, filters): transformed in float64 as the product reads them, then as they were.
 
     Returns:
         (frequencies times depth's taps, then all taps; blocks of filters, channels in whole steps, filters).
     """
-    s = collapse(spec)
-    e = extents_of(s, variant)
+    e = extents_of(spec, variant)
     plain = split_taps(e.axes, kernel)
     # an untransformed depth keeps its taps
     parts = [plain] if variant.tile[0] > 1 else [plain[i : i + 1] for i in range(e.taps)]
@@ -165,25 +164,25 @@ def pack_kernel(spec: Conv3DSpec, variant: WinogradGemmVariant, kernel: np.ndarr
     return np.ascontiguousarray(blocked.transpose(0, 2, 1, 3))
 
 
-def pack_bias(spec: Conv3DSpec, variant: WinogradGemmVariant, bias: np.ndarray | None) -> np.ndarray:
+def pack_bias(spec: CanonicalSpec, variant: WinogradGemmVariant, bias: np.ndarray | None) -> np.ndarray:
     """Bias (filters,) with zeros up to whole blocks; zeros where there is none."""
-    padded = np.zeros(extents_of(collapse(spec), variant).filter_blocks * variant.filters, spec.accumulator)
+    padded = np.zeros(extents_of(spec, variant).filter_blocks * variant.filters, spec.accumulator)
     if bias is not None:
         padded[: spec.filters] = bias
     return padded
 
 
-def error_bound(spec: Conv3DSpec, variant: WinogradGemmVariant) -> float:
+def error_bound(spec: CanonicalSpec, variant: WinogradGemmVariant) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
-    e = extents_of(collapse(spec), variant)
+    e = extents_of(spec, variant)
     pairs = [(m, t) for m, t in zip(variant.tile, e.axes.taps, strict=True) if m > 1]
     return expected_error(spec, e.axes.channels * e.taps, pairs, on_gpu=True)
 
 
 class _Builder:
-    """The stages of one declaration; `spec` has its axes collapsed."""
+    """The stages of one declaration."""
 
-    def __init__(self, spec: Conv3DSpec, variant: WinogradGemmVariant) -> None:
+    def __init__(self, spec: CanonicalSpec, variant: WinogradGemmVariant) -> None:
         self.spec = spec
         self.variant = variant
         self.e = extents_of(spec, variant)

@@ -27,14 +27,14 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cook_toom import transforms
 from tvm_conv3d.compute.cut import Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
 from tvm_conv3d.compute.stages import finish, window_extents, zero_padded
 from tvm_conv3d.compute.winograd_stages import expected_error, index_names, transform
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
+from tvm_conv3d.spec import CHANNELS_LAST, Triple
 
 Expr = Any  # a TVM expression; its classes are not public names
 
@@ -61,13 +61,12 @@ class WinogradRowsVariant:
     stream: bool = False
 
 
-def applies(spec: Conv3DSpec) -> bool:
+def applies(spec: CanonicalSpec) -> bool:
     """Whether rows can be transformed: groups, and taps along the width that are neither strided nor dilated."""
-    s = collapse(spec)
-    return s.groups > 1 and s.kernel[2] > 1 and s.strides[2] == s.dilation[2] == 1 and not s.empty
+    return spec.groups > 1 and spec.kernel[2] > 1 and spec.strides[2] == spec.dilation[2] == 1 and not spec.empty
 
 
-def declare(spec: Conv3DSpec, variant: WinogradRowsVariant) -> Declaration:
+def declare(spec: CanonicalSpec, variant: WinogradRowsVariant) -> Declaration:
     """The TE declaration; arguments: input, transformed weights, packed bias, output, flags.
 
     Flags are numbers of the accumulator's type, all finite when every sum was; their shape is (batch, groups of cells
@@ -78,33 +77,32 @@ def declare(spec: Conv3DSpec, variant: WinogradRowsVariant) -> Declaration:
     """
     if not applies(spec):
         raise ValueError(f"Groups and taps along an unstrided, undilated width are needed. Received: {spec.key()}")
-    return _Builder(collapse(spec), variant).declaration()
+    return _Builder(spec, variant).declaration()
 
 
-def groups_of_cells(spec: Conv3DSpec, variant: WinogradRowsVariant) -> Triple:
-    """Tasks along each axis of `spec`, whose axes are collapsed."""
+def groups_of_cells(spec: CanonicalSpec, variant: WinogradRowsVariant) -> Triple:
+    """Tasks along each axis of `spec`."""
     depth, height, width = spec.out_size
     bd, bh, bw = variant.block
     return -(-depth // bd), -(-height // bh), -(-width // (bw * variant.tile))
 
 
-def pack_kernel(spec: Conv3DSpec, variant: WinogradRowsVariant, kernel: np.ndarray) -> np.ndarray:
+def pack_kernel(spec: CanonicalSpec, variant: WinogradRowsVariant, kernel: np.ndarray) -> np.ndarray:
     """Weights (kd, kh, kw, channels / groups, filters), transformed in float64, as the product reads them.
 
     Returns:
         (blocks of filters, frequencies, kd, kh, channels / groups, lanes).
     """
-    s = collapse(spec)
-    matrix = np.array(transforms(variant.tile, s.kernel[2]).kernel, dtype=np.float64)
+    matrix = np.array(transforms(variant.tile, spec.kernel[2]).kernel, dtype=np.float64)
     taps = kernel.astype(np.float64)
-    blocks = -(-s.filters // variant.lanes)
-    whole = np.zeros((len(matrix), *s.kernel[:2], s.group_channels, blocks * variant.lanes), s.accumulator)
+    blocks = -(-spec.filters // variant.lanes)
+    whole = np.zeros((len(matrix), *spec.kernel[:2], spec.group_channels, blocks * variant.lanes), spec.accumulator)
     # not by BLAS, whose locks a forked child inherits and waits for
-    whole[..., : s.filters] = np.einsum("xw,dhwcf->xdhcf", matrix, taps)
+    whole[..., : spec.filters] = np.einsum("xw,dhwcf->xdhcf", matrix, taps)
     return np.ascontiguousarray(np.moveaxis(whole.reshape(*whole.shape[:4], blocks, variant.lanes), 4, 0))
 
 
-def pack_bias(spec: Conv3DSpec, variant: WinogradRowsVariant, bias: np.ndarray | None) -> np.ndarray:
+def pack_bias(spec: CanonicalSpec, variant: WinogradRowsVariant, bias: np.ndarray | None) -> np.ndarray:
     """Bias (filters,) as (blocks, lanes); zeros where there is none."""
     padded = np.zeros(-(-spec.filters // variant.lanes) * variant.lanes, spec.accumulator)
     if bias is not None:
@@ -112,16 +110,15 @@ def pack_bias(spec: Conv3DSpec, variant: WinogradRowsVariant, bias: np.ndarray |
     return padded.reshape(-1, variant.lanes)
 
 
-def error_bound(spec: Conv3DSpec, variant: WinogradRowsVariant) -> float:
+def error_bound(spec: CanonicalSpec, variant: WinogradRowsVariant) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
-    s = collapse(spec)
-    return expected_error(spec, s.group_channels * math.prod(s.kernel[:2]), [(variant.tile, s.kernel[2])])
+    return expected_error(spec, spec.group_channels * math.prod(spec.kernel[:2]), [(variant.tile, spec.kernel[2])])
 
 
 class _Builder:
-    """The stages of one declaration; `spec` has its axes collapsed."""
+    """The stages of one declaration."""
 
-    def __init__(self, spec: Conv3DSpec, variant: WinogradRowsVariant) -> None:
+    def __init__(self, spec: CanonicalSpec, variant: WinogradRowsVariant) -> None:
         self.spec = spec
         self.variant = variant
         self.acc = spec.accumulator

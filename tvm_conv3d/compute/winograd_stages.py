@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cook_toom import Matrix, amplification, transforms
 from tvm_conv3d.compute.elements import widen
 from tvm_conv3d.compute.stages import error_of_sums, zero_padded
 from tvm_conv3d.compute.winograd_axes import Axes
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 
 #: Rounding of the transforms and of the sums between them: as of so many more products in each sum, times a factor.
 #: Fitted to 70 variants, kernels of 2 to 7 and 16 to 256 channels: none was more than a twentieth above the estimate.
@@ -25,12 +26,12 @@ Expr = Any  # a TVM expression; its classes are not public names
 
 
 def gathered(
-    spec: Conv3DSpec, axes: Axes, extents: Sequence[int], channels: int, x: te.Tensor, interleaved: int = 1
+    spec: CanonicalSpec, axes: Axes, extents: Sequence[int], channels: int, x: te.Tensor, interleaved: int = 1
 ) -> Callable[[Expr, Sequence[Expr], Sequence[Expr], Expr], Expr]:
     """How a gathered cell is read: (sample, part, cell of that part, channel) -> input, or zero outside of it.
 
     Args:
-        spec: the problem, axes collapsed.
+        spec: the problem.
         axes: its modes.
         extents: cells of a part, per axis, from which on none is asked for.
         channels: the same of channels.
@@ -71,7 +72,7 @@ def gathered(
     return at
 
 
-def gathered_pieces(spec: Conv3DSpec, axes: Axes) -> tuple[int, int, int]:
+def gathered_pieces(spec: CanonicalSpec, axes: Axes) -> tuple[int, int, int]:
     """What the channels of a gathered cell are made of, of a single group in channels_last.
 
     Returns:
@@ -104,7 +105,7 @@ def transformed(taps: np.ndarray, tile: Sequence[int], strides: Sequence[int] = 
     return taps
 
 
-def expected_error(spec: Conv3DSpec, products: int, sizes: Iterable[Sequence[int]], on_gpu: bool = False) -> float:
+def expected_error(spec: CanonicalSpec, products: int, sizes: Iterable[Sequence[int]], on_gpu: bool = False) -> float:
     """The relative error (2-norm) to expect of data and weights without structure.
 
     Args:

@@ -49,11 +49,11 @@ def _of_one_kernel(plan: Plan) -> Work:
 
 def _of_product(plan: Plan) -> tuple[int, int, int, int]:
     """Operations, and elements of input, weights and output."""
-    from tvm_conv3d.compute.collapse import collapse
+    from tvm_conv3d.compute.canonical import canonicalize
     from tvm_conv3d.compute.implicit_gemm import extents_of
 
     variant = plan.variant
-    e = extents_of(collapse(plan.spec), variant)
+    e = extents_of(canonicalize(plan.spec), variant)
     terms = e.turns * variant.step // variant.parts
     cells, filters = variant.cells, variant.filters
     return 2 * cells * filters * terms, cells * terms, filters * terms, cells * filters
@@ -90,10 +90,10 @@ def _of_window(plan: Plan) -> tuple[int, int, int, int]:
 
 def _of_winograd(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
     """Of the input's transform, the matrix products, and the inverse transform; of transforms, what they move."""
-    from tvm_conv3d.compute.collapse import collapse
+    from tvm_conv3d.compute.canonical import canonicalize
     from tvm_conv3d.compute.winograd_gemm import extents_of
 
-    spec, variant = collapse(plan.spec), plan.variant
+    spec, variant = canonicalize(plan.spec), plan.variant
     e = extents_of(spec, variant)
     item, frequencies = _BYTES[spec.dtype], math.prod(e.frequencies)
     cells, filters, terms = variant.cells, variant.filters, e.taps * e.steps * variant.step

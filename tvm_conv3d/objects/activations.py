@@ -16,7 +16,7 @@ from tvm_conv3d.dtypes import widen
 from tvm_conv3d.keras_config import loaded_keras
 from tvm_conv3d.objects import special
 from tvm_conv3d.objects.registry import Family, is_keras
-from tvm_conv3d.spec import FUSED_ACTIVATIONS
+from tvm_conv3d.post_ops import FUSED_ACTIVATIONS
 
 Function = Callable[..., Any]
 

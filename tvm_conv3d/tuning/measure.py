@@ -18,7 +18,6 @@ from tvm_conv3d.artifact import MAIN, Artifact
 from tvm_conv3d.bench.problem import choose_positions, values_at
 from tvm_conv3d.compute.argument import BIAS, KERNEL, OUT, X
 from tvm_conv3d.cuda.image import Image
-from tvm_conv3d.objects import activations
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.tuning.gpu_kernel import GpuKernel
@@ -132,7 +131,7 @@ class Bench:
         if not np.isfinite(values.astype(np.float64)).all():
             return math.inf
         expected = reference.convolve_at(self.spec, self.x, self.kernel, self.bias, positions)
-        return reference.relative_error(values, getattr(activations, self.spec.activation)(expected))
+        return reference.relative_error(values, reference.finish(self.spec, expected))
 
     def weights(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> Mapping[str, np.ndarray]:
         """Kernel and bias in the plan's layout, by name."""

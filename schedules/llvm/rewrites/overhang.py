@@ -13,15 +13,15 @@ import tvm_ffi
 from tvm import IRModule, sym, tirx
 from tvm.s_tir import SBlockRealize
 
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cut import STORE
 from tvm_conv3d.schedules.llvm.rewrites import injected, loops, part_store
-from tvm_conv3d.spec import Conv3DSpec
 
 #: Attribute of a store: how many elements of its row are left from its first lane on.
 _LEFT = "tvm_conv3d.elements_left"
 
 
-def storable(spec: Conv3DSpec) -> bool:
+def storable(spec: CanonicalSpec) -> bool:
     """Whether parts of vectors can be stored; half types are stored by way of the stack."""
     return spec.dtype in injected.TYPES
 

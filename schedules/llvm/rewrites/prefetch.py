@@ -18,9 +18,9 @@ import tvm_ffi
 from tvm import IRModule, tirx
 from tvm.s_tir import Schedule
 
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import LoopRV
 from tvm_conv3d.schedules.llvm.rewrites.lower import values_in
-from tvm_conv3d.spec import Conv3DSpec
 
 #: Annotation of a loop over channels: rows and columns of the register tile.
 _AHEAD = "tvm_conv3d.fetches_ahead"
@@ -48,14 +48,11 @@ define void @{_NAME}(ptr %base, i32 %bytes) alwaysinline nounwind {{
 
 #: (values of the axes of block `conv` in one step, spec, rows and columns of the tile) -> elements of the input, one
 #: in each line that the step asks for.
-Lines = Callable[[list[Any], Conv3DSpec, int, int], Iterator[Any]]
+Lines = Callable[[list[Any], CanonicalSpec, int, int], Iterator[Any]]
 
 
-def pays(spec: Conv3DSpec) -> bool:
-    """Whether each input is read by one window and group only, and has its place in 32 bits.
-
-    `spec` has its axes collapsed.
-    """
+def pays(spec: CanonicalSpec) -> bool:
+    """Whether each input is read by one window and group only, and has its place in 32 bits."""
     once = all(k <= stride for k, stride in zip(spec.kernel, spec.strides, strict=True))
     return once and spec.groups == 1 and math.prod(spec.input_shape) * np.dtype(spec.dtype).itemsize <= _MOST
 
@@ -66,8 +63,8 @@ def mark(sch: Schedule, task: LoopRV, channel: LoopRV, rows: int, columns: int) 
     sch.annotate(task, "pragma_import_llvm", _FUNCTION)
 
 
-def insert(module: IRModule, spec: Conv3DSpec, lines: Lines) -> IRModule:
-    """Puts the fetches of `lines` into every marked loop; `spec` has its axes collapsed."""
+def insert(module: IRModule, spec: CanonicalSpec, lines: Lines) -> IRModule:
+    """Puts the fetches of `lines` into every marked loop."""
     function = module["main"]
     x = function.params[0]
     item = np.dtype(spec.dtype).itemsize
@@ -90,7 +87,7 @@ def insert(module: IRModule, spec: Conv3DSpec, lines: Lines) -> IRModule:
     return IRModule({"main": function.with_body(body)})
 
 
-def lines_of_cells(values: list[Any], spec: Conv3DSpec, rows: int, columns: int) -> Iterator[Any]:
+def lines_of_cells(values: list[Any], spec: CanonicalSpec, rows: int, columns: int) -> Iterator[Any]:
     """For `compute.direct`: of each row of the next tile the share that a step uses."""
     n, _, _, d, row_tile, _, column_tile, *_, tap_d, tap_h, tap_w, channel = values
     depth, height, width = spec.size
@@ -105,7 +102,7 @@ def lines_of_cells(values: list[Any], spec: Conv3DSpec, rows: int, columns: int)
         yield cell * spec.channels + at
 
 
-def lines_of_planes(values: list[Any], spec: Conv3DSpec, rows: int, columns: int) -> Iterator[Any]:
+def lines_of_planes(values: list[Any], spec: CanonicalSpec, rows: int, columns: int) -> Iterator[Any]:
     """For `compute.planes`, of rows that are read as they lie: the same row further on."""
     n, _, _, d, row_tile, column_tile, *_, tap_d, tap_h, _, channel = values
     depth, height, width = spec.size
@@ -115,6 +112,6 @@ def lines_of_planes(values: list[Any], spec: Conv3DSpec, rows: int, columns: int
         yield row * width + (column_tile + 1) * columns + piece
 
 
-def _elements(spec: Conv3DSpec) -> int:
+def _elements(spec: CanonicalSpec) -> int:
     """Of a line."""
     return _LINE // np.dtype(spec.dtype).itemsize

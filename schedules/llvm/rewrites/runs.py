@@ -14,10 +14,11 @@ import tvm_ffi
 from tvm import IRModule, sym, tirx
 from tvm.s_tir import SBlockRealize, Schedule
 
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import LoopRV
 from tvm_conv3d.schedules.llvm.rewrites import injected, loops
 from tvm_conv3d.schedules.llvm.rewrites.stream_stores import LEAST_BYTES, output_bytes
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.targets import CpuTraits
 
 #: Annotation of a loop over a run: numbers of a cell. Attribute of that loop: how many of its numbers exist.
@@ -75,12 +76,12 @@ rest:
 """
 
 
-def competes(spec: Conv3DSpec) -> bool:
+def competes(spec: CanonicalSpec) -> bool:
     """Whether results of `spec` can be copied in runs, and are large enough for that to be tried."""
     return _stored_bytes(spec) >= LEAST_BYTES
 
 
-def outgrows_caches(spec: Conv3DSpec, traits: CpuTraits) -> bool:
+def outgrows_caches(spec: CanonicalSpec, traits: CpuTraits) -> bool:
     """Whether so much is stored that the caches hold little of it at the end: runs are best stored past them.
 
     Less is stored as fast from the registers: even across its lines, a cache takes more than memory does.
@@ -88,7 +89,7 @@ def outgrows_caches(spec: Conv3DSpec, traits: CpuTraits) -> bool:
     return _stored_bytes(spec) >= _SHARE_OF_CACHE * traits.l3
 
 
-def _stored_bytes(spec: Conv3DSpec) -> int:
+def _stored_bytes(spec: CanonicalSpec) -> int:
     """Bytes of the output, none where it is not made of runs."""
     return output_bytes(spec) if spec.data_format == CHANNELS_LAST else 0
 

@@ -11,27 +11,27 @@ import tvm_ffi
 from tvm import IRModule, tirx
 from tvm.s_tir import Schedule
 
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import LoopRV
 from tvm_conv3d.schedules.llvm.rewrites.lower import values_in
-from tvm_conv3d.spec import Conv3DSpec
 
 #: Annotation of a loop over taps: the axis whose padding it may see.
 SKIPS = "tvm_conv3d.skips_axis"
 
 
-def mark(sch: Schedule, spec: Conv3DSpec, loops: dict[int, LoopRV]) -> None:
+def mark(sch: Schedule, spec: CanonicalSpec, loops: dict[int, LoopRV]) -> None:
     """Marks loops over the taps of an axis (0 depth, 1 height), where that axis is padded."""
     for axis, loop in loops.items():
         if spec.pads[axis] != (0, 0):
             sch.annotate(loop, SKIPS, axis)
 
 
-def guard(module: IRModule, spec: Conv3DSpec, cell_axes: dict[int, int]) -> IRModule:
+def guard(module: IRModule, spec: CanonicalSpec, cell_axes: dict[int, int]) -> IRModule:
     """Puts the body of every marked loop under the condition that its tap sees the input.
 
     Args:
         module: scheduled; `main` is rewritten.
-        spec: the problem, axes collapsed.
+        spec: the problem.
         cell_axes: axis -> position of its output cell among the iteration values of the block.
     """
 

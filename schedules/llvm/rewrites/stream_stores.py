@@ -16,9 +16,9 @@ import numpy as np
 import tvm_ffi
 from tvm import IRModule, tirx
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.schedules.llvm.rewrites import injected
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.targets import CpuTraits
 
 Variant = Any  # of one of the algorithms
@@ -53,12 +53,12 @@ through:
 """
 
 
-def streaming(spec: Conv3DSpec, variant: Variant, lanes: int, run: int = 0) -> list[Variant]:
+def streaming(spec: CanonicalSpec, variant: Variant, lanes: int, run: int = 0) -> list[Variant]:
     """`variant` with such stores; none where the output is small or not made of whole vectors of `lanes`."""
     return [replace(variant, stream=True)] if _stored_bytes(spec, lanes, run) >= LEAST_BYTES else []
 
 
-def outgrows_caches(spec: Conv3DSpec, traits: CpuTraits, lanes: int, run: int = 0) -> bool:
+def outgrows_caches(spec: CanonicalSpec, traits: CpuTraits, lanes: int, run: int = 0) -> bool:
     """Whether so much is stored in whole vectors that little of it is left in the caches for the next layer.
 
     Args:
@@ -71,7 +71,7 @@ def outgrows_caches(spec: Conv3DSpec, traits: CpuTraits, lanes: int, run: int = 
     return _stored_bytes(spec, lanes, run) >= max(LEAST_BYTES, traits.l3 // 2)
 
 
-def passes_through(spec: Conv3DSpec, traits: CpuTraits, lanes: int, run: int) -> bool:
+def passes_through(spec: CanonicalSpec, traits: CpuTraits, lanes: int, run: int) -> bool:
     """Whether input and output together outgrow the caches by so much that little of the output would be left in them.
 
     Arguments as in :func:`outgrows_caches`.
@@ -82,17 +82,17 @@ def passes_through(spec: Conv3DSpec, traits: CpuTraits, lanes: int, run: int) ->
     return read + output_bytes(spec) >= _TIMES_CACHE * traits.l3
 
 
-def output_bytes(spec: Conv3DSpec) -> int:
+def output_bytes(spec: CanonicalSpec) -> int:
     """Bytes of the output, none where no function stores numbers of its type."""
     return math.prod(spec.output_shape) * injected.TYPES[spec.dtype][1] if spec.dtype in injected.TYPES else 0
 
 
-def _stored_bytes(spec: Conv3DSpec, lanes: int, run: int = 0) -> int:
+def _stored_bytes(spec: CanonicalSpec, lanes: int, run: int = 0) -> int:
     """Bytes of the output, none where it is not made of whole vectors."""
     if spec.data_format == CHANNELS_LAST and spec.filters > 1:
         whole = spec.filters % lanes == 0
     else:
-        whole = run > 0 and run % lanes == 0 and collapse(spec).out_size[2] % lanes == 0
+        whole = run > 0 and run % lanes == 0 and spec.out_size[2] % lanes == 0
     # rows of depthwise layers, told by 1, have vectors of any width
     fits = lanes == 1 or lanes * np.dtype(spec.accumulator).itemsize in _VECTOR_BYTES
     return output_bytes(spec) if whole and fits else 0

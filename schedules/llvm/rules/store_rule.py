@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.direct import DirectVariant
 from tvm_conv3d.schedules.llvm.rewrites import runs
 from tvm_conv3d.schedules.llvm.rules.tile_rule import task_box
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
+from tvm_conv3d.spec import CHANNELS_LAST, Triple
 from tvm_conv3d.targets import CpuTraits
 
 #: Products of a sum up to which it is hardly longer than its store, and up to which it is short.
@@ -30,48 +30,46 @@ def in_strips(variant: DirectVariant) -> DirectVariant:
     return replace(variant, order="strips", stream=True)
 
 
-def small_tiles(spec: Conv3DSpec, variant: DirectVariant) -> list[DirectVariant]:
+def small_tiles(spec: CanonicalSpec, variant: DirectVariant) -> list[DirectVariant]:
     """`variant` with small register tiles, of each kind the first that divides the rows; none where sums are long."""
-    s = collapse(spec)
-    if not _has_short_sums(s):
+    if not _has_short_sums(spec):
         return []
-    fitting = [_first_that_divides(s, variant, shapes) for shapes in (_SMALL, _smallest(s, variant))]
+    fitting = [_first_that_divides(spec, variant, shapes) for shapes in (_SMALL, _smallest(spec, variant))]
     return [tile for tile in fitting if tile != variant]
 
 
 def for_output(
-    spec: Conv3DSpec, traits: CpuTraits, variant: DirectVariant, box: Triple
+    spec: CanonicalSpec, traits: CpuTraits, variant: DirectVariant, box: Triple
 ) -> tuple[DirectVariant, Triple, dict[str, int]]:
     """The variant, its task and the decisions on strips, where all filters of a cell are computed in one task."""
-    s = collapse(spec)
-    item = np.dtype(s.accumulator).itemsize
+    item = np.dtype(spec.accumulator).itemsize
     past_caches = runs.outgrows_caches(spec, traits)
-    in_parts = s.group_filters % variant.lanes != 0
+    in_parts = spec.group_filters % variant.lanes != 0
     # the longer sums of a stem take as long as its stores, block of filters after block
-    stem = variant.unroll_taps and s.filters > variant.vectors * variant.lanes
-    shapes = _small_shapes(s, variant, 2 * traits.lanes(s.accumulator), past_caches, in_parts)
+    stem = variant.unroll_taps and spec.filters > variant.vectors * variant.lanes
+    shapes = _small_shapes(spec, variant, 2 * traits.lanes(spec.accumulator), past_caches, in_parts)
     if shapes:
-        small = _first_that_divides(s, variant, shapes)
+        small = _first_that_divides(spec, variant, shapes)
         if small != variant:
-            variant, box = small, task_box(s, traits, (1, small.columns), s.channels * item)
+            variant, box = small, task_box(spec, traits, (1, small.columns), spec.channels * item)
     if past_caches and in_parts:
-        tile = variant.rows * variant.columns * s.filters * item
+        tile = variant.rows * variant.columns * spec.filters * item
         return in_strips(variant), box, {"strip": max(1, traits.l1 // 2 // tile)}
     return replace(variant, stream=past_caches and not stem), box, {}
 
 
-def _terms(s: Conv3DSpec) -> int:
+def _terms(s: CanonicalSpec) -> int:
     """Products of a sum."""
     return math.prod(s.kernel) * s.group_channels
 
 
-def _has_short_sums(s: Conv3DSpec) -> bool:
+def _has_short_sums(s: CanonicalSpec) -> bool:
     """Whether stores may decide, and lie side by side."""
     return _terms(s) <= _FEW_TERMS and s.groups == 1 and s.data_format == CHANNELS_LAST
 
 
 def _small_shapes(
-    s: Conv3DSpec, variant: DirectVariant, least: int, past_caches: bool, in_parts: bool
+    s: CanonicalSpec, variant: DirectVariant, least: int, past_caches: bool, in_parts: bool
 ) -> tuple[tuple[int, int], ...]:
     """Shapes of small tiles, none where a large one is as good: one of all of `least` filters is small itself."""
     if s.filters <= variant.lanes or not _has_short_sums(s):
@@ -82,13 +80,13 @@ def _small_shapes(
     return _SMALL if in_parts or (whole_past and not variant.unroll_taps) else ()
 
 
-def _smallest(s: Conv3DSpec, variant: DirectVariant) -> tuple[tuple[int, int], ...]:
+def _smallest(s: CanonicalSpec, variant: DirectVariant) -> tuple[tuple[int, int], ...]:
     """Shapes for sums that are hardly longer than their store: one cell, two or three of its vectors side by side."""
     vectors = -(-s.filters // variant.lanes)
     return ((3, 1),) if vectors % 3 == 0 else ((2, 1),) if vectors % 2 == 0 else ((2, 2), (2, 3))
 
 
-def _first_that_divides(s: Conv3DSpec, variant: DirectVariant, shapes: tuple[tuple[int, int], ...]) -> DirectVariant:
+def _first_that_divides(s: CanonicalSpec, variant: DirectVariant, shapes: tuple[tuple[int, int], ...]) -> DirectVariant:
     """`variant` with the first of the shapes that fills whole rows; as it is where none does."""
     for vectors, columns in shapes:
         if s.out_size[2] % columns == 0:

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tvm_conv3d.compute.trim import windows_that_see
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import divisors
-from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
 
 LATENCY = 8
@@ -74,7 +73,7 @@ class Sharing:
     vectors: int
     lanes: int
 
-    def cycles(self, spec: Conv3DSpec, traits: CpuTraits) -> float:
+    def cycles(self, spec: CanonicalSpec, traits: CpuTraits) -> float:
         """Of the multiply-adds of one channel of one tap for an output cell, all filters."""
         # a load for each multiply-add where there is one vector
         penalty = _SINGLE_PENALTY if self.vectors == 1 else WIDTH_PENALTY[self.vectors]
@@ -82,14 +81,14 @@ class Sharing:
 
 
 def best_tile(
-    spec: Conv3DSpec, traits: CpuTraits, filters: int, unrolled_taps: int = 1, sharing: Sharing | None = None
+    spec: CanonicalSpec, traits: CpuTraits, filters: int, unrolled_taps: int = 1, sharing: Sharing | None = None
 ) -> Tile:
-    """The cheapest register tile of `spec` (axes already collapsed) by the cost model above; see :func:`good_tiles`."""
+    """The cheapest register tile of `spec` by the cost model above; see :func:`good_tiles`."""
     return good_tiles(spec, traits, filters, unrolled_taps, sharing, count=1)[0]
 
 
 def good_tiles(
-    spec: Conv3DSpec,
+    spec: CanonicalSpec,
     traits: CpuTraits,
     filters: int,
     unrolled_taps: int = 1,
@@ -97,7 +96,7 @@ def good_tiles(
     *,
     count: int,
 ) -> list[Tile]:
-    """The cheapest register tiles of `spec` (axes already collapsed) by the cost model above, the best first.
+    """The cheapest register tiles of `spec` by the cost model above, the best first.
 
     Args:
         spec: the problem.
@@ -141,10 +140,10 @@ def step_cycles(cells: int, vectors: int, share: float) -> float:
     return max(share * max(cells * vectors, LATENCY), (cells + vectors) / LOADS) * WIDTH_PENALTY[vectors]
 
 
-def seen_share(spec: Conv3DSpec, axis: int) -> float:
+def seen_share(spec: CanonicalSpec, axis: int) -> float:
     """The share of an axis's taps that see the input, over all output cells; the others see padding."""
     taps = spec.kernel[axis]
-    return sum(windows_that_see(spec, axis, tap) for tap in range(taps)) / (spec.out_size[axis] * taps)
+    return sum(spec.windows_that_see(axis, tap) for tap in range(taps)) / (spec.out_size[axis] * taps)
 
 
 def fitting_lanes(traits: CpuTraits, dtype: str, filters: int) -> int:
@@ -168,7 +167,7 @@ def useful_lanes(traits: CpuTraits, dtype: str, filters: int) -> list[int]:
 
 
 def task_box(
-    spec: Conv3DSpec, traits: CpuTraits, tile: tuple[int, int], copy_bytes_per_cell: int
+    spec: CanonicalSpec, traits: CpuTraits, tile: tuple[int, int], copy_bytes_per_cell: int
 ) -> tuple[int, int, int]:
     """Depth, row tiles and column tiles of one task, for register tiles of `tile` (rows, columns) cells.
 
@@ -198,7 +197,7 @@ def task_box(
     return min(boxes, key=cost, default=(1, 1, 1))
 
 
-def bytes_moved(spec: Conv3DSpec) -> float:
+def bytes_moved(spec: CanonicalSpec) -> float:
     """Bytes of input, but for what strides skip, and of output."""
     read = math.prod(min(1.0, window / stride) for window, stride in zip(spec.window, spec.strides, strict=True))
     return (read * math.prod(spec.input_shape) + math.prod(spec.output_shape)) * np.dtype(spec.accumulator).itemsize
@@ -210,18 +209,18 @@ def unevenness(count: int, traits: CpuTraits) -> int:
     return round(20 * (rounds * traits.cores / count - 1))
 
 
-def tiles_of(spec: Conv3DSpec, tile: tuple[int, int]) -> tuple[int, int, int]:
+def tiles_of(spec: CanonicalSpec, tile: tuple[int, int]) -> tuple[int, int, int]:
     """Output depth, row tiles and column tiles of the whole problem."""
     depth, height, width = spec.out_size
     return depth, -(-height // tile[0]), -(-width // tile[1])
 
 
-def tasks(spec: Conv3DSpec, tile: tuple[int, int], box: tuple[int, int, int]) -> int:
+def tasks(spec: CanonicalSpec, tile: tuple[int, int], box: tuple[int, int, int]) -> int:
     """Number of tasks of `box` (depth, row tiles, column tiles)."""
     return spec.batch * math.prod(size // inner for size, inner in zip(tiles_of(spec, tile), box, strict=True))
 
 
-def sharings(spec: Conv3DSpec, traits: CpuTraits) -> list[Sharing]:
+def sharings(spec: CanonicalSpec, traits: CpuTraits) -> list[Sharing]:
     """The ways of sharing vectors among groups of few filters, the cheapest first.
 
     None for groups of one filter, as then no number is loaded for more than one lane: :mod:`grouped` is as good.
@@ -241,7 +240,7 @@ def sharings(spec: Conv3DSpec, traits: CpuTraits) -> list[Sharing]:
     return sorted(found, key=lambda sharing: (sharing.cycles(spec, traits), -sharing.lanes))
 
 
-def worthwhile_sharing(spec: Conv3DSpec, traits: CpuTraits) -> Sharing | None:
+def worthwhile_sharing(spec: CanonicalSpec, traits: CpuTraits) -> Sharing | None:
     """The cheapest sharing, or None where groups had better have vectors of their own."""
     found = sharings(spec, traits)
     if not found:
@@ -252,6 +251,6 @@ def worthwhile_sharing(spec: Conv3DSpec, traits: CpuTraits) -> Sharing | None:
     return found[0] if saved > _TURN * spec.channels * math.prod(spec.strides) else None
 
 
-def share_of_vector(traits: CpuTraits, spec: Conv3DSpec, lanes: int) -> float:
+def share_of_vector(traits: CpuTraits, spec: CanonicalSpec, lanes: int) -> float:
     """What an operation on `lanes` costs: some CPUs do two of half a vector, or less, at once."""
     return 0.5 if traits.split and lanes < traits.lanes(spec.accumulator) else 1.0

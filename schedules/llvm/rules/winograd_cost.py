@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 import math
 
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cook_toom import transforms
 from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.winograd import WinogradVariant, side_by_side
@@ -34,7 +35,7 @@ from tvm_conv3d.schedules.llvm.rules.tile_rule import (
     step_cycles,
     worthwhile_sharing,
 )
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
+from tvm_conv3d.spec import CHANNELS_LAST, Triple
 from tvm_conv3d.targets import CpuTraits
 
 #: Cycles for one of each.
@@ -63,8 +64,8 @@ _ROW = 40.0
 _LONG_ROW = 64
 
 
-def amounts(s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> dict[str, float]:
-    """How much of each a core does; `s` has its axes collapsed."""
+def amounts(s: CanonicalSpec, traits: CpuTraits, variant: WinogradVariant) -> dict[str, float]:
+    """How much of each a core does."""
     return Tasks(s, traits, variant).amounts(variant.block, variant.columns)
 
 
@@ -72,12 +73,12 @@ class Tasks:
     """What tasks of any size cost: some thousand are compared, so that what they share is worked out once.
 
     Args:
-        s: the problem, axes collapsed.
+        s: the problem.
         traits: the CPU.
         variant: its block and columns do not matter.
     """
 
-    def __init__(self, s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant) -> None:
+    def __init__(self, s: CanonicalSpec, traits: CpuTraits, variant: WinogradVariant) -> None:
         axes = axes_of(s, variant.modes)
         blocks = FilterVectors.of(s, variant)
         width = variant.vectors * variant.lanes
@@ -159,8 +160,8 @@ def _place_of_own(traits: CpuTraits, own: float) -> str:
     return "own_l3" if own * traits.cores <= _SHARE_OF_L3 * traits.l3 else "own_memory"
 
 
-def direct_cycles(s: Conv3DSpec, traits: CpuTraits) -> float:
-    """Cycles of the direct convolution on each core, by the same measure; `s` has its axes collapsed."""
+def direct_cycles(s: CanonicalSpec, traits: CpuTraits) -> float:
+    """Cycles of the direct convolution on each core, by the same measure."""
     sharing = worthwhile_sharing(s, traits)
     tile = best_tile(s, traits, s.group_filters, sharing=sharing)
     depth, height, width = s.out_size
@@ -193,7 +194,7 @@ def direct_cycles(s: Conv3DSpec, traits: CpuTraits) -> float:
     return sum(COSTS[name] * amount for name, amount in done.items()) / traits.cores
 
 
-def _share(s: Conv3DSpec, traits: CpuTraits, lanes: int) -> float:
+def _share(s: CanonicalSpec, traits: CpuTraits, lanes: int) -> float:
     """What an operation on `lanes` costs; of groups that share vectors, narrow ones are no better than whole ones."""
     return share_of_vector(traits, s, lanes) if s.groups == 1 else 1.0
 

@@ -17,14 +17,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.stages import window_extents
 from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant, applies, error_bound, groups_of_cells
 from tvm_conv3d.schedules.llvm.rules.priced import Priced
 from tvm_conv3d.schedules.llvm.rules.tile_rule import TASKS_PER_THREAD, fitting_lanes
 from tvm_conv3d.schedules.llvm.rules.winograd_rule import ERROR_LIMIT
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.targets import CpuTraits
 
 #: Cycles, measured on depthwise layers of 24 to 192 channels with kernels of 3 to 7 (Zen 4).
@@ -46,31 +46,30 @@ _REGISTER_TILES = {32: ((8, 2), (4, 2), (4, 4), (8, 1)), 16: ((4, 1), (4, 2), (2
 _DEPTHS, _ROWS, _COLUMNS = (1, 2, 4, 8, 16), (4, 8, 16), (2, 4, 8)
 
 
-def priced(spec: Conv3DSpec, traits: CpuTraits) -> list[Priced[WinogradRowsVariant]]:
+def priced(spec: CanonicalSpec, traits: CpuTraits) -> list[Priced[WinogradRowsVariant]]:
     """The variants within the error limit, the cheapest first; empty where rows can't be transformed."""
-    s = collapse(spec)
-    if not applies(spec) or s.accumulator != "float32" or s.group_filters >= traits.lanes(s.accumulator):
+    if not applies(spec) or spec.accumulator != "float32" or spec.group_filters >= traits.lanes(spec.accumulator):
         return []
-    found = [Priced(v, _cycles(s, traits, v)) for v in _candidates(s, traits) if _fits(s, traits, v)]
-    return sorted(found, key=lambda candidate: (candidate.cycles, *_equals(s, candidate.variant)))
+    found = [Priced(v, _cycles(spec, traits, v)) for v in _candidates(spec, traits) if _fits(spec, traits, v)]
+    return sorted(found, key=lambda candidate: (candidate.cycles, *_equals(spec, candidate.variant)))
 
 
-def worthwhile(spec: Conv3DSpec, traits: CpuTraits) -> WinogradRowsVariant | None:
+def worthwhile(spec: CanonicalSpec, traits: CpuTraits) -> WinogradRowsVariant | None:
     """The cheapest variant, or None where the definition is as good."""
     found = priced(spec, traits)
-    if not found or found[0].cycles > _ADVANTAGE * _cycles_of_definition(collapse(spec), traits):
+    if not found or found[0].cycles > _ADVANTAGE * _cycles_of_definition(spec, traits):
         return None
     return found[0].variant
 
 
-def _equals(s: Conv3DSpec, variant: WinogradRowsVariant) -> tuple[bool, int]:
+def _equals(s: CanonicalSpec, variant: WinogradRowsVariant) -> tuple[bool, int]:
     """What variants of equal cost are sorted by: in channels_first, whole vectors along the rows of a tile, depth."""
     if s.data_format == CHANNELS_LAST:
         return False, 0
     return variant.tile * variant.columns % variant.lanes != 0, -variant.block[0]
 
 
-def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[WinogradRowsVariant]:
+def _candidates(s: CanonicalSpec, traits: CpuTraits) -> Iterator[WinogradRowsVariant]:
     """All tiles within the error limit, in all tasks of which no whole register tile overhangs."""
     lanes = fitting_lanes(traits, s.accumulator, s.filters)
     unrounded, (depth, height, width) = replace(s, dtype=s.accumulator), s.out_size
@@ -88,24 +87,24 @@ def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[WinogradRowsVarian
                     yield replace(variant, parallel_blocks=few)
 
 
-def _tasks(s: Conv3DSpec, variant: WinogradRowsVariant) -> tuple[int, ...]:
+def _tasks(s: CanonicalSpec, variant: WinogradRowsVariant) -> tuple[int, ...]:
     """Samples, tasks along each axis, blocks of filters."""
     return s.batch, *groups_of_cells(s, variant), -(-s.filters // variant.lanes)
 
 
-def _own_bytes(s: Conv3DSpec, variant: WinogradRowsVariant) -> int:
+def _own_bytes(s: CanonicalSpec, variant: WinogradRowsVariant) -> int:
     """Of the transformed input of a task's block of filters."""
     window = window_extents(s, (*variant.block[:2], 1))[:2]
     frequencies = variant.tile + s.kernel[2] - 1
     return 4 * math.prod(window) * frequencies * variant.block[2] * s.group_channels * variant.lanes
 
 
-def _fits(s: Conv3DSpec, traits: CpuTraits, variant: WinogradRowsVariant) -> bool:
+def _fits(s: CanonicalSpec, traits: CpuTraits, variant: WinogradRowsVariant) -> bool:
     # channels_first: longer rows are worth more
     return _own_bytes(s, variant) <= traits.l2 * (1 if s.data_format == CHANNELS_LAST else 2)
 
 
-def _cycles(s: Conv3DSpec, traits: CpuTraits, variant: WinogradRowsVariant) -> float:
+def _cycles(s: CanonicalSpec, traits: CpuTraits, variant: WinogradRowsVariant) -> float:
     frequencies = variant.tile + s.kernel[2] - 1
     window = window_extents(s, (*variant.block[:2], 1))[:2]
     rows = math.prod(variant.block[:2])
@@ -119,6 +118,6 @@ def _cycles(s: Conv3DSpec, traits: CpuTraits, variant: WinogradRowsVariant) -> f
     return rounds * variant.block[2] * (frequencies * (products + transformed) + stored)
 
 
-def _cycles_of_definition(s: Conv3DSpec, traits: CpuTraits) -> float:
+def _cycles_of_definition(s: CanonicalSpec, traits: CpuTraits) -> float:
     vectors = s.batch * math.prod(s.out_size) * -(-s.filters // fitting_lanes(traits, s.accumulator, s.filters))
     return vectors * (math.prod(s.kernel) * s.group_channels * _TAP + _VECTOR) / traits.cores

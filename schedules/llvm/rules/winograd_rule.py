@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from tvm_conv3d.compute.collapse import collapse
+from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cook_toom import MOST_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.winograd import WinogradVariant
 from tvm_conv3d.compute.winograd_axes import DILATED, FOLDED, PLAIN, POLYPHASE, STRIDED, axes_of
@@ -22,7 +22,7 @@ from tvm_conv3d.schedules.llvm import grouped, planes
 from tvm_conv3d.schedules.llvm.rules import winograd_cost
 from tvm_conv3d.schedules.llvm.rules.priced import Priced
 from tvm_conv3d.schedules.llvm.rules.tile_rule import WIDTH_PENALTY, fitting_lanes, sharings, useful_lanes
-from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
+from tvm_conv3d.spec import CHANNELS_LAST, Triple
 from tvm_conv3d.targets import CpuTraits
 
 #: Largest relative error (2-norm) that a default plan may be expected to have.
@@ -56,31 +56,30 @@ _SHORT_LIST = 12
 _MOST_TILES = 64
 
 
-def priced(spec: Conv3DSpec, traits: CpuTraits) -> list[Priced[WinogradVariant]]:
+def priced(spec: CanonicalSpec, traits: CpuTraits) -> list[Priced[WinogradVariant]]:
     """The variants within the error limit, the cheapest first; empty where Winograd does not apply."""
-    s = collapse(spec)
-    few = s.filters < _LEAST_FILTERS or (s.groups > 1 and s.group_channels < _LEAST_GROUP_CHANNELS)
-    if s.accumulator != "float32" or s.empty or few:
+    few = spec.filters < _LEAST_FILTERS or (spec.groups > 1 and spec.group_channels < _LEAST_GROUP_CHANNELS)
+    if spec.accumulator != "float32" or spec.empty or few:
         return []
 
-    rough = sorted(_candidates(s, traits), key=lambda candidate: candidate.cycles)[:_SHORT_LIST]
-    fine = [cut for found in rough for cut in _cut(s, traits, found.variant, _blocks(s, found.variant))]
+    rough = sorted(_candidates(spec, traits), key=lambda candidate: candidate.cycles)[:_SHORT_LIST]
+    fine = [cut for found in rough for cut in _cut(spec, traits, found.variant, _blocks(spec, found.variant))]
     return sorted(fine, key=lambda candidate: candidate.cycles)
 
 
-def worthwhile(spec: Conv3DSpec, traits: CpuTraits) -> WinogradVariant | None:
+def worthwhile(spec: CanonicalSpec, traits: CpuTraits) -> WinogradVariant | None:
     """The cheapest variant, or None where the direct convolution, the grouped one or that on planes is as good."""
     found = priced(spec, traits)
     if not found:
         return None
-    rival = winograd_cost.direct_cycles(collapse(spec), traits)
+    rival = winograd_cost.direct_cycles(spec, traits)
     if grouped.default(spec, traits) is not None:
         rival = min(rival, grouped.cycles(spec, traits) / traits.cores)
     rival = min(rival, _ADVANTAGE_OVER_PLANES * planes.cycles_of_few_filters(spec, traits) / traits.cores)
     return found[0].variant if found[0].cycles < rival else None
 
 
-def _modes(s: Conv3DSpec, lanes: int) -> Iterator[str]:
+def _modes(s: CanonicalSpec, lanes: int) -> Iterator[str]:
     """Combinations of the modes that suit each axis; taps as channels where a vector holds them all anyway."""
     options = []
     for kernel, stride, dilation, out in zip(s.kernel, s.strides, s.dilation, s.out_size, strict=True):
@@ -98,7 +97,7 @@ def _modes(s: Conv3DSpec, lanes: int) -> Iterator[str]:
     return ("".join(combination) for combination in itertools.product(*options))
 
 
-def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[Priced[WinogradVariant]]:
+def _candidates(s: CanonicalSpec, traits: CpuTraits) -> Iterator[Priced[WinogradVariant]]:
     """All modes and tiles within the error limit, each in the best of some tasks."""
     layouts = _layouts(s, traits)
     unrounded = replace(s, dtype=s.accumulator)
@@ -127,7 +126,7 @@ def _candidates(s: Conv3DSpec, traits: CpuTraits) -> Iterator[Priced[WinogradVar
             yield min((_cut(s, traits, variant, blocks)[0] for variant in variants), key=lambda p: p.cycles)
 
 
-def _layouts(s: Conv3DSpec, traits: CpuTraits) -> list[tuple[int, int, int]]:
+def _layouts(s: CanonicalSpec, traits: CpuTraits) -> list[tuple[int, int, int]]:
     """Interleaved groups, vectors in the product's tile and lanes: each group by itself, then shared vectors."""
 
     def best_vectors(lanes: int) -> int:
@@ -143,7 +142,7 @@ def _layouts(s: Conv3DSpec, traits: CpuTraits) -> list[tuple[int, int, int]]:
 
 
 def _cut(
-    s: Conv3DSpec, traits: CpuTraits, variant: WinogradVariant, blocks: Iterable[Triple]
+    s: CanonicalSpec, traits: CpuTraits, variant: WinogradVariant, blocks: Iterable[Triple]
 ) -> list[Priced[WinogradVariant]]:
     """The variant in tasks of each of `blocks`, the cheapest first; of equals in their order."""
     tasks, most = winograd_cost.Tasks(s, traits, variant), max(1, (traits.registers - 1) // variant.vectors - 1)
@@ -169,7 +168,7 @@ def _widest(tiles: int, most: int) -> int:
     return max(columns for columns in range(1, most + 1) if tiles % columns == 0)
 
 
-def _blocks(s: Conv3DSpec, variant: WinogradVariant) -> list[Triple]:
+def _blocks(s: CanonicalSpec, variant: WinogradVariant) -> list[Triple]:
     """All sensible sizes of tasks."""
     part = axes_of(s, variant.modes).part_size(s.out_size)
     tiles = [-(-o // m) for o, m in zip(part, variant.tile, strict=True)]

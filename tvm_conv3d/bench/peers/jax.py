@@ -47,7 +47,7 @@ class JAX:
                 feature_group_count=spec.groups,
             )
             value = value if offset is None else value + offset
-            return jax.numpy.maximum(value, 0) if spec.activation == "relu" else value
+            return jax.numpy.maximum(value, 0) if spec.post_ops == ("relu",) else value
 
         wide = np.float64 if spec.dtype == "float64" else np.float32
 

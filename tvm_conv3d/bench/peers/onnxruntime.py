@@ -56,7 +56,7 @@ class ONNXRuntime:
         if bias is not None:
             constants.append(from_array(bias.astype(spec.dtype), "b"))
         before, after = zip(*spec.pads, strict=True)
-        relu = spec.activation == "relu"
+        relu = spec.post_ops == ("relu",)
         convolution = helper.make_node(
             "Conv",
             ["x", *(constant.name for constant in constants)],

@@ -70,7 +70,7 @@ class OpenVINO:
             node = ops.group_convolution(parameter, ops.constant(grouped), *geometry)
         if bias is not None:
             node = ops.add(node, ops.constant(bias.astype(np.float32).reshape(1, -1, 1, 1, 1)))
-        if spec.activation == "relu":
+        if spec.post_ops == ("relu",):
             node = ops.relu(node)
         return openvino.Model([ops.result(node)], [parameter], "layer")
 

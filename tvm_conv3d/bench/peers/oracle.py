@@ -23,7 +23,6 @@ class Oracle:
         self, spec: Conv3DSpec, mode: str, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None
     ) -> Prepared:
         def run() -> np.ndarray:
-            result = reference.convolve(spec, x, kernel, bias)
-            return np.maximum(result, 0) if spec.activation == "relu" else result
+            return reference.finish(spec, reference.convolve(spec, x, kernel, bias))
 
         return Prepared(run, np.asarray, "definition")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tvm_conv3d import post_ops
 from tvm_conv3d.bench.peers import Prepared
 from tvm_conv3d.spec import NO_PADS, Conv3DSpec
 
@@ -40,7 +41,7 @@ class Ours:
             data_format=spec.data_format,
             dilation_rate=spec.dilation,
             groups=spec.groups,
-            activation=spec.activation,
+            activation=post_ops.printed(spec.post_ops),
             use_bias=spec.bias,
             dtype=spec.dtype,
         )

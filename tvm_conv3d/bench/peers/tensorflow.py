@@ -40,7 +40,7 @@ class TensorFlow:
         def layer(value: Any) -> Any:
             value = tf.nn.convolution(value, weights, spec.strides, padding, "NDHWC", spec.dilation)
             value = value if offset is None else tf.nn.bias_add(value, offset)
-            return tf.nn.relu(value) if spec.activation == "relu" else value
+            return tf.nn.relu(value) if spec.post_ops == ("relu",) else value
 
         wide = "float64" if spec.dtype == "float64" else "float32"
 

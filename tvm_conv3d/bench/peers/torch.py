@@ -62,7 +62,7 @@ class Torch:
         if bias is not None:
             convolution.bias.data = torch.from_numpy(bias)
         pad = [nn.ConstantPad3d([n for pair in reversed(spec.pads) for n in pair], 0.0)] if padding == 0 else []
-        relu = [nn.ReLU(inplace=True)] if spec.activation == "relu" else []
+        relu = [nn.ReLU(inplace=True)] if spec.post_ops == ("relu",) else []
         return nn.Sequential(*pad, convolution, *relu)
 
     def _packed(self, spec: Conv3DSpec, module: Any, data: Any) -> Any:
@@ -78,7 +78,7 @@ class Torch:
         weight = torch._C._nn.mkldnn_reorder_conv3d_weight(weight, *geometry, list(data.shape))
         bias = None if convolution.bias is None else convolution.bias.detach()
         operator, widen = torch.ops.mkldnn._convolution_pointwise, torch.nn.functional.pad
-        activation = "relu" if spec.activation == "relu" else "none"
+        activation = "relu" if spec.post_ops == ("relu",) else "none"
         if ahead:
             return lambda x: operator(widen(x, ahead), weight, bias, *geometry, activation, [], "")
         return lambda x: operator(x, weight, bias, *geometry, activation, [], "")
