@@ -88,7 +88,7 @@ def data(spec: Conv3DSpec, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.nd
     dtype = numpy_dtype(spec.dtype)
     x = rng.standard_normal(spec.input_shape).astype(dtype)
     kernel = (0.3 * rng.standard_normal(spec.kernel_shape)).astype(dtype)
-    bias = rng.standard_normal(spec.filters).astype(dtype) if spec.bias else None
+    bias = rng.standard_normal(spec.result_channels).astype(dtype) if spec.bias else None
     return x, kernel, bias
 
 

@@ -111,7 +111,7 @@ def _for_cpus() -> tuple[Algorithm, ...]:
         _join("planes", "llvm", planes.PlanesVariant, planes, planes_loops),
         _join("depthwise", "llvm", depthwise.DepthwiseVariant, depthwise, depthwise_loops),
         _join("grouped", "llvm", grouped.GroupedVariant, grouped, grouped_loops),
-        _join("direct", "llvm", direct.DirectVariant, direct, direct_loops),
+        _join("direct", "llvm", direct.DirectVariant, direct, direct_loops, phases=True),
     )
 
 
@@ -125,8 +125,8 @@ def _for_gpus() -> tuple[Algorithm, ...]:
     return (
         _join("window", "cuda", window.WindowVariant, window, window_loops),
         _join("winograd_gemm", "cuda", winograd_gemm.WinogradGemmVariant, winograd_gemm, winograd_loops, exact=False),
-        _join("tensor_gemm", "cuda", tensor_gemm.TensorVariant, tensor_gemm, tensor_loops),
-        _join("gemm", "cuda", implicit_gemm.GemmVariant, implicit_gemm, gemm_loops),
+        _join("tensor_gemm", "cuda", tensor_gemm.TensorVariant, tensor_gemm, tensor_loops, phases=True),
+        _join("gemm", "cuda", implicit_gemm.GemmVariant, implicit_gemm, gemm_loops, phases=True),
     )
 
 
@@ -135,11 +135,29 @@ _FAMILIES = {"llvm": _for_cpus, "cuda": _for_gpus}
 
 
 def _join(
-    name: str, kind: str, variant_type: type, compute: ModuleType, loops: ModuleType, exact: bool = True
+    name: str,
+    kind: str,
+    variant_type: type,
+    compute: ModuleType,
+    loops: ModuleType,
+    exact: bool = True,
+    phases: bool = False,
 ) -> Algorithm:
+    """One algorithm; `phases` tells whether it serves transposed convolutions with strides."""
+
     def pack_kernel(spec: Conv3DSpec, variant: Variant, kernel: np.ndarray) -> np.ndarray:
         canonical = canonicalize(spec)
-        return compute.pack_kernel(canonical, variant, canonical.trimmed(kernel))
+        return compute.pack_kernel(canonical, variant, canonical.weights(kernel))
+
+    def pack_bias(spec: Conv3DSpec, variant: Variant, bias: np.ndarray | None) -> np.ndarray:
+        canonical = canonicalize(spec)
+        return compute.pack_bias(canonical, variant, canonical.bias_values(bias))
+
+    def default(spec: CanonicalSpec, traits: Any) -> tuple[Variant, dict[str, int]] | None:
+        return loops.default(spec, traits) if phases or not spec.phased else None
+
+    def variants(spec: CanonicalSpec, traits: Any) -> list[Variant]:
+        return loops.variants(spec, traits) if phases or not spec.phased else []
 
     def apply(sch: Schedule, spec: Conv3DSpec, variant: Variant, decide: Any) -> None:
         loops.apply(sch, canonicalize(spec), variant, decide)
@@ -154,11 +172,11 @@ def _join(
         # asked for twice: what the plan takes of memory, then its loops
         _of_canonical(functools.lru_cache(maxsize=_DECLARATIONS)(compute.declare)),
         pack_kernel,
-        _of_canonical(compute.pack_bias),
-        _of_canonical(loops.default),
+        pack_bias,
+        _of_canonical(default),
         apply,
         finish,
-        _of_canonical(loops.variants),
+        _of_canonical(variants),
         _of_canonical(compute.error_bound),
         exact,
     )

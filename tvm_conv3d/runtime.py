@@ -12,7 +12,7 @@ import numpy as np
 from tvm_conv3d import buffers, in_flight, nonfinite, planner, tensors, threads
 from tvm_conv3d.algorithms import named
 from tvm_conv3d.compute.argument import BIAS, FLAGS, KERNEL, OUT, X
-from tvm_conv3d.compute.trim import seen_taps
+from tvm_conv3d.compute.canonical import canonicalize
 from tvm_conv3d.cuda.executor import GpuExecutor, Weights, without_elements
 from tvm_conv3d.dtypes import numpy_dtype
 from tvm_conv3d.loader import Entry, Loaded, at_hand, get_loaded
@@ -59,7 +59,7 @@ class _Ready:
 
     Attributes:
         call: of the plan's code.
-        layout: equal for specs that take the same packed weights: algorithm, shapes, and the taps that are kept.
+        layout: equal for specs that take the same packed weights: algorithm, shapes, and which weights stand where.
         doubts: whether data or weights are not finite, as far as earlier calls know.
     """
 
@@ -156,7 +156,7 @@ class Executor:
             spec: the problem; `source` has its input shape.
             source: the input; cast to the spec's dtype where it has another.
             kernel: weights of `spec.kernel_shape`.
-            bias: `spec.filters` values, None where the spec has no bias.
+            bias: `spec.result_channels` values, None where the spec has no bias.
             version: changes whenever the weights do; packed weights are kept under it.
             structured: whether the kernel's values carry exact meaning (:mod:`tvm_conv3d.structure`).
 
@@ -312,7 +312,7 @@ class Executor:
 def _ready_of(plan: Plan, target: Target) -> _Ready:
     loaded = get_loaded(plan, target)
     packed = [argument.shape for argument in loaded.main.function.of("weights", "bias")]
-    layout = repr((plan.algorithm, packed, seen_taps(plan.spec)))
+    layout = repr((plan.algorithm, packed, canonicalize(plan.spec).weights_identity))
     return _Ready(plan, loaded, _Call.of(loaded.main), layout)
 
 
@@ -322,5 +322,6 @@ def _check_shapes(spec: Conv3DSpec, source: tensors.Source, kernel: np.ndarray, 
     if kernel.shape != spec.kernel_shape:
         raise ValueError(f"The kernel must have shape {spec.kernel_shape} for {spec.key()}. Received: {kernel.shape}")
     shape = None if bias is None else bias.shape
-    if shape != ((spec.filters,) if spec.bias else None):
-        raise ValueError(f"{spec.key()} takes {spec.filters if spec.bias else 'no'} bias values. Received: {shape}")
+    count = spec.result_channels
+    if shape != ((count,) if spec.bias else None):
+        raise ValueError(f"{spec.key()} takes {count if spec.bias else 'no'} bias values. Received: {shape}")

@@ -292,6 +292,11 @@ class Conv3DSpec(Convolution):
         return self._forward_input if self.direction == DATA_GRADIENT else self._forward_output
 
     @property
+    def result_channels(self) -> int:
+        """Channels of the result of a convolution or of a data gradient, and values of its bias."""
+        return self.channels if self.direction == DATA_GRADIENT else self.filters
+
+    @property
     def _forward_input(self) -> tuple[int, ...]:
         return self._shape(self.size, self.channels)
 

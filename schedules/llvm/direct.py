@@ -15,6 +15,7 @@ from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.canonical import CanonicalSpec
+from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.direct import DirectVariant, needs_gather
 from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
@@ -27,7 +28,15 @@ from tvm_conv3d.schedules.llvm.common import (
     unroll,
     vectorize_copy,
 )
-from tvm_conv3d.schedules.llvm.rewrites import overhang, prefetch, runs, skip_padding, stream_stores, transpose
+from tvm_conv3d.schedules.llvm.rewrites import (
+    overhang,
+    prefetch,
+    runs,
+    skip_padding,
+    skip_taps,
+    stream_stores,
+    transpose,
+)
 from tvm_conv3d.schedules.llvm.rules import store_rule
 from tvm_conv3d.schedules.llvm.rules.tile_rule import (
     Tile,
@@ -56,9 +65,9 @@ ORDERS = ("filters_spatial", "spatial_filters", "filters_parallel")
 
 def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[DirectVariant, dict[str, int]]:
     """The variant and the decisions taken where nothing was tuned."""
-    few_channels = spec.group_channels * spec.kernel[2] <= FEW_CHANNELS and spec.kernel[2] > 1
+    few_channels = _unrolls_taps(spec) and spec.group_channels * spec.kernel[2] <= FEW_CHANNELS
     sharing = worthwhile_sharing(spec, traits)
-    tile = best_tile(spec, traits, spec.group_filters, spec.kernel[2] if few_channels else 1, sharing)
+    tile = best_tile(spec, traits, spec.set_filters, spec.kernel[2] if few_channels else 1, sharing)
     by_rows = few_channels and spec.data_format != CHANNELS_LAST and tile.interleaved == 1
     if by_rows:
         # little is computed and much stored: whole vectors along the rows of one vector of filters
@@ -93,7 +102,7 @@ def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[DirectVariant]:
     first, _ = default(spec, traits)
     sharing = worthwhile_sharing(spec, traits)
     taps = spec.kernel[2] if first.unroll_taps else 1
-    few = good_tiles(spec, traits, spec.group_filters, taps, sharing, count=MOST_TILES)
+    few = good_tiles(spec, traits, spec.set_filters, taps, sharing, count=MOST_TILES)
     plain = replace(first, order="spatial_filters" if first.order == "strips" else first.order, stream=False)
     tiles = [_with_tile(plain, tile) for tile in few]
     orders = [replace(plain, order=order) for order in ORDERS]
@@ -106,9 +115,9 @@ def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[DirectVariant]:
         found += [replace(variant, gather="root" if variant.gather == "task" else "task") for variant in orders]
     # groups that share vectors in other ways, or do not
     others = [other for other in (*sharings(spec, traits)[:MOST_SHARINGS], None) if other != sharing]
-    found += [_with_tile(plain, best_tile(spec, traits, spec.group_filters, taps, other)) for other in others]
-    if spec.kernel[2] > 1:
-        narrow = best_tile(spec, traits, spec.group_filters, spec.kernel[2], sharing)
+    found += [_with_tile(plain, best_tile(spec, traits, spec.set_filters, taps, other)) for other in others]
+    if _unrolls_taps(spec):
+        narrow = best_tile(spec, traits, spec.set_filters, spec.kernel[2], sharing)
         found.append(
             replace(tiles[0], unroll_taps=False)
             if first.unroll_taps
@@ -118,6 +127,11 @@ def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[DirectVariant]:
     # without a copy only tiles that divide the output will do; a variant that needs none saves it
     gathers = [replace(v, gather=_fitting_gather(spec, v)) for v in found]
     return list(dict.fromkeys(gathers))
+
+
+def _unrolls_taps(spec: CanonicalSpec) -> bool:
+    """Whether taps of a row may be unrolled beside the tile: those that a phase lacks are skipped by their loop."""
+    return spec.kernel[2] > 1 and not spec.phased
 
 
 def _with_tile(variant: DirectVariant, tile: Tile) -> DirectVariant:
@@ -150,7 +164,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: DirectVariant, decide: De
     if strips:
         sch.reverse_compute_at(copy, loops.strip, preserve_unit_loops=True)
         runs.mark(sch, *sch.get_loops(copy)[-3:])
-    whole = spec.group_filters % variant.lanes == 0 or overhang.storable(spec)
+    whole = spec.set_filters % variant.lanes == 0 or overhang.storable(spec)
     if spec.data_format == CHANNELS_LAST and whole and variant.interleaved == 1:
         sch.compute_inline(sch.get_sblock("tile"))
         hi, wi, f = inner
@@ -162,6 +176,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: DirectVariant, decide: De
     conv = place(sch, "conv", at)
     skip_padding.mark(sch, spec, dict(enumerate(sch.get_loops(conv)[-4 : -3 if variant.rows > 1 else -2])))
     _, _, hi, _, wi, vectors, lanes, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-11:]
+    skip_taps.mark(sch, spec, (tap_d, tap_h, tap_w))
     outer, few = decide.tile("unroll", channel, default=1, limit=8)
     sch.unroll(few)
     if variant.unroll_taps:
@@ -177,8 +192,10 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: DirectVariant, decide: De
 
 
 def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: padding is skipped, the next input fetched, odd filters stored in part."""
-    fetching = prefetch.insert(skip_padding.guard(module, spec, {0: 3, 1: 4}), spec, prefetch.lines_of_cells)
+    """What is changed after scheduling: padding and lacking taps are skipped, the next input fetched, odd filters stored in part."""
+    module = cut_output(module) if spec.phased else module
+    guarded = skip_taps.guard(skip_padding.guard(module, spec, {0: 3, 1: 4}), spec, 1)
+    fetching = prefetch.insert(guarded, spec, prefetch.lines_of_cells)
     in_parts = long_sums.in_parts(fetching)
     return runs.note(overhang.mark(in_parts)) if spec.data_format == CHANNELS_LAST else in_parts
 
@@ -200,7 +217,7 @@ def _out_loops(sch: Schedule, s: CanonicalSpec, variant: DirectVariant, decide: 
         n, g, f, d, h, w = sch.get_loops(sch.get_sblock("out"))
     row_tiles, hi = sch.split(h, [None, variant.rows])
     column_tiles, wi = sch.split(w, [None, variant.columns])
-    if s.group_filters * variant.interleaved <= variant.vectors * variant.lanes:
+    if s.set_filters * variant.interleaved <= variant.vectors * variant.lanes:
         block, fi = sch.split(f, [1, None], preserve_unit_iters=True)
     else:
         block, fi = sch.split(f, [None, variant.vectors * variant.lanes])
@@ -233,7 +250,8 @@ def _store_through_stack(
     """Leaves a tile as whole vectors on the stack, from where the store takes any layout and any odd count."""
     hi, wi, f = inner
     if s.data_format != CHANNELS_LAST and variant.interleaved == 1:
-        turn(sch, at, wi, s.out_size[2])
+        # cells of a phase do not lie side by side
+        turn(sch, at, wi, s.out_size[2] if s.phases[2] == 1 else None)
         return
     tile = place(sch, "tile", at)
     _, _, rows, _, columns, vectors, lanes = sch.get_loops(tile)[-7:]
@@ -245,7 +263,7 @@ def _store_through_stack(
         # each vector by itself, its lanes brought back in order
         unroll(sch, (hi, wi))
         store_in_order(sch, f, variant.lanes)
-    elif s.group_filters == int(sch.get(f).extent):
+    elif s.set_filters == int(sch.get(f).extent):
         sch.vectorize(f)
 
 

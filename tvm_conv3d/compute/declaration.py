@@ -28,17 +28,19 @@ class Declaration:
         tiling: of the output, where it is declared in whole tiles (:mod:`tvm_conv3d.compute.cut`).
         kept: tensors that one kernel of a GPU fills and a later one reads.
         aligned: the arguments lie at multiples of 16 bytes, as all memory of GPUs does.
+        stages_in_tiles: where the output is declared in tiles, the other stages exist in tiles only.
     """
 
     tensors: tuple[te.Tensor, ...]
     tiling: Tiling | None = None
     kept: tuple[te.Tensor, ...] = ()
     aligned: bool = False
+    stages_in_tiles: bool = True
 
     def module(self) -> IRModule:
         """The function `main`, unscheduled."""
-        # stages of what is declared in tiles exist in tiles only
-        counted = _all(self.tensors) if self.tiling is None else (*self.tensors, *self.kept)
+        in_tiles = self.tiling is not None and self.stages_in_tiles
+        counted = (*self.tensors, *self.kept) if in_tiles else _all(self.tensors)
         wide = max(math.prod(_shape(tensor)) for tensor in counted) >= WIDE
         function = te.create_prim_func(list(self.tensors), index_dtype_override="int64" if wide else None)
         if self.tiling is None:

@@ -8,6 +8,7 @@ tile      of channels_last: bias and activation, where the result cannot be stor
 turned    of channels_first: the sums of a tile in rows of each filter
 out       the store in the user's layout, in channels_first with bias and activation, narrowed to the user's type
 
+Each phase of a transposed convolution is like a group of its own that reads the channels of its group.
 Filters are padded to whole register tiles in the packed weights only.
 """
 
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import te
 
+from tvm_conv3d.compute import phases
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.filter_vectors import FilterVectors
@@ -64,7 +66,8 @@ def declare(spec: CanonicalSpec, variant: DirectVariant) -> Declaration:
 
     Raises:
         ValueError: `variant` reads the input as it is although `spec` needs a padded copy, or its interleaved groups
-            do not suit `spec`, do not find room in a tile, or are to be stored in strips.
+            do not suit `spec`, do not find room in a tile, or are to be stored in strips; of phases there are neither
+            interleaved groups nor strips.
     """
     acc = spec.accumulator
     lanes, vectors, rows, columns = variant.lanes, variant.vectors, variant.rows, variant.columns
@@ -78,6 +81,8 @@ def declare(spec: CanonicalSpec, variant: DirectVariant) -> Declaration:
         raise ValueError(f"The filters of interleaved groups of {spec.key()} must fit a tile. Received: {variant}")
     if together > 1 and variant.order == "strips":
         raise ValueError(f"Interleaved groups of {spec.key()} are not stored in strips. Received: {variant}")
+    if spec.phased and (together > 1 or variant.order == "strips"):
+        raise ValueError(f"Phases of {spec.key()} are neither interleaved nor stored in strips. Received: {variant}")
 
     x = grouped_input(spec)
     shape = (groups, blocks, *spec.kernel, spec.group_channels, vectors, lanes)
@@ -91,7 +96,8 @@ def declare(spec: CanonicalSpec, variant: DirectVariant) -> Declaration:
     def conv_at(n, g, b, d, ho, hi, wo, wi, v, lane):  # type: ignore[no-untyped-def]
         at = (d, ho * rows + hi, wo * columns + wi)
         cell = under_tap(spec, at, taps)
-        place = (g, channel) if together == 1 else (g, channel, lane % together)
+        group = phases.group(spec, g)
+        place = (group, channel) if together == 1 else (group, channel, lane % together)
         return te.sum(read(n, *cell, *place) * kernel[(g, b, *taps, channel, v, lane)], axis=[*taps, channel])
 
     conv_shape = (spec.batch, groups, blocks, depth, row_tiles, rows, column_tiles, columns, vectors, lanes)
@@ -111,13 +117,15 @@ def declare(spec: CanonicalSpec, variant: DirectVariant) -> Declaration:
             return tile[(*cell, w % columns, v % vectors, lane)]
         return finish(spec, turned[(*cell, v % vectors, lane, w % columns)], bias[g, v // vectors, v % vectors, lane])
 
-    return Declaration((x, kernel, bias, grouped_output(spec, groups, filters.shared_filters, out_at)))
+    out = grouped_output(spec, groups, filters.shared_filters, out_at)
+    tiling = phases.tiling(spec) if spec.phased else None
+    return Declaration((x, kernel, bias, out), tiling, stages_in_tiles=False)
 
 
 def pack_kernel(spec: CanonicalSpec, variant: DirectVariant, kernel: np.ndarray) -> np.ndarray:
     """Weights (kd, kh, kw, channels / groups, filters) as (groups, blocks, kd, kh, kw, channels, vectors, lanes).
 
-    Interleaved groups count as one.
+    Interleaved groups count as one, each phase of a group as one more.
     """
     packed = FilterVectors.of(spec, variant).pack(kernel, spec.accumulator)
     return np.ascontiguousarray(packed.transpose(4, 5, 0, 1, 2, 3, 6, 7))

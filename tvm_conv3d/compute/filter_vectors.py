@@ -43,8 +43,8 @@ class FilterVectors:
 
     @classmethod
     def of(cls, spec: CanonicalSpec, variant: Any) -> FilterVectors:
-        """Those of a variant with `interleaved`, `vectors` and `lanes`."""
-        return cls(spec.groups, spec.group_filters, variant.interleaved, variant.vectors, variant.lanes)
+        """Those of a variant with `interleaved`, `vectors` and `lanes`; phases count as groups."""
+        return cls(spec.sets, spec.set_filters, variant.interleaved, variant.vectors, variant.lanes)
 
     @property
     def sharing(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tvm_conv3d.algorithms import named
 from tvm_conv3d.compute.argument import BIAS, KERNEL, OUT, X
-from tvm_conv3d.compute.trim import seen_taps
+from tvm_conv3d.compute.canonical import canonicalize
 from tvm_conv3d.cuda import arrays, driver
 from tvm_conv3d.cuda.architectures import gpu_traits, known
 from tvm_conv3d.cuda.arrays import GpuTensor
@@ -152,8 +152,8 @@ class GpuExecutor:
     def _pack(self, plan: Plan, device: int, weights: Weights) -> _Packed:
         """Packed weights on a GPU; specs that differ in size only may share one copy."""
         algorithm = named(plan.algorithm)
-        taps = seen_taps(plan.spec)
-        key = (device, plan.algorithm, repr((plan.variant, plan.spec.kernel_shape, plan.spec.groups, taps)))
+        identity = canonicalize(plan.spec).weights_identity
+        key = (device, plan.algorithm, repr((plan.variant, plan.spec.kernel_shape, plan.spec.groups, identity)))
         with self._lock:
             packed = self._packed.get(key)
             if packed is None or packed.version != weights.version:

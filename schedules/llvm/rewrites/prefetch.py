@@ -52,9 +52,9 @@ Lines = Callable[[list[Any], CanonicalSpec, int, int], Iterator[Any]]
 
 
 def pays(spec: CanonicalSpec) -> bool:
-    """Whether each input is read by one window and group only, and has its place in 32 bits."""
+    """Whether each input is read by one window and set of filters only, and has its place in 32 bits."""
     once = all(k <= stride for k, stride in zip(spec.kernel, spec.strides, strict=True))
-    return once and spec.groups == 1 and math.prod(spec.input_shape) * np.dtype(spec.dtype).itemsize <= _MOST
+    return once and spec.sets == 1 and math.prod(spec.input_shape) * np.dtype(spec.dtype).itemsize <= _MOST
 
 
 def mark(sch: Schedule, task: LoopRV, channel: LoopRV, rows: int, columns: int) -> None:

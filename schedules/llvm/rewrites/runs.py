@@ -91,7 +91,7 @@ def outgrows_caches(spec: CanonicalSpec, traits: CpuTraits) -> bool:
 
 def _stored_bytes(spec: CanonicalSpec) -> int:
     """Bytes of the output, none where it is not made of runs."""
-    return output_bytes(spec) if spec.data_format == CHANNELS_LAST else 0
+    return output_bytes(spec) if spec.data_format == CHANNELS_LAST and not spec.phased else 0
 
 
 def mark(sch: Schedule, cells: LoopRV, *inner: LoopRV) -> None:

@@ -89,7 +89,10 @@ def output_bytes(spec: CanonicalSpec) -> int:
 
 def _stored_bytes(spec: CanonicalSpec, lanes: int, run: int = 0) -> int:
     """Bytes of the output, none where it is not made of whole vectors."""
-    if spec.data_format == CHANNELS_LAST and spec.filters > 1:
+    if spec.phased:
+        # vectors are of one phase
+        whole = spec.data_format == CHANNELS_LAST and spec.set_filters % lanes == 0
+    elif spec.data_format == CHANNELS_LAST and spec.filters > 1:
         whole = spec.filters % lanes == 0
     else:
         whole = run > 0 and run % lanes == 0 and spec.out_size[2] % lanes == 0

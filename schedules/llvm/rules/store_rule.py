@@ -44,7 +44,7 @@ def for_output(
     """The variant, its task and the decisions on strips, where all filters of a cell are computed in one task."""
     item = np.dtype(spec.accumulator).itemsize
     past_caches = runs.outgrows_caches(spec, traits)
-    in_parts = spec.group_filters % variant.lanes != 0
+    in_parts = spec.set_filters % variant.lanes != 0
     # the longer sums of a stem take as long as its stores, block of filters after block
     stem = variant.unroll_taps and spec.filters > variant.vectors * variant.lanes
     shapes = _small_shapes(spec, variant, 2 * traits.lanes(spec.accumulator), past_caches, in_parts)
@@ -65,7 +65,7 @@ def _terms(s: CanonicalSpec) -> int:
 
 def _has_short_sums(s: CanonicalSpec) -> bool:
     """Whether stores may decide, and lie side by side."""
-    return _terms(s) <= _FEW_TERMS and s.groups == 1 and s.data_format == CHANNELS_LAST
+    return _terms(s) <= _FEW_TERMS and s.sets == 1 and s.data_format == CHANNELS_LAST
 
 
 def _small_shapes(

@@ -223,10 +223,11 @@ def tasks(spec: CanonicalSpec, tile: tuple[int, int], box: tuple[int, int, int])
 def sharings(spec: CanonicalSpec, traits: CpuTraits) -> list[Sharing]:
     """The ways of sharing vectors among groups of few filters, the cheapest first.
 
-    None for groups of one filter, as then no number is loaded for more than one lane: :mod:`grouped` is as good.
+    None for groups of one filter, as then no number is loaded for more than one lane: :mod:`grouped` is as good; none
+    for phases, which differ in their taps.
     """
     whole = traits.lanes(spec.accumulator)
-    if spec.group_filters == 1:
+    if spec.group_filters == 1 or spec.phased:
         return []
     found = []
     most = whole if spec.group_channels == 1 else _MOST_IN_TURNS

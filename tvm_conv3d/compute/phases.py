@@ -1,0 +1,77 @@
+"""Phases of a transposed convolution (:mod:`tvm_conv3d.compute.transposed`), for algorithms that serve them.
+
+Sets of filters, of one group and one phase each, take the place of groups: they are numbered group by group, then by
+phase along depth, height and width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import tirx
+
+from tvm_conv3d.compute.canonical import CanonicalSpec
+from tvm_conv3d.compute.cut import Term, Tiling, term
+from tvm_conv3d.compute.layout import grouped_shape
+from tvm_conv3d.spec import CHANNELS_LAST
+
+Expr = Any  # a TVM expression; its classes are not public names
+
+
+def group(spec: CanonicalSpec, number: Expr) -> Expr:
+    """The group of a set."""
+    return number // spec.phases_of_group if spec.phased else number
+
+
+def has_tap(spec: CanonicalSpec, axis: int, number: Expr, tap: Expr) -> Expr | None:
+    """Whether a set has a tap along an axis; None where every set has every tap."""
+    taps, inner = spec.taps[axis], math.prod(spec.phases[axis + 1 :])
+    if all(theirs is not None for of_phase in taps for theirs in of_phase):
+        return None
+    phase = number // inner % spec.phases[axis]
+    found = (tirx.all(phase == one, _among(of_phase, tap)) for one, of_phase in enumerate(taps))
+    return tirx.any(*found)
+
+
+def place(spec: CanonicalSpec, windows: Sequence[Term], sets: int) -> tuple[tuple[Term, ...], ...]:
+    """How depth, height and width of the result come of a declared output's axes.
+
+    Args:
+        spec: the problem.
+        windows: windows along depth, height and width.
+        sets: the axis of sets.
+    """
+    return tuple(
+        ((axis, factor * count, divisor, modulus), term(sets, 1, math.prod(spec.phases[number + 1 :]), count))
+        for number, ((axis, factor, divisor, modulus), count) in enumerate(zip(windows, spec.phases, strict=True))
+    )
+
+
+def group_of(spec: CanonicalSpec, sets: int) -> tuple[Term]:
+    """How the group comes of the axis of sets."""
+    return (term(sets, 1, spec.phases_of_group),)
+
+
+def tiling(spec: CanonicalSpec) -> Tiling:
+    """Of :func:`tvm_conv3d.compute.layout.grouped_output`, declared with windows for cells and sets for groups."""
+    if spec.data_format == CHANNELS_LAST:
+        cells, sets, filters = (term(1), term(2), term(3)), 4, term(5)
+    else:
+        cells, sets, filters = (term(3), term(4), term(5)), 1, term(2)
+    where, group_ = place(spec, cells, sets), group_of(spec, sets)
+    axes = ((term(0),), *where, group_, (filters,))
+    if spec.data_format != CHANNELS_LAST:
+        axes = ((term(0),), group_, (filters,), *where)
+    return Tiling(grouped_shape(spec, spec.result_size, spec.groups, spec.set_filters), axes)
+
+
+def _among(of_phase: Sequence[int | None], tap: Expr) -> Expr:
+    """Whether `tap` is one that a phase has."""
+    known = [ours for ours, theirs in enumerate(of_phase) if theirs is not None]
+    if not known:
+        return tirx.const(False, "bool")
+    if len(known) == known[-1] - known[0] + 1:
+        return tirx.all(tap >= known[0], tap <= known[-1])
+    return tirx.any(*(tap == one for one in known))
