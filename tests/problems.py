@@ -12,7 +12,7 @@ from tvm_conv3d import build, loader, reference, tensors
 from tvm_conv3d.algorithms import named
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.runtime import Executor
-from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, NO_PADS, Conv3DSpec, Pads, same_padding
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DATA_GRADIENT, NO_PADS, Conv3DSpec, Pads, same_padding
 from tvm_conv3d.targets import host_target
 
 #: Largest relative error (2-norm) of a result: some roundings of the output's type,.
@@ -54,6 +54,39 @@ def specs(draw: st.DrawFn, post_ops: tuple[str, ...] = ()) -> Conv3DSpec:
         dtype=draw(st.sampled_from(("float32", "float32", "float64", "float16", "bfloat16"))),
         bias=draw(st.booleans()),
         post_ops=post_ops,
+    )
+
+
+@st.composite
+def data_gradients(draw: st.DrawFn, post_ops: tuple[str, ...] = ()) -> Conv3DSpec:
+    """Small transposed convolutions of every kind: strides above kernels, pads that crop or exceed the window."""
+    groups = draw(st.sampled_from((1, 1, 2, 3)))
+    channels, filters = groups * draw(st.integers(1, 40 // groups)), groups * draw(st.integers(1, 9))
+    kernel, strides = (tuple(draw(st.integers(1, most)) for _ in range(3)) for most in (4, 3))
+    dilation = tuple(draw(st.sampled_from((1, 1, 2, 3))) for _ in range(3))
+    cells = tuple(draw(st.integers(1, 5)) for _ in range(3))
+    size, pads = [], []
+    for n, k, s, d in zip(cells, kernel, strides, dilation, strict=True):
+        window = (k - 1) * d + 1
+        before = draw(st.integers(-2, window + 1))
+        size.append(draw(st.integers(1, (n - 1) * s + window + 2)))
+        # so many windows whatever the size of the result
+        pads.append(Pads(before, (n - 1) * s + window - size[-1] - before + draw(st.integers(0, s - 1))))
+    return Conv3DSpec(
+        batch=draw(st.integers(1, 2)),
+        size=tuple(size),  # type: ignore[arg-type]
+        channels=channels,
+        filters=filters,
+        kernel=kernel,  # type: ignore[arg-type]
+        strides=strides,  # type: ignore[arg-type]
+        dilation=dilation,  # type: ignore[arg-type]
+        pads=tuple(pads),  # type: ignore[arg-type]
+        groups=groups,
+        data_format=draw(st.sampled_from((CHANNELS_LAST, CHANNELS_FIRST))),
+        dtype=draw(st.sampled_from(("float32", "float32", "float64", "float16", "bfloat16"))),
+        bias=draw(st.booleans()),
+        post_ops=post_ops,
+        direction=DATA_GRADIENT,
     )
 
 

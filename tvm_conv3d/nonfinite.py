@@ -22,7 +22,7 @@ import numpy as np
 
 from tvm_conv3d import buffers, helper_code, tensors, threads
 from tvm_conv3d.algorithms import named
-from tvm_conv3d.compute.canonical import canonicalize
+from tvm_conv3d.compute.canonical import canonicalize, forward_of
 from tvm_conv3d.compute.trim import trim
 from tvm_conv3d.cuda.executor import Weights
 from tvm_conv3d.dtypes import numpy_dtype
@@ -111,6 +111,8 @@ def fill(
     Returns:
         Whether it is done; otherwise `out` is left to the products of the definition.
     """
+    # of a data gradient, the convolution that computes it, which has no phases where Winograd's algorithm does
+    spec = forward_of(spec).spec
     if spec.group_channels > _MOST_CHANNELS or spec.group_channels * math.prod(spec.kernel) >= _MOST_TERMS:
         return False
     least = doubts.overflows_from(weights)
@@ -142,7 +144,8 @@ def sums_spec(spec: Conv3DSpec) -> Conv3DSpec:
 
 def sums_are_whole(plan: Plan) -> bool:
     """Whether sums of signs by `plan` tell by rounding whether all terms agree."""
-    terms = plan.spec.group_channels * math.prod(plan.spec.kernel)
+    spec = canonicalize(plan.spec)
+    terms = spec.group_channels * math.prod(spec.kernel)
     return named(plan.algorithm).exact or _WORST * plan.error_bound * terms < 0.5
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import replace
 
 import numpy as np
 
 from tvm_conv3d.compute.canonical import CanonicalSpec
-from tvm_conv3d.compute.implicit_gemm import GemmVariant
+from tvm_conv3d.compute.implicit_gemm import GemmVariant, run_of_output
 from tvm_conv3d.cuda.architectures import GpuTraits
 from tvm_conv3d.schedules.cuda.tile_cost import cheapest_first, in_parts, is_flat, nanoseconds, share_of_registers
 from tvm_conv3d.spec import CHANNELS_LAST
@@ -66,9 +65,7 @@ def fitted(spec: CanonicalSpec, variant: GemmVariant) -> GemmVariant:
     last = spec.data_format == CHANNELS_LAST
     step = variant.step
     vector = widest if last and spec.group_channels % widest == 0 and step % widest == 0 else 1
-    if last:
-        along, of_thread = spec.group_filters, variant.filters // variant.threads_filters
-    else:
-        along, of_thread = math.prod(spec.out_size), variant.cells // variant.threads_cells
+    of_thread = variant.filters // variant.threads_filters if last else variant.cells // variant.threads_cells
+    along = run_of_output(spec)
     store = max(v for v in (1, 2, 4) if v <= widest and along % v == 0 and of_thread % v == 0)
     return replace(variant, flat=is_flat(spec, step), vector=vector, store=store)

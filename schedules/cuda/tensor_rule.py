@@ -35,7 +35,7 @@ _LEAST_TERMS, _LEAST_FILTERS = 16, 9
 def candidates(spec: CanonicalSpec, traits: GpuTraits) -> list[TensorVariant]:
     """Variants for `spec`, the cheapest first; none where tensor cores are no help."""
     terms = math.prod(spec.kernel) * spec.group_channels
-    if not traits.has_tensor_cores(spec.dtype) or terms < _LEAST_TERMS or spec.group_filters < _LEAST_FILTERS:
+    if not traits.has_tensor_cores(spec.dtype) or terms < _LEAST_TERMS or spec.set_filters < _LEAST_FILTERS:
         return []
     costs: dict[TensorVariant, float] = {}
     for cells, filters, warps_cells, warps_filters in TILES:

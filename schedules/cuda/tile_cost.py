@@ -62,7 +62,7 @@ def nanoseconds(spec: CanonicalSpec, traits: GpuTraits, variant: Cut, item: int,
     e = extents_of(spec, variant)
     cells, filters, parts = variant.cells, variant.filters, variant.parts
     terms = e.turns * variant.step // parts
-    blocks = e.planes * spec.groups * e.cell_blocks * e.filter_blocks * parts
+    blocks = e.planes * spec.sets * e.cell_blocks * e.filter_blocks * parts
     product = of_tiles(traits, blocks, cells, filters, terms, item, variant.vector, tensor, share)
     if parts == 1:
         return product
@@ -75,7 +75,7 @@ def in_parts(spec: CanonicalSpec, traits: GpuTraits, variant: V, price: Callable
     """`variant`, and where it has fewer tiles than the GPU has multiprocessors its best cut into parts, with prices."""
     e = extents_of(spec, variant)
     found = {variant: price(variant)}
-    blocks = e.planes * spec.groups * e.cell_blocks * e.filter_blocks
+    blocks = e.planes * spec.sets * e.cell_blocks * e.filter_blocks
     cuts = [p for p in divisors(e.turns) if 1 < p <= MOST_PARTS and e.turns // p * variant.step >= LEAST_TERMS]
     if blocks < traits.multiprocessors and cuts:
         priced = {cut: price(cut) for cut in (replace(variant, parts=p) for p in cuts)}

@@ -14,7 +14,8 @@ out       the store in the user's layout
 
 The reduction goes over taps and channels; where channels are few, over both as one index. All extents but those of the
 output are rounded up to whole tiles: weights are zero beyond, and what the gather reads there is zero or a repeated
-cell, never stored.
+cell, never stored. Each phase of a transposed convolution is like a group of its own that reads the channels of its
+group.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 from tvm import te, tirx
 
+from tvm_conv3d.compute import phases
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cut import Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
@@ -115,7 +117,7 @@ def extents_of(spec: CanonicalSpec, variant: Cut) -> Extents:
     taps, terms = spec.kernel, spec.group_channels
     if variant.flat:
         taps, terms = (1, 1, 1), math.prod(taps) * terms
-    blocks = [-(-n // size) for n, size in ((cells, variant.cells), (spec.group_filters, variant.filters))]
+    blocks = [-(-n // size) for n, size in ((cells, variant.cells), (spec.set_filters, variant.filters))]
     return Extents(planes, cells, taps, terms, blocks[0], blocks[1], -(-terms // variant.step))
 
 
@@ -129,24 +131,22 @@ def declare(spec: CanonicalSpec, variant: GemmVariant) -> Declaration:
 
 
 def pack_kernel(spec: CanonicalSpec, variant: Cut, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels / groups, filters) as (groups, filter blocks, kd, kh, kw, steps, step, filters)."""
+    """Weights (kd, kh, kw, channels / groups, filters) as (sets, filter blocks, kd, kh, kw, steps, step, filters)."""
     e = extents_of(spec, variant)
-    per_group = kernel.reshape(*e.taps, e.terms, spec.groups, spec.group_filters)
-    padded = np.zeros(
-        (*e.taps, e.steps * variant.step, spec.groups, e.filter_blocks * variant.filters), spec.accumulator
-    )
-    padded[:, :, :, : e.terms, :, : spec.group_filters] = per_group
-    blocked = padded.reshape(*e.taps, e.steps, variant.step, spec.groups, e.filter_blocks, variant.filters)
+    per_set = kernel.reshape(*e.taps, e.terms, spec.sets, spec.set_filters)
+    padded = np.zeros((*e.taps, e.steps * variant.step, spec.sets, e.filter_blocks * variant.filters), spec.accumulator)
+    padded[:, :, :, : e.terms, :, : spec.set_filters] = per_set
+    blocked = padded.reshape(*e.taps, e.steps, variant.step, spec.sets, e.filter_blocks, variant.filters)
     return np.ascontiguousarray(blocked.transpose(5, 6, 0, 1, 2, 3, 4, 7))
 
 
 def pack_bias(spec: CanonicalSpec, variant: Cut, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,) as (groups, filter blocks, filters of a tile); zeros where there is none."""
+    """Bias (filters,) as (sets, filter blocks, filters of a tile); zeros where there is none."""
     blocks = extents_of(spec, variant).filter_blocks
-    padded = np.zeros((spec.groups, blocks * variant.filters), spec.accumulator)
+    padded = np.zeros((spec.sets, blocks * variant.filters), spec.accumulator)
     if bias is not None:
-        padded[:, : spec.group_filters] = bias.reshape(spec.groups, spec.group_filters)
-    return padded.reshape(spec.groups, blocks, variant.filters)
+        padded[:, : spec.set_filters] = bias.reshape(spec.sets, spec.set_filters)
+    return padded.reshape(spec.sets, blocks, variant.filters)
 
 
 def error_bound(spec: CanonicalSpec, variant: Cut) -> float:
@@ -165,7 +165,7 @@ class GemmBuilder:
         self.e = extents_of(spec, variant)
         self.last = spec.data_format == CHANNELS_LAST
         self.stored, self.factor = self._types()
-        along = spec.group_filters if self.last else self.e.cells
+        along = run_of_output(spec)
         if along % variant.store:
             raise ValueError(f"{spec.key()} can't store {variant.store} elements at once. Received: {variant}")
         #: extents of what numbers the steps of the reduction: one axis where it is cut
@@ -180,9 +180,9 @@ class GemmBuilder:
     def declaration(self) -> Declaration:
         spec, variant, e = self.spec, self.variant, self.e
         x = te.placeholder(spec.input_shape, self.stored, name="x")
-        shape = (spec.groups, e.filter_blocks, *self.turns, variant.step, variant.filters)
+        shape = (spec.sets, e.filter_blocks, *self.turns, variant.step, variant.filters)
         kernel = te.placeholder(shape, self.factor, name="kernel")
-        bias = te.placeholder((spec.groups, e.filter_blocks, variant.filters), spec.accumulator, name="bias")
+        bias = te.placeholder((spec.sets, e.filter_blocks, variant.filters), spec.accumulator, name="bias")
         product = self._product(self._gather(x), kernel)
         if variant.parts == 1:
             return Declaration((x, kernel, bias, self._out(product, bias)), self._tiling(), aligned=True)
@@ -199,7 +199,7 @@ class GemmBuilder:
             return self._element(x, (n, block * variant.cells + i), g, taps, (step, q, v))
 
         inner = (variant.step // variant.vector, variant.vector, variant.cells)
-        shape = (e.planes, self.spec.groups, e.cell_blocks, *self.turns, *inner)
+        shape = (e.planes, self.spec.sets, e.cell_blocks, *self.turns, *inner)
         return te.compute(shape, at, name="gather")
 
     def _turn(self, index: Sequence[Expr]) -> tuple[Sequence[Expr], Expr]:
@@ -217,7 +217,7 @@ class GemmBuilder:
         Args:
             x: the input.
             cell: plane, and position in it.
-            g: the group.
+            g: the set of filters.
             taps: along depth, height and width.
             place: number of the step, of the vector in it, and of the element in that.
         """
@@ -232,7 +232,9 @@ class GemmBuilder:
         if variant.flat:
             tap, number = number // vectors, number % vectors
             taps = _unravel(tap, spec.kernel)
-        channel = g * spec.group_channels + number * variant.vector + lane
+        present = (phases.has_tap(spec, axis, g, tap) for axis, tap in enumerate(taps))
+        inside += [condition for condition in present if condition is not None]
+        channel = phases.group(spec, g) * spec.group_channels + number * variant.vector + lane
 
         def read(index: list[Expr]) -> Expr:
             position = (sample, *index, channel) if self.last else (sample, channel, *index)
@@ -257,7 +259,7 @@ class GemmBuilder:
 
     def _product(self, gather: te.Tensor, kernel: te.Tensor) -> te.Tensor:
         variant, e = self.variant, self.e
-        shape = (e.planes, self.spec.groups, e.cell_blocks, e.filter_blocks, variant.cells, variant.filters)
+        shape = (e.planes, self.spec.sets, e.cell_blocks, e.filter_blocks, variant.cells, variant.filters)
         cut = variant.parts > 1
         extents = (e.turns // variant.parts,) if cut else self.turns
         names = ("turn",) if cut else ("tap_d", "tap_h", "tap_w", "step")
@@ -318,6 +320,8 @@ class GemmBuilder:
     def _tiling(self) -> Tiling:
         spec, variant, e = self.spec, self.variant, self.e
         store = variant.store
+        if spec.phased:
+            return self._tiling_of_phases()
         plane, group, lane = (term(0),), (term(1),), (term(6),)
         if self.last:
             cells, filters = (term(2, variant.cells), term(4)), (term(3, variant.filters // store), term(5))
@@ -327,6 +331,36 @@ class GemmBuilder:
         return Tiling(
             (e.planes, spec.groups, spec.group_filters, e.cells // store, store), (plane, group, filters, cells, lane)
         )
+
+    def _tiling_of_phases(self) -> Tiling:
+        """The same where windows and cells of the result are not the same."""
+        spec, variant, e = self.spec, self.variant, self.e
+        store = variant.store
+        # number of a window, after the declared axes
+        window = 7
+        _, height, width = spec.out_size
+        windows = (
+            term(window, 1, height * width, spec.out_size[0]),
+            term(window, 1, width, height),
+            term(window, 1, 1, width),
+        )
+        where, group, lane = phases.place(spec, windows, 1), phases.group_of(spec, 1), (term(6),)
+        if self.last:
+            sample = (term(window, 1, math.prod(spec.out_size)),)
+            filters = (term(3, variant.filters // store), term(5))
+            shape = (spec.batch, *spec.result_size, spec.groups, spec.set_filters // store, store)
+            return Tiling(shape, (sample, *where, group, filters, lane), ((2, variant.cells), (4, 1)), e.cells)
+        filters = (term(3, variant.filters), term(5))
+        shape = (spec.batch, spec.groups, spec.set_filters, *spec.result_size)
+        return Tiling(shape, ((term(0),), group, filters, *where), ((2, variant.cells), (4, 1)), e.cells)
+
+
+def run_of_output(spec: CanonicalSpec) -> int:
+    """Elements of the output that lie side by side in a tile, as a multiple of which a tile's vectors are stored."""
+    if spec.data_format == CHANNELS_LAST:
+        return spec.set_filters
+    # windows of one phase lie apart
+    return 1 if spec.phased else math.prod(spec.out_size)
 
 
 def _unravel(position: Expr, shape: tuple[int, int, int]) -> list[Expr]:

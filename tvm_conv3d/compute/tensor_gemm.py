@@ -60,7 +60,7 @@ def declare(spec: CanonicalSpec, variant: TensorVariant) -> Declaration:
 
 
 def pack_kernel(spec: CanonicalSpec, variant: TensorVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels / groups, filters) as (groups, filter blocks, kd, kh, kw, steps, step, filters)."""
+    """Weights (kd, kh, kw, channels / groups, filters) as (sets, filter blocks, kd, kh, kw, steps, step, filters)."""
     half = ml_dtypes.bfloat16 if spec.dtype == "bfloat16" else np.float16
     return implicit_gemm.pack_kernel(spec, variant, kernel).astype(half)
 
@@ -83,7 +83,7 @@ class _Builder(GemmBuilder):
             place = (step, term // vector, term % vector)
             return self._element(x, (n, block * variant.cells + i), g, taps, place)
 
-        shape = (e.planes, self.spec.groups, e.cell_blocks, *self.turns, variant.cells, variant.step)
+        shape = (e.planes, self.spec.sets, e.cell_blocks, *self.turns, variant.cells, variant.step)
         return te.compute(shape, at, name="gather")
 
     def _place(self, i: Expr, term: Expr) -> tuple[Expr, ...]:

@@ -1,0 +1,298 @@
+"""Transposed convolution, a data gradient, against the oracle's scatter-add and against PyTorch."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from problems import BOUNDS, WINOGRAD_BOUND, assert_right, data, data_gradients, numpy_dtype, run, run_plan
+from tvm_conv3d import planner, reference, tensors
+from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.compute.canonical import CanonicalSpec, canonicalize
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import make_plan
+from tvm_conv3d.records.record import Record
+from tvm_conv3d.runtime import Executor
+from tvm_conv3d.scheduling import schedule
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DATA_GRADIENT, FORWARD, Conv3DSpec, Pads, Triple
+from tvm_conv3d.targets import cpu_traits, host_target, instruction_set
+
+ONE: Triple = (1, 1, 1)
+
+
+def gradient(
+    cells: Triple,
+    channels: int,
+    filters: int,
+    kernel: Triple,
+    strides: Triple = ONE,
+    *,
+    before: Triple = (0, 0, 0),
+    open_cells: Triple = (0, 0, 0),
+    dilation: Triple = ONE,
+    **more: Any,
+) -> Conv3DSpec:
+    """The transposed convolution of `cells` cells, cropped by `before` on both sides, with `open_cells` added behind."""
+    size, pads = [], []
+    for n, k, s, b, o, d in zip(cells, kernel, strides, before, open_cells, dilation, strict=True):
+        whole = (n - 1) * s + (k - 1) * d + 1
+        size.append(whole - 2 * b + o)
+        pads.append(Pads(b, whole - size[-1] - b))
+    return Conv3DSpec(
+        1, tuple(size), channels, filters, kernel, strides, dilation, tuple(pads), direction=DATA_GRADIENT, **more
+    )  # type: ignore[arg-type]
+
+
+#: Kernel, strides, pad before, cells that strides leave open or that make up for a large pad.
+GEOMETRIES = [
+    ((3, 3, 3), ONE, ONE, (0, 0, 0)),
+    ((3, 1, 2), ONE, (3, -2, 0), (4, 0, 0)),
+    ((1, 1, 1), ONE, (0, 0, 0), (0, 0, 0)),
+    ((2, 2, 2), (2, 2, 2), (0, 0, 0), (0, 0, 0)),
+    ((3, 3, 3), (2, 2, 2), ONE, ONE),
+    ((3, 3, 3), (2, 2, 2), ONE, (0, 0, 0)),
+    ((4, 4, 4), (2, 2, 2), ONE, (0, 0, 0)),
+    ((1, 2, 2), (1, 2, 2), (0, 0, 0), (0, 0, 0)),
+    ((3, 2, 1), (1, 1, 2), (1, 0, 0), (0, 0, 1)),
+    ((1, 2, 3), (3, 3, 3), (0, 0, 0), (2, 1, 0)),
+    ((4, 3, 2), (3, 2, 1), (4, -1, 3), (3, 0, 3)),
+]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(spec=data_gradients())
+def test_the_canonical_form_is_the_same_problem(spec: Conv3DSpec) -> None:
+    """A forward convolution by the oracle, its filters woven into the result by the definition of phases."""
+    canonical = canonicalize(spec)
+    rng = np.random.default_rng(0)
+    y, kernel = rng.standard_normal(spec.input_shape), rng.standard_normal(spec.kernel_shape)
+    bias = rng.standard_normal(spec.channels)
+    merged = as_spec(canonical)
+    filters = reference.convolve(
+        merged, y.reshape(merged.input_shape), canonical.weights(kernel), canonical.bias_values(bias)
+    )
+    result = woven(canonical, filters).reshape(spec.output_shape)
+    np.testing.assert_allclose(result, reference.convolve(spec, y, kernel, bias), atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(spec=data_gradients())
+def test_numbers(spec: Conv3DSpec) -> None:
+    assert_right(spec)
+
+
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+@pytest.mark.parametrize(("kernel", "strides", "before", "open_cells"), GEOMETRIES)
+def test_every_variant(kernel: Triple, strides: Triple, before: Triple, open_cells: Triple, data_format: str) -> None:
+    """All algorithms that take it, of which those for strides are fewer; channels that fill vectors, and do not."""
+    traits = cpu_traits(host_target(2))
+    for channels, filters, groups in ((32, 16, 1), (20, 5, 1), (16, 16, 16)):
+        spec = gradient(
+            (4, 5, 6),
+            channels,
+            filters,
+            kernel,
+            strides,
+            before=before,
+            open_cells=open_cells,
+            groups=groups,
+            data_format=data_format,
+            post_ops=("relu",),
+        )
+        for name, algorithm in algorithms("llvm").items():
+            variants = algorithm.variants(spec, traits)
+            assert not variants or name == "direct" or max(strides) == 1
+            for variant in variants[:: max(1, len(variants) // 3)]:
+                bound = BOUNDS["float32"] if algorithm.exact else WINOGRAD_BOUND
+                assert run_plan(Plan(spec, name, variant, {})) < bound, (name, variant, spec.key())
+
+
+@pytest.mark.parametrize("post_op", ["leaky_relu:0.1", "gelu", "sigmoid"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_post_ops_and_types(post_op: str, dtype: str) -> None:
+    for data_format in (CHANNELS_LAST, CHANNELS_FIRST):
+        for channels in (16, 5):
+            more = {"before": ONE, "dtype": dtype, "data_format": data_format, "post_ops": (post_op,)}
+            assert_right(gradient((3, 4, 5), channels, 8, (3, 3, 3), (2, 1, 2), **more))
+
+
+@pytest.mark.parametrize("strides", [1, 2, 10**30])
+@pytest.mark.parametrize("dilation", [1, 10**6, 10**20])
+def test_no_geometry_costs_memory(strides: int, dilation: int) -> None:
+    """Strides beyond the result and dilations beyond all sizes: few taps are left of them."""
+    spec = of_last_tap(strides, dilation)
+    assert max(canonicalize(spec).kernel) <= 9
+    x, kernel, bias = data(spec)
+    # as far as sizes reach the same, and not too much for the oracle
+    alike = of_last_tap(min(strides, 7), min(dilation, 9))
+    expected = reference.convolve(alike, x, kernel, bias)
+    assert reference.relative_error(run(spec, x, kernel, bias), expected) < BOUNDS["float32"]
+
+
+def of_last_tap(strides: int, dilation: int) -> Conv3DSpec:
+    """One whose pads lay the last tap of the first window on the first cell."""
+    pads = (Pads(2 * dilation, 0),) * 3
+    return Conv3DSpec(1, (5, 5, 5), 3, 4, (3, 3, 3), (strides,) * 3, (dilation,) * 3, pads, direction=DATA_GRADIENT)
+
+
+def test_cells_that_no_tap_reaches_are_the_bias() -> None:
+    spec = gradient((2, 2, 2), 16, 3, (1, 1, 1), (3, 3, 3), open_cells=(2, 2, 2))
+    x, kernel, bias = data(spec)
+    result = run(spec, x, kernel, bias)
+    reached = np.zeros(result.shape, bool)
+    reached[:, ::3, ::3, ::3] = True
+    assert bias is not None
+    np.testing.assert_array_equal(result[~reached].reshape(-1, 16), np.broadcast_to(bias, (6**3 - 8, 16)))
+    assert (result[reached].reshape(-1, 16) != bias).all()
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(spec=data_gradients(), values=st.lists(st.sampled_from((np.nan, np.inf, -np.inf)), min_size=1, max_size=3))
+def test_nonfinite_data_reach_the_cells_of_their_windows(spec: Conv3DSpec, values: list[float]) -> None:
+    """A cell of the input that no tap of a phase takes does not meet that phase, not even times zero."""
+    assert_kinds(spec, values)
+
+
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_nonfinite_data_by_winograd(groups: int, data_format: str) -> None:
+    spec = gradient((8, 12, 12), 32, 32 * groups, (3, 3, 3), before=ONE, groups=groups, data_format=data_format)
+    assert Executor().plan_for(spec).algorithm.startswith("winograd")
+    for values in ([np.nan], [np.inf], [np.nan, np.inf, -np.inf]):
+        assert_kinds(spec, values)
+
+
+def test_an_executor_keeps_apart_what_shares_shapes() -> None:
+    """Pads that lay other taps on the same phases, and a forward problem of the same shapes."""
+    executor = Executor()
+    start = gradient((4, 4, 4), 8, 8, (3, 3, 3), (2, 2, 2), before=ONE, open_cells=ONE)
+    specs = [replace(start, pads=(Pads(before, 1 - before),) * 3) for before in (0, 1, 2)]
+    stride1 = gradient((6, 6, 6), 8, 8, (3, 3, 3), before=ONE)
+    specs += [stride1, replace(stride1, direction=FORWARD)]
+    x, kernel, bias = data(stride1)
+    small = x[:, :4, :4, :4].copy()
+    for spec in (*specs, *specs):
+        source = small if spec.input_shape == small.shape else x
+        result = executor(spec, tensors.wrap(source), kernel, bias, version=0)
+        expected = reference.convolve(spec, source, kernel, bias)
+        assert reference.relative_error(result, expected) < WINOGRAD_BOUND, spec.key()
+
+
+def test_shapes_are_checked() -> None:
+    spec = gradient((4, 4, 4), 6, 8, (2, 2, 2), (2, 2, 2))
+    x, kernel, bias = data(spec)
+    assert bias is not None and bias.shape == (6,)
+    for wrong in (
+        (x[:, 1:], kernel, bias),
+        (x, kernel[1:], bias),
+        (x, kernel, np.zeros(8, np.float32)),
+        (x, kernel, None),
+    ):
+        with pytest.raises(ValueError, match="data_gradient"):
+            run(spec, *wrong)
+
+
+def test_accuracy_and_workspace() -> None:
+    spec = gradient((8, 14, 14), 64, 64, (3, 3, 3), before=ONE)
+    target = host_target(2)
+    assert make_plan(spec, target).algorithm.startswith("winograd")
+    assert Executor(accuracy="strict").plan_for(spec).algorithm == "direct"
+    x, kernel, bias = data(spec)
+    expected = reference.convolve(spec, x, kernel, bias)
+    result = Executor(accuracy="strict")(spec, tensors.wrap(x), kernel, bias, version=0)
+    assert reference.relative_error(result, expected) < BOUNDS["float32"]
+    strided = gradient((8, 14, 14), 64, 64, (3, 3, 3), (2, 2, 2), before=ONE)
+    needed = planner.bytes_per_thread(make_plan(strided, target), target)
+    less = make_plan(strided, target, workspace_limit=needed - 1)
+    assert planner.bytes_per_thread(less, target) < needed
+    assert run_plan(less) < BOUNDS["float32"]
+
+
+@pytest.mark.parametrize(("kernel", "strides", "before", "open_cells"), GEOMETRIES)
+def test_keys_and_records_round_trip(
+    kernel: Triple, strides: Triple, before: Triple, open_cells: Triple, tmp_path: Path
+) -> None:
+    spec = gradient((4, 5, 6), 8, 16, kernel, strides, before=before, open_cells=open_cells)
+    assert Conv3DSpec.parse(spec.key()) == spec
+    target = host_target(2)
+    plan = planner.default_plan(spec, target, exact=True)
+    variant = replace(plan.variant, columns=1)
+    decisions = schedule(Plan(spec, plan.algorithm, variant, {}))[1].taken()
+    about = {"isa": instruction_set(target), "cpu": "a CPU", "date": "2026-11-26", "versions": {}}
+    record = Record(spec.key(), 2, plan.algorithm, asdict(variant), decisions, 1e-3, 2e-3, **about)  # type: ignore[arg-type]
+    file = tmp_path / "records.jsonl"
+    file.write_text(record.line() + "\n")
+    found = make_plan(spec, target, logs=file)
+    assert (found.origin, found.variant) == (str(file), variant)
+    assert run_plan(found) < BOUNDS["float32"]
+
+
+@pytest.mark.parametrize("strides", [1, 2, (3, 2, 1)])
+@pytest.mark.parametrize(("dilation", "groups"), [(1, 1), (2, 1), (1, 4)])
+def test_against_torch(strides: int | Triple, dilation: int, groups: int) -> None:
+    torch = pytest.importorskip("torch")
+    steps: Triple = strides if isinstance(strides, tuple) else (strides,) * 3
+    for taps, pad in itertools.product((2, 3), (0, 1)):
+        more: Triple = (steps[0] - 1, steps[1] - 1, steps[2] - 1)
+        spec = gradient(
+            (3, 4, 5),
+            8,
+            12,
+            (taps,) * 3,
+            steps,
+            dilation=(dilation,) * 3,
+            before=(pad,) * 3,
+            open_cells=more,
+            groups=groups,
+            data_format=CHANNELS_FIRST,
+        )
+        x, kernel, bias = data(spec)
+        # (channels that are read, channels of a group of the result, taps)
+        weight = np.moveaxis(kernel, (4, 3), (0, 1)).copy()
+        given_ = map(torch.from_numpy, (x, weight, bias))
+        expected = torch.nn.functional.conv_transpose3d(*given_, steps, pad, more, groups, dilation).numpy()
+        assert reference.relative_error(run(spec, x, kernel, bias), expected) < WINOGRAD_BOUND
+
+
+def as_spec(canonical: CanonicalSpec) -> Conv3DSpec:
+    """The forward convolution that a canonical form is."""
+    names = ("batch", "size", "channels", "filters", "kernel", "strides", "dilation", "pads", "groups", "data_format")
+    return Conv3DSpec(**{name: getattr(canonical, name) for name in names})
+
+
+def woven(canonical: CanonicalSpec, filters: np.ndarray) -> np.ndarray:
+    """The result, of the filters of all windows."""
+    last = canonical.data_format == CHANNELS_LAST
+    filters = filters if last else np.moveaxis(filters, 1, -1)
+    result = np.full((canonical.batch, *canonical.result_size, canonical.groups, canonical.set_filters), np.nan)
+    by_phase = filters.reshape(*filters.shape[:4], canonical.groups, *canonical.phases, canonical.set_filters)
+    for phase in np.ndindex(*canonical.phases):
+        into = result[
+            (slice(None), *(slice(first, None, step) for first, step in zip(phase, canonical.phases, strict=True)))
+        ]
+        depth, height, width = into.shape[1:4]
+        into[...] = by_phase[(slice(None), slice(depth), slice(height), slice(width), slice(None), *phase)]
+    result = result.reshape(*result.shape[:4], -1)
+    return result if last else np.moveaxis(result, -1, 1)
+
+
+def assert_kinds(spec: Conv3DSpec, values: list[float]) -> None:
+    """NaN, infinities and finite numbers stand where the oracle has them."""
+    spec = replace(spec, dtype="float32" if spec.dtype == "float64" else spec.dtype)
+    x, kernel, bias = data(spec)
+    rng = np.random.default_rng(1)
+    at = rng.random(x.shape) < 0.01
+    at.flat[rng.integers(x.size)] = True
+    x[at] = rng.choice(values, int(at.sum())).astype(numpy_dtype(spec.dtype))
+    with np.errstate(invalid="ignore"):
+        expected = reference.convolve(spec, x, kernel, bias)
+        result = run(spec, x, kernel, bias).astype(np.float64)
+    for kind in (np.isnan, np.isposinf, np.isneginf):
+        np.testing.assert_array_equal(kind(result), kind(expected), err_msg=spec.key())
