@@ -39,7 +39,7 @@ def gradient(
     dilation: Triple = ONE,
     **more: Any,
 ) -> Conv3DSpec:
-    """The transposed convolution of `cells` cells, cropped by `before` on both sides, with `open_cells` added behind."""
+    """The transposed convolution of `cells` cells, cropped by `before` on both sides, with `open_cells` behind."""
     size, pads = [], []
     for n, k, s, b, o, d in zip(cells, kernel, strides, before, open_cells, dilation, strict=True):
         whole = (n - 1) * s + (k - 1) * d + 1

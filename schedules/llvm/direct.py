@@ -192,7 +192,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: DirectVariant, decide: De
 
 
 def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: what sees padding or lacks a tap is skipped, the next input fetched, and so on."""
+    """What is changed after scheduling: needless taps are skipped, the next input fetched, odd filters stored."""
     module = cut_output(module) if spec.phased else module
     guarded = skip_taps.guard(skip_padding.guard(module, spec, {0: 3, 1: 4}), spec, 1)
     fetching = prefetch.insert(guarded, spec, prefetch.lines_of_cells)

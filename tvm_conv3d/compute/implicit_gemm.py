@@ -345,14 +345,16 @@ class GemmBuilder:
             term(window, 1, 1, width),
         )
         where, group, lane = phases.place(spec, windows, 1), phases.group_of(spec, 1), (term(6),)
+        cells = ((2, variant.cells), (4, 1)), e.cells
         if self.last:
             sample = (term(window, 1, math.prod(spec.out_size)),)
             filters = (term(3, variant.filters // store), term(5))
             shape = (spec.batch, *spec.result_size, spec.groups, spec.set_filters // store, store)
-            return Tiling(shape, (sample, *where, group, filters, lane), ((2, variant.cells), (4, 1)), e.cells)
+            return Tiling(shape, (sample, *where, group, filters, lane), *cells)
         filters = (term(3, variant.filters), term(5))
-        shape = (spec.batch, spec.groups, spec.set_filters, *spec.result_size)
-        return Tiling(shape, ((term(0),), group, filters, *where), ((2, variant.cells), (4, 1)), e.cells)
+        return Tiling(
+            (spec.batch, spec.groups, spec.set_filters, *spec.result_size), ((term(0),), group, filters, *where), *cells
+        )
 
 
 def run_of_output(spec: CanonicalSpec) -> int:
