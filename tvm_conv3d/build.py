@@ -84,7 +84,7 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
     from tvm_conv3d.schedules.llvm.rewrites import lower, pipeline
 
     small = lower.to_small_buffers(module)
-    lowered = pipeline.lowered(small, plan.variant, target)
+    lowered = pipeline.lowered(small, target)
     # in plain loops the pass finds what it did not see in blocks
     with tvm.transform.PassContext(disabled_pass=lower.DONE if lowered is small else ()):
         code = object_code(tvm.compile(lowered, target=target).mod)
@@ -99,7 +99,7 @@ def lowered_module(module: IRModule, plan: Plan, target: Target) -> IRModule:
         return module
     from tvm_conv3d.schedules.llvm.rewrites import lower, pipeline
 
-    return pipeline.lowered(lower.to_small_buffers(module), plan.variant, target)
+    return pipeline.lowered(lower.to_small_buffers(module), target)
 
 
 def _shapes(module: IRModule) -> tuple[tuple[int, ...], ...]:

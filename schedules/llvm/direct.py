@@ -16,7 +16,6 @@ from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.direct import DirectVariant, needs_gather
-from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm.common import (
     gather_in_turns,
@@ -27,7 +26,16 @@ from tvm_conv3d.schedules.llvm.common import (
     unroll,
     vectorize_copy,
 )
-from tvm_conv3d.schedules.llvm.rewrites import overhang, prefetch, runs, skip_padding, stream_stores, transpose
+from tvm_conv3d.schedules.llvm.rewrites import (
+    overhang,
+    permuted_loads,
+    pipeline,
+    prefetch,
+    runs,
+    skip_padding,
+    stream_stores,
+    transpose,
+)
 from tvm_conv3d.schedules.llvm.rules import store_rule
 from tvm_conv3d.schedules.llvm.rules.tile_rule import (
     Tile,
@@ -146,13 +154,19 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decis
     there are strips: register tiles of one; `unroll`: channels per step of the reduction.
     """
     s = collapse(spec)
+    if s.data_format == CHANNELS_LAST:
+        overhang.mark(sch)
+    if variant.interleaved > 1:
+        permuted_loads.mark(sch)
+    if variant.stream:
+        stream_stores.mark(sch)
     strips = variant.order == "strips"
     copy = sch.cache_write(sch.get_sblock("out"), 0, "local") if strips else None
     loops = _out_loops(sch, s, variant, decide)
     task, at, inner = loops.task, loops.tile, loops.cells_filters
     if strips:
         sch.reverse_compute_at(copy, loops.strip, preserve_unit_loops=True)
-        runs.mark(sch, *sch.get_loops(copy)[-3:])
+        runs.mark(sch, *sch.get_loops(copy)[-3:], past_caches=variant.stream)
     whole = s.group_filters % variant.lanes == 0 or overhang.storable(s)
     if s.data_format == CHANNELS_LAST and whole and variant.interleaved == 1:
         sch.compute_inline(sch.get_sblock("tile"))
@@ -163,7 +177,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decis
     else:
         _store_through_stack(sch, s, variant, inner, at)
     conv = place(sch, "conv", at)
-    skip_padding.mark(sch, s, dict(enumerate(sch.get_loops(conv)[-4 : -3 if variant.rows > 1 else -2])))
+    skip_padding.mark(sch, s, dict(enumerate(sch.get_loops(conv)[-4 : -3 if variant.rows > 1 else -2])), {0: 3, 1: 4})
     _, _, hi, _, wi, vectors, lanes, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-11:]
     outer, few = decide.tile("unroll", channel, default=1, limit=8)
     sch.unroll(few)
@@ -174,17 +188,14 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decis
         reduction = (tap_d, tap_h, tap_w, outer, few)
     keep_in_registers(sch, conv, reduction, (hi, wi, vectors, lanes))
     if variant.gather == "none" and prefetch.pays(s):
-        prefetch.mark(sch, task, few, variant.rows, variant.columns)
+        prefetch.mark(sch, task, few, s, prefetch.CELLS, (variant.rows, variant.columns))
     if variant.gather != "none":
         _gather(sch, s, variant, task)
 
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
     """What is changed after scheduling: padding is skipped, the next input fetched, odd filters stored in part."""
-    s = collapse(spec)
-    fetching = prefetch.insert(skip_padding.guard(module, s, {0: 3, 1: 4}), s, prefetch.lines_of_cells)
-    in_parts = long_sums.in_parts(fetching)
-    return runs.note(overhang.mark(in_parts)) if s.data_format == CHANNELS_LAST else in_parts
+    return pipeline.finished(module)
 
 
 class _Loops(NamedTuple):

@@ -14,12 +14,10 @@ from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant
-from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm.common import BlockRV, in_registers, keep_in_registers, unroll
-from tvm_conv3d.schedules.llvm.rewrites import overhang, rows, stream_stores, transpose
+from tvm_conv3d.schedules.llvm.rewrites import overhang, pipeline, rows, stream_stores, transpose
 from tvm_conv3d.schedules.llvm.rules import winograd_rows_rule
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.targets import CpuTraits
@@ -58,6 +56,9 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradRowsVariant, decide:
     Decisions: `depth`: output depths for which a frequency is computed before the next one.
     """
     s = collapse(spec)
+    overhang.mark(sch)
+    if variant.stream:
+        stream_stores.mark(sch)
     block, depths, depth = _output(sch, variant, decide)
     _product(sch, s, variant, depths)
     _input(sch, s, variant, block)
@@ -67,7 +68,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: WinogradRowsVariant, decide:
 
 def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
     """What is changed after scheduling: whole tiles are stored as far as the output reaches."""
-    return overhang.mark(long_sums.in_parts(cut_output(module)))
+    return pipeline.finished(module)
 
 
 def _output(sch: Schedule, variant: WinogradRowsVariant, decide: Decisions) -> tuple[LoopRV, LoopRV, LoopRV]:
