@@ -65,11 +65,9 @@ def calls(loop: tirx.For, traits: CpuTraits, texts: dict[str, str], cell: int = 
     copies_row = COPIES in loop.annotations
     # a row is a matrix of one
     copy = _Copy.of(tirx.For(ir.Var("row", "int32"), 0, 1, tirx.ForKind.SERIAL, loop) if copies_row else loop)
-    return (
-        marks.without(loop, TURNS, COPIES)
-        if copy is None
-        else _Calls(copy, traits.lanes(copy.accumulator), texts, cell).statement()
-    )
+    if copy is None:
+        return marks.without(loop, TURNS, COPIES)
+    return _Calls(copy, traits.lanes(copy.accumulator), texts, cell).statement()
 
 
 @dataclass(frozen=True)
