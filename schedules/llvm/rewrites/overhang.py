@@ -14,7 +14,7 @@ from tvm import sym, tirx
 from tvm.s_tir import SBlockRealize, Schedule
 
 from tvm_conv3d.compute.cut import STORE
-from tvm_conv3d.schedules.llvm.rewrites import injected, loops, marks, part_store
+from tvm_conv3d.schedules.llvm.rewrites import loops, marks
 from tvm_conv3d.spec import Conv3DSpec
 
 #: Mark of a function that stores vectors beyond the end of its rows.
@@ -26,7 +26,7 @@ LEFT = "tvm_conv3d.elements_left"
 
 def storable(spec: Conv3DSpec) -> bool:
     """Whether parts of vectors can be stored; half types are stored by way of the stack."""
-    return spec.dtype in injected.TYPES
+    return spec.dtype in ("float32", "float64")
 
 
 def mark(sch: Schedule) -> None:
@@ -64,20 +64,39 @@ def note(function: tirx.PrimFunc) -> tirx.PrimFunc:
 @marks.function_pass("mask_output_tails", LEFT)
 def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """A function, lowered to vectors, with masked stores of what notes say is left."""
-    used: dict[str, str] = {}
 
     def masked(note: tirx.AttrStmt) -> Any:
-        if note.attr_key != LEFT:
-            return note
-        return part_store.first_elements(note.body, note.value, lambda store: _masked(store, note.value, used))
+        return _first_elements(note.body, note.value) if note.attr_key == LEFT else note
 
-    return injected.with_functions(function, tvm_ffi.structural_map(function.body, (tirx.AttrStmt, masked)), used)
+    return function.with_body(tvm_ffi.structural_map(function.body, (tirx.AttrStmt, masked)))
 
 
-def _masked(store: tirx.BufferStore, left: Any, used: dict[str, str]) -> Any:
+def _first_elements(statement: Any, left: Any) -> Any:
+    """`statement`, which stores along a vectorized loop, for the lanes that are left.
+
+    TVM takes the lanes one by one where an activation calls a function that has no vector form: then their loop ends
+    earlier.
+    """
+    found: list[tirx.For] = []
+    tvm_ffi.structural_walk(statement, (tirx.For, found.append))
+
+    def shortened(loop: tirx.For) -> tirx.For:
+        extent = tirx.min(loop.extent, tirx.max(left, tirx.const(0, str(loop.extent.ty.dtype))))
+        return tirx.For(loop.loop_var, loop.min, extent, loop.kind, loop.body, loop.thread_binding, loop.annotations)
+
+    def of_vector(store: tirx.BufferStore) -> Any:
+        return _masked(store, left)
+
+    return tvm_ffi.structural_map(statement, (tirx.For, shortened) if found else (tirx.BufferStore, of_vector))
+
+
+def _masked(store: tirx.BufferStore, left: Any) -> Any:
     """`store` where at least a vector is left, else that of the elements that are."""
-    lanes = int(store.indices[0].lanes)
-    part = part_store.masked(store, int(sym.Analyzer().simplify(left % lanes)), used)
+    (place,), lanes = store.indices, int(store.indices[0].lanes)
+    # a number, so that the mask is one, too
+    count = sym.Analyzer().simplify(left % lanes)
+    mask = tirx.op.get_active_lane_mask(f"uint1x{lanes}", tirx.const(0, count.ty.dtype), count)
+    part = tirx.Evaluate(tirx.op.masked_store(store.buffer, store.value, place, mask))
     if isinstance(left, tirx.IntImm):
         return part
     return tirx.IfThenElse(left >= lanes, store, tirx.IfThenElse(left > 0, part, None))
