@@ -76,15 +76,9 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DepthwiseVariant, decide: De
     overhang.mark(sch)
     if variant.stream:
         stream_stores.mark(sch)
-    if s.out_size[2] * s.channels % (variant.lanes * variant.vectors) == 0 or overhang.storable(s):
-        sch.compute_inline(sch.get_sblock("tile"))
-        sch.unroll(hi)
-        sch.vectorize(lane)
-    else:
-        tile = place(sch, "tile", h_in)
-        loops = sch.get_loops(tile)
-        sch.unroll(loops[-3])
-        sch.vectorize(loops[-1])
+    sch.compute_inline(sch.get_sblock("tile"))
+    sch.unroll(hi)
+    sch.vectorize(lane)
     conv = place(sch, "conv", h_in)
     rows, _, lanes, tap_d, tap_h, tap_w = sch.get_loops(conv)[-6:]
     skip_padding.mark(sch, s, {0: tap_d}, {0: 1})

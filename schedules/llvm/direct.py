@@ -167,8 +167,7 @@ def apply(sch: Schedule, spec: Conv3DSpec, variant: DirectVariant, decide: Decis
     if strips:
         sch.reverse_compute_at(copy, loops.strip, preserve_unit_loops=True)
         runs.mark(sch, *sch.get_loops(copy)[-3:], past_caches=variant.stream)
-    whole = s.group_filters % variant.lanes == 0 or overhang.storable(s)
-    if s.data_format == CHANNELS_LAST and whole and variant.interleaved == 1:
+    if s.data_format == CHANNELS_LAST and variant.interleaved == 1:
         sch.compute_inline(sch.get_sblock("tile"))
         hi, wi, f = inner
         vectors, lanes = sch.split(f, [None, variant.lanes])
@@ -245,7 +244,7 @@ def _out_loops(sch: Schedule, s: Conv3DSpec, variant: DirectVariant, decide: Dec
 def _store_through_stack(
     sch: Schedule, s: Conv3DSpec, variant: DirectVariant, inner: tuple[LoopRV, LoopRV, LoopRV], at: LoopRV
 ) -> None:
-    """Leaves a tile as whole vectors on the stack, from where the store takes any layout and any odd count."""
+    """Leaves a tile as whole vectors on the stack, from where the store takes rows, or the lanes of groups in order."""
     hi, wi, f = inner
     if s.data_format != CHANNELS_LAST and variant.interleaved == 1:
         turn(sch, at, wi, s.out_size[2])
@@ -256,12 +255,10 @@ def _store_through_stack(
     sch.vectorize(lanes)
     if s.data_format != CHANNELS_LAST:
         sch.vectorize(wi)
-    elif variant.interleaved > 1:
+    else:
         # each vector by itself, its lanes brought back in order
         unroll(sch, (hi, wi))
         store_in_order(sch, f, variant.lanes)
-    elif s.group_filters == int(sch.get(f).extent):
-        sch.vectorize(f)
 
 
 def _gather(sch: Schedule, s: Conv3DSpec, variant: DirectVariant, task: LoopRV) -> None:

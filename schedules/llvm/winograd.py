@@ -136,7 +136,7 @@ def _tasks(sch: Schedule, s: Conv3DSpec, variant: WinogradVariant) -> LoopRV:
     sch.reorder(*outer, *((*inner, f) if last else (*inner[:2], f, inner[2])))
     if last and variant.interleaved > 1:
         store_in_order(sch, sch.split(f, [None, FilterVectors.of(s, variant).shared_filters])[1], variant.lanes)
-    elif last and s.groups == 1 and overhang.storable(s):
+    elif last and s.groups == 1:
         sch.vectorize(sch.split(f, [None, variant.lanes])[1])
     elif last:
         vectorize_copy(sch, f, variant.lanes)

@@ -133,7 +133,7 @@ def _store(sch: Schedule, s: Conv3DSpec, variant: WinogradRowsVariant, depth: Lo
         _, hi, _, lane, w = sch.get_loops(block)[-5:]
         sch.reorder(lane, hi, w)
         rows.mark(sch, w, s.out_size[2])
-    elif s.filters % variant.lanes == 0 or overhang.storable(s):
+    else:
         sch.vectorize(sch.get_loops(block)[-1])
 
 

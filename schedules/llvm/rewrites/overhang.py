@@ -15,18 +15,12 @@ from tvm.s_tir import SBlockRealize, Schedule
 
 from tvm_conv3d.compute.cut import STORE
 from tvm_conv3d.schedules.llvm.rewrites import loops, marks
-from tvm_conv3d.spec import Conv3DSpec
 
 #: Mark of a function that stores vectors beyond the end of its rows.
 _OVERHANGS = "tvm_conv3d.stores_overhang"
 
 #: Note at the store of a vector: how many elements of its row are left from its first lane on.
 LEFT = "tvm_conv3d.elements_left"
-
-
-def storable(spec: Conv3DSpec) -> bool:
-    """Whether parts of vectors can be stored; half types are stored by way of the stack."""
-    return spec.dtype in ("float32", "float64")
 
 
 def mark(sch: Schedule) -> None:
@@ -93,9 +87,9 @@ def _first_elements(statement: Any, left: Any) -> Any:
 def _masked(store: tirx.BufferStore, left: Any) -> Any:
     """`store` where at least a vector is left, else that of the elements that are."""
     (place,), lanes = store.indices, int(store.indices[0].lanes)
-    # a number, so that the mask is one, too
-    count = sym.Analyzer().simplify(left % lanes)
-    mask = tirx.op.get_active_lane_mask(f"uint1x{lanes}", tirx.const(0, count.ty.dtype), count)
+    # a number, so that the mask is one, too; of 32 bits, as TVM takes no others
+    count = int(sym.Analyzer().simplify(left % lanes))
+    mask = tirx.op.get_active_lane_mask(f"uint1x{lanes}", tirx.const(0, "int32"), tirx.const(count, "int32"))
     part = tirx.Evaluate(tirx.op.masked_store(store.buffer, store.value, place, mask))
     if isinstance(left, tirx.IntImm):
         return part

@@ -65,7 +65,7 @@ def vectors(loop: tirx.For, traits: CpuTraits) -> Any:
         others = [condition for condition in conditions if not loops.uses(condition, loop.loop_var)]
         body = tirx.IfThenElse(tirx.all(*others), body.then_case, None) if others else body.then_case
     dtype = _stored_type(body)
-    masked = PADDED in loop.annotations and dtype in injected.TYPES and traits.vector_bits >= _MASKED_BITS
+    masked = PADDED in loop.annotations and traits.vector_bits >= _MASKED_BITS
     lanes = int(loop.annotations[PADDED]) if masked else traits.lanes(dtype if dtype in injected.TYPES else "float32")
     whole = _stores(loop.loop_var, body, extent, lanes, masked)
     if not overhangs:
