@@ -43,7 +43,7 @@ def assembly(spec: Conv3DSpec, target_fields: dict[str, object]) -> str:
     target = resolve(target_fields, 2)
     plan = default_plan(spec, target)
     assert plan.algorithm == "planes"
-    module = scheduling.lowered_module(scheduling.scheduled_module(plan, target), plan, target)
+    module = scheduling.lowered_module(scheduling.scheduled_module(plan, target), target)
     return str(tvm.compile(module, target=target).mod.inspect_source("asm"))
 
 

@@ -39,7 +39,7 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
         image = compile_image(module, target)
         return Artifact(image.to_bytes(), functions, module.script(), Workspace(sum(image.workspaces.values()), 0))
     small = scheduling.with_small_buffers(module)
-    lowered, done = scheduling.lowered(small, plan, target)
+    lowered, done = scheduling.lowered(small, target)
     with tvm.transform.PassContext(disabled_pass=done):
         code = object_code(tvm.compile(lowered, target=target).mod)
     if not code:

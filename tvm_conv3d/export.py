@@ -78,5 +78,5 @@ def _gpu_files(artifact: Artifact, about: dict[str, Any]) -> dict[str, bytes]:
 def _assembly(plan: Plan, target: Any) -> bytes:
     import tvm
 
-    lowered = scheduling.lowered_module(scheduling.scheduled_module(plan, target), plan, target)
+    lowered = scheduling.lowered_module(scheduling.scheduled_module(plan, target), target)
     return str(tvm.compile(lowered, target=target).mod.inspect_source("asm")).encode()

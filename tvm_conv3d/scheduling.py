@@ -53,9 +53,9 @@ def scheduled_module(plan: Plan, target: Target) -> IRModule:
     return algorithm.finish(schedule(plan)[0].mod, plan.spec)
 
 
-def lowered_module(module: IRModule, plan: Plan, target: Target) -> IRModule:
-    """The scheduled function of `plan` as TVM's compiler takes it."""
-    return module if is_cuda(target) else lowered(with_small_buffers(module), plan, target)[0]
+def lowered_module(module: IRModule, target: Target) -> IRModule:
+    """A scheduled function as TVM's compiler takes it."""
+    return module if is_cuda(target) else lowered(with_small_buffers(module), target)[0]
 
 
 def with_small_buffers(module: IRModule) -> IRModule:
@@ -65,7 +65,7 @@ def with_small_buffers(module: IRModule) -> IRModule:
     return lower.to_small_buffers(module)
 
 
-def lowered(small: IRModule, plan: Plan, target: Target) -> tuple[IRModule, Sequence[str]]:
+def lowered(small: IRModule, target: Target) -> tuple[IRModule, Sequence[str]]:
     """A function of :func:`with_small_buffers` as TVM's compiler takes it.
 
     Returns:
@@ -73,6 +73,6 @@ def lowered(small: IRModule, plan: Plan, target: Target) -> tuple[IRModule, Sequ
     """
     from tvm_conv3d.schedules.llvm.rewrites import lower, pipeline
 
-    module = pipeline.lowered(small, plan.variant, target)
+    module = pipeline.lowered(small, target)
     # in plain loops the passes find what they did not see in blocks
     return module, lower.DONE if module is small else ()
