@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tvm_conv3d.cuda import toolkit
 from tvm_conv3d.cuda.architectures import ARCHITECTURES, GpuTraits
@@ -126,7 +127,7 @@ HEADER = (
 
 def line(row: Row) -> str:
     """The row in a table of Markdown."""
-    variant = row.plan.variant
+    variant: Any = row.plan.variant  # of one of four algorithms
     tile = (
         f"{variant.rows}x{variant.columns}" if row.plan.algorithm == "window" else f"{variant.cells}x{variant.filters}"
     )
