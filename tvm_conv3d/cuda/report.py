@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tvm_conv3d.artifact import MAIN
 from tvm_conv3d.cuda import toolkit
 from tvm_conv3d.cuda.architectures import ARCHITECTURES, GpuTraits
 from tvm_conv3d.cuda.lower import Launch, lower
@@ -95,8 +96,9 @@ def examine(layer: str, spec: Conv3DSpec, arch: str) -> list[Row]:
     measured = toolkit.measure(code.source, arch)
     traits = ARCHITECTURES[arch]
     found = []
-    works = works_of(plan, [math.prod(launch.grid) for launch in code.launches])
-    for launch, work in zip(code.launches, works, strict=True):
+    launches = code.functions[MAIN].launches
+    works = works_of(plan, [math.prod(launch.grid) for launch in launches])
+    for launch, work in zip(launches, works, strict=True):
         resources = measured[launch.kernel]
         found.append(Row(layer, plan, traits, resources, launch, work, *resident_blocks(traits, resources, launch)))
     return found
