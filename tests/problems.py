@@ -109,7 +109,12 @@ def assert_right(spec: Conv3DSpec, seed: int = 0) -> None:
 
 
 def execute(
-    plan: Plan, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None = None
+    plan: Plan,
+    x: np.ndarray,
+    kernel: np.ndarray,
+    bias: np.ndarray | None,
+    out: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
 ) -> tuple[np.ndarray, bool]:
     """Compiles and runs `plan`: the result, in `out` where it is given, and whether all flags are finite."""
     algorithm = named(plan.algorithm)
@@ -124,6 +129,7 @@ def execute(
         "kernel": algorithm.pack_kernel(plan.spec, plan.variant, kernel),
         "bias": algorithm.pack_bias(plan.spec, plan.variant, bias),
         "out": out,
+        **({} if residual is None else {"residual": residual}),
         **flags,
     }
     code(*function.ordered({a.name: tensors.exported(arrays[a.name], a.shape) for a in function.arguments}))

@@ -22,8 +22,11 @@ _LEFT = "tvm_conv3d.elements_left"
 
 
 def storable(spec: CanonicalSpec) -> bool:
-    """Whether parts of vectors can be stored; half types are stored by way of the stack."""
-    return spec.dtype in injected.TYPES
+    """Whether parts of vectors can be stored; half types are stored by way of the stack.
+
+    So are results to which a residual operand is added: whole vectors of it would be read, beyond its end.
+    """
+    return spec.dtype in injected.TYPES and not spec.residual
 
 
 def mark(module: IRModule) -> IRModule:
