@@ -10,7 +10,7 @@ import pytest
 from cuda_on_cpu import compile_modules, lower_module
 from cuda_on_cpu.execute import Order
 from cuda_on_cpu.lower import GlobalBuffer
-from problems import BOUNDS, data
+from problems import BOUNDS, data, residual_of
 from tvm_conv3d import build, loader, reference, scheduling
 from tvm_conv3d.algorithms import named
 from tvm_conv3d.cuda.architectures import gpu_traits
@@ -109,6 +109,7 @@ def arguments(plan: Plan, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | 
         "x": x,
         "kernel": algorithm.pack_kernel(plan.spec, plan.variant, kernel),
         "bias": algorithm.pack_bias(plan.spec, plan.variant, bias),
+        **({"residual": residual_of(plan.spec)} if plan.spec.residual else {}),
     }
 
 
@@ -127,5 +128,5 @@ def _bits(array: np.ndarray, parameter: GlobalBuffer) -> np.ndarray:
 def relative_error(
     spec: Conv3DSpec, out: np.ndarray, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None
 ) -> float:
-    expected = reference.finish(spec, reference.convolve(spec, x, kernel, bias))
+    expected = reference.finish(spec, reference.convolve(spec, x, kernel, bias), residual_of(spec))
     return reference.relative_error(out, expected)

@@ -111,7 +111,10 @@ def fill(
     Returns:
         Whether it is done; otherwise `out` is left to the products of the definition.
     """
-    if spec.group_channels > _MOST_CHANNELS or spec.group_channels * math.prod(spec.kernel) >= _MOST_TERMS:
+    # the results of sums that are not finite are told by filter, a residual operand has a value for each
+    if spec.residual or spec.group_channels > _MOST_CHANNELS:
+        return False
+    if spec.group_channels * math.prod(spec.kernel) >= _MOST_TERMS:
         return False
     least = doubts.overflows_from(weights)
     if least == 0:

@@ -200,7 +200,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: PlanesVariant, decide: De
         sch.vectorize(lane)
         unroll(sch, (fi, hi))
         if _in_rows(spec):
-            rows.mark(sch, wi, spec.out_size[2], padded=variant.lanes)
+            rows.mark(sch, wi, spec.out_size[2], padded=0 if spec.residual else variant.lanes)
         else:
             sch.reorder(wi, fi)
     few = _sums(sch, spec, variant, decide, at)

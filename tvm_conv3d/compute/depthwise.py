@@ -20,7 +20,8 @@ from tvm import te
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
-from tvm_conv3d.compute.stages import error_of_sums, finish, window_extents, zero_outside
+from tvm_conv3d.compute.residual import Residual
+from tvm_conv3d.compute.stages import error_of_sums, from_tile, in_tile, window_extents, zero_outside
 from tvm_conv3d.spec import CHANNELS_LAST
 
 
@@ -79,13 +80,15 @@ def declare(spec: CanonicalSpec, variant: DepthwiseVariant) -> Declaration:
 
     shape = (spec.batch, depth, row_tiles, rows, vectors, lanes)
     conv = te.compute(shape, conv_at, name="conv")
-    tile = te.compute(shape, lambda *i: finish(spec, conv(*i), bias[i[4] % stored, i[5]]), name="tile")
-    out = te.compute(
-        (spec.batch, depth, height, width * spec.channels),
-        lambda n, d, h, j: tile[n, d, h // rows, h % rows, j // lanes, j % lanes],
-        name="out",
-    )
-    return Declaration((x, kernel, bias, out))
+    tile = te.compute(shape, lambda *i: in_tile(spec, conv(*i), bias[i[4] % stored, i[5]]), name="tile")
+    rows_of_cells = (spec.batch, depth, height, width * spec.channels)
+    residual = Residual(spec, rows_of_cells)
+
+    def out_at(n, d, h, j):  # type: ignore[no-untyped-def]
+        return from_tile(spec, tile[n, d, h // rows, h % rows, j // lanes, j % lanes], residual.at(n, d, h, j))
+
+    out = te.compute(rows_of_cells, out_at, name="out")
+    return Declaration((x, kernel, bias, *residual.tensors, out))
 
 
 def pack_kernel(spec: CanonicalSpec, variant: DepthwiseVariant, kernel: np.ndarray) -> np.ndarray:

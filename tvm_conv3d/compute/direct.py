@@ -22,8 +22,18 @@ from tvm import te
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.filter_vectors import FilterVectors
-from tvm_conv3d.compute.layout import grouped_input, grouped_output, grouped_reader
-from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, under_tap, window_extents, zero_padded
+from tvm_conv3d.compute.layout import grouped_input, grouped_output, grouped_reader, grouped_shape, in_layout
+from tvm_conv3d.compute.residual import Residual
+from tvm_conv3d.compute.stages import (
+    error_of_sums,
+    finish,
+    from_tile,
+    in_tile,
+    reduction,
+    under_tap,
+    window_extents,
+    zero_padded,
+)
 from tvm_conv3d.spec import CHANNELS_LAST
 
 
@@ -98,20 +108,26 @@ def declare(spec: CanonicalSpec, variant: DirectVariant) -> Declaration:
     conv = te.compute(conv_shape, conv_at, name="conv")
 
     if spec.data_format == CHANNELS_LAST or together > 1:
-        tile = te.compute(conv_shape, lambda *i: finish(spec, conv(*i), bias[i[1], i[2], i[8], i[9]]), name="tile")
+        tile = te.compute(conv_shape, lambda *i: in_tile(spec, conv(*i), bias[i[1], i[2], i[8], i[9]]), name="tile")
     else:
         turned = te.compute(
             (*conv_shape[:7], vectors, lanes, columns), lambda *i: conv(*i[:7], i[9], i[7], i[8]), name="turned"
         )
 
+    residual = Residual(spec, grouped_shape(spec, spec.out_size, groups, filters.shared_filters))
+
     def out_at(n, g, f, d, h, w):  # type: ignore[no-untyped-def]
         v, lane = filters.place(f)
+        added = residual.at(*in_layout(spec, n, (g, f), (d, h, w)))
         cell = (n, g, v // vectors, d, h // rows, h % rows, w // columns)
         if spec.data_format == CHANNELS_LAST or together > 1:
-            return tile[(*cell, w % columns, v % vectors, lane)]
-        return finish(spec, turned[(*cell, v % vectors, lane, w % columns)], bias[g, v // vectors, v % vectors, lane])
+            return from_tile(spec, tile[(*cell, w % columns, v % vectors, lane)], added)
+        value = turned[(*cell, v % vectors, lane, w % columns)]
+        return finish(spec, value, bias[g, v // vectors, v % vectors, lane], added)
 
-    return Declaration((x, kernel, bias, grouped_output(spec, groups, filters.shared_filters, out_at)))
+    return Declaration(
+        (x, kernel, bias, *residual.tensors, grouped_output(spec, groups, filters.shared_filters, out_at))
+    )
 
 
 def pack_kernel(spec: CanonicalSpec, variant: DirectVariant, kernel: np.ndarray) -> np.ndarray:

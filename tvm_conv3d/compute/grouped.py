@@ -20,7 +20,17 @@ from tvm import te
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
-from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, under_tap, window_extents, zero_padded
+from tvm_conv3d.compute.residual import Residual
+from tvm_conv3d.compute.stages import (
+    error_of_sums,
+    finish,
+    from_tile,
+    in_tile,
+    reduction,
+    under_tap,
+    window_extents,
+    zero_padded,
+)
 from tvm_conv3d.spec import CHANNELS_LAST
 
 
@@ -76,18 +86,24 @@ def declare(spec: CanonicalSpec, variant: GroupedVariant) -> Declaration:
     def place(n, f, d, h, w):  # type: ignore[no-untyped-def]
         return n, f // lanes, d, h // rows, h % rows, w // columns, w % columns, f % lanes
 
+    residual = Residual(spec, spec.output_shape)
+
     if spec.data_format == CHANNELS_LAST:
-        tile = te.compute(conv_shape, lambda *i: finish(spec, conv(*i), bias[i[1], i[7]]), name="tile")
-        out = te.compute(spec.output_shape, lambda n, d, h, w, f: tile(*place(n, f, d, h, w)), name="out")
+        tile = te.compute(conv_shape, lambda *i: in_tile(spec, conv(*i), bias[i[1], i[7]]), name="tile")
+
+        def stored(n, d, h, w, f):  # type: ignore[no-untyped-def]
+            return from_tile(spec, tile(*place(n, f, d, h, w)), residual.at(n, d, h, w, f))
+
+        out = te.compute(spec.output_shape, stored, name="out")
     else:
         turned = te.compute((*conv_shape[:6], lanes, columns), lambda *i: conv(*i[:6], i[7], i[6]), name="turned")
 
         def finished(n, f, d, h, w):  # type: ignore[no-untyped-def]
             *cell, wi, lane = place(n, f, d, h, w)
-            return finish(spec, turned(*cell, lane, wi), bias[cell[1], lane])
+            return finish(spec, turned(*cell, lane, wi), bias[cell[1], lane], residual.at(n, f, d, h, w))
 
         out = te.compute(spec.output_shape, finished, name="out")
-    return Declaration((x, kernel, bias, out))
+    return Declaration((x, kernel, bias, *residual.tensors, out))
 
 
 def pack_kernel(spec: CanonicalSpec, variant: GroupedVariant, kernel: np.ndarray) -> np.ndarray:

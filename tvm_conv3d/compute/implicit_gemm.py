@@ -31,6 +31,7 @@ from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cut import Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.residual import Residual
 from tvm_conv3d.compute.stages import error_of_sums, finish, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_LAST
 
@@ -184,10 +185,13 @@ class GemmBuilder:
         kernel = te.placeholder(shape, self.factor, name="kernel")
         bias = te.placeholder((spec.groups, e.filter_blocks, variant.filters), spec.accumulator, name="bias")
         product = self._product(self._gather(x), kernel)
+        tiling = self._tiling()
+        residual = Residual(spec, tiling.shape)
+        operands = (x, kernel, bias, *residual.tensors)
         if variant.parts == 1:
-            return Declaration((x, kernel, bias, self._out(product, bias)), self._tiling(), aligned=True)
+            return Declaration((*operands, self._out(product, bias, residual)), tiling, aligned=True)
         partial = self._in_lanes("partial", product)
-        return Declaration((x, kernel, bias, self._added(partial, bias)), self._tiling(), (partial,), aligned=True)
+        return Declaration((*operands, self._added(partial, bias, residual)), tiling, (partial,), aligned=True)
 
     def _gather(self, x: te.Tensor) -> te.Tensor:
         """Cells innermost, as a thread reads several of them for one term."""
@@ -281,26 +285,29 @@ class GemmBuilder:
         """A factor in the accumulator's type."""
         return factor if self.factor == self.spec.accumulator else factor.astype(self.spec.accumulator)
 
-    def _out(self, product: te.Tensor, bias: te.Tensor) -> te.Tensor:
+    def _out(self, product: te.Tensor, bias: te.Tensor, residual: Residual) -> te.Tensor:
         """The finished tiles, the vectors that are stored at once innermost."""
-        # not in the store, whose loop is a vector: activations are branches
-        tile = te.compute(
-            product.shape,
-            lambda n, g, b, f, i, j: finish(self.spec, product(n, g, b, f, i, j), bias(g, f, j)),
-            name="tile",
-        )
-        return self._in_lanes("out", tile)
+        store, tiling = self.variant.store, self._tiling()
 
-    def _added(self, partial: te.Tensor, bias: te.Tensor) -> te.Tensor:
+        # not in the store, whose loop is a vector: activations are branches
+        def finished(n, g, b, f, i, j):  # type: ignore[no-untyped-def]
+            place = (i, j // store, j % store) if self.last else (i // store, j, i % store)
+            added = residual.in_tile(tiling, (n, g, b, f, *place))
+            return finish(self.spec, product(n, g, b, f, i, j), bias(g, f, j), added)
+
+        return self._in_lanes("out", te.compute(product.shape, finished, name="tile"))
+
+    def _added(self, partial: te.Tensor, bias: te.Tensor, residual: Residual) -> te.Tensor:
         """The same from the sums of the parts, which are in lanes."""
-        store = self.variant.store
+        store, tiling = self.variant.store, self._tiling()
         part = te.reduce_axis((0, self.variant.parts), name="part")
         shape = partial.shape[1:]
         total = te.compute(shape, lambda *at: te.sum(partial[(part, *at)], axis=[part]), name="total")
 
         def finished(n, g, b, f, i, j, lane):  # type: ignore[no-untyped-def]
             filter_ = j * store + lane if self.last else j
-            return finish(self.spec, total(n, g, b, f, i, j, lane), bias(g, f, filter_))
+            added = residual.in_tile(tiling, (n, g, b, f, i, j, lane))
+            return finish(self.spec, total(n, g, b, f, i, j, lane), bias(g, f, filter_), added)
 
         tile = te.compute(shape, finished, name="tile")
         return te.compute(shape, lambda *at: tile[at], name="out")

@@ -24,7 +24,8 @@ from tvm import te
 
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.declaration import Declaration
-from tvm_conv3d.compute.layout import grouped_input, grouped_output, grouped_reader
+from tvm_conv3d.compute.layout import grouped_input, grouped_output, grouped_reader, grouped_shape, in_layout
+from tvm_conv3d.compute.residual import Residual
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_FIRST, Triple
 
@@ -113,12 +114,16 @@ def declare(spec: CanonicalSpec, variant: PlanesVariant) -> Declaration:
     conv = te.compute(shape, conv_at, name="conv")
     tile = te.compute(shape, lambda *i: conv(*i), name="tile")
 
+    residual = Residual(spec, grouped_shape(spec, spec.out_size, spec.groups, spec.group_filters))
+
     def out_at(n, g, f, d, h, w):  # type: ignore[no-untyped-def]
         b, fi, wo, wi = f // filters, f % filters, w // (vectors * lanes), w % (vectors * lanes)
         value = tile(n, g, b, d, h // rows, wo, fi, h % rows, wi // lanes, wi % lanes)
-        return finish(spec, value, bias[g, b, fi])
+        return finish(spec, value, bias[g, b, fi], residual.at(*in_layout(spec, n, (g, f), (d, h, w))))
 
-    return Declaration((x, kernel, bias, grouped_output(spec, spec.groups, spec.group_filters, out_at)))
+    return Declaration(
+        (x, kernel, bias, *residual.tensors, grouped_output(spec, spec.groups, spec.group_filters, out_at))
+    )
 
 
 def pack_kernel(spec: CanonicalSpec, variant: PlanesVariant, kernel: np.ndarray) -> np.ndarray:

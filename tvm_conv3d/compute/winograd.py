@@ -30,6 +30,7 @@ from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype
 from tvm_conv3d.compute.filter_vectors import FilterVectors
+from tvm_conv3d.compute.residual import Residual
 from tvm_conv3d.compute.stages import finish
 from tvm_conv3d.compute.winograd_axes import axes_of, triple
 from tvm_conv3d.compute.winograd_stages import expected_error, gathered, index_names, split_taps, transform, transformed
@@ -161,7 +162,9 @@ class _Builder:
         product = self._product(self._input(self._gather(x)), kernel)
         sums = self._output(product)
         by_cell = self._turned(sums) if turns(spec, variant) else self._cells_of(sums)
-        return Declaration((x, kernel, bias, self._out(by_cell, bias), self._flags(sums)), self._tiling())
+        residual = Residual(spec, spec.output_shape)
+        out = self._out(by_cell, bias, residual)
+        return Declaration((x, kernel, bias, *residual.tensors, out, self._flags(sums)), self._tiling())
 
     def _gather(self, x: te.Tensor) -> te.Tensor:
         spec, axes, lanes = self.spec, self.axes, self.variant.lanes
@@ -319,21 +322,17 @@ class _Builder:
         vector += f // self.filters.shared_filters * (self.filters.blocks * self.variant.vectors)
         return by_cell(n, *parts, *groups, *within, vector, lane)
 
-    def _out(self, by_cell: Callable[..., Expr], bias: te.Tensor) -> te.Tensor:
-        def last(*index):  # type: ignore[no-untyped-def]
-            n, *cells, f = index
-            return finish(self.spec, self._sum_at(by_cell, n, cells, f), bias[f])
+    def _out(self, by_cell: Callable[..., Expr], bias: te.Tensor, residual: Residual) -> te.Tensor:
+        tiling = self._tiling()
 
-        def first(*index):  # type: ignore[no-untyped-def]
-            n, f, *cells = index
-            return last(n, *cells, f)
+        def at(*index):  # type: ignore[no-untyped-def]
+            n, *cells, f = index if self.spec.data_format == CHANNELS_LAST else (index[0], *index[2:], index[1])
+            added = residual.at(*(index if tiling is None else tiling.real(index)))
+            return finish(self.spec, self._sum_at(by_cell, n, cells, f), bias[f], added)
 
         size = [extent for axis in range(3) for extent in self._declared(axis)]
         batch, filters = self.spec.batch, self.spec.filters
-        if self.spec.data_format == CHANNELS_LAST:
-            shape, at = (batch, *size, filters), last
-        else:
-            shape, at = (batch, filters, *size), first
+        shape = (batch, *size, filters) if self.spec.data_format == CHANNELS_LAST else (batch, filters, *size)
         return te.compute(shape, at, name="out", varargs_names=index_names(shape))
 
     def _declared(self, axis: int) -> tuple[int, ...]:

@@ -35,6 +35,7 @@ from tvm_conv3d.compute.cook_toom import Transforms, transforms
 from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype
+from tvm_conv3d.compute.residual import Residual
 from tvm_conv3d.compute.stages import finish
 from tvm_conv3d.compute.winograd_axes import Axes, axes_of, triple
 from tvm_conv3d.compute.winograd_stages import expected_error, gathered, index_names, split_taps, transform, transformed
@@ -202,8 +203,10 @@ class _Builder:
         sums = self._sums(self._product(data, kernel))
         totals = self._totals(sums)
         bad = self._bad(totals)
-        out = self._out(totals, bad, self._direct(cell, kernel, bad), bias)
-        return Declaration((x, kernel, bias, out), self._tiling(), (data, sums), aligned=True)
+        residual = Residual(spec, spec.output_shape)
+        out = self._out(totals, bad, self._direct(cell, kernel, bad), bias, residual)
+        tensors = (x, kernel, bias, *residual.tensors, out)
+        return Declaration(tensors, self._tiling(), (data, sums), aligned=True)
 
     def _matrices(self, axis: int) -> Transforms:
         """Of a transformed axis."""
@@ -339,10 +342,14 @@ class _Builder:
         shape = (e.planes * e.tiles[0], e.slice, e.filter_blocks * variant.filters, *variant.tile)
         return te.compute(shape, at, name="direct", varargs_names=index_names(shape))
 
-    def _out(self, totals: te.Tensor, bad: te.Tensor, direct: te.Tensor, bias: te.Tensor) -> te.Tensor:
+    def _out(
+        self, totals: te.Tensor, bad: te.Tensor, direct: te.Tensor, bias: te.Tensor, residual: Residual
+    ) -> te.Tensor:
+        tiling = self._tiling()
+
         def at(row, t, g, i, j, k):  # type: ignore[no-untyped-def]
             total = tirx.if_then_else(bad[row, t, g] == 1, direct[row, t, g, i, j, k], totals[row, t, g, i, j, k])
-            return finish(self.spec, total, bias[g])
+            return finish(self.spec, total, bias[g], residual.at(*tiling.real((row, t, g, i, j, k))))
 
         names = ["row", "t", "g", "i", "j", "k"]
         return te.compute(direct.shape, at, name="out", varargs_names=names)

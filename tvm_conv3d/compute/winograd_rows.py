@@ -32,6 +32,7 @@ from tvm_conv3d.compute.cook_toom import transforms
 from tvm_conv3d.compute.cut import Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.residual import Residual
 from tvm_conv3d.compute.stages import finish, window_extents, zero_padded
 from tvm_conv3d.compute.winograd_stages import expected_error, index_names, transform
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
@@ -134,7 +135,9 @@ class _Builder:
         kernel = te.placeholder(shape, self.acc, name="kernel")
         bias = te.placeholder((self.blocks, variant.lanes), self.acc, name="bias")
         sums = self._output(self._product(self._input(self._gather(x)), kernel))
-        return Declaration((x, kernel, bias, self._out(sums, bias), self._flags(sums)), self._tiling())
+        residual = Residual(spec, spec.output_shape)
+        out = self._out(sums, bias, residual)
+        return Declaration((x, kernel, bias, *residual.tensors, out, self._flags(sums)), self._tiling())
 
     def _gather(self, x: te.Tensor) -> te.Tensor:
         spec, variant = self.spec, self.variant
@@ -192,13 +195,14 @@ class _Builder:
         shape = (*task, d, ho, hi, wo, wi, self.variant.tile, lane)
         return transform(self.acc, shape, "output", self.matrices.output, read, from_end=2)
 
-    def _out(self, sums: te.Tensor, bias: te.Tensor) -> te.Tensor:
+    def _out(self, sums: te.Tensor, bias: te.Tensor, residual: Residual) -> te.Tensor:
         """The output in whole register tiles; in channels_first, rows of each lane's filter."""
         last = self.spec.data_format == CHANNELS_LAST
-        read = sums if last else self._turned(sums)
+        read, tiling = sums if last else self._turned(sums), self._tiling()
 
         def at(*index):  # type: ignore[no-untyped-def]
-            return finish(self.spec, read[index], bias[index[4], index[-1 if last else -2]])
+            added = residual.at(*tiling.real(index))
+            return finish(self.spec, read[index], bias[index[4], index[-1 if last else -2]], added)
 
         return te.compute(read.shape, at, name="out", varargs_names=index_names(read.shape))
 

@@ -16,7 +16,7 @@ from tvm_conv3d import buffers, loader, reference, tensors, threads
 from tvm_conv3d.algorithms import Algorithm, algorithms
 from tvm_conv3d.artifact import MAIN, Artifact
 from tvm_conv3d.bench.problem import choose_positions, values_at
-from tvm_conv3d.compute.argument import BIAS, KERNEL, OUT, X
+from tvm_conv3d.compute.argument import BIAS, KERNEL, OUT, RESIDUAL, X
 from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.spec import Conv3DSpec
@@ -89,6 +89,7 @@ class Bench:
     kernel: np.ndarray
     bias: np.ndarray | None
     out: np.ndarray
+    residual: np.ndarray | None = None
     packed: dict[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
     @classmethod
@@ -100,7 +101,8 @@ class Bench:
         scale = 1 / math.sqrt(math.prod(spec.kernel_shape[:4]))
         kernel = (scale * rng.standard_normal(spec.kernel_shape)).astype(x.dtype)
         bias = rng.standard_normal(spec.filters).astype(x.dtype) if spec.bias else None
-        return cls(spec, x, kernel, bias, buffers.empty(spec.output_shape, x.dtype))
+        residual = rng.standard_normal(spec.output_shape, dtype).astype(x.dtype) if spec.residual else None
+        return cls(spec, x, kernel, bias, buffers.empty(spec.output_shape, x.dtype), residual)
 
     def kernel_of(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> Kernel | GpuKernel:
         """The plan's kernel on this data, into :attr:`out`; weights are packed before."""
@@ -115,7 +117,8 @@ class Bench:
     def arguments(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> dict[str, np.ndarray]:
         """What the plan's kernel takes, by name."""
         flags = {a.name: np.zeros(a.shape, a.dtype) for a in artifact.functions[MAIN].of("flags")}
-        return {X: self.x, OUT: self.out, **self.weights(algorithm, plan, artifact), **flags}
+        added = {} if self.residual is None else {RESIDUAL: self.residual}
+        return {X: self.x, OUT: self.out, **self.weights(algorithm, plan, artifact), **added, **flags}
 
     def error(self, kernel: Kernel | GpuKernel) -> float:
         """The relative error (2-norm) of a kernel's output; infinite where a value is not finite."""
@@ -131,7 +134,9 @@ class Bench:
         if not np.isfinite(values.astype(np.float64)).all():
             return math.inf
         expected = reference.convolve_at(self.spec, self.x, self.kernel, self.bias, positions)
-        return reference.relative_error(values, reference.finish(self.spec, expected))
+        residual = self.residual
+        added = None if residual is None else values_at(residual, positions, self.spec.data_format)
+        return reference.relative_error(values, reference.finish(self.spec, expected, added))
 
     def weights(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> Mapping[str, np.ndarray]:
         """Kernel and bias in the plan's layout, by name."""
