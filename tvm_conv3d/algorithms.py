@@ -33,6 +33,8 @@ class Algorithm:
         declare: (spec, variant) -> TE declaration.
         pack_kernel: (spec, variant, kernel) -> weights in the declaration's layout, those of the seen taps.
         pack_bias: (spec, variant, bias or None) -> bias in the declaration's layout.
+        packing: (spec, variant) -> the function `pack`, scheduled, which does the same
+            (:mod:`tvm_conv3d.compute.packing`).
         default: (spec, traits of the target) -> (variant, decisions), or None where the algorithm does not apply.
         apply: (schedule, spec, variant, decisions): the design space.
         finish: (scheduled module, spec) -> module: what no schedule primitive expresses.
@@ -47,6 +49,7 @@ class Algorithm:
     declare: Callable[[Conv3DSpec, Variant], Declaration]
     pack_kernel: Callable[[Conv3DSpec, Variant, np.ndarray], np.ndarray]
     pack_bias: Callable[[Conv3DSpec, Variant, np.ndarray | None], np.ndarray]
+    packing: Callable[[Conv3DSpec, Variant], IRModule]
     default: Callable[[Conv3DSpec, Any], tuple[Variant, dict[str, int]] | None]
     apply: Callable[[Schedule, Conv3DSpec, Variant, Any], None]
     finish: Callable[[IRModule, Conv3DSpec], IRModule]
@@ -82,32 +85,34 @@ def _for_cpus() -> tuple[Algorithm, ...]:
     from tvm_conv3d.schedules.llvm import depthwise as depthwise_loops
     from tvm_conv3d.schedules.llvm import direct as direct_loops
     from tvm_conv3d.schedules.llvm import grouped as grouped_loops
+    from tvm_conv3d.schedules.llvm import packing
     from tvm_conv3d.schedules.llvm import planes as planes_loops
     from tvm_conv3d.schedules.llvm import winograd as winograd_loops
-    from tvm_conv3d.schedules.llvm import winograd_rows as winograd_rows_loops
+    from tvm_conv3d.schedules.llvm import winograd_rows as rows_loops
 
     return (
-        _join("winograd", winograd.WinogradVariant, winograd, winograd_loops, exact=False),
-        _join("winograd_rows", winograd_rows.WinogradRowsVariant, winograd_rows, winograd_rows_loops, exact=False),
-        _join("planes", planes.PlanesVariant, planes, planes_loops),
-        _join("depthwise", depthwise.DepthwiseVariant, depthwise, depthwise_loops),
-        _join("grouped", grouped.GroupedVariant, grouped, grouped_loops),
-        _join("direct", direct.DirectVariant, direct, direct_loops),
+        _join("winograd", winograd.WinogradVariant, winograd, winograd_loops, packing, exact=False),
+        _join("winograd_rows", winograd_rows.WinogradRowsVariant, winograd_rows, rows_loops, packing, exact=False),
+        _join("planes", planes.PlanesVariant, planes, planes_loops, packing),
+        _join("depthwise", depthwise.DepthwiseVariant, depthwise, depthwise_loops, packing),
+        _join("grouped", grouped.GroupedVariant, grouped, grouped_loops, packing),
+        _join("direct", direct.DirectVariant, direct, direct_loops, packing),
     )
 
 
 def _for_gpus() -> tuple[Algorithm, ...]:
     from tvm_conv3d.compute import implicit_gemm, tensor_gemm, window, winograd_gemm
     from tvm_conv3d.schedules.cuda import gemm as gemm_loops
+    from tvm_conv3d.schedules.cuda import packing
     from tvm_conv3d.schedules.cuda import tensor as tensor_loops
     from tvm_conv3d.schedules.cuda import window as window_loops
     from tvm_conv3d.schedules.cuda import winograd as winograd_loops
 
     return (
-        _join("window", window.WindowVariant, window, window_loops),
-        _join("winograd_gemm", winograd_gemm.WinogradGemmVariant, winograd_gemm, winograd_loops, exact=False),
-        _join("tensor_gemm", tensor_gemm.TensorVariant, tensor_gemm, tensor_loops),
-        _join("gemm", implicit_gemm.GemmVariant, implicit_gemm, gemm_loops),
+        _join("window", window.WindowVariant, window, window_loops, packing),
+        _join("winograd_gemm", winograd_gemm.WinogradGemmVariant, winograd_gemm, winograd_loops, packing, exact=False),
+        _join("tensor_gemm", tensor_gemm.TensorVariant, tensor_gemm, tensor_loops, packing),
+        _join("gemm", implicit_gemm.GemmVariant, implicit_gemm, gemm_loops, packing),
     )
 
 
@@ -115,9 +120,14 @@ def _for_gpus() -> tuple[Algorithm, ...]:
 _FAMILIES = {"llvm": _for_cpus, "cuda": _for_gpus}
 
 
-def _join(name: str, variant_type: type, compute: ModuleType, loops: ModuleType, exact: bool = True) -> Algorithm:
+def _join(
+    name: str, variant_type: type, compute: ModuleType, loops: ModuleType, packing: ModuleType, exact: bool = True
+) -> Algorithm:
     def pack_kernel(spec: Conv3DSpec, variant: Variant, kernel: np.ndarray) -> np.ndarray:
         return compute.pack_kernel(trim(spec), variant, trim_kernel(spec, kernel))
+
+    def pack(spec: Conv3DSpec, variant: Variant) -> IRModule:
+        return packing.scheduled(spec, variant, compute.declare_packing)
 
     return Algorithm(
         name,
@@ -126,6 +136,7 @@ def _join(name: str, variant_type: type, compute: ModuleType, loops: ModuleType,
         functools.lru_cache(maxsize=_DECLARATIONS)(compute.declare),
         pack_kernel,
         compute.pack_bias,
+        pack,
         loops.default,
         loops.apply,
         loops.finish,

@@ -20,6 +20,7 @@ from tvm import te
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.packing import BIAS, KERNEL, Weights
 from tvm_conv3d.compute.stages import error_of_sums, finish, window_extents, zero_outside
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
@@ -104,6 +105,21 @@ def pack_bias(spec: Conv3DSpec, variant: DepthwiseVariant, bias: np.ndarray | No
     if bias is None:
         return np.zeros(shape, s.accumulator)
     return bias.astype(s.accumulator)[np.arange(math.prod(shape)) % s.channels].reshape(shape)
+
+
+def declare_packing(spec: Conv3DSpec, variant: DepthwiseVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    s = collapse(spec)
+    stored, lanes = _period(s, variant), variant.lanes
+
+    def kernel_at(vector, d, h, w, lane):  # type: ignore[no-untyped-def]
+        return weights.kernel((d, h, w), 0, (vector * lanes + lane) % s.channels)
+
+    def bias_at(vector, lane):  # type: ignore[no-untyped-def]
+        return weights.bias((vector * lanes + lane) % s.channels)
+
+    kernel = te.compute((stored, *s.kernel, lanes), kernel_at, name=KERNEL)
+    return kernel, te.compute((stored, lanes), bias_at, name=BIAS)
 
 
 def error_bound(spec: Conv3DSpec, variant: DepthwiseVariant) -> float:

@@ -23,6 +23,7 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.layout import grouped_input, grouped_output, grouped_reader
+from tvm_conv3d.compute.packing import BIAS, KERNEL, Weights
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, under_tap, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
@@ -128,6 +129,19 @@ def pack_bias(spec: Conv3DSpec, variant: DirectVariant, bias: np.ndarray | None)
     """Bias (filters,) as (groups, blocks, vectors, lanes); zeros where there is none."""
     values = np.zeros(spec.filters, spec.accumulator) if bias is None else bias
     return FilterVectors.of(spec, variant).pack(values, spec.accumulator)
+
+
+def declare_packing(spec: Conv3DSpec, variant: DirectVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    s = collapse(spec)
+    filters = FilterVectors.of(s, variant)
+
+    def kernel_at(shared, block, d, h, w, channel, vector, lane):  # type: ignore[no-untyped-def]
+        return weights.kernel((d, h, w), channel, *filters.filter_at(shared, block, vector, lane))
+
+    shape = (filters.sharing, filters.blocks, *s.kernel, s.group_channels, variant.vectors, variant.lanes)
+    bias = te.compute((*shape[:2], *shape[-2:]), lambda *i: weights.bias(*filters.filter_at(*i)), name=BIAS)
+    return te.compute(shape, kernel_at, name=KERNEL), bias
 
 
 def error_bound(spec: Conv3DSpec, variant: DirectVariant) -> float:

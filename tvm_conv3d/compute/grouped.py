@@ -20,6 +20,7 @@ from tvm import te
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.packing import KERNEL, Weights, bias_in_blocks
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, under_tap, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
@@ -110,6 +111,20 @@ def pack_bias(spec: Conv3DSpec, variant: GroupedVariant, bias: np.ndarray | None
     if bias is not None:
         padded[: spec.filters] = bias
     return padded.reshape(blocks, variant.lanes)
+
+
+def declare_packing(spec: Conv3DSpec, variant: GroupedVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    s = collapse(spec)
+    lanes, blocks = variant.lanes, -(-s.filters // variant.lanes)
+
+    def kernel_at(block, d, h, w, step, lane):  # type: ignore[no-untyped-def]
+        filter_ = block * lanes + lane
+        channel = filter_ % s.group_channels ^ step if variant.shuffled else step
+        return weights.kernel((d, h, w), channel, filter_, [filter_ < s.filters] if s.filters % lanes else [])
+
+    kernel = te.compute((blocks, *s.kernel, s.group_channels, lanes), kernel_at, name=KERNEL)
+    return kernel, bias_in_blocks(weights, s.filters, (blocks, lanes))
 
 
 def error_bound(spec: Conv3DSpec, variant: GroupedVariant) -> float:

@@ -25,6 +25,7 @@ from tvm import te
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.layout import grouped_input, grouped_output, grouped_reader
+from tvm_conv3d.compute.packing import KERNEL, Weights, bias_of_groups
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Triple
 
@@ -137,6 +138,20 @@ def pack_bias(spec: Conv3DSpec, variant: PlanesVariant, bias: np.ndarray | None)
     if bias is not None:
         padded[:, : spec.group_filters] = bias.reshape(spec.groups, spec.group_filters)
     return padded.reshape(spec.groups, blocks, variant.filters)
+
+
+def declare_packing(spec: Conv3DSpec, variant: PlanesVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    s = collapse(spec)
+    blocks, filters, each = _blocks(s, variant), variant.filters, s.group_filters
+
+    def kernel_at(group, block, d, h, w, channel, i):  # type: ignore[no-untyped-def]
+        number = block * filters + i
+        inside = [number < each] if each % filters else []
+        return weights.kernel((d, h, w), channel, group * each + number, inside)
+
+    kernel = te.compute((s.groups, blocks, *s.kernel, s.group_channels, filters), kernel_at, name=KERNEL)
+    return kernel, bias_of_groups(weights, s, blocks, filters)
 
 
 def error_bound(spec: Conv3DSpec, variant: PlanesVariant) -> float:

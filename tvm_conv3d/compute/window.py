@@ -24,6 +24,7 @@ from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.packing import KERNEL, Weights, bias_in_blocks
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
@@ -133,6 +134,18 @@ def pack_kernel(spec: Conv3DSpec, variant: WindowVariant, kernel: np.ndarray) ->
 def pack_bias(spec: Conv3DSpec, variant: WindowVariant, bias: np.ndarray | None) -> np.ndarray:
     """Bias (filters,), zeros where there is none."""
     return np.zeros(spec.filters, spec.accumulator) if bias is None else bias.astype(spec.accumulator)
+
+
+def declare_packing(spec: Conv3DSpec, variant: WindowVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    s = collapse(spec)
+    depth, height, width = s.kernel
+    kernel = te.compute(
+        (depth, s.group_channels, height, width, s.filters),
+        lambda d, channel, h, w, filter_: weights.kernel((d, h, w), channel, filter_),
+        name=KERNEL,
+    )
+    return kernel, bias_in_blocks(weights, s.filters, (s.filters,))
 
 
 def error_bound(spec: Conv3DSpec, variant: WindowVariant) -> float:

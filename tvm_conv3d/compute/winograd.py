@@ -30,8 +30,10 @@ from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype
 from tvm_conv3d.compute.filter_vectors import FilterVectors
+from tvm_conv3d.compute.packing import KERNEL, Weights, bias_in_blocks
 from tvm_conv3d.compute.stages import finish
 from tvm_conv3d.compute.winograd_axes import axes_of, triple
+from tvm_conv3d.compute.winograd_packing import AXES, taps_of_phases, transformed_taps
 from tvm_conv3d.compute.winograd_stages import expected_error, gathered, index_names, split_taps, transform, transformed
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
 
@@ -110,17 +112,30 @@ def pack_kernel(spec: Conv3DSpec, variant: WinogradVariant, kernel: np.ndarray) 
     s = collapse(spec)
     axes = axes_of(s, variant.modes)
     taps = transformed(split_taps(axes, kernel), variant.tile, axes.strides)
-    blocked = FilterVectors.of(s, variant).pack(taps, spec.accumulator)
-    in_order = blocked.transpose(0, 1, 2, 4, 5, 3, 6, 7)
-    return np.ascontiguousarray(in_order).reshape(*in_order.shape[:3], -1, *in_order.shape[5:])
+    blocked = FilterVectors.of(s, variant).pack(taps, spec.accumulator).transpose(0, 1, 2, 4, 5, 3, 6, 7)
+    return np.ascontiguousarray(blocked).reshape(*blocked.shape[:3], -1, *blocked.shape[5:])
 
 
 def pack_bias(spec: Conv3DSpec, variant: WinogradVariant, bias: np.ndarray | None) -> np.ndarray:
     """Bias (filters,) with zeros up to whole vectors; all zeros where there is none."""
-    padded = np.zeros(-(-spec.filters // variant.lanes) * variant.lanes, spec.accumulator)
-    if bias is not None:
-        padded[: spec.filters] = bias
-    return padded
+    values = np.zeros(spec.filters) if bias is None else bias
+    return np.pad(values, (0, -spec.filters % variant.lanes)).astype(spec.accumulator)
+
+
+def declare_packing(spec: Conv3DSpec, variant: WinogradVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    s = collapse(spec)
+    axes, filters = axes_of(s, variant.modes), FilterVectors.of(s, variant)
+    read = taps_of_phases(s, axes, weights)
+
+    def taps_at(taps, block, channel, vector, lane):  # type: ignore[no-untyped-def]
+        return read(taps, channel, *filters.filter_at(block // filters.blocks, block % filters.blocks, vector, lane))
+
+    matrices = [transforms(*size).kernel for size in zip(variant.tile, axes.taps, axes.strides, strict=True)]
+    inner = (filters.sharing * filters.blocks, axes.channels // s.groups, variant.vectors, variant.lanes)
+    _, sums = transformed_taps(taps_at, axes.taps, matrices, inner)
+    kernel = te.compute(sums.shape, lambda *i: sums(*i).astype(s.accumulator), name=KERNEL, varargs_names=AXES)
+    return kernel, bias_in_blocks(weights, s.filters, (-(-s.filters // variant.lanes) * variant.lanes,))
 
 
 def error_bound(spec: Conv3DSpec, variant: WinogradVariant) -> float:
@@ -149,8 +164,9 @@ class _Builder:
         self.filter_blocks = self.filters.sharing * self.filters.blocks
         #: channels that a sum runs over
         self.group_channels = self.axes.channels // spec.groups
-        sizes = zip(variant.tile, self.axes.taps, self.axes.strides, strict=True)
-        self.matrices = [transforms(*size) for size in sizes]
+        self.matrices = [
+            transforms(*size) for size in zip(variant.tile, self.axes.taps, self.axes.strides, strict=True)
+        ]
         #: gathered cells from tile to tile, per axis
         self.steps = triple([m * stride for m, stride in zip(variant.tile, self.axes.strides, strict=True)])
         #: axes with a transform

@@ -32,7 +32,9 @@ from tvm_conv3d.compute.cook_toom import transforms
 from tvm_conv3d.compute.cut import Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.packing import KERNEL, Weights, bias_in_blocks
 from tvm_conv3d.compute.stages import finish, window_extents, zero_padded
+from tvm_conv3d.compute.winograd_packing import DTYPE, transformed_taps
 from tvm_conv3d.compute.winograd_stages import expected_error, index_names, transform
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
 
@@ -110,6 +112,27 @@ def pack_bias(spec: Conv3DSpec, variant: WinogradRowsVariant, bias: np.ndarray |
     if bias is not None:
         padded[: spec.filters] = bias
     return padded.reshape(-1, variant.lanes)
+
+
+def declare_packing(spec: Conv3DSpec, variant: WinogradRowsVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    s = collapse(spec)
+    lanes, blocks = variant.lanes, -(-s.filters // variant.lanes)
+
+    def taps_at(taps, block, channel, lane):  # type: ignore[no-untyped-def]
+        filter_ = block * lanes + lane
+        inside = [filter_ < s.filters] if s.filters % lanes else []
+        return weights.kernel(taps, channel, filter_, inside).astype(DTYPE)
+
+    one = transforms(1, 1).kernel
+    along_w = transforms(variant.tile, s.kernel[2]).kernel
+    _, sums = transformed_taps(taps_at, s.kernel, (one, one, along_w), (blocks, s.group_channels, lanes))
+    kernel = te.compute(
+        (blocks, len(along_w), *s.kernel[:2], s.group_channels, lanes),
+        lambda block, w, d, h, channel, lane: sums(d, h, w, block, channel, lane).astype(s.accumulator),
+        name=KERNEL,
+    )
+    return kernel, bias_in_blocks(weights, s.filters, (blocks, lanes))
 
 
 def error_bound(spec: Conv3DSpec, variant: WinogradRowsVariant) -> float:
