@@ -18,7 +18,7 @@ import numpy as np
 from scipy.optimize import lsq_linear
 from tvm.target import Target
 
-from tvm_conv3d import cache
+from tvm_conv3d import folders
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.schedules.llvm.rules import winograd_cost
@@ -47,7 +47,7 @@ class Sample:
 def read(target: Target, ghz: float) -> list[Sample]:
     """The Winograd trials of the target's journals, of each variant the fastest."""
     traits = cpu_traits(target)
-    folder = cache.cache_root() / "trials" / target_key(target) / f"threads{thread_count(target)}"
+    folder = folders.cache_root() / "trials" / target_key(target) / f"threads{thread_count(target)}"
     fastest: dict[tuple[str, str], Sample] = {}
     for path in sorted(folder.glob("*.jsonl")):
         head, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())

@@ -22,9 +22,11 @@ from tvm.s_tir import meta_schedule
 from tvm.s_tir.meta_schedule.database import MemoryDatabase, TuningRecord
 from tvm.s_tir.meta_schedule.runner import RunnerResult
 
-from tvm_conv3d import build, threads
+from tvm_conv3d import threads
+from tvm_conv3d.algorithms import named
 from tvm_conv3d.bench.layers import read_csv
-from tvm_conv3d.plan import algorithm_of, default_plan, make_plan
+from tvm_conv3d.build import compile_plan
+from tvm_conv3d.planner import default_plan, make_plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import available_cpus, host_target
 from tvm_conv3d.tuning.measure import Bench, contest
@@ -137,7 +139,7 @@ def _ours(spec: Conv3DSpec, bench: Bench) -> list[Callable[[], None]]:
     """Our default and tuned kernels."""
     target = host_target(threads.get_num_threads())
     plans = (default_plan(spec, target), make_plan(spec, target))
-    return [bench.kernel_of(algorithm_of(plan, "llvm"), plan, build.compile_plan(plan, target)) for plan in plans]
+    return [bench.kernel_of(named(plan.algorithm), plan, compile_plan(plan, target)) for plan in plans]
 
 
 def main() -> None:

@@ -9,11 +9,14 @@ import pytest
 
 from cuda_on_cpu import compile_modules, lower_module
 from cuda_on_cpu.execute import Order
+from cuda_on_cpu.lower import GlobalBuffer
 from problems import BOUNDS, data
-from tvm_conv3d import build, reference, runtime
+from tvm_conv3d import build, loader, reference, scheduling
+from tvm_conv3d.algorithms import named
 from tvm_conv3d.cuda.architectures import gpu_traits
 from tvm_conv3d.objects import activations
-from tvm_conv3d.plan import Plan, algorithm_of, default_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import default_plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import gpu_target, resolve
 from tvm_conv3d.tuning.gpu_kernel import GpuKernel
@@ -67,14 +70,14 @@ def compute(
 
 
 def _on_cpu(plans: Sequence[Plan], inputs: Sequence[Data], target: str, order: Order) -> Iterator[np.ndarray]:
-    lowered = [lower_module(build.scheduled_module(plan, resolve(target, 1)), resolve(target, 1)) for plan in plans]
+    resolved = resolve(target, 1)
+    lowered = [lower_module(scheduling.scheduled_module(plan, resolved), resolved) for plan in plans]
     for plan, given, compiled in zip(plans, inputs, compile_modules(lowered), strict=True):
         for launch in compiled.lowered.launches:
             assert_launchable(plan, launch.grid, launch.block)
-        arrays = zip(arguments(plan, *given), compiled.lowered.parameters, strict=True)
-        report = compiled.run([None if array is None else bits(array, p) for array, p in arrays], order)
+        report = compiled.run(in_order(plan, given, compiled.lowered.parameters), order)
         report.check()
-        yield report.arrays[3]
+        yield report.buffers["out"]
 
 
 def _on_gpu(plans: Sequence[Plan], inputs: Sequence[Data]) -> Iterator[np.ndarray]:
@@ -83,8 +86,8 @@ def _on_gpu(plans: Sequence[Plan], inputs: Sequence[Data]) -> Iterator[np.ndarra
         if plan.algorithm == "tensor_gemm" and not gpu_traits(target).has_tensor_cores(plan.spec.dtype):
             pytest.skip(f"this GPU has no tensor cores for {plan.spec.dtype}")
         out = np.full(plan.spec.output_shape, np.nan, given[0].dtype)
-        x, kernel, bias, _ = arguments(plan, *given)
-        call = GpuKernel.of(runtime.link(build.compile_plan(plan, target)).function, (x, kernel, bias, out))
+        kernels = loader.link(build.compile_plan(plan, target)).main.code
+        call = GpuKernel.of(kernels, {**arguments(plan, *given), "out": out})
         call()
         call.fetch(out)
         yield out
@@ -92,7 +95,7 @@ def _on_gpu(plans: Sequence[Plan], inputs: Sequence[Data]) -> Iterator[np.ndarra
 
 def _bound(plan: Plan) -> float:
     """That of the type; what other algorithms promise holds of layers with more cells, over which it scatters less."""
-    return BOUNDS[plan.spec.dtype] if algorithm_of(plan, "cuda").exact else 1.5 * plan.error_bound
+    return BOUNDS[plan.spec.dtype] if named(plan.algorithm).exact else 1.5 * plan.error_bound
 
 
 def assert_launchable(plan: Plan, grid: Sequence[int], block: Sequence[int]) -> None:
@@ -100,19 +103,26 @@ def assert_launchable(plan: Plan, grid: Sequence[int], block: Sequence[int]) -> 
     assert grid[0] < 2**31 and max(grid[1:], default=1) < 2**16, plan
 
 
-def arguments(
-    plan: Plan, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, None]:
-    algorithm = algorithm_of(plan, "cuda")
-    packed = algorithm.pack_kernel(plan.spec, plan.variant, kernel), algorithm.pack_bias(plan.spec, plan.variant, bias)
-    return x, *packed, None
+def arguments(plan: Plan, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None) -> dict[str, np.ndarray]:
+    """All that the plan's kernels read, by name."""
+    algorithm = named(plan.algorithm)
+    return {
+        "x": x,
+        "kernel": algorithm.pack_kernel(plan.spec, plan.variant, kernel),
+        "bias": algorithm.pack_bias(plan.spec, plan.variant, bias),
+    }
 
 
-def bits(array: np.ndarray, parameter: object) -> np.ndarray:
+def in_order(plan: Plan, given: Data, parameters: Sequence[GlobalBuffer]) -> list[np.ndarray | None]:
+    """The same in the order, shapes and types of the parameters; None for what is written."""
+    arrays = arguments(plan, *given)
+    return [_bits(arrays[p.name], p) if p.name in arrays else None for p in parameters]
+
+
+def _bits(array: np.ndarray, parameter: GlobalBuffer) -> np.ndarray:
     """The same memory in the shape and type of the parameter."""
-    wanted = parameter.dtype  # type: ignore[attr-defined]
-    plain = array.view(np.uint16) if wanted == "uint16" else array
-    return plain.reshape(parameter.shape)  # type: ignore[attr-defined]
+    plain = array.view(np.uint16) if parameter.dtype == "uint16" else array
+    return plain.reshape(parameter.shape)
 
 
 def relative_error(

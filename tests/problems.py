@@ -8,8 +8,9 @@ import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 
-from tvm_conv3d import build, reference, runtime, tensors
-from tvm_conv3d.plan import Plan, algorithm_of
+from tvm_conv3d import build, loader, reference, tensors
+from tvm_conv3d.algorithms import named
+from tvm_conv3d.plan import Plan
 from tvm_conv3d.runtime import Executor
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, NO_PADS, Conv3DSpec, Pads, same_padding
 from tvm_conv3d.targets import host_target
@@ -111,19 +112,22 @@ def execute(
     plan: Plan, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None = None
 ) -> tuple[np.ndarray, bool]:
     """Compiles and runs `plan`: the result, in `out` where it is given, and whether all flags are finite."""
-    algorithm = algorithm_of(plan, "llvm")
-    loaded = runtime.link(build.compile_plan(plan, host_target(2)))
+    algorithm = named(plan.algorithm)
+    loaded = loader.link(build.compile_plan(plan, host_target(2)))
     if out is None:
         out = np.empty(plan.spec.output_shape, x.dtype)
     out.fill(np.nan)
-    packed = [
-        algorithm.pack_kernel(plan.spec, plan.variant, kernel),
-        algorithm.pack_bias(plan.spec, plan.variant, bias),
-    ]
-    flags = [np.full(shape, np.nan, plan.spec.accumulator) for shape in loaded.shapes[4:]]
-    arrays = [x, *packed, out, *flags]
-    loaded.function(*(tensors.exported(array, shape) for array, shape in zip(arrays, loaded.shapes, strict=True)))
-    return out, all(np.isfinite(array).all() for array in flags)
+    code, function = loaded.main.code, loaded.main.function
+    flags = {a.name: np.full(a.shape, np.nan, a.dtype) for a in function.of("flags")}
+    arrays = {
+        "x": x,
+        "kernel": algorithm.pack_kernel(plan.spec, plan.variant, kernel),
+        "bias": algorithm.pack_bias(plan.spec, plan.variant, bias),
+        "out": out,
+        **flags,
+    }
+    code(*function.ordered({a.name: tensors.exported(arrays[a.name], a.shape) for a in function.arguments}))
+    return out, all(np.isfinite(array).all() for array in flags.values())
 
 
 def run_plan(plan: Plan) -> float:

@@ -21,7 +21,7 @@ from tvm_conv3d.bench.layers import COLUMNS, Layer, adapt, family, from_key, rea
 from tvm_conv3d.bench.machine import Roof
 from tvm_conv3d.bench.rows import Row, Timing
 from tvm_conv3d.bench.timing import Contest, Effort
-from tvm_conv3d.plan import default_plan
+from tvm_conv3d.planner import default_plan
 from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, same_padding
 from tvm_conv3d.targets import host_target, instruction_set, target_key
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tvm_conv3d import build, cache, runtime
-from tvm_conv3d.plan import Plan, make_plan
+from problems import assert_right
+from tvm_conv3d import artifact, build, cache, folders, loader
+from tvm_conv3d.artifact import Artifact, artifact_key
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import make_plan
 from tvm_conv3d.recent import Recent
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import host_target, resolve
@@ -24,7 +29,7 @@ SPEC = Conv3DSpec(1, (3, 4, 5), 3, 4, (2, 2, 2))
 
 CONVOLVE = """
 import numpy as np, warnings
-from tvm_conv3d import Conv3D
+from tvm_conv3d import Conv3D, artifact, build, cache, folders, loader
 layer = Conv3D(4, 2, kernel_initializer="ones")
 print(float(layer(np.ones((1, 3, 4, 5, 3), "float32")).sum()))
 """
@@ -34,8 +39,8 @@ EXPECTED_SUM = 2 * 3 * 4 * 4 * 24
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "kept"))
-    monkeypatch.setattr(runtime, "_loaded", Recent(1024))
+    monkeypatch.setenv(folders.CACHE_VARIABLE, str(tmp_path / "kept"))
+    monkeypatch.setattr(loader, "_loaded", Recent(1024))
     cache._warned.clear()
     return tmp_path / "kept" / "modules"
 
@@ -45,9 +50,9 @@ def plan() -> Plan:
     return make_plan(SPEC, host_target(2))
 
 
-def get(plan: Plan) -> runtime.Loaded:
-    runtime._loaded.clear()
-    return runtime.get_loaded(plan, host_target(2))
+def get(plan: Plan) -> loader.Loaded:
+    loader._loaded.clear()
+    return loader.get_loaded(plan, host_target(2))
 
 
 @pytest.fixture
@@ -55,7 +60,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     seen = []
     real = build.compile_plan
 
-    def counting(plan: Plan, target: object) -> build.Artifact:
+    def counting(plan: Plan, target: object) -> Artifact:
         seen.append(plan)
         return real(plan, target)  # type: ignore[arg-type]
 
@@ -84,17 +89,38 @@ def _forge(folder: Path) -> None:
     """A file that is no object, under a digest that fits."""
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "module.o").write_bytes(b"not an object")
-    meta["sha256"] = cache._digest(b"not an object", meta["shapes"])
+    meta["sha256"] = cache._digest(b"not an object", meta["code"])
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
 def _change_a_shape(folder: Path) -> None:
     meta = json.loads((folder / "meta.json").read_text())
-    meta["shapes"][0][1] += 1
+    meta["code"]["functions"]["main"][0]["shape"][1] += 1
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def _as_yesterday(folder: Path) -> None:
+    """Shapes by position, and the workspace as two numbers."""
+    meta = json.loads((folder / "meta.json").read_text())
+    described = meta.pop("code")
+    meta["shapes"] = [argument["shape"] for argument in described["functions"]["main"]]
+    meta["workspace"] = [described["workspace"]["shared"], described["workspace"]["own"]]
+    code = (folder / "module.o").read_bytes()
+    meta["sha256"] = hashlib.sha256(json.dumps(meta["shapes"]).encode() + b"\0" + code).hexdigest()
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def _unknown_role(folder: Path) -> None:
+    """Under a digest that fits."""
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["code"]["functions"]["main"][0]["role"] = "sight"
+    meta["sha256"] = cache._digest((folder / "module.o").read_bytes(), meta["code"])
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
 DAMAGE = {
+    "the format before arguments had names": _as_yesterday,
+    "an unknown role": _unknown_role,
     "another shape": _change_a_shape,
     "flipped byte": _flip_a_byte,
     "truncated": lambda folder: (folder / "module.o").write_bytes((folder / "module.o").read_bytes()[:1000]),
@@ -102,7 +128,7 @@ DAMAGE = {
     "no meta": lambda folder: (folder / "meta.json").unlink(),
     "meta is no json": lambda folder: (folder / "meta.json").write_bytes(b"\xff\x00{"),
     "meta is a list": lambda folder: (folder / "meta.json").write_text("[]"),
-    "meta lacks shapes": lambda folder: (folder / "meta.json").write_text('{"key": "x"}'),
+    "meta lacks the code": lambda folder: (folder / "meta.json").write_text('{"key": "x"}'),
     "forged": _forge,
 }
 
@@ -112,10 +138,13 @@ def test_damage_is_rebuilt(root: Path, plan: Plan, compilations: list[Plan], dam
     get(plan)
     (folder,) = root.glob("[!.]*")
     damage(folder)  # type: ignore[operator]
-    get(plan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        get(plan)
     assert len(compilations) == 2
     get(plan)
     assert len(compilations) == 2, "the rebuilt module is found again"
+    assert_right(SPEC)
 
 
 def test_a_folder_that_others_may_write_to_is_not_trusted(root: Path, plan: Plan, compilations: list[Plan]) -> None:
@@ -128,10 +157,10 @@ def test_a_folder_that_others_may_write_to_is_not_trusted(root: Path, plan: Plan
 
 def test_a_cache_that_can_not_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Plan) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "file"))
+    monkeypatch.setenv(folders.CACHE_VARIABLE, str(tmp_path / "file"))
     cache._warned.clear()
-    with pytest.warns(RuntimeWarning, match=cache.CACHE_VARIABLE):
-        assert get(plan).shapes
+    with pytest.warns(RuntimeWarning, match=folders.CACHE_VARIABLE):
+        assert get(plan).main.function.arguments
 
 
 def test_many_processes_at_once(root: Path) -> None:
@@ -147,7 +176,7 @@ def test_many_processes_at_once(root: Path) -> None:
 
 def test_threads_compile_once(root: Path, plan: Plan, compilations: list[Plan]) -> None:
     with ThreadPoolExecutor(8) as pool:
-        loaded = list(pool.map(lambda _: runtime.get_loaded(plan, host_target(2)), range(8)))
+        loaded = list(pool.map(lambda _: loader.get_loaded(plan, host_target(2)), range(8)))
     assert len(compilations) == 1
     assert all(entry is loaded[0] for entry in loaded)
 
@@ -177,40 +206,40 @@ class TestKey:
 
     def test_equal_things_have_equal_keys(self, plan: Plan) -> None:
         again = make_plan(Conv3DSpec.parse(SPEC.key()), resolve(None, 2))
-        assert build.artifact_key(again, resolve(None, 2)) == build.artifact_key(plan, host_target(2))
+        assert artifact_key(again, resolve(None, 2)) == artifact_key(plan, host_target(2))
 
     def test_spec(self, plan: Plan) -> None:
-        key = build.artifact_key(plan, host_target(2))
-        assert build.artifact_key(replace(plan, spec=replace(SPEC, bias=False)), host_target(2)) != key
+        key = artifact_key(plan, host_target(2))
+        assert artifact_key(replace(plan, spec=replace(SPEC, bias=False)), host_target(2)) != key
 
     def test_plan(self, plan: Plan) -> None:
-        keys = {build.artifact_key(plan, host_target(2))}
-        keys.add(build.artifact_key(replace(plan, algorithm="other"), host_target(2)))
-        keys.add(build.artifact_key(replace(plan, variant=replace(plan.variant, columns=99)), host_target(2)))
-        keys.add(build.artifact_key(replace(plan, decisions={**plan.decisions, "depth": 99}), host_target(2)))
+        keys = {artifact_key(plan, host_target(2))}
+        keys.add(artifact_key(replace(plan, algorithm="other"), host_target(2)))
+        keys.add(artifact_key(replace(plan, variant=replace(plan.variant, columns=99)), host_target(2)))
+        keys.add(artifact_key(replace(plan, decisions={**plan.decisions, "depth": 99}), host_target(2)))
         assert len(keys) == 4
 
     def test_the_origin_does_not_matter(self, plan: Plan) -> None:
         moved = replace(plan, origin="elsewhere")
-        assert build.artifact_key(moved, host_target(2)) == build.artifact_key(plan, host_target(2))
+        assert artifact_key(moved, host_target(2)) == artifact_key(plan, host_target(2))
 
     def test_target(self, plan: Plan) -> None:
         targets = [host_target(2), host_target(3), resolve({"kind": "llvm", "mcpu": "haswell"}, 2)]
-        assert len({build.artifact_key(plan, target) for target in targets}) == 3
+        assert len({artifact_key(plan, target) for target in targets}) == 3
 
     def test_versions(self, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-        keys = {build.artifact_key(plan, host_target(2))}
-        versions = build._versions()
+        keys = {artifact_key(plan, host_target(2))}
+        versions = artifact._versions()
         for name in versions:
             changed = {**versions, name: "0"}
-            monkeypatch.setattr(build, "_versions", lambda changed=changed: changed)
-            keys.add(build.artifact_key(plan, host_target(2)))
+            monkeypatch.setattr(artifact, "_versions", lambda changed=changed: changed)
+            keys.add(artifact_key(plan, host_target(2)))
         assert len(keys) == 1 + len(versions)
 
     def test_sources(self, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-        key = build.artifact_key(plan, host_target(2))
-        monkeypatch.setattr(build, "source_hash", lambda: "other")
-        assert build.artifact_key(plan, host_target(2)) != key
+        key = artifact_key(plan, host_target(2))
+        monkeypatch.setattr(artifact, "source_hash", lambda: "other")
+        assert artifact_key(plan, host_target(2)) != key
 
     def test_every_source_counts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from types import SimpleNamespace
@@ -222,28 +251,28 @@ class TestKey:
         for text in ("a = 1", "a = 2"):
             (package / "loops.py").write_text(text)
             fake = SimpleNamespace(__file__=str(package / "__init__.py"))
-            monkeypatch.setattr("tvm_conv3d.compute", fake, raising=False)
-            monkeypatch.setattr("tvm_conv3d.schedules", fake, raising=False)
-            hashes.add(build.source_hash.__wrapped__())
+            monkeypatch.setattr(artifact, "compute", fake)
+            monkeypatch.setattr(artifact, "schedules", fake)
+            hashes.add(artifact.source_hash.__wrapped__())
         assert len(hashes) == 2
 
 
 def test_another_tvm_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = build.metadata.version
+    real = artifact.metadata.version
     monkeypatch.setattr(
-        build.metadata, "version", lambda name: "0.1.15.post2" if name == "apache-tvm-ffi" else real(name)
+        artifact.metadata, "version", lambda name: "0.1.15.post2" if name == "apache-tvm-ffi" else real(name)
     )
-    build.check_versions.cache_clear()
+    artifact.check_versions.cache_clear()
     try:
         with pytest.raises(RuntimeError, match=r"apache-tvm-ffi 0\.1\.15\.post2.*pip install.*==0\.1\.14"):
-            build.check_versions()
+            artifact.check_versions()
     finally:
-        build.check_versions.cache_clear()
+        artifact.check_versions.cache_clear()
 
 
 def test_the_installed_versions_are_the_pinned_ones() -> None:
-    build.check_versions.cache_clear()
-    build.check_versions()
+    artifact.check_versions.cache_clear()
+    artifact.check_versions()
 
 
 def test_weights_are_packed_once_a_change(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

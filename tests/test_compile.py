@@ -12,8 +12,9 @@ from tvm import ir, te
 from tvm.tirx import PrimFunc
 
 from tvm_conv3d import build
+from tvm_conv3d.algorithms import named
 from tvm_conv3d.compute import parameters
-from tvm_conv3d.plan import algorithm_of, default_plan
+from tvm_conv3d.planner import default_plan
 from tvm_conv3d.schedules.llvm.rewrites import lower
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads
 from tvm_conv3d.targets import host_target
@@ -45,7 +46,7 @@ def by_its_text(function: PrimFunc) -> PrimFunc:
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_replaced_parameters_differ_in_what_was_asked_only(dtype: str) -> None:
     plan = default_plan(replace(SPEC, dtype=dtype), host_target(2))
-    declaration = algorithm_of(plan, "llvm").declare(plan.spec, plan.variant)
+    declaration = named(plan.algorithm).declare(plan.spec, plan.variant)
     function = te.create_prim_func(list(declaration.tensors))
     sizes = {str(p.name): np.dtype(str(p.ty.dtype)).itemsize for p in function.params}
     new = {str(p.name): parameters.like(p, alignment=sizes[str(p.name)]) for p in function.params}

@@ -11,12 +11,12 @@ import pytest
 from cuda_checks import default_plans
 from cuda_fakes import FakeDriver, FakeJax, FakeLibrary, FakeTorch, GpuArray, JaxArray, TorchTensor, driver_of, fake_gpu
 from problems import data
-from tvm_conv3d import Conv3D, build, reference, tensors
+from tvm_conv3d import Conv3D, reference, scheduling, tensors
 from tvm_conv3d.cuda import driver as drivers
 from tvm_conv3d.cuda.driver import CudaError
 from tvm_conv3d.cuda.executor import Kernels, Memory
-from tvm_conv3d.cuda.image import Image
-from tvm_conv3d.cuda.lower import Launch, lower
+from tvm_conv3d.cuda.image import Image, Launch
+from tvm_conv3d.cuda.lower import lower
 from tvm_conv3d.runtime import Executor
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec
 from tvm_conv3d.targets import resolve
@@ -34,9 +34,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
 
 def test_a_module_for_another_architecture_is_not_loaded(gpu: FakeDriver) -> None:
     """As an exported one is, whatever loads it."""
-    image = Image("sm_90", "no source that compiles", (Launch("k", (1, 1, 1), (1, 1, 1), 0, (0,)),))
+    image = Image("sm_90", "no source that compiles", (Launch("k", (1, 1, 1), (1, 1, 1), 0, ("x",)),))
     with pytest.raises(ValueError, match=r"compute capability 8.0: it can't run code for sm_90"):
-        Kernels(image)(0, 0, [Memory(0, 4).address])
+        Kernels(image)(0, 0, {"x": Memory(0, 4).address})
     assert not gpu.launched
 
 
@@ -114,7 +114,7 @@ def test_plans_beyond_the_limits_of_a_launch_are_refused(dtype: str, changes: di
     (plan,) = default_plans([replace(SPEC, dtype=dtype)])
     target = resolve(TARGET, 1)
     with pytest.raises(RuntimeError, match=words):
-        lower(build.scheduled_module(replace(plan, variant=replace(plan.variant, **changes)), target), target)
+        lower(scheduling.scheduled_module(replace(plan, variant=replace(plan.variant, **changes)), target), target)
 
 
 def test_too_many_blocks_are_refused() -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from cuda_checks import default_plans
-from tvm_conv3d import build
+from tvm_conv3d import scheduling
+from tvm_conv3d.build import compile_image
 from tvm_conv3d.cuda import nvrtc, places, toolkit
 from tvm_conv3d.cuda.architectures import ARCHITECTURES
 from tvm_conv3d.cuda.findings import findings
-from tvm_conv3d.cuda.image import compile_image
 from tvm_conv3d.cuda.lower import lower
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import resolve
@@ -64,7 +64,7 @@ def test_layers_are_of_all_algorithms() -> None:
 def source_of(spec: Conv3DSpec, arch: str) -> str:
     (plan,) = default_plans([spec], f"cuda:{arch}")
     target = resolve(f"cuda:{arch}", 1)
-    return lower(build.scheduled_module(plan, target), target).source
+    return lower(scheduling.scheduled_module(plan, target), target).source
 
 
 def assert_machine_code(cubin: bytes) -> None:
@@ -96,7 +96,7 @@ def test_machine_code_is_the_architectures() -> None:
 def test_images_have_its_machine_code() -> None:
     target = resolve("cuda:sm_90", 1)
     (plan,) = default_plans([SPEC], "cuda:sm_90")
-    assert_machine_code(compile_image(build.scheduled_module(plan, target), target).cubin)
+    assert_machine_code(compile_image(scheduling.scheduled_module(plan, target), target).cubin)
 
 
 def test_it_tells_what_kernels_need() -> None:

@@ -9,13 +9,14 @@ import pytest
 
 from cuda_checks import assert_right, compute, default_plans
 from problems import data
-from tvm_conv3d import build, workspace
+from tvm_conv3d import planner, scheduling
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.implicit_gemm import extents_of
 from tvm_conv3d.cuda.architectures import ARCHITECTURES
 from tvm_conv3d.cuda.lower import lower
-from tvm_conv3d.plan import Plan, default_plan, make_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import default_plan, make_plan
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads
 from tvm_conv3d.targets import resolve
 
@@ -89,10 +90,10 @@ def test_memory_of_parts_is_counted_and_limited() -> None:
     target = resolve(TARGET, 1)
     spec = replace(DEEP, dtype="float16")
     (plan,) = default_plans([spec])
-    needed = workspace.bytes_per_thread(plan, target)
-    assert needed == sum(lower(build.scheduled_module(plan, target), target).workspaces) > 0
+    needed = planner.bytes_per_thread(plan, target)
+    assert needed == sum(lower(scheduling.scheduled_module(plan, target), target).workspaces.values()) > 0
     less = make_plan(spec, target, workspace_limit=needed - 1)
-    assert workspace.bytes_per_thread(less, target) < needed
+    assert planner.bytes_per_thread(less, target) < needed
 
 
 def test_unequal_parts_are_refused() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cuda_checks import arguments, bits, default_plans
+from cuda_checks import default_plans, in_order
 from cuda_on_cpu import Report, compile_modules, lower_module, run_program, without_barrier
 from cuda_on_cpu.compile import compile_kernels
 from cuda_on_cpu.execute import Order
 from problems import data
-from tvm_conv3d import build
+from tvm_conv3d import scheduling
 from tvm_conv3d.compute.winograd_gemm import WinogradGemmVariant
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.spec import Conv3DSpec, Pads
@@ -42,10 +42,9 @@ def plan_of(algorithm: str) -> Plan:
 
 def run(plan: Plan, change: Callable[[Any], Any] | None, order: Order, barrier: int = 0) -> Report:
     """What the tool finds in a plan's kernels, after `change` of their schedule or without one of their barriers."""
-    module = build.scheduled_module(plan, TARGET)
+    module = scheduling.scheduled_module(plan, TARGET)
     (code,) = compile_modules([lower_module(module if change is None else change(module), TARGET)])
-    arrays = zip(arguments(plan, *data(plan.spec)), code.lowered.parameters, strict=True)
-    given = [None if array is None else bits(array, parameter) for array, parameter in arrays]
+    given = in_order(plan, data(plan.spec), code.lowered.parameters)
     if not barrier:
         return code.run(given, order)
     lowered = code.lowered
@@ -127,7 +126,7 @@ def test_two_threads_that_write_to_one_place(algorithm: str, order: Order) -> No
 @every_order
 def test_every_barrier_is_needed(algorithm: str, order: Order) -> None:
     plan = plan_of(algorithm)
-    source = lower_module(build.scheduled_module(plan, TARGET), TARGET).source
+    source = lower_module(scheduling.scheduled_module(plan, TARGET), TARGET).source
     barriers = source.count("__syncthreads();")
     assert barriers >= 2
     for number in range(1, barriers + 1):

@@ -9,13 +9,12 @@ import pytest
 
 from cuda_fakes import FakeCupy, FakeDriver, FakeLibrary, GpuArray, driver_of, fake_gpu
 from problems import data
-from tvm_conv3d import Conv3D, build, reference, targets, tensors
+from tvm_conv3d import Conv3D, artifact, reference, targets, tensors
 from tvm_conv3d.cuda import driver as drivers
 from tvm_conv3d.cuda import toolkit
 from tvm_conv3d.cuda.architectures import ARCHITECTURES, nearest
 from tvm_conv3d.cuda.driver import CudaError
-from tvm_conv3d.cuda.image import Image
-from tvm_conv3d.cuda.lower import Launch
+from tvm_conv3d.cuda.image import Image, Launch
 from tvm_conv3d.runtime import Executor
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.tuning.lab import target_of
@@ -116,7 +115,7 @@ def test_code_of_older_gpus_runs_on_newer_ones_of_their_kind() -> None:
 
 
 def test_images_survive_files() -> None:
-    image = Image("sm_80", "source", (Launch("k", (1, 2, 3), (4, 5, 6), 7, (0, 3)),), (64, 32), b"\x00\xff")
+    image = Image("sm_80", "source", (Launch("k", (1, 2, 3), (4, 5, 6), 7, ("x", "out")),), {"sums": 64}, b"\x00\xff")
     assert Image.from_bytes(image.to_bytes()) == image
     with pytest.raises(ValueError, match="no code for a GPU"):
         Image.from_bytes(b"ELF")
@@ -144,8 +143,8 @@ def test_targets_of_gpus() -> None:
     assert targets.thread_count(target) == 1
     assert targets.resolve({"kind": "cuda", "arch": "sm_90"}, 1) is targets.resolve(target, 1)
     # as the tuner's building processes get it
-    again = target_of(build.target_text(target))
-    assert build.target_text(again) == build.target_text(target)
+    again = target_of(artifact.target_text(target))
+    assert artifact.target_text(again) == artifact.target_text(target)
     assert targets.traits_of(again) is ARCHITECTURES["sm_90"]
 
 

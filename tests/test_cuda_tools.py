@@ -11,22 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cuda_checks import default_plans
+from cuda_checks import arguments, default_plans
 from cuda_fakes import FakeDriver
 from problems import data
-from tvm_conv3d import build, reference, runtime
+from tvm_conv3d import build, loader, reference
+from tvm_conv3d.artifact import Artifact
 from tvm_conv3d.bench.layers import read_csv
-from tvm_conv3d.build import Artifact
 from tvm_conv3d.cli import main
+from tvm_conv3d.compute.argument import Function
 from tvm_conv3d.cuda import driver as drivers
 from tvm_conv3d.cuda import report, toolkit
 from tvm_conv3d.cuda.architectures import ARCHITECTURES
 from tvm_conv3d.cuda.executor import Kernels, Memory
-from tvm_conv3d.cuda.image import Image
-from tvm_conv3d.cuda.lower import Launch
+from tvm_conv3d.cuda.image import Image, Launch
 from tvm_conv3d.cuda.toolkit import Resources
 from tvm_conv3d.cuda.work import works_of
-from tvm_conv3d.plan import algorithm_of, default_plan
+from tvm_conv3d.planner import default_plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import resolve
 
@@ -52,14 +52,14 @@ def test_compiling_for_a_gpu_elsewhere(tmp_path: Path, monkeypatch: pytest.Monke
     gpu = FakeDriver(90)
     monkeypatch.setattr(drivers, "get", lambda: gpu)
     (plan,) = default_plans([SPEC], "cuda:sm_90")
-    algorithm = algorithm_of(plan, "cuda")
-    x, kernel, bias = data(SPEC)
-    packed = algorithm.pack_kernel(SPEC, plan.variant, kernel), algorithm.pack_bias(SPEC, plan.variant, bias)
+    given = data(SPEC)
     out = np.empty(SPEC.output_shape, np.float32)
-    memory = [Memory.holding(0, array) for array in (x, *packed, out)]
-    Kernels(Image.from_bytes(files["module.bin"]))(0, 0, [block.address for block in memory])
-    gpu.download(0, out, memory[3].address)
-    assert reference.relative_error(out, reference.convolve(SPEC, x, kernel, bias)) < 2e-6
+    arrays = {**arguments(plan, *given), "out": out}
+    assert [argument["name"] for argument in about["functions"]["main"]] == list(arrays)
+    memory = {name: Memory.holding(0, array) for name, array in arrays.items()}
+    Kernels(Image.from_bytes(files["module.bin"]))(0, 0, {name: block.address for name, block in memory.items()})
+    gpu.download(0, out, memory["out"].address)
+    assert reference.relative_error(out, reference.convolve(SPEC, *given)) < 2e-6
 
 
 @needs_nvcc
@@ -82,8 +82,9 @@ def test_source_serves_where_there_is_no_compiler(tmp_path: Path, monkeypatch: p
 def test_compiling_for_cpus(tmp_path: Path) -> None:
     files = compiled(tmp_path, "llvm")
     about = json.loads(files["meta.json"])
-    loaded = runtime.link(Artifact(files["module.o"], tuple(map(tuple, about["shapes"])), ""))
-    assert callable(loaded.function)
+    functions = {name: Function.from_json(values) for name, values in about["functions"].items()}
+    loaded = loader.link(Artifact(files["module.o"], functions, ""))
+    assert callable(loaded.main.code)
     assert b"main" in files["module.s"]
     other = compiled(tmp_path / "arm", '{"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-n1"}')
     assert b"fmla" in other["module.s"]

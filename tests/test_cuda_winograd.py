@@ -12,13 +12,14 @@ import pytest
 from cuda_checks import Data, assert_right, compute, default_plans
 from cuda_fakes import FakeCupy, FakeDriver, GpuArray, fake_gpu
 from problems import WINOGRAD_BOUND, data
-from tvm_conv3d import build, reference, tensors, workspace
+from tvm_conv3d import planner, reference, scheduling, tensors
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.bench.layers import read_csv
 from tvm_conv3d.compute.winograd_gemm import WinogradGemmVariant
 from tvm_conv3d.cuda.architectures import ARCHITECTURES
 from tvm_conv3d.cuda.lower import lower
-from tvm_conv3d.plan import Plan, default_plan, make_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import default_plan, make_plan
 from tvm_conv3d.runtime import Executor
 from tvm_conv3d.schedules.cuda import winograd_rule
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads, same_padding
@@ -143,7 +144,7 @@ def test_sums_that_overflow_in_a_transform_only(machine: str) -> None:
 def test_finite_tiles_pay_no_direct_loop() -> None:
     """The loop over taps and channels stands under one condition of the whole tile."""
     target = resolve(TARGET, 1)
-    source = lower(build.scheduled_module(planned(BASE, "ppp", (2, 2, 2)), target), target).source
+    source = lower(scheduling.scheduled_module(planned(BASE, "ppp", (2, 2, 2)), target), target).source
     last = source[source.rindex("__global__") :]
     guard = last.index("if (bad")
     assert "for (" not in last[:guard]
@@ -173,8 +174,8 @@ def test_it_is_no_choice_for_other_types_and_groups() -> None:
 def test_memory_between_kernels_is_counted_and_limited() -> None:
     target = resolve(TARGET, 1)
     (plan,) = default_plans([TAKEN])
-    needed = workspace.bytes_per_thread(plan, target)
-    assert needed == sum(lower(build.scheduled_module(plan, target), target).workspaces) > 0
+    needed = planner.bytes_per_thread(plan, target)
+    assert needed == sum(lower(scheduling.scheduled_module(plan, target), target).workspaces.values()) > 0
     assert make_plan(TAKEN, target, workspace_limit=needed) == plan
     assert make_plan(TAKEN, target, workspace_limit=needed - 1).algorithm == "gemm"
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tvm_conv3d import cache
+from tvm_conv3d import folders
 from tvm_conv3d.bench import cli, first_calls
 from tvm_conv3d.bench.first_calls import Calls
 from tvm_conv3d.bench.layers import from_key
@@ -35,9 +35,9 @@ def test_median_and_worst_close_the_table_and_what_is_wrong_is_marked() -> None:
 
 
 def test_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    before = os.environ[cache.CACHE_VARIABLE]
+    before = os.environ[folders.CACHE_VARIABLE]
     assert cli.main(["--first-calls", "2", "--spec", SMALL, "--threads", "1"]) == 0
-    assert os.environ[cache.CACHE_VARIABLE] == before
+    assert os.environ[folders.CACHE_VARIABLE] == before
     said = capsys.readouterr().out
     assert "1 threads on" in said
     assert SMALL in said

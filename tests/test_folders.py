@@ -8,8 +8,8 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from tvm_conv3d import Conv3D, cache, folders, keras_config, records
-from tvm_conv3d.plan import make_plan
+from tvm_conv3d import Conv3D, folders, keras_config, records
+from tvm_conv3d.planner import make_plan
 from tvm_conv3d.records import RecordWarning
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import host_target
@@ -19,9 +19,9 @@ SPEC = Conv3DSpec(1, (2, 2, 2), 2, 2, (1, 1, 1))
 
 
 def test_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cache.CACHE_VARIABLE, NOBODY)
+    monkeypatch.setenv(folders.CACHE_VARIABLE, NOBODY)
     with pytest.raises(ValueError, match=r"TVM_CONV3D_CACHE .*~nosuchuser/kept.*whole path"):
-        cache.cache_root()
+        folders.cache_root()
     with pytest.raises(ValueError, match="TVM_CONV3D_CACHE"):
         Conv3D(2, 1).plan_for((1, 2, 2, 2, 2))
 
@@ -44,8 +44,8 @@ def test_keras_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda *_, **__: "~/.cache/tvm_conv3d")
     monkeypatch.setattr(folders.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.delenv(cache.CACHE_VARIABLE)
-    assert cache.cache_root() == tmp_path / "tvm_conv3d"
+    monkeypatch.delenv(folders.CACHE_VARIABLE)
+    assert folders.cache_root() == tmp_path / "tvm_conv3d"
     monkeypatch.setattr(keras_config, "loaded_keras", lambda: None)
     monkeypatch.delenv("KERAS_HOME", raising=False)
     monkeypatch.setattr(Path, "expanduser", _no_home)

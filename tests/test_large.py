@@ -13,11 +13,12 @@ import pytest
 from tvm import ir, tirx
 
 from problems import data, execute
-from tvm_conv3d import build, reference, runtime, workspace
+from tvm_conv3d import build, loader, planner, reference, scheduling
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.compute import declaration
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.plan import Plan, default_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import default_plan
 from tvm_conv3d.schedules.llvm.rules.tile_rule import task_box
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
 from tvm_conv3d.targets import cpu_traits, host_target
@@ -47,7 +48,7 @@ def index_types(spec: Conv3DSpec, exact: bool) -> set[str]:
     import tvm_ffi
 
     plan = default_plan(spec, host_target(2), exact)
-    module = build.scheduled_module(plan, host_target(2))
+    module = scheduling.scheduled_module(plan, host_target(2))
     found = set()
 
     def on_loop(loop: tirx.For) -> None:
@@ -134,8 +135,8 @@ def test_large_problems_compile(name: str, data_format: str) -> None:
     plan = default_plan(replace(LARGE[name], data_format=data_format), host_target(2))
     assert data_format == CHANNELS_FIRST or plan.algorithm == COMPILED[name]
     artifact = build.compile_plan(plan, host_target(2))
-    runtime.link(artifact)
-    assert workspace.Workspace(*artifact.workspace).per_thread(2) < workspace.DEFAULT_LIMIT
+    loader.link(artifact)
+    assert artifact.workspace.per_thread(2) < planner.DEFAULT_LIMIT
 
 
 def test_an_intermediate_alone_makes_a_problem_large() -> None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can
 CHILD = """
 import os, sys, threading, warnings
 import numpy as np
-from tvm_conv3d import Conv3D, naming, runtime
+from tvm_conv3d import Conv3D, loader, naming
 from tvm_conv3d.objects.seeds import SeedGenerator
 from tvm_conv3d.records import store
 warnings.simplefilter("ignore")
@@ -27,7 +27,7 @@ layer, unbuilt, seeds = Conv3D(2, 1, bias_initializer="ones"), Conv3D(2, 1), See
 layer(x)
 locks = {
     "variable": layer.weights[0]._lock, "build": unbuilt._build_lock, "seeds": seeds._lock, "names": naming._lock,
-    "records": store._lock, "loading": runtime._loading_lock, "packing": layer._executor._lock,
+    "records": store._lock, "loading": loader._loading_lock, "packing": layer._executor._lock,
 }
 held, done = threading.Event(), threading.Event()
 def hold():
@@ -40,7 +40,7 @@ held.wait()
 child = os.fork()
 if child == 0:
     layer.set_weights([np.ones((1, 1, 1, 1, 2)), np.zeros(2)])
-    runtime._loaded.clear()
+    loader._loaded.clear()
     store._books.clear()
     unbuilt(x), Conv3D(2, 1)(x), seeds.next()
     os._exit(0 if (layer(x) == 1).all() else 1)

@@ -11,11 +11,12 @@ import pytest
 import cuda_checks
 import test_spaces
 from problems import BOUNDS, execute, numpy_dtype, run_plan
-from tvm_conv3d import Conv3D, build, reference
+from tvm_conv3d import Conv3D, reference, scheduling
 from tvm_conv3d.algorithms import algorithms, named
 from tvm_conv3d.compute import stages
 from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant
-from tvm_conv3d.plan import Plan, make_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import make_plan
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
 from tvm_conv3d.targets import cpu_traits, host_target, resolve, traits_of
 
@@ -71,7 +72,7 @@ def positive(spec: Conv3DSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray | Non
 
 
 def scheduled(plan: Plan) -> str:
-    return str(build.scheduled_module(plan, host_target(2)).script())
+    return str(scheduling.scheduled_module(plan, host_target(2)).script())
 
 
 @pytest.mark.parametrize("accuracy", ["default", "strict"])
@@ -176,7 +177,7 @@ def test_gpus_sum_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "PART_ON_GPU", 100)
     plans = [gpu_plan(*case) for case in ON_GPU]
     for plan in plans:
-        assert "_part = " in str(build.scheduled_module(plan, GPU).script()), plan
+        assert "_part = " in str(scheduling.scheduled_module(plan, GPU).script()), plan
     cuda_checks.assert_right(plans)
 
 
@@ -195,7 +196,7 @@ def test_long_sums_of_bad_tiles_on_gpus() -> None:
     x, kernel, _ = positive(spec)
     x[0, 1, 1, 1, 5] = np.inf
     plan = gpu_plan("winograd_gemm", spec)
-    assert "direct_local_part = " in str(build.scheduled_module(plan, GPU).script())
+    assert "direct_local_part = " in str(scheduling.scheduled_module(plan, GPU).script())
     (out,) = cuda_checks.compute([plan], [(x, kernel, None)])
     expected = reference.convolve(spec, x, kernel)
     finite = np.isfinite(expected)
@@ -224,7 +225,7 @@ def test_sums_of_a_part_stay_in_registers() -> None:
 
     spec, target = Conv3DSpec(1, (4, 14, 14), 128, 64, (3, 3, 3), pads=(Pads(1, 1),) * 3), host_target(2)
     plan = make_plan(spec, target, exact=True)
-    module = build.lowered_module(build.scheduled_module(plan, target), plan, target)
+    module = scheduling.lowered_module(scheduling.scheduled_module(plan, target), plan, target)
     lines = str(tvm.compile(module, target=target).mod.inspect_source("asm")).splitlines()
     labels = {match[1]: i for i, line in enumerate(lines) if (match := re.match(r"(\.?L\w+):", line))}
     jumps = [(labels.get(line.split()[-1], i), i) for i, line in enumerate(lines) if re.match(r"\s+(j|b)", line)]

@@ -12,8 +12,21 @@ import numpy as np
 import pytest
 
 from cuda_fakes import fake_gpu
-from tvm_conv3d import Conv3D, build, cache, get_num_threads, new_sizes, reference, runtime, set_num_threads
-from tvm_conv3d.plan import Plan, named
+from tvm_conv3d import (
+    Conv3D,
+    build,
+    cache,
+    folders,
+    get_num_threads,
+    loader,
+    new_sizes,
+    reference,
+    runtime,
+    set_num_threads,
+)
+from tvm_conv3d.algorithms import named
+from tvm_conv3d.artifact import Artifact
+from tvm_conv3d.plan import Plan
 from tvm_conv3d.recent import Recent
 
 FIRST, NEW, OTHER = (1, 8, 14, 14, 32), (1, 9, 12, 15, 32), (1, 7, 16, 13, 32)
@@ -24,12 +37,12 @@ BOUND = 1e-5
 @pytest.fixture(autouse=True)
 def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Plan]]:
     """The plans that are compiled, with nothing on disk or in memory before."""
-    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path))
-    monkeypatch.setattr(runtime, "_loaded", Recent(1024))
+    monkeypatch.setenv(folders.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(loader, "_loaded", Recent(1024))
     plans: list[Plan] = []
     real = build.compile_plan
 
-    def noting(plan: Plan, target: Any) -> build.Artifact:
+    def noting(plan: Plan, target: Any) -> Artifact:
         plans.append(plan)
         return real(plan, target)
 
@@ -96,7 +109,7 @@ def test_what_is_compiled_already_is_taken_at_once(compiled: list[Plan], forgets
     layer_of()(data(NEW))
     if forgets:
         # as in another process, which finds it on disk
-        runtime._loaded.clear()
+        loader._loaded.clear()
     layer = layer_of()
     layer(data(FIRST))
     compiled.clear()
@@ -149,10 +162,10 @@ def test_the_limit_of_workspace_holds_for_every_call(compiled: list[Plan]) -> No
     for shape in (FIRST, NEW, NEW):
         check(layer, data(shape), layer(data(shape)))
     assert algorithms(compiled) == ["direct", "direct"]
-    needs = [cache.workspace(folder.name) for folder in (cache.cache_root() / "modules").iterdir()]
+    needs = [cache.workspace(folder.name) for folder in (folders.cache_root() / "modules").iterdir()]
     assert len(needs) == 2
-    for shared, own in filter(None, needs):
-        assert own + -(-shared // get_num_threads()) <= limit
+    for need in filter(None, needs):
+        assert need.per_thread(get_num_threads()) <= limit
 
 
 def test_another_number_of_threads_is_no_further_size(compiled: list[Plan]) -> None:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from problems import data, execute
-from tvm_conv3d import buffers, build, reference
+from tvm_conv3d import buffers, build, reference, scheduling
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.compute import direct as direct_sums
-from tvm_conv3d.plan import Plan, default_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import default_plan
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.schedules.llvm import direct
 from tvm_conv3d.spec import NO_PADS, Conv3DSpec, Pads, same_padding
@@ -97,14 +98,14 @@ def test_groups_that_share_vectors_have_no_runs() -> None:
     variant, decisions = direct.default(spec, cpu_traits(host_target(2)))
     assert variant.interleaved > 1
     with pytest.raises(ValueError, match="strips"):
-        build.scheduled_module(Plan(spec, "direct", replace(variant, order="strips"), decisions), host_target(2))
+        scheduling.scheduled_module(Plan(spec, "direct", replace(variant, order="strips"), decisions), host_target(2))
 
 
 def assembly(plan: Plan, cpu: str) -> str:
     import tvm
 
     target = resolve({"kind": "llvm", "mcpu": cpu, "mtriple": "x86_64-linux-gnu"}, 2)
-    lowered = build.lowered_module(build.scheduled_module(plan, target), plan, target)
+    lowered = scheduling.lowered_module(scheduling.scheduled_module(plan, target), plan, target)
     return str(tvm.compile(lowered, target=target).mod.inspect_source("asm"))
 
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 
 from problems import BOUNDS, run_plan
-from tvm_conv3d import build, workspace
+from tvm_conv3d import planner, scheduling
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.compute.planes import needs_gather
-from tvm_conv3d.plan import Plan, default_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import default_plan
 from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, Pads
 from tvm_conv3d.targets import cpu_traits, host_target, resolve
 
@@ -41,7 +42,7 @@ def assembly(spec: Conv3DSpec, target_fields: dict[str, object]) -> str:
     target = resolve(target_fields, 2)
     plan = default_plan(spec, target)
     assert plan.algorithm == "planes"
-    module = build.lowered_module(build.scheduled_module(plan, target), plan, target)
+    module = scheduling.lowered_module(scheduling.scheduled_module(plan, target), plan, target)
     return str(tvm.compile(module, target=target).mod.inspect_source("asm"))
 
 
@@ -124,7 +125,7 @@ def test_tasks_are_bounded_where_none_is_small() -> None:
     plan = default_plan(spec, target)
     assert plan.algorithm == "planes"
     traits = cpu_traits(target)
-    assert workspace.bytes_per_thread(plan, target, workspace.DEFAULT_LIMIT) < 1.1 * traits.l3 / traits.cores
+    assert planner.bytes_per_thread(plan, target, planner.DEFAULT_LIMIT) < 1.1 * traits.l3 / traits.cores
 
 
 def test_the_input_is_read_as_it_is_where_that_will_do() -> None:
@@ -135,7 +136,7 @@ def test_the_input_is_read_as_it_is_where_that_will_do() -> None:
     variant = replace(plan.variant, gather=False)
     assert needs_gather(DEPTHWISE, variant)
     with pytest.raises(ValueError, match="padded copy"):
-        build.scheduled_module(Plan(DEPTHWISE, "planes", variant, {}), host_target(2))
+        scheduling.scheduled_module(Plan(DEPTHWISE, "planes", variant, {}), host_target(2))
 
 
 def test_rows_that_fill_their_vectors_are_left_as_they_lie() -> None:

@@ -9,10 +9,11 @@ import pytest
 import tvm
 
 from problems import run_plan
-from tvm_conv3d import build
+from tvm_conv3d import scheduling
 from tvm_conv3d.compute.direct import DirectVariant
 from tvm_conv3d.compute.planes import PlanesVariant
-from tvm_conv3d.plan import Plan, default_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import default_plan
 from tvm_conv3d.schedules.llvm.rewrites import prefetch
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec
 from tvm_conv3d.targets import resolve
@@ -55,7 +56,7 @@ def assembly(spec: Conv3DSpec, algorithm: str = "direct") -> str:
     target = resolve({"kind": "llvm", "mcpu": "znver4", "mtriple": "x86_64-linux-gnu"}, 2)
     plan = default_plan(spec, target)
     assert plan.algorithm == algorithm
-    return str(tvm.compile(build.scheduled_module(plan, target), target=target).mod.inspect_source("asm"))
+    return str(tvm.compile(scheduling.scheduled_module(plan, target), target=target).mod.inspect_source("asm"))
 
 
 @pytest.mark.parametrize(("spec", "algorithm"), [(POINTWISE, "direct"), (PLANES, "planes")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tvm_conv3d import Conv3D, runtime
+from tvm_conv3d import Conv3D, loader, runtime
 from tvm_conv3d.recent import Recent
 
 
@@ -26,11 +26,11 @@ def test_what_is_asked_for_stays() -> None:
 def test_a_layer_with_ever_new_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_MOST_SHAPES", 4)
     monkeypatch.setattr(runtime, "_MOST_LAYOUTS", 2)
-    monkeypatch.setattr(runtime, "_loaded", Recent(6))
+    monkeypatch.setattr(loader, "_loaded", Recent(6))
     layer = Conv3D(2, (2, 1, 1), kernel_initializer="ones")
     for width in (*range(1, 9), 1, 8):
         assert (layer(np.ones((1, 2, 1, width, 1), np.float32)) == 2).all()
     assert len(layer._executor._ready) <= 4
     assert len(layer._executor._packed) <= 2
-    assert len(runtime._loaded) <= 6
-    assert not runtime._loading
+    assert len(loader._loaded) <= 6
+    assert not loader._loading

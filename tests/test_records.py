@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tvm_conv3d import records
-from tvm_conv3d.plan import Plan, default_plan, make_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import default_plan, make_plan
 from tvm_conv3d.records import FILE_NAME, Record, RecordError, RecordWarning, lookup, store
 from tvm_conv3d.spec import Conv3DSpec, Pads
 from tvm_conv3d.targets import instruction_set, resolve, target_key

@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 
 from problems import run_plan
-from tvm_conv3d import build, targets
-from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d import scheduling, targets
+from tvm_conv3d.algorithms import algorithms, named
 from tvm_conv3d.compute.collapse import collapse
-from tvm_conv3d.plan import Plan, algorithm_of, make_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import make_plan
 from tvm_conv3d.schedules.decisions import Decisions, largest_divisor
 from tvm_conv3d.schedules.llvm import direct
 from tvm_conv3d.schedules.llvm.rules import tile_rule
@@ -70,18 +71,18 @@ def test_decisions_repeat() -> None:
     from tvm.s_tir import Schedule
 
     plan = make_plan(DENSE, host_target(2), exact=True)
-    algorithm = algorithm_of(plan, "llvm")
+    algorithm = named(plan.algorithm)
     random_one = Schedule(algorithm.declare(DENSE, plan.variant).module(), seed=7)
     decisions = Decisions(random_one, None)
     algorithm.apply(random_one, DENSE, plan.variant, decisions)
-    again = build.scheduled_module(replace(plan, decisions=decisions.taken()), host_target(2))
+    again = scheduling.scheduled_module(replace(plan, decisions=decisions.taken()), host_target(2))
     ir.assert_structural_equal(algorithm.finish(random_one.mod, DENSE), again)
 
 
 def test_reading_the_input_as_it_is_needs_a_fitting_problem() -> None:
     plan = make_plan(DENSE, host_target(2), exact=True)
     with pytest.raises(ValueError, match="padded copy"):
-        build.scheduled_module(replace(plan, variant=replace(plan.variant, gather="none")), host_target(2))
+        scheduling.scheduled_module(replace(plan, variant=replace(plan.variant, gather="none")), host_target(2))
 
 
 def test_the_special_algorithm_comes_first() -> None:
@@ -168,7 +169,7 @@ def assembly(spec: Conv3DSpec, target: dict[str, object]) -> str:
 
     resolved = resolve(target, 2)
     plan = make_plan(spec, resolved, exact=True)
-    return str(tvm.compile(build.scheduled_module(plan, resolved), target=resolved).mod.inspect_source("asm"))
+    return str(tvm.compile(scheduling.scheduled_module(plan, resolved), target=resolved).mod.inspect_source("asm"))
 
 
 def test_assembly_of_aarch64() -> None:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from problems import BOUNDS, WINOGRAD_BOUND, data, run, run_plan
-from tvm_conv3d import build, reference
+from tvm_conv3d import reference, scheduling
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.compute.direct import declare
 from tvm_conv3d.compute.filter_vectors import FilterVectors
-from tvm_conv3d.plan import Plan, make_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import make_plan
 from tvm_conv3d.schedules.llvm.rules import tile_rule
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, same_padding
 from tvm_conv3d.targets import cpu_traits, host_target, resolve
@@ -105,7 +106,7 @@ def test_inputs_are_repeated_by_the_load(target: object, spec: Conv3DSpec, instr
     import tvm
 
     plan = make_plan(spec, target, exact=True)
-    module = build.lowered_module(build.scheduled_module(plan, target), plan, target)
+    module = scheduling.lowered_module(scheduling.scheduled_module(plan, target), plan, target)
     lines = str(tvm.compile(module, target=target).mod.inspect_source("asm")).splitlines()
     fused = [i for i, line in enumerate(lines) if re.search(r"vfmadd\d+ps.*%[yz]mm", line)]
     inner = "\n".join(lines[fused[0] - 10 : fused[-1]])

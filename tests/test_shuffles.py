@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from problems import BOUNDS, run_plan
-from tvm_conv3d import build
-from tvm_conv3d.plan import Plan, make_plan
+from tvm_conv3d import scheduling
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import make_plan
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, same_padding
 from tvm_conv3d.targets import host_target, resolve
 
@@ -51,6 +53,12 @@ def test_other_groups_are_not_shuffled() -> None:
         assert not make_plan(spec, host_target(2)).variant.shuffled
 
 
+def assembly(module: Any, target: Any) -> str:
+    import tvm
+
+    return str(tvm.compile(module, target=target).mod.inspect_source("asm"))
+
+
 @pytest.mark.parametrize(
     ("target", "instruction", "one_by_one"),
     [
@@ -61,14 +69,12 @@ def test_other_groups_are_not_shuffled() -> None:
     ],
 )
 def test_vectors_are_loaded_whole(target: dict[str, str], instruction: str, one_by_one: str) -> None:
-    import tvm
-
     triple = {"mtriple": "x86_64-linux-gnu"} if "mtriple" not in target else {}
     resolved = resolve({"kind": "llvm", **target, **triple}, 2)
     plan: Plan = make_plan(grouped(64, 32), resolved)
-    module = build.scheduled_module(plan, resolved)
-    text = str(tvm.compile(build.lowered_module(module, plan, resolved), target=resolved).mod.inspect_source("asm"))
+    module = scheduling.scheduled_module(plan, resolved)
+    text = assembly(scheduling.lowered_module(module, plan, resolved), resolved)
     assert re.search(instruction, text)
     assert not re.search(one_by_one, text)
     # what is rewritten is needed: TVM itself loads such vectors one element after the other
-    assert re.search(one_by_one, str(tvm.compile(module, target=resolved).mod.inspect_source("asm")))
+    assert re.search(one_by_one, assembly(module, resolved))

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from problems import data, execute, run_plan
-from tvm_conv3d import buffers, build, reference
+from tvm_conv3d import buffers, build, reference, scheduling
 from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.plan import Plan, default_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import default_plan
 from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, Pads
 from tvm_conv3d.targets import cpu_traits, host_target, resolve
 
@@ -64,7 +65,7 @@ def test_vectors_of_several_groups_are_not_streamed() -> None:
     assert (large.algorithm, large.variant.stream) == ("winograd", False)
     build.compile_plan(large, target)
     with pytest.raises(ValueError, match="several groups"):
-        build.scheduled_module(replace(large, variant=replace(large.variant, stream=True)), target)
+        scheduling.scheduled_module(replace(large, variant=replace(large.variant, stream=True)), target)
 
 
 @pytest.mark.parametrize(("cpu", "instruction"), [("znver4", r"vmovntps\t%zmm"), ("haswell", r"vmovntps\t%ymm")])
@@ -77,8 +78,8 @@ def test_the_instruction_is_emitted(cpu: str, instruction: str) -> None:
     algorithm = algorithms("llvm")["direct"]
     variant = next(v for v in algorithm.variants(LARGE, cpu_traits(target)) if v.stream)
     plan = Plan(LARGE, "direct", variant, {})
-    module = build.scheduled_module(plan, target)
-    text = str(tvm.compile(build.lowered_module(module, plan, target), target=target).mod.inspect_source("asm"))
+    module = scheduling.scheduled_module(plan, target)
+    text = str(tvm.compile(scheduling.lowered_module(module, plan, target), target=target).mod.inspect_source("asm"))
     assert re.search(instruction, text)
     assert not re.search("vmovnt", str(tvm.compile(module, target=target).mod.inspect_source("asm")))
 

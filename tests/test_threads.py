@@ -96,7 +96,7 @@ except RuntimeError:
 def test_side_by_side_with_ever_other_counts(beginning: str) -> None:
     code = """
 import random, threading, numpy as np, tvm_conv3d
-from tvm_conv3d import parallel
+from tvm_conv3d import parallel, runtime
 layer = tvm_conv3d.Conv3D(16, 3, padding="same")
 inputs = [np.random.rand(1, d, 14, 14, 16).astype(np.float32) for d in (3, 6)]
 expected = [layer(x) for x in inputs]

@@ -16,9 +16,9 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.transform import CompactBufferAllocation
 
 from problems import assert_right, data, execute
-from tvm_conv3d import build, reference
+from tvm_conv3d import build, reference, scheduling
 from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.plan import default_plan
+from tvm_conv3d.planner import default_plan
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.schedules.llvm.rewrites import loops, lower, marked_loops, pipeline
 from tvm_conv3d.schedules.llvm.rewrites.shuffles import turn_function
@@ -100,7 +100,7 @@ def test_vectors_are_shuffled(name: str, instruction: str) -> None:
     target = resolve(TARGETS[name], 2)
     spec = replace(DENSE, size=(5, 9, 32), channels=32, filters=32)
     plan = default_plan(spec, target)
-    module = build.lowered_module(build.scheduled_module(plan, target), plan, target)
+    module = scheduling.lowered_module(scheduling.scheduled_module(plan, target), plan, target)
     text = str(tvm.compile(module, target=target).mod.inspect_source("asm"))
     assert len(re.findall(instruction, text)) >= 8
     assert not re.search("vscatter|vgather", text)
@@ -161,7 +161,7 @@ def test_channels_last_needs_none() -> None:
     target = resolve(TARGETS["avx512"], 2)
     for data_format in (CHANNELS_LAST, CHANNELS_FIRST):
         spec = replace(DENSE, channels=32, data_format=data_format)
-        module = build.scheduled_module(default_plan(spec, target), target)
+        module = scheduling.scheduled_module(default_plan(spec, target), target)
         assert marked_loops.has_some(module) == (data_format == CHANNELS_FIRST)
 
 

@@ -17,7 +17,8 @@ pytest.importorskip("xgboost", reason="tuning needs xgboost")
 pytest.importorskip("psutil", reason="tuning needs psutil")
 
 from tvm_conv3d import records
-from tvm_conv3d.plan import Plan, default_plan, make_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import default_plan, make_plan
 from tvm_conv3d.records import FILE_NAME
 from tvm_conv3d.spec import Conv3DSpec, Pads
 from tvm_conv3d.targets import resolve, target_key
@@ -243,7 +244,7 @@ def test_an_empty_layer_is_refused(tmp_path: Path) -> None:
 
 PROBE = """
 import json, sys
-from tvm_conv3d.plan import make_plan
+from tvm_conv3d.planner import make_plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import resolve
 import numpy as np

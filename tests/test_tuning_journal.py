@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tvm_conv3d.plan import Plan, default_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import default_plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import resolve
 from tvm_conv3d.tuning.journal import Journal

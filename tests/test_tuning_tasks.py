@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rpc_device import Tracked, free_port, tracked
-from tvm_conv3d.plan import default_plan
+from tvm_conv3d.planner import default_plan
 from tvm_conv3d.spec import Conv3DSpec, Pads
 from tvm_conv3d.targets import resolve
 from tvm_conv3d.tuning import tasks

@@ -17,8 +17,8 @@ import pytest
 pytest.importorskip("xgboost", reason="tuning needs xgboost")
 pytest.importorskip("psutil", reason="tuning needs psutil")
 
-from tvm_conv3d.build import Artifact
-from tvm_conv3d.plan import default_plan
+from tvm_conv3d.artifact import Artifact
+from tvm_conv3d.planner import default_plan
 from tvm_conv3d.spec import Conv3DSpec, Pads
 from tvm_conv3d.targets import resolve
 from tvm_conv3d.tuning import layer, measure
@@ -99,7 +99,7 @@ def serve_killed(connection: Connection) -> None:
         if kind not in done:
             path.write_text(f"{done}{kind} ")
             os.kill(os.getpid(), signal.SIGKILL)
-        return Artifact(b"", (), "") if kind == "build" else [0.5]
+        return Artifact(b"", {}, "") if kind == "build" else [0.5]
 
     answer_requests(connection, handle)
 

@@ -11,7 +11,8 @@ from problems import data, run_plan
 from tvm_conv3d import Conv3D, reference, runtime, tensors
 from tvm_conv3d.compute.winograd import WinogradVariant, error_bound
 from tvm_conv3d.compute.winograd_axes import axes_of
-from tvm_conv3d.plan import Plan, make_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import make_plan
 from tvm_conv3d.schedules.llvm.rules import winograd_rule
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, NO_PADS, Conv3DSpec, Triple, same_padding
 from tvm_conv3d.targets import cpu_traits, host_target

@@ -10,7 +10,8 @@ import pytest
 from problems import run_plan
 from tvm_conv3d import Conv3D
 from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant, declare, error_bound
-from tvm_conv3d.plan import Plan, make_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import make_plan
 from tvm_conv3d.schedules.llvm.rules import winograd_rows_rule
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Triple, same_padding
 from tvm_conv3d.targets import cpu_traits, host_target

@@ -15,8 +15,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from problems import BOUNDS, data, specs
-from tvm_conv3d import Conv3D, build, cache, records, reference, runtime, tensors, workspace
-from tvm_conv3d.plan import Plan, default_plan, make_plan
+from tvm_conv3d import (
+    Conv3D,
+    cache,
+    loader,
+    planner,
+    records,
+    reference,
+    runtime,
+    scheduling,
+    tensors,
+    workspace,
+)
+from tvm_conv3d.artifact import artifact_key
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import default_plan, make_plan
 from tvm_conv3d.records import RecordWarning
 from tvm_conv3d.spec import Conv3DSpec, same_padding
 from tvm_conv3d.targets import host_target, instruction_set, target_key
@@ -37,7 +50,7 @@ def allocated_when_lowered(plan: Plan) -> tuple[int, int]:
     from tvm import tirx
 
     target = host_target(2)
-    module = tirx.transform.BindTarget(target.with_host(target))(build.scheduled_module(plan, target))
+    module = tirx.transform.BindTarget(target.with_host(target))(scheduling.scheduled_module(plan, target))
     pipeline, finish, _ = tirx.get_default_tir_pipeline(target)
     with tvm.transform.PassContext():
         lines = finish()(pipeline(module)).script().splitlines()
@@ -57,7 +70,7 @@ def test_a_padded_copy_of_each_task() -> None:
     plan = direct(LAYER, gather="task", rows=1, columns=14, vectors=2, order="filters_spatial")
     plan = replace(plan, decisions={"depth": 2, "rows": 7, "columns": 1, "unroll": 1})
     lanes = plan.variant.lanes
-    found = workspace.of_plan(plan, host_target(2))
+    found = planner.workspace_of(plan, host_target(2))
     # sums of 1,728 terms: those of a part, and the totals
     assert found == Workspace(0, 4 * (4 * 9 * 16 * 64 + 2 * 14 * 2 * lanes))
     assert allocated_when_lowered(plan) == (found.shared, found.own)
@@ -65,7 +78,7 @@ def test_a_padded_copy_of_each_task() -> None:
 
 def test_a_padded_copy_of_all() -> None:
     plan = direct(LAYER, gather="root", rows=1, columns=14)
-    found = workspace.of_plan(plan, host_target(2))
+    found = planner.workspace_of(plan, host_target(2))
     assert found.shared == 4 * 10 * 16 * 16 * 64
     assert allocated_when_lowered(plan)[0] == found.shared
     assert found.per_thread(2) == found.shared // 2 + found.own
@@ -76,31 +89,31 @@ def test_a_padded_copy_of_all() -> None:
 def test_never_less_than_is_allocated(spec: Conv3DSpec) -> None:
     for exact in (True, False):
         plan = default_plan(spec, host_target(2), exact)
-        found, lowered = workspace.of_plan(plan, host_target(2)), allocated_when_lowered(plan)
+        found, lowered = planner.workspace_of(plan, host_target(2)), allocated_when_lowered(plan)
         # a loop of one task is no loop any more, and its memory not a task's
         assert found.shared + found.own >= sum(lowered)
         assert found.shared >= lowered[0] or lowered[1] == 0
         # the quick bound leaves out the registers of a tile
-        quick = workspace.bytes_per_thread(plan, host_target(2), enough=1 << 62)
+        quick = planner.bytes_per_thread(plan, host_target(2), enough=1 << 62)
         assert quick >= found.per_thread(2) - (16 << 10)
 
 
 def test_known_again_without_scheduling(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, target = direct(SMALL), host_target(2)
-    runtime.get_loaded(plan, target)
-    counted = workspace.of_module(build.scheduled_module(plan, target))
-    monkeypatch.setattr(build, "scheduled_module", None)
-    assert workspace.of_plan(plan, target) == counted
-    assert cache.workspace(build.artifact_key(plan, target)) == (counted.shared, counted.own)
+    loader.get_loaded(plan, target)
+    counted = workspace.of_small_buffers(scheduling.with_small_buffers(scheduling.scheduled_module(plan, target)))
+    monkeypatch.setattr(scheduling, "scheduled_module", None)
+    assert planner.workspace_of(plan, target) == counted
+    assert cache.workspace(artifact_key(plan, target)) == counted
 
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_another_plan_within_the_limit(exact: bool) -> None:
     spec, target = replace(LAYER, size=(16, 28, 28), channels=128, filters=128), host_target(2)
-    usual = workspace.bytes_per_thread(default_plan(spec, target, exact), target)
+    usual = planner.bytes_per_thread(default_plan(spec, target, exact), target)
     limit = usual // 3
     plan = default_plan(spec, target, exact, limit)
-    assert workspace.bytes_per_thread(plan, target) <= limit
+    assert planner.bytes_per_thread(plan, target) <= limit
     x, kernel, bias = data(spec)
     executor = runtime.Executor(accuracy="strict" if exact else "default", workspace_limit=limit)
     assert executor.plan_for(spec) == plan
@@ -114,7 +127,7 @@ def test_a_copy_of_each_task_where_one_of_all_is_too_large() -> None:
     spec, target = Conv3DSpec(1, size, 16, 8, kernel, dilation=dilation), host_target(2)
     spec = replace(spec, pads=same_padding(size, kernel, (1, 1, 1), dilation))
     plan = default_plan(spec, target, True, 12 << 20)
-    assert workspace.bytes_per_thread(plan, target) <= 12 << 20
+    assert planner.bytes_per_thread(plan, target) <= 12 << 20
     executor = runtime.Executor(workspace_limit=12 << 20)
     x, weights, bias = data(spec)
     result = executor(spec, tensors.wrap(x), weights, bias, version=0)
@@ -140,11 +153,11 @@ def test_records_beyond_the_limit_are_passed_over(tmp_path: Path) -> None:
     path = tmp_path / target_key(target) / records.FILE_NAME
     records.merge(path, [record])
     assert make_plan(SMALL, target, tmp_path).origin == str(path)
-    limit = workspace.bytes_per_thread(plan, target) - 1
+    limit = planner.bytes_per_thread(plan, target) - 1
     with pytest.warns(RecordWarning, match=rf"needs {limit + 1} bytes of workspace a thread, and {limit} are allowed"):
         passed = make_plan(SMALL, target, tmp_path, workspace_limit=limit)
     assert passed.origin == "default"
-    assert workspace.bytes_per_thread(passed, target) <= limit
+    assert planner.bytes_per_thread(passed, target) <= limit
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, "1", True])

@@ -28,7 +28,8 @@ class Algorithm:
     """One algorithm for one family of targets.
 
     Attributes:
-        name: as in records and plans.
+        name: as in records and plans; unique among all.
+        kind: of the targets that it is for: "llvm" or "cuda".
         variant_type: dataclass of what changes the declaration.
         declare: (spec, variant) -> TE declaration.
         pack_kernel: (spec, variant, kernel) -> weights in the declaration's layout, those of the seen taps.
@@ -45,6 +46,7 @@ class Algorithm:
     """
 
     name: str
+    kind: str
     variant_type: type
     declare: Callable[[Conv3DSpec, Variant], Declaration]
     pack_kernel: Callable[[Conv3DSpec, Variant, np.ndarray], np.ndarray]
@@ -76,8 +78,17 @@ def algorithms(kind: str) -> Mapping[str, Algorithm]:
 
 
 def named(name: str) -> Algorithm:
-    """The algorithm of this name, whatever its kind of target."""
-    return next(known for kind in _FAMILIES for known in algorithms(kind).values() if known.name == name)
+    """The algorithm of this name, whatever its kind of target.
+
+    Raises:
+        ValueError: there is none.
+    """
+    # one family after the other, as looking into one imports it
+    for kind in _FAMILIES:
+        if name in algorithms(kind):
+            return algorithms(kind)[name]
+    known = ", ".join(known for kind in _FAMILIES for known in algorithms(kind))
+    raise ValueError(f"There is no algorithm of this name. Received: {name!r}; known: {known}")
 
 
 def _for_cpus() -> tuple[Algorithm, ...]:
@@ -91,12 +102,14 @@ def _for_cpus() -> tuple[Algorithm, ...]:
     from tvm_conv3d.schedules.llvm import winograd_rows as rows_loops
 
     return (
-        _join("winograd", winograd.WinogradVariant, winograd, winograd_loops, packing, exact=False),
-        _join("winograd_rows", winograd_rows.WinogradRowsVariant, winograd_rows, rows_loops, packing, exact=False),
-        _join("planes", planes.PlanesVariant, planes, planes_loops, packing),
-        _join("depthwise", depthwise.DepthwiseVariant, depthwise, depthwise_loops, packing),
-        _join("grouped", grouped.GroupedVariant, grouped, grouped_loops, packing),
-        _join("direct", direct.DirectVariant, direct, direct_loops, packing),
+        _join("winograd", "llvm", winograd.WinogradVariant, winograd, winograd_loops, packing, exact=False),
+        _join(
+            "winograd_rows", "llvm", winograd_rows.WinogradRowsVariant, winograd_rows, rows_loops, packing, exact=False
+        ),
+        _join("planes", "llvm", planes.PlanesVariant, planes, planes_loops, packing),
+        _join("depthwise", "llvm", depthwise.DepthwiseVariant, depthwise, depthwise_loops, packing),
+        _join("grouped", "llvm", grouped.GroupedVariant, grouped, grouped_loops, packing),
+        _join("direct", "llvm", direct.DirectVariant, direct, direct_loops, packing),
     )
 
 
@@ -109,10 +122,18 @@ def _for_gpus() -> tuple[Algorithm, ...]:
     from tvm_conv3d.schedules.cuda import winograd as winograd_loops
 
     return (
-        _join("window", window.WindowVariant, window, window_loops, packing),
-        _join("winograd_gemm", winograd_gemm.WinogradGemmVariant, winograd_gemm, winograd_loops, packing, exact=False),
-        _join("tensor_gemm", tensor_gemm.TensorVariant, tensor_gemm, tensor_loops, packing),
-        _join("gemm", implicit_gemm.GemmVariant, implicit_gemm, gemm_loops, packing),
+        _join("window", "cuda", window.WindowVariant, window, window_loops, packing),
+        _join(
+            "winograd_gemm",
+            "cuda",
+            winograd_gemm.WinogradGemmVariant,
+            winograd_gemm,
+            winograd_loops,
+            packing,
+            exact=False,
+        ),
+        _join("tensor_gemm", "cuda", tensor_gemm.TensorVariant, tensor_gemm, tensor_loops, packing),
+        _join("gemm", "cuda", implicit_gemm.GemmVariant, implicit_gemm, gemm_loops, packing),
     )
 
 
@@ -121,7 +142,13 @@ _FAMILIES = {"llvm": _for_cpus, "cuda": _for_gpus}
 
 
 def _join(
-    name: str, variant_type: type, compute: ModuleType, loops: ModuleType, packing: ModuleType, exact: bool = True
+    name: str,
+    kind: str,
+    variant_type: type,
+    compute: ModuleType,
+    loops: ModuleType,
+    packing: ModuleType,
+    exact: bool = True,
 ) -> Algorithm:
     def pack_kernel(spec: Conv3DSpec, variant: Variant, kernel: np.ndarray) -> np.ndarray:
         return compute.pack_kernel(trim(spec), variant, trim_kernel(spec, kernel))
@@ -131,6 +158,7 @@ def _join(
 
     return Algorithm(
         name,
+        kind,
         variant_type,
         # asked for twice: what the plan takes of memory, then its loops
         functools.lru_cache(maxsize=_DECLARATIONS)(compute.declare),

@@ -2,68 +2,26 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import astuple, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvm_conv3d import workspace
-from tvm_conv3d.plan import Plan, algorithm_of, schedule
+from tvm_conv3d import scheduling, workspace
+from tvm_conv3d.algorithms import named
+from tvm_conv3d.artifact import MAIN, Artifact, check_versions
+from tvm_conv3d.compute.argument import Function
+from tvm_conv3d.cuda import toolkit
+from tvm_conv3d.cuda.image import Image
+from tvm_conv3d.cuda.lower import lower
+from tvm_conv3d.plan import Plan
 from tvm_conv3d.targets import is_cuda
+from tvm_conv3d.workspace import Workspace
 
 if TYPE_CHECKING:
     from tvm import IRModule
     from tvm.runtime import Module
     from tvm.target import Target
-
-#: Versions that were tested together; others crash or refuse (apache-tvm-ffi 0.1.15 breaks MetaSchedule, say).
-PINNED = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1", "apache-tvm-ffi-orcjit": "0.1.3"}
-
-#: Name of the compiled function.
-ENTRY = "main"
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """Compiled code of one plan.
-
-    Attributes:
-        object_code: a relocatable object file for the target; for a GPU a :class:`tvm_conv3d.cuda.image.Image`.
-        shapes: shapes of input, packed weights, packed bias, output and maybe flags, as the code sees them.
-        schedule: the scheduled function as TVMScript, for people.
-        workspace: bytes of its intermediates: once a call, and once for each thread.
-    """
-
-    object_code: bytes
-    shapes: tuple[tuple[int, ...], ...]
-    schedule: str
-    workspace: tuple[int, int] = (0, 0)
-
-
-@functools.cache
-def check_versions() -> None:
-    """Makes sure that the installed TVM is the one whose behaviour this package was tested with.
-
-    Raises:
-        RuntimeError: another version is installed; says which and how to get the right ones.
-    """
-    found = {name: metadata.version(name) for name in PINNED}
-    wrong = [f"{name} {found[name]} (needs {version})" for name, version in PINNED.items() if found[name] != version]
-    if wrong:
-        pins = " ".join(f"{name}=={version}" for name, version in PINNED.items())
-        raise RuntimeError(f"tvm_conv3d can't run with {', '.join(wrong)}: they fail together. Run: pip install {pins}")
-
-
-def scheduled_module(plan: Plan, target: Target) -> IRModule:
-    """The plan's declaration with its loops, ready to compile."""
-    algorithm = algorithm_of(plan, str(target.kind.name))
-    return algorithm.finish(schedule(plan, algorithm)[0].mod, plan.spec)
 
 
 def compile_plan(plan: Plan, target: Target) -> Artifact:
@@ -75,36 +33,33 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
     check_versions()
     import tvm
 
-    module = scheduled_module(plan, target)
+    module = scheduling.scheduled_module(plan, target)
+    functions = {MAIN: Function(named(plan.algorithm).declare(plan.spec, plan.variant).arguments)}
     if is_cuda(target):
-        from tvm_conv3d.cuda.image import compile_image
-
         image = compile_image(module, target)
-        return Artifact(image.to_bytes(), _shapes(module), module.script(), (sum(image.workspaces), 0))
-    from tvm_conv3d.schedules.llvm.rewrites import lower, pipeline
-
-    small = lower.to_small_buffers(module)
-    lowered = pipeline.lowered(small, plan.variant, target)
-    # in plain loops the pass finds what it did not see in blocks
-    with tvm.transform.PassContext(disabled_pass=lower.DONE if lowered is small else ()):
+        return Artifact(image.to_bytes(), functions, module.script(), Workspace(sum(image.workspaces.values()), 0))
+    small = scheduling.with_small_buffers(module)
+    lowered, done = scheduling.lowered(small, plan, target)
+    with tvm.transform.PassContext(disabled_pass=done):
         code = object_code(tvm.compile(lowered, target=target).mod)
     if not code:
         raise RuntimeError(f"LLVM wrote no code for {plan.spec.key()} on {target}.")
-    return Artifact(code, _shapes(module), module.script(), astuple(workspace.of_small_buffers(small)))
+    return Artifact(code, functions, module.script(), workspace.of_small_buffers(small))
 
 
-def lowered_module(module: IRModule, plan: Plan, target: Target) -> IRModule:
-    """The scheduled function of `plan` as TVM's compiler takes it."""
-    if is_cuda(target):
-        return module
-    from tvm_conv3d.schedules.llvm.rewrites import lower, pipeline
+def compile_image(module: IRModule, target: Target) -> Image:
+    """The scheduled `main` compiled for a GPU, as source only where no CUDA compiler is found.
 
-    return pipeline.lowered(lower.to_small_buffers(module), plan.variant, target)
-
-
-def _shapes(module: IRModule) -> tuple[tuple[int, ...], ...]:
-    """Shapes of the arguments of the function that is compiled."""
-    return tuple(tuple(int(extent) for extent in argument.ty.shape) for argument in module[ENTRY].params)
+    Raises:
+        RuntimeError: TVM or the compiler refuses it.
+    """
+    code = lower(module, target)
+    arch = str(target.attrs["arch"])
+    try:
+        cubin = toolkit.compile_cubin(code.source, arch)
+    except toolkit.NoCompilerError:
+        cubin = b""
+    return Image(arch, code.source, code.launches, code.workspaces, cubin)
 
 
 def object_code(module: Module) -> bytes:
@@ -120,46 +75,3 @@ def object_code(module: Module) -> bytes:
         path = Path(folder) / "module.o"
         module.write_to_file(str(path), "o")
         return path.read_bytes()
-
-
-def artifact_key(plan: Plan, target: Target) -> str:
-    """Hash of all that the machine code depends on: spec, plan, target, versions, and the sources that made it."""
-    return key_of({"spec": plan.spec.key(), "plan": plan.describe(), "target": target_text(target)})
-
-
-def key_of(identity: Mapping[str, object]) -> str:
-    """Hash of `identity`, the versions, and the sources of declarations and schedules."""
-    identity = {**identity, "versions": {**_versions(), "sources": source_hash()}}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def target_text(target: Target) -> str:
-    """The target as one line, equal for equal targets."""
-    return json.dumps(_plain(target.export()), sort_keys=True)
-
-
-@functools.cache
-def source_hash() -> str:
-    """Hash of the sources of declarations and schedules."""
-    from tvm_conv3d import compute, schedules
-
-    digest = hashlib.sha256()
-    for package in (compute, schedules):
-        root = Path(str(package.__file__)).parent
-        for path in sorted(root.rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in (*PINNED, "tvm-conv3d")}
-
-
-def _plain(value: object) -> object:
-    """TVM's containers as JSON's."""
-    if isinstance(value, (str, int, float, bool, type(None))):
-        return value
-    if hasattr(value, "items"):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return [str(v) for v in value]  # type: ignore[attr-defined]

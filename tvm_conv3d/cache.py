@@ -1,8 +1,8 @@
 """Compiled modules on disk, found again by every process of the user.
 
-One folder a module, named by its key: `module.o`, `meta.json` (shapes, digest of the object, the plan in words) and
-`schedule.py`, the readable schedule. A folder appears whole, by renaming a staged one. What does not check out is never
-loaded: it is compiled anew.
+One folder a module, named by its key: `module.o`, `meta.json` (what the functions take, their digest, the plan in
+words) and `schedule.py`, the readable schedule. A folder appears whole, by renaming a staged one. What does not check
+out is never loaded: it is compiled anew.
 """
 
 from __future__ import annotations
@@ -20,62 +20,36 @@ from pathlib import Path
 
 import filelock
 
-from tvm_conv3d import folders
-from tvm_conv3d.build import Artifact
-
-#: Names the root of all that this package keeps.
-CACHE_VARIABLE = "TVM_CONV3D_CACHE"
+from tvm_conv3d.artifact import Artifact
+from tvm_conv3d.compute.argument import Function
+from tvm_conv3d.folders import CACHE_VARIABLE, cache_root
+from tvm_conv3d.workspace import Workspace
 
 #: Seconds to wait for another process that compiles the same module, before compiling it as well.
 _PATIENCE = 60.0
 
-#: Numbers of shapes that an artifact may have: none where its code is no plan's.
-_ARGUMENTS = (0, 4, 5)
-
 _OBJECT, _META, _SCHEDULE = "module.o", "meta.json", "schedule.py"
 
 
-def cache_root() -> Path:
-    """The folder of everything that is kept: $TVM_CONV3D_CACHE, else the user's cache folder.
+def load(key: str, root: Path | None = None) -> Artifact | None:
+    """The artifact under `key`, or None where there is none or it is damaged or not ours.
 
-    Raises:
-        ValueError: the variable names the home of a user that does not exist.
+    Args:
+        key: of the artifact.
+        root: the folder of all that is kept; None is :func:`tvm_conv3d.folders.cache_root`.
     """
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return folders.expand(chosen, CACHE_VARIABLE) if chosen else folders.user_cache()
-
-
-@contextlib.contextmanager
-def empty_root() -> Iterator[None]:
-    """An empty folder in the place of :func:`cache_root`, for as long as the context lasts."""
-    before = os.environ.get(CACHE_VARIABLE)
-    with tempfile.TemporaryDirectory(prefix="tvm_conv3d-") as folder:
-        os.environ[CACHE_VARIABLE] = folder
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[CACHE_VARIABLE]
-            else:
-                os.environ[CACHE_VARIABLE] = before
-
-
-def load(key: str) -> Artifact | None:
-    """The artifact under `key`, or None where there is none or it is damaged or not ours."""
-    folder = _modules() / key
+    folder = _modules(root) / key
     try:
-        if not _is_private(_modules()):
+        if not _is_private(folder.parent):
             return None
         meta = json.loads((folder / _META).read_text())
         code = (folder / _OBJECT).read_bytes()
-        if meta["key"] != key or meta["sha256"] != _digest(code, meta["shapes"]):
+        described = meta["code"]
+        if meta["key"] != key or meta["sha256"] != _digest(code, described):
             return None
-        shapes = tuple(tuple(int(extent) for extent in shape) for shape in meta["shapes"])
-        if len(shapes) not in _ARGUMENTS:
-            return None
-        shared, own = (int(size) for size in meta["workspace"])
-        return Artifact(code, shapes, "", (shared, own))
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        functions = {name: Function.from_json(values) for name, values in described["functions"].items()}
+        return Artifact(code, functions, "", Workspace.from_json(described["workspace"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 
@@ -84,42 +58,40 @@ def holds(key: str) -> bool:
     return (_modules() / key / _META).exists()
 
 
-def workspace(key: str) -> tuple[int, int] | None:
-    """Bytes of the intermediates of what is kept under `key`, as :class:`Artifact` has them; None where unknown."""
+def workspace(key: str) -> Workspace | None:
+    """What the intermediates of what is kept under `key` take; None where unknown."""
     try:
-        shared, own = json.loads((_modules() / key / _META).read_text())["workspace"]
-        return int(shared), int(own)
+        return Workspace.from_json(json.loads((_modules() / key / _META).read_text())["code"]["workspace"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
-def store(key: str, artifact: Artifact, about: dict[str, object]) -> None:
+def store(key: str, artifact: Artifact, about: dict[str, object], root: Path | None = None) -> None:
     """Keeps `artifact` under `key`; warns once a process where that is impossible, and goes on.
 
     Args:
         key: of the artifact.
         artifact: what to keep.
         about: what it is, for people (spec, plan, target).
+        root: the folder of all that is kept; None is :func:`tvm_conv3d.folders.cache_root`.
     """
-    meta = {
-        "key": key,
-        "sha256": _digest(artifact.object_code, artifact.shapes),
-        "shapes": artifact.shapes,
-        "workspace": artifact.workspace,
-        "about": about,
+    described = {
+        "functions": {name: function.to_json() for name, function in artifact.functions.items()},
+        "workspace": artifact.workspace.to_json(),
     }
+    meta = {"key": key, "sha256": _digest(artifact.object_code, described), "code": described, "about": about}
     try:
-        root = _private_folder(_modules())
-        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
+        modules = _private_folder(_modules(root))
+        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=modules))
         try:
             (staging / _OBJECT).write_bytes(artifact.object_code)
             (staging / _SCHEDULE).write_text(artifact.schedule)
             (staging / _META).write_text(json.dumps(meta, indent=1))
-            _replace_folder(staging, root / key)
+            _replace_folder(staging, modules / key)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
-        _warn_once(error)
+        _warn_once(error, root)
 
 
 @contextlib.contextmanager
@@ -140,12 +112,12 @@ def compiling(key: str) -> Iterator[None]:
                 Path(lock.lock_file).unlink()
 
 
-def _digest(code: bytes, shapes: object) -> str:
-    return hashlib.sha256(json.dumps(shapes).encode() + b"\0" + code).hexdigest()
+def _digest(code: bytes, described: object) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode() + b"\0" + code).hexdigest()
 
 
-def _modules() -> Path:
-    return cache_root() / "modules"
+def _modules(root: Path | None = None) -> Path:
+    return (root or cache_root()) / "modules"
 
 
 def _private_folder(path: Path) -> Path:
@@ -180,11 +152,11 @@ def _replace_folder(staging: Path, folder: Path) -> None:
 _warned = threading.Event()
 
 
-def _warn_once(error: OSError) -> None:
+def _warn_once(error: OSError, root: Path | None) -> None:
     if not _warned.is_set():
         _warned.set()
         warnings.warn(
-            f"Compiled convolutions can't be kept in {_modules()} and are compiled anew in every process: {error}. "
+            f"Compiled convolutions can't be kept in {_modules(root)} and are compiled anew in every process: {error}. "
             f"Set {CACHE_VARIABLE} to a folder of your own.",
             RuntimeWarning,
             stacklevel=2,

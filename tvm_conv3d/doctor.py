@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from tvm_conv3d import build, cache, reference, runtime, tensors, threads
+from tvm_conv3d import cache, loader, reference, runtime, tensors, threads
+from tvm_conv3d.artifact import PINNED, artifact_key, check_versions
+from tvm_conv3d.build import compile_plan
 from tvm_conv3d.cuda.findings import findings
+from tvm_conv3d.folders import cache_root
 from tvm_conv3d.layer import Conv3D
-from tvm_conv3d.plan import make_plan
+from tvm_conv3d.planner import make_plan
 from tvm_conv3d.spec import Conv3DSpec, same_padding
 from tvm_conv3d.targets import cpu_traits, resolve, target_key
 
@@ -27,10 +32,10 @@ _WORST_ERROR = 1e-5
 def examine() -> int:
     """Prints the findings; returns 0 when all is well, 1 otherwise."""
     _line("python", platform.python_version())
-    for name in (*build.PINNED, "numpy", "tvm-conv3d"):
+    for name in (*PINNED, "numpy", "tvm-conv3d"):
         _line(name, metadata.version(name))
     try:
-        build.check_versions()
+        check_versions()
     except RuntimeError as problem:
         _line("PROBLEM", str(problem))
         return 1
@@ -41,7 +46,7 @@ def examine() -> int:
     _line("target", f"{target_key(target)}: {traits.vector_bits}-bit vectors, {traits.registers} registers")
     _line("caches", f"L1 {traits.l1 >> 10} KiB, L2 {traits.l2 >> 10} KiB, L3 {traits.l3 >> 10} KiB")
     _line("threads", f"{threads.get_num_threads()} of {threads.owner()}")
-    modules = cache.cache_root() / "modules"
+    modules = cache_root() / "modules"
     count = sum(1 for path in modules.glob("*/meta.json")) if modules.is_dir() else 0
     _line("cache", f"{modules}, {count} compiled convolutions")
     for name, text in findings():
@@ -57,12 +62,12 @@ def _measure() -> float:
     spec = Conv3DSpec(1, size, 64, 64, kernel, pads=same_padding(size, kernel, (1, 1, 1), (1, 1, 1)))
     target = resolve(None, threads.get_num_threads())
     plan = make_plan(spec, target)
-    with cache.empty_root():
-        artifact, compiling = _timed(lambda: build.compile_plan(plan, target))
-        key = build.artifact_key(plan, target)
-        cache.store(key, artifact, {})
-        runtime.link(artifact)  # the first link of a process also starts the linker
-        _, loading = _timed(lambda: runtime.link(cache.load(key) or artifact))
+    artifact, compiling = _timed(lambda: compile_plan(plan, target))
+    key = artifact_key(plan, target)
+    with tempfile.TemporaryDirectory(prefix="tvm_conv3d-") as folder:
+        cache.store(key, artifact, {}, Path(folder))
+        loader.link(artifact)  # the first link of a process also starts the linker
+        _, loading = _timed(lambda: loader.link(cache.load(key, Path(folder)) or artifact))
     _line("compile of a new shape", f"{1e3 * compiling:.0f} ms (goal: under 1000)")
     _line("load of a cached one", f"{1e3 * loading:.1f} ms (goal: under 30)")
     overhead = _median_call(Conv3D(1, 1), np.zeros((1, 2, 2, 2, 1), np.float32))

@@ -8,9 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tvm_conv3d import build, threads
-from tvm_conv3d.build import Artifact
-from tvm_conv3d.plan import Plan, make_plan
+from tvm_conv3d import scheduling, threads
+from tvm_conv3d.artifact import Artifact, check_versions, target_text
+from tvm_conv3d.build import compile_plan
+from tvm_conv3d.cuda.image import Image
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import make_plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import is_cuda, resolve
 
@@ -23,7 +26,7 @@ def export(spec: Conv3DSpec, target: str | Mapping[str, Any], folder: Path, core
 
     Files: for a CPU `module.o` and `module.s`; for a GPU `module.cu`, `module.cubin` (where a CUDA compiler is found)
     and `module.bin`, which the package itself loads; `schedule.py`, the scheduled function as TVMScript; `meta.json`:
-    shapes, launches, bytes between kernels, plan and target.
+    what each function takes, launches, bytes between kernels, plan and target.
 
     Args:
         spec: the problem.
@@ -41,17 +44,17 @@ def export(spec: Conv3DSpec, target: str | Mapping[str, Any], folder: Path, core
     """
     if spec.empty:
         raise ValueError(f"There is nothing to compile: the output is empty. Received: {spec.key()}")
-    build.check_versions()
+    check_versions()
     resolved = resolve(target, cores or threads.get_num_threads())
     plan = make_plan(spec, resolved)
-    artifact = build.compile_plan(plan, resolved)
+    artifact = compile_plan(plan, resolved)
     files: dict[str, bytes] = {"schedule.py": artifact.schedule.encode()}
     about: dict[str, Any] = {
         "spec": spec.key(),
         "plan": json.loads(plan.describe()),
         "origin": plan.origin,
-        "target": build.target_text(resolved),
-        "shapes": artifact.shapes,
+        "target": target_text(resolved),
+        "functions": {name: function.to_json() for name, function in artifact.functions.items()},
     }
     if is_cuda(resolved):
         files |= _gpu_files(artifact, about)
@@ -65,11 +68,9 @@ def export(spec: Conv3DSpec, target: str | Mapping[str, Any], folder: Path, core
 
 
 def _gpu_files(artifact: Artifact, about: dict[str, Any]) -> dict[str, bytes]:
-    from tvm_conv3d.cuda.image import Image
-
     image = Image.from_bytes(artifact.object_code)
     about["launches"] = [asdict(launch) for launch in image.launches]
-    about["workspaces"] = list(image.workspaces)
+    about["workspaces"] = dict(image.workspaces)
     files = {"module.bin": artifact.object_code, "module.cu": image.source.encode()}
     return {**files, "module.cubin": image.cubin} if image.cubin else files
 
@@ -77,5 +78,5 @@ def _gpu_files(artifact: Artifact, about: dict[str, Any]) -> dict[str, bytes]:
 def _assembly(plan: Plan, target: Any) -> bytes:
     import tvm
 
-    lowered = build.lowered_module(build.scheduled_module(plan, target), plan, target)
+    lowered = scheduling.lowered_module(scheduling.scheduled_module(plan, target), plan, target)
     return str(tvm.compile(lowered, target=target).mod.inspect_source("asm")).encode()

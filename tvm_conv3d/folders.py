@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
+
+#: Names the root of all that this package keeps.
+CACHE_VARIABLE = "TVM_CONV3D_CACHE"
 
 
 def expand(path: str | Path, name: str) -> Path:
@@ -35,6 +41,31 @@ def user_cache() -> Path:
 def user_data() -> Path:
     """Where this package keeps what took the user's time."""
     return _absolute(platformdirs.user_data_dir("tvm_conv3d", appauthor=False))
+
+
+def cache_root() -> Path:
+    """The folder of everything that is kept: $TVM_CONV3D_CACHE, else the user's cache folder.
+
+    Raises:
+        ValueError: the variable names the home of a user that does not exist.
+    """
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return expand(chosen, CACHE_VARIABLE) if chosen else user_cache()
+
+
+@contextlib.contextmanager
+def empty_root() -> Iterator[None]:
+    """An empty folder in the place of :func:`cache_root`, for as long as the context lasts."""
+    before = os.environ.get(CACHE_VARIABLE)
+    with tempfile.TemporaryDirectory(prefix="tvm_conv3d-") as folder:
+        os.environ[CACHE_VARIABLE] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[CACHE_VARIABLE]
+            else:
+                os.environ[CACHE_VARIABLE] = before
 
 
 def _absolute(folder: str) -> Path:

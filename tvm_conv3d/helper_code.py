@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tvm_conv3d import build, cache, parallel
-from tvm_conv3d.build import Artifact
+from tvm_conv3d.artifact import Artifact, check_versions, key_of, target_text
 from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.targets import host_target
 
@@ -31,8 +31,8 @@ def get(identity: Mapping[str, object], make_module: Callable[[], IRModule], wit
     Raises:
         RuntimeError: the installed TVM is another version, or can't compile it.
     """
-    identity = {**identity, "target": build.target_text(host_target(1))}
-    key = build.key_of(identity)
+    identity = {**identity, "target": target_text(host_target(1))}
+    key = key_of(identity)
     found = _modules.get(key)
     if found is None:
         with _lock:
@@ -55,7 +55,7 @@ def _load(key: str, identity: Mapping[str, object], compile_code: Callable[[], b
         # where it does not load, it is compiled anew
         with contextlib.suppress(RuntimeError, ValueError, AttributeError):
             return parallel.link(artifact.object_code)
-    build.check_versions()
-    artifact = Artifact(compile_code(), (), "")
+    check_versions()
+    artifact = Artifact(compile_code(), {}, "")
     cache.store(key, artifact, dict(identity))
     return parallel.link(artifact.object_code)

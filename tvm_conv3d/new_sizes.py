@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
-from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.algorithms import named
 from tvm_conv3d.recent import Recent
 from tvm_conv3d.targets import cpu_traits, is_cuda
 
@@ -58,7 +58,7 @@ class NewSizes:
         """Whether a call of `size`, whose `best` plan is not compiled yet, had better take a quick one."""
         if layer not in self._known or self._best.get(size) is not None:
             return False
-        if algorithms(str(target.kind.name))[best.algorithm].exact:
+        if named(best.algorithm).exact:
             return False
         if is_cuda(target):
             # compiling takes seconds there, longer than any convolution

@@ -12,7 +12,9 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
-from tvm_conv3d import build, threads
+from tvm_conv3d import threads
+from tvm_conv3d.artifact import check_versions
+from tvm_conv3d.build import object_code
 from tvm_conv3d.locks import ForkSafeLock
 
 
@@ -25,7 +27,7 @@ class _Pool:
     """
 
     def __init__(self) -> None:
-        build.check_versions()
+        check_versions()
         self._module = _load(_compiled("pool.ll"))
         self.launch = int(self._module.get_function("start")(ctypes.addressof(threads.SETTINGS)))
         self.hook = _compiled("hook.ll")
@@ -72,7 +74,7 @@ def _compiled(name: str) -> bytes:
     import tvm  # noqa: F401  (whose compiler reads LLVM's text)
     import tvm_ffi
 
-    return build.object_code(tvm_ffi.load_module(str(Path(__file__).with_name(name))))
+    return object_code(tvm_ffi.load_module(str(Path(__file__).with_name(name))))
 
 
 def _load(*objects: bytes) -> Any:

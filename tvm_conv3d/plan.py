@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from tvm_conv3d import records, workspace
-from tvm_conv3d.algorithms import Algorithm, Variant, algorithms, named
+from tvm_conv3d.algorithms import Variant, named
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import traits_of
-
-if TYPE_CHECKING:
-    from tvm.s_tir import Schedule
-    from tvm.target import Target
-
-    from tvm_conv3d.schedules.decisions import Decisions
 
 DEFAULT_ORIGIN = "default"
-
-#: Number in a variant above which a record is taken for a slip of the pen.
-_LARGEST = 1024
 
 
 @dataclass(frozen=True)
@@ -31,7 +19,7 @@ class Plan:
 
     Attributes:
         spec: the problem.
-        algorithm: name of the algorithm, a key of `algorithms(target.kind)`.
+        algorithm: its name, which :func:`tvm_conv3d.algorithms.named` knows.
         variant: what changes the TE declaration.
         decisions: values of the design space's named decisions.
         origin: where algorithm, variant and decisions were found: "default", or the record's file.
@@ -57,154 +45,3 @@ class Plan:
         """The plan without spec and origin as one line of JSON: a part of the compiled module's identity."""
         fields = {"algorithm": self.algorithm, "variant": asdict(self.variant), "decisions": dict(self.decisions)}
         return json.dumps(fields, sort_keys=True)
-
-
-def make_plan(
-    spec: Conv3DSpec,
-    target: Target,
-    logs: str | Path | None = None,
-    exact: bool = False,
-    workspace_limit: int = workspace.DEFAULT_LIMIT,
-) -> Plan:
-    """The plan for `spec` on `target`: of the first tuning record that fits, else the default.
-
-    Args:
-        spec: the problem.
-        target: what to compile for.
-        logs: a folder of tuning logs, or one file of records, to ask before all others: see
-            :func:`tvm_conv3d.records.find`.
-        exact: only algorithms that sum the products of the definition.
-        workspace_limit: bytes that a plan's intermediates may take for each thread.
-
-    Raises:
-        ValueError: no algorithm takes this spec, none within the limit, or `logs` does not exist.
-    """
-    known = algorithms(str(target.kind.name))
-    for found in records.find(spec, target, logs):
-        if exact and found.record.algorithm in known and not known[found.record.algorithm].exact:
-            continue
-        try:
-            return _recorded_plan(spec, target, found.record, str(found.file), workspace_limit)
-        except ValueError as error:
-            found.reject(str(error))
-    return default_plan(spec, target, exact, workspace_limit)
-
-
-def default_plan(
-    spec: Conv3DSpec, target: Target, exact: bool = False, workspace_limit: int = workspace.DEFAULT_LIMIT
-) -> Plan:
-    """The plan where nothing was tuned: the first algorithm that applies, with its default decisions.
-
-    Where that takes too much memory, the next algorithm, then the smallest tasks, then any other variant.
-
-    Raises:
-        ValueError: no algorithm takes this spec, or none within the limit.
-    """
-    needs = []
-    for plan in _default_plans(spec, target, exact):
-        needs.append(workspace.bytes_per_thread(plan, target, workspace_limit))
-        if needs[-1] <= workspace_limit:
-            return plan
-    if not needs:
-        raise ValueError(f"No algorithm takes {spec.key()} on {target}.")
-    raise ValueError(
-        f"{spec.key()} needs at least {min(needs)} bytes a thread for intermediates, more than the limit allows. "
-        f"Pass workspace_limit={min(needs)}, or a smaller input. Received: workspace_limit={workspace_limit}"
-    )
-
-
-def _default_plans(spec: Conv3DSpec, target: Target, exact: bool) -> Iterator[Plan]:
-    """What default plans there are, the first choice first; after the real ones those that take little memory."""
-    traits = traits_of(target)
-    known = [a for a in algorithms(str(target.kind.name)).values() if a.exact or not exact]
-    defaults = []
-    for algorithm in known:
-        found = algorithm.default(spec, traits)
-        if found is not None:
-            defaults.append(Plan(spec, algorithm.name, *found))
-            yield defaults[-1]
-    for plan in defaults:
-        smallest = dict.fromkeys(plan.decisions, 1)
-        others = algorithm_of(plan, str(target.kind.name)).variants(spec, traits)
-        for variant in dict.fromkeys((plan.variant, *others)):
-            yield replace(plan, variant=variant, decisions=smallest)
-
-
-def _recorded_plan(spec: Conv3DSpec, target: Target, record: records.Record, origin: str, limit: int) -> Plan:
-    """The plan of a record; raises ValueError, saying why, where the record does not fit the present code."""
-    known = algorithms(str(target.kind.name))
-    if record.algorithm not in known:
-        raise ValueError(f"its algorithm is {record.algorithm!r}, and there are {', '.join(known)}")
-    algorithm = known[record.algorithm]
-    usual_variants = algorithm.variants(spec, traits_of(target))
-    if not usual_variants:
-        raise ValueError(f"the algorithm {record.algorithm} does not take this layer")
-    try:
-        variant = algorithm.variant(record.variant)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"its variant is none of {record.algorithm}: {error}") from error
-    for name, usual in vars(usual_variants[0]).items():
-        value = getattr(variant, name)
-        if not _plausible(value, usual):
-            raise ValueError(f"its variant has {name}={value!r} where {usual!r} would be usual")
-    plan = Plan(spec, record.algorithm, variant, dict(record.decisions), origin)
-    _check_schedule(plan, target, algorithm)
-    needed = workspace.bytes_per_thread(plan, target, limit)
-    if needed > limit:
-        raise ValueError(f"it needs {needed} bytes of workspace a thread, and {limit} are allowed")
-    return plan
-
-
-def _plausible(value: Any, usual: Any) -> bool:
-    """Whether a variant's field has the type of its usual value, and no number is out of all bounds."""
-    if type(value) is not type(usual):
-        return False
-    if isinstance(value, tuple):
-        return len(value) == len(usual) and all(map(_plausible, value, usual))
-    return type(value) is not int or 0 <= value <= _LARGEST
-
-
-def _check_schedule(plan: Plan, target: Target, algorithm: Algorithm) -> None:
-    """Makes sure that the design space takes the plan's decisions as they are.
-
-    It takes some ten milliseconds, and is left out where the plan was compiled before, and so was checked then.
-    """
-    from tvm_conv3d import build, cache
-
-    if cache.holds(build.artifact_key(plan, target)):
-        return
-    try:
-        taken = schedule(plan, algorithm)[1].taken()
-    except Exception as error:
-        # TVM raises what it likes: whatever it is, this record can't be used
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{plan.algorithm} can't be scheduled by it: {reason[-1][:200]}") from error
-    if taken != dict(plan.decisions):
-        raise ValueError(f"its decisions are {dict(plan.decisions)}, and the design space makes them {taken}")
-
-
-def schedule(plan: Plan, algorithm: Algorithm) -> tuple[Schedule, Decisions]:
-    """The plan's declaration with its loops, and the decisions as the design space makes them of the plan's.
-
-    Tiles that are too large, or do not divide, become smaller.
-    """
-    from tvm.s_tir import Schedule
-
-    from tvm_conv3d.schedules.decisions import Decisions
-
-    scheduled = Schedule(algorithm.declare(plan.spec, plan.variant).module())
-    decisions = Decisions(scheduled, plan.decisions)
-    algorithm.apply(scheduled, plan.spec, plan.variant, decisions)
-    return scheduled, decisions
-
-
-def algorithm_of(plan: Plan, kind: str) -> Algorithm:
-    """The algorithm that a plan names.
-
-    Raises:
-        ValueError: there is none of that name for this kind of target.
-    """
-    known: Mapping[str, Any] = algorithms(kind)
-    if plan.algorithm not in known:
-        raise ValueError(f"Unknown algorithm for {kind}. Received: {plan.algorithm!r}; known: {', '.join(known)}")
-    return known[plan.algorithm]

@@ -3,43 +3,54 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tvm_conv3d import buffers, build, cache, in_flight, nonfinite, parallel, tensors, threads, workspace
+from tvm_conv3d import buffers, in_flight, nonfinite, planner, tensors, threads
+from tvm_conv3d.algorithms import named
+from tvm_conv3d.compute.argument import BIAS, FLAGS, KERNEL, OUT, X
 from tvm_conv3d.compute.trim import seen_taps
-from tvm_conv3d.cuda.executor import GpuExecutor, Kernels, Weights, without_elements
-from tvm_conv3d.cuda.image import Image
+from tvm_conv3d.cuda.executor import GpuExecutor, Weights, without_elements
 from tvm_conv3d.dtypes import numpy_dtype
+from tvm_conv3d.loader import Entry, Loaded, at_hand, get_loaded
 from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.new_sizes import NewSizes
-from tvm_conv3d.plan import Plan, algorithm_of, make_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import make_plan
 from tvm_conv3d.recent import Recent
+from tvm_conv3d.reserve import reserve
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import check_runs_here, gpu_target, is_cuda, resolve, target_key
-from tvm_conv3d.workspace import Workspace
 
 if TYPE_CHECKING:
     from tvm.target import Target
 
 
-@dataclass(frozen=True, eq=False)
-class Loaded:
-    """Machine code of one plan in this process.
+class _Call(NamedTuple):
+    """How a compiled function is called: bound once, as a call of a tenth of a millisecond feels each look-up.
 
     Attributes:
-        function: takes input, packed weights, packed bias, output and maybe flags; for a GPU see
-            :class:`tvm_conv3d.cuda.executor.Kernels`.
-        shapes: of these, as the code sees them.
-        workspace: memory that it takes for intermediates.
+        code: the function.
+        ordered: its arguments, in order, of values by name.
+        x, out: shapes of input and output, as the code sees them.
+        flags: shape of its flags, where it has some.
     """
 
-    function: Any
-    shapes: tuple[tuple[int, ...], ...]
-    workspace: Workspace
+    code: Any
+    ordered: Callable[[Mapping[str, Any]], Sequence[Any]]
+    x: tuple[int, ...]
+    out: tuple[int, ...]
+    flags: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, entry: Entry) -> _Call:
+        """The call of a convolution on a CPU."""
+        function, flags = entry.function, entry.function.get(FLAGS)
+        shape = None if flags is None else flags.shape
+        return cls(entry.code, function.ordered, function[X].shape, function[OUT].shape, shape)
 
 
 @dataclass(frozen=True)
@@ -47,31 +58,28 @@ class _Ready:
     """All that a call of one spec needs but the weights.
 
     Attributes:
+        call: of the plan's code.
         layout: equal for specs that take the same packed weights: algorithm, shapes, and the taps that are kept.
         doubts: whether data or weights are not finite, as far as earlier calls know.
     """
 
     plan: Plan
-    kind: str
     loaded: Loaded
+    call: _Call
     layout: str
     doubts: nonfinite.Doubts = field(default_factory=nonfinite.Doubts, compare=False)
 
 
 @dataclass(frozen=True)
 class _Packed:
-    """Weights in a plan's layout, as the compiled function takes them."""
+    """Weights in a plan's layout, by name, as the compiled function takes them."""
 
     version: Hashable
-    kernel: Any
-    bias: Any
+    views: Mapping[str, Any]
 
 
 #: Shapes that a layer keeps at hand, and layouts of its weights; each layout is a copy of them.
 _MOST_SHAPES, _MOST_LAYOUTS = 256, 32
-
-#: Kernels that the process keeps loaded without a layer that uses them; of the others the code's memory is freed.
-_MOST_LOADED = 1024
 
 #: Whether Winograd's algorithm is taken: unless the kernel is structured, never, or even then.
 ACCURACIES = ("default", "strict", "fast")
@@ -91,13 +99,13 @@ class Executor:
     """
 
     def __init__(
-        self, target: Any = None, accuracy: str = "default", workspace_limit: int = workspace.DEFAULT_LIMIT
+        self, target: Any = None, accuracy: str = "default", workspace_limit: int = planner.DEFAULT_LIMIT
     ) -> None:
         if accuracy not in ACCURACIES:
             raise ValueError(f"`accuracy` must be one of {', '.join(ACCURACIES)}. Received: accuracy={accuracy!r}")
         self._wish = target
         self._accuracy = accuracy
-        self._limit = workspace.check_limit(workspace_limit)
+        self._limit = planner.check_limit(workspace_limit)
         self._clear()
 
     def _clear(self) -> None:
@@ -212,9 +220,9 @@ class Executor:
                 self._gpu_ready.put(key, ready)
             self._sizes.called(key[1:], key, plan if quick else None)
         if source.gpu:
-            return source.restore(self._gpu.on_gpu(ready.plan, ready.loaded.function, target, source.gpu, weights))
+            return source.restore(self._gpu.on_gpu(ready.plan, ready.loaded.main.code, target, source.gpu, weights))
         x = tensors.prepare(source.numpy(), spec.dtype)
-        return source.restore(self._gpu.from_host(ready.plan, ready.loaded.function, target, x, weights))
+        return source.restore(self._gpu.from_host(ready.plan, ready.loaded.main.code, target, x, weights))
 
     def _target_for(self, source: tensors.Source, count: int) -> Target:
         """The target for an input: where it lies, unless the user wished for one.
@@ -237,15 +245,15 @@ class Executor:
 
     def _run(self, ready: _Ready, x: np.ndarray, out: np.ndarray, weights: Weights) -> bool:
         """Fills `out`; False where the code says that its result can't be trusted."""
-        packed = self._pack(ready, weights)
-        shapes = ready.loaded.shapes
-        workspace.reserve(ready.loaded, ready.loaded.workspace)
-        arguments = [tensors.exported(x, shapes[0]), packed.kernel, packed.bias, tensors.exported(out, shapes[3])]
-        if len(shapes) == 4:
-            threads.run(ready.loaded.function, *arguments)
+        packed, call = self._pack(ready, weights), ready.call
+        reserve(ready.loaded, ready.loaded.workspace)
+        values = {**packed.views, X: tensors.exported(x, call.x), OUT: tensors.exported(out, call.out)}
+        if call.flags is None:
+            threads.run(call.code, *call.ordered(values))
             return True
-        flags = np.empty(shapes[4], ready.plan.spec.accumulator)
-        threads.run(ready.loaded.function, *arguments, tensors.exported(flags, shapes[4]))
+        flags = np.empty(call.flags, ready.plan.spec.accumulator)
+        values[FLAGS] = tensors.exported(flags)
+        threads.run(call.code, *call.ordered(values))
         return bool(np.isfinite(flags).all())
 
     def _target(self, count: int) -> Target:
@@ -270,7 +278,7 @@ class Executor:
 
     def _quick_plan(self, layer: Hashable, size: Hashable, best: Plan, target: Target) -> Plan | None:
         """What a first call takes instead of `best`; None where it takes that."""
-        if not self._sizes.hurries(layer, size, best, target) or _at_hand(best, target):
+        if not self._sizes.hurries(layer, size, best, target) or at_hand(best, target):
             return None
         with contextlib.suppress(ValueError):
             return self._make_plan(best.spec, target, exact=True)
@@ -289,91 +297,23 @@ class Executor:
                 packed = self._packed.get(key)
                 if packed is None or packed.version != weights.version:
                     spec, variant = ready.plan.spec, ready.plan.variant
-                    algorithm = algorithm_of(ready.plan, ready.kind)
-                    arrays = (
-                        algorithm.pack_kernel(spec, variant, weights.kernel),
-                        algorithm.pack_bias(spec, variant, weights.bias),
-                    )
-                    views = [
-                        tensors.exported(a, shape) for a, shape in zip(arrays, ready.loaded.shapes[1:3], strict=True)
-                    ]
-                    packed = _Packed(weights.version, *views)
+                    algorithm = named(ready.plan.algorithm)
+                    arrays = {
+                        KERNEL: algorithm.pack_kernel(spec, variant, weights.kernel),
+                        BIAS: algorithm.pack_bias(spec, variant, weights.bias),
+                    }
+                    function = ready.loaded.main.function
+                    views = {name: tensors.exported(a, function[name].shape) for name, a in arrays.items()}
+                    packed = _Packed(weights.version, views)
                     self._packed.put(key, packed)
         return packed
 
 
 def _ready_of(plan: Plan, target: Target) -> _Ready:
     loaded = get_loaded(plan, target)
-    layout = repr((plan.algorithm, loaded.shapes[1:3], seen_taps(plan.spec)))
-    return _Ready(plan, str(target.kind.name), loaded, layout)
-
-
-_loaded: Recent[str, Loaded] = Recent(_MOST_LOADED)
-_loading: dict[str, ForkSafeLock] = {}
-_loading_lock = ForkSafeLock()
-
-
-def get_loaded(plan: Plan, target: Target) -> Loaded:
-    """The plan's machine code: from this process, else from disk, else compiled and kept.
-
-    Raises:
-        RuntimeError: the installed TVM is another version, or can't compile the plan.
-    """
-    key = build.artifact_key(plan, target)
-    found = _loaded.get(key)
-    if found is not None:
-        return found
-    with _loading_lock:
-        lock = _loading.setdefault(key, ForkSafeLock())
-    try:
-        with lock:
-            found = _loaded.get(key)
-            if found is None:
-                artifact = cache.load(key)
-                found = (None if artifact is None else _try_link(artifact)) or _compile(key, plan, target)
-                _loaded.put(key, found)
-    finally:
-        # whoever waits has the lock in hand; whoever comes later finds the code
-        _loading.pop(key, None)
-    return found
-
-
-def _at_hand(plan: Plan, target: Target) -> bool:
-    """Whether the plan's machine code is in this process or on disk."""
-    key = build.artifact_key(plan, target)
-    return _loaded.get(key) is not None or cache.holds(key)
-
-
-def _compile(key: str, plan: Plan, target: Target) -> Loaded:
-    with cache.compiling(key):
-        # another process may have compiled it while this one waited
-        artifact = cache.load(key)
-        loaded = None if artifact is None else _try_link(artifact)
-        if loaded is None:
-            artifact = build.compile_plan(plan, target)
-            cache.store(key, artifact, _about(plan, target))
-            loaded = link(artifact)
-    return loaded
-
-
-def _about(plan: Plan, target: Target) -> dict[str, object]:
-    return {"spec": plan.spec.key(), "plan": plan.describe(), "target": build.target_text(target)}
-
-
-def link(artifact: build.Artifact) -> Loaded:
-    """Loads an artifact into this process; no compiler or linker of the system is used."""
-    if Image.recognizes(artifact.object_code):
-        return Loaded(Kernels(Image.from_bytes(artifact.object_code)), artifact.shapes, Workspace(*artifact.workspace))
-    module = parallel.link(artifact.object_code)
-    return Loaded(module.get_function(build.ENTRY), artifact.shapes, Workspace(*artifact.workspace))
-
-
-def _try_link(artifact: build.Artifact) -> Loaded | None:
-    """None where the object does not load: it is compiled anew."""
-    try:
-        return link(artifact)
-    except (RuntimeError, ValueError, AttributeError):
-        return None
+    packed = [argument.shape for argument in loaded.main.function.of("weights", "bias")]
+    layout = repr((plan.algorithm, packed, seen_taps(plan.spec)))
+    return _Ready(plan, loaded, _Call.of(loaded.main), layout)
 
 
 def _check_shapes(spec: Conv3DSpec, source: tensors.Source, kernel: np.ndarray, bias: np.ndarray | None) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tvm_conv3d import cache, reference
+from tvm_conv3d import folders, reference
 from tvm_conv3d.bench import problem, report
 from tvm_conv3d.bench.layers import Layer
 from tvm_conv3d.bench.peers.ours import Ours
@@ -44,7 +44,7 @@ class Calls:
 
 def run(layers: Sequence[Layer], count: int, seed: int, threads: int) -> int:
     """Times and prints the first calls of `count` new sizes of each layer; 0 if all results were right."""
-    with cache.empty_root():
+    with folders.empty_root():
         ours = Ours(threads)
         print("\n".join(report.setting(threads, 1, 0.0, ours.versions()).where()), flush=True)
         print("seconds of the calls of new sizes, of a layer that was called with another size; nothing was cached")

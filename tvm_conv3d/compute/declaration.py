@@ -11,6 +11,7 @@ from tvm import IRModule, te
 from tvm.tirx import PrimFunc
 
 from tvm_conv3d.compute import cut, parameters
+from tvm_conv3d.compute.argument import ROLES, Argument
 from tvm_conv3d.compute.cut import Tiling
 
 #: Elements of a tensor from which on indices have 64 bits: TVM's 32-bit indices overflow silently.
@@ -22,8 +23,8 @@ class Declaration:
     """One convolution in TE.
 
     Attributes:
-        tensors: input, packed weights, packed bias, output, in the order of the arguments; then maybe flags, of which
-            the code makes some not finite where a sum is not, and its result must not be trusted.
+        tensors: in the order of the arguments, each named as in :data:`tvm_conv3d.compute.argument.ROLES`, which tells
+            its role.
         tiling: of the output, where it is declared in whole tiles (:mod:`tvm_conv3d.compute.cut`).
         kept: tensors that one kernel of a GPU fills and a later one reads.
         aligned: the arguments lie at multiples of 16 bytes, as all memory of GPUs does.
@@ -44,6 +45,20 @@ class Declaration:
             return IRModule({"main": unaligned(function)})
         function = function if self.aligned else unaligned(function)
         return IRModule({"main": cut.mark(function, self.tiling)})
+
+    @property
+    def arguments(self) -> tuple[Argument, ...]:
+        """What the function `main` takes, once it is scheduled.
+
+        Raises:
+            KeyError: a tensor has a name of no role.
+        """
+        return tuple(self._argument(str(tensor.op.name), tensor) for tensor in self.tensors)
+
+    def _argument(self, name: str, tensor: te.Tensor) -> Argument:
+        tiled = self.tiling is not None and name == cut.STORE
+        shape = self.tiling.shape if self.tiling is not None and tiled else _shape(tensor)
+        return Argument(name, ROLES[name], shape, str(tensor.dtype))
 
     def intermediate_bytes(self) -> int:
         """Bytes of all tensors between the arguments, each as a whole: more than any schedule of them allocates."""

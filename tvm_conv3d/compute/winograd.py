@@ -34,7 +34,15 @@ from tvm_conv3d.compute.packing import KERNEL, Weights, bias_in_blocks
 from tvm_conv3d.compute.stages import finish
 from tvm_conv3d.compute.winograd_axes import axes_of, triple
 from tvm_conv3d.compute.winograd_packing import AXES, taps_of_phases, transformed_taps
-from tvm_conv3d.compute.winograd_stages import expected_error, gathered, index_names, split_taps, transform, transformed
+from tvm_conv3d.compute.winograd_stages import (
+    Stage,
+    expected_error,
+    gathered,
+    index_names,
+    split_taps,
+    transform,
+    transformed,
+)
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec, Triple
 
 Expr = Any  # a TVM expression; its classes are not public names
@@ -290,9 +298,9 @@ class _Builder:
 
     def _transform(
         self, shape: tuple[int, ...], name: str, matrix: Matrix, read: Callable[..., Expr], from_end: int
-    ) -> _Stage:
+    ) -> Stage:
         """sum_i matrix[row, i] * read(i, ...), where the row is the index that is `from_end` before the end."""
-        return _Stage(transform(self.acc, shape, name, matrix, read, from_end))
+        return Stage(transform(self.acc, shape, name, matrix, read, from_end))
 
     def _cells_of(self, sums: Callable[..., Expr]) -> Callable[..., Expr]:
         """The sums by task, place of a cell within it, vector of filters and lane."""
@@ -390,13 +398,3 @@ class _Builder:
 
         shape = (*self.outer, beside, self.variant.lanes)
         return te.compute(shape, at, name="flags", varargs_names=index_names(shape))
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """A tensor, read by calling it."""
-
-    tensor: te.Tensor
-
-    def __call__(self, *index: Expr) -> Expr:
-        return self.tensor[index]

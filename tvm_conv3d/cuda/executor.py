@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tvm_conv3d.algorithms import named
+from tvm_conv3d.compute.argument import BIAS, KERNEL, OUT, X
 from tvm_conv3d.compute.trim import seen_taps
 from tvm_conv3d.cuda import arrays, driver
 from tvm_conv3d.cuda.architectures import gpu_traits, known
 from tvm_conv3d.cuda.arrays import GpuTensor
 from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.locks import ForkSafeLock
-from tvm_conv3d.plan import Plan, algorithm_of
+from tvm_conv3d.plan import Plan
 from tvm_conv3d.recent import Recent
 
 if TYPE_CHECKING:
@@ -48,12 +50,12 @@ class Kernels:
         self._by_device: dict[int, Any] = {}
 
     @property
-    def workspaces(self) -> tuple[int, ...]:
-        """Bytes of each buffer that a call needs beside its arguments; what is in it before and after means nothing."""
+    def workspaces(self) -> Mapping[str, int]:
+        """Bytes of each buffer, by name, that a call needs beside its arguments; what is in it means nothing."""
         return self._image.workspaces
 
-    def __call__(self, device: int, stream: int, addresses: Sequence[int]) -> None:
-        """Queues the launches on a stream; addresses are those of input, weights, bias, output and workspaces.
+    def __call__(self, device: int, stream: int, addresses: Mapping[str, int]) -> None:
+        """Queues the launches on a stream; addresses are those of arguments and workspaces, by name.
 
         Raises:
             ValueError: the image is for another architecture.
@@ -66,15 +68,18 @@ class Kernels:
                 self._by_device[device] = runtime.load(device, self._image)
         for launch in self._image.launches:
             kernel = self._by_device[device][launch.kernel]
-            arguments = [addresses[number] for number in launch.arguments]
+            arguments = [addresses[name] for name in launch.arguments]
             runtime.launch(device, kernel, launch.grid, launch.block, launch.shared, stream, arguments)
 
 
 @dataclass(frozen=True)
 class _Packed:
     version: Hashable
-    kernel: Memory
-    bias: Memory
+    memory: Mapping[str, Memory]
+
+    @property
+    def addresses(self) -> dict[str, int]:
+        return {name: memory.address for name, memory in self.memory.items()}
 
 
 class Weights(NamedTuple):
@@ -118,9 +123,10 @@ class GpuExecutor:
         packed = self._pack(plan, tensor.device, weights)
         stream = library.stream(tensor.device)
         # of the library, which knows when the stream is done with it
-        kept = [library.empty((size,), "uint8", tensor.value) for size in kernels.workspaces]
-        addresses = [x.address, packed.kernel.address, packed.bias.address, out.address]
-        kernels(tensor.device, stream, [*addresses, *(arrays.look(workspace).address for workspace in kept)])
+        kept = {name: library.empty((size,), "uint8", tensor.value) for name, size in kernels.workspaces.items()}
+        addresses = {X: x.address, OUT: out.address, **packed.addresses}
+        addresses.update((name, arrays.look(workspace).address) for name, workspace in kept.items())
+        kernels(tensor.device, stream, addresses)
         if library.waits:
             driver.get().synchronize(tensor.device, stream)
         return result
@@ -135,24 +141,27 @@ class GpuExecutor:
         driver.check_runs_here(gpu_traits(target), 0)
         out = np.empty(plan.spec.output_shape, x.dtype)
         packed = self._pack(plan, 0, weights)
-        source, result = Memory.holding(0, x), Memory(0, out.nbytes)
-        kept = [Memory(0, size) for size in kernels.workspaces]
-        kernels(0, 0, [m.address for m in (source, packed.kernel, packed.bias, result, *kept)])
+        memory = {X: Memory.holding(0, x), OUT: Memory(0, out.nbytes)}
+        memory.update((name, Memory(0, size)) for name, size in kernels.workspaces.items())
+        addresses = {name: block.address for name, block in memory.items()}
+        kernels(0, 0, {**addresses, **packed.addresses})
         # on the default stream, as the copy: it waits for the kernels
-        driver.get().download(0, out, result.address)
+        driver.get().download(0, out, addresses[OUT])
         return out
 
     def _pack(self, plan: Plan, device: int, weights: Weights) -> _Packed:
         """Packed weights on a GPU; specs that differ in size only may share one copy."""
-        algorithm = algorithm_of(plan, "cuda")
+        algorithm = named(plan.algorithm)
         taps = seen_taps(plan.spec)
         key = (device, plan.algorithm, repr((plan.variant, plan.spec.kernel_shape, plan.spec.groups, taps)))
         with self._lock:
             packed = self._packed.get(key)
             if packed is None or packed.version != weights.version:
-                parts: list[tuple[Callable[..., np.ndarray], np.ndarray | None]]
-                parts = [(algorithm.pack_kernel, weights.kernel), (algorithm.pack_bias, weights.bias)]
-                kernel, bias = (Memory.holding(device, pack(plan.spec, plan.variant, a)) for pack, a in parts)
-                packed = _Packed(weights.version, kernel, bias)
+                parts = {
+                    KERNEL: algorithm.pack_kernel(plan.spec, plan.variant, weights.kernel),
+                    BIAS: algorithm.pack_bias(plan.spec, plan.variant, weights.bias),
+                }
+                memory = {name: Memory.holding(device, array) for name, array in parts.items()}
+                packed = _Packed(weights.version, memory)
                 self._packed.put(key, packed)
         return packed

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
-from tvm_conv3d.cuda import toolkit
-from tvm_conv3d.cuda.lower import Launch, lower
+_MAGIC = b"tvm_conv3d cuda 3\n"
 
-if TYPE_CHECKING:
-    from tvm import IRModule
-    from tvm.target import Target
 
-_MAGIC = b"tvm_conv3d cuda 2\n"
+@dataclass(frozen=True)
+class Launch:
+    """One kernel's launch.
+
+    Attributes:
+        kernel: its name.
+        grid, block: extents.
+        shared: bytes of shared memory sized at launch.
+        arguments: names of the function's arguments and workspaces, in the kernel's order.
+    """
+
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared: int
+    arguments: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -24,20 +35,20 @@ class Image:
         arch: such as "sm_90".
         source: CUDA source.
         launches: of its kernels, in order.
-        workspaces: bytes of each buffer that a call needs beside its arguments.
+        workspaces: bytes of each buffer that a call needs beside its arguments, by name.
         cubin: machine code; empty where there was no compiler: then the source is compiled when it is loaded.
     """
 
     arch: str
     source: str
     launches: tuple[Launch, ...]
-    workspaces: tuple[int, ...] = ()
+    workspaces: Mapping[str, int] = field(default_factory=dict)
     cubin: bytes = b""
 
     def to_bytes(self) -> bytes:
         """The image as one file."""
         launches = [asdict(launch) for launch in self.launches]
-        head = {"arch": self.arch, "source": self.source, "launches": launches, "workspaces": self.workspaces}
+        head = {"arch": self.arch, "source": self.source, "launches": launches, "workspaces": dict(self.workspaces)}
         text = json.dumps(head).encode()
         return _MAGIC + len(text).to_bytes(8, "little") + text + self.cubin
 
@@ -63,21 +74,7 @@ class Image:
                 Launch(e["kernel"], tuple(e["grid"]), tuple(e["block"]), int(e["shared"]), tuple(e["arguments"]))
                 for e in head["launches"]
             )
-            return cls(head["arch"], head["source"], launches, tuple(map(int, head["workspaces"])), data[end:])
-        except (ValueError, TypeError, KeyError) as error:
+            workspaces = {str(name): int(size) for name, size in head["workspaces"].items()}
+            return cls(head["arch"], head["source"], launches, workspaces, data[end:])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"This code for a GPU is damaged: {error}") from error
-
-
-def compile_image(module: IRModule, target: Target) -> Image:
-    """The scheduled `main` compiled for `target`, as source only where no CUDA compiler is found.
-
-    Raises:
-        RuntimeError: TVM or the compiler refuses it.
-    """
-    code = lower(module, target)
-    arch = str(target.attrs["arch"])
-    try:
-        cubin = toolkit.compile_cubin(code.source, arch)
-    except toolkit.NoCompilerError:
-        cubin = b""
-    return Image(arch, code.source, code.launches, code.workspaces, cubin)

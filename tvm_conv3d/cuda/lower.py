@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tvm_conv3d.cuda.architectures import GpuTraits, gpu_traits
+from tvm_conv3d.cuda.image import Launch
 from tvm_conv3d.locks import ForkSafeLock
 
 if TYPE_CHECKING:
@@ -27,31 +29,10 @@ _SHARED = "tirx.use_dyn_shared_memory"
 _MOST_BLOCKS = (2**31 - 1, 65535, 65535)
 _MOST_ALONG_Z = 64
 
-#: The function's parameters, by which kernels name their arguments.
-PARAMETERS = ("x", "kernel", "bias", "out")
-
 #: TVM's hook that compiles source as soon as it is generated, where its CUDA runtime is loaded.
 _HOOK = "tvm_callback_cuda_compile"
 
 _lock = ForkSafeLock()
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel's launch.
-
-    Attributes:
-        kernel: its name.
-        grid, block: extents.
-        shared: bytes of shared memory sized at launch.
-        arguments: numbers of the function's parameters, then of its workspaces, in the kernel's order.
-    """
-
-    kernel: str
-    grid: tuple[int, int, int]
-    block: tuple[int, int, int]
-    shared: int
-    arguments: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -61,12 +42,12 @@ class DeviceSource:
     Attributes:
         source: CUDA C++.
         launches: of its kernels, in order.
-        workspaces: bytes of each buffer that one kernel fills and a later one reads.
+        workspaces: bytes of each buffer that one kernel fills and a later one reads, by name.
     """
 
     source: str
     launches: tuple[Launch, ...]
-    workspaces: tuple[int, ...] = ()
+    workspaces: Mapping[str, int] = field(default_factory=dict)
 
 
 def lower(module: IRModule, target: Target) -> DeviceSource:
@@ -84,13 +65,14 @@ def lower(module: IRModule, target: Target) -> DeviceSource:
     if len(devices) != 1:
         raise RuntimeError(f"A convolution must have kernels for one device. Received: {len(devices)}")
     (device,) = devices.values()
-    workspaces = _workspaces(host)
-    launches = tuple(_launches(host, workspaces))
+    parameters = [str(parameter.name) for parameter in module["main"].params]
+    workspaces = _workspaces(host, parameters)
+    launches = tuple(_launches(host, parameters, workspaces))
     for launch in launches:
         _check_limits(launch, _static_shared(device[launch.kernel]), gpu_traits(target))
     with _not_compiling(tvm):
         code = tvm.get_global_func("target.build.cuda")(finalize()(device), target)
-    sizes = tuple(map(_bytes_of, workspaces))
+    sizes = {name: _bytes_of(buffer) for name, buffer in workspaces.items()}
     return DeviceSource(str(code.inspect_source("cuda")), launches, sizes)
 
 
@@ -135,22 +117,24 @@ def _bytes_of(buffer: Any) -> int:
     return math.prod(map(int, buffer.shape)) * np.dtype(str(buffer.dtype).replace("bfloat", "float")).itemsize
 
 
-def _workspaces(host: IRModule) -> list[Any]:
-    """The buffers that the host would allocate."""
+def _workspaces(host: IRModule, parameters: Sequence[str]) -> dict[str, Any]:
+    """The buffers that the host would allocate, by names that no other buffer has."""
     import tvm_ffi
     from tvm.tirx import AllocBuffer
 
     (main,) = (function for _, function in host.functions.items())
-    found: list[Any] = []
+    found: dict[str, Any] = {}
 
     def note(allocation: AllocBuffer) -> None:
-        found.append(allocation.buffer)
+        base = str(allocation.buffer.name)
+        names = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(1)))
+        found[next(name for name in names if name not in (*parameters, *found))] = allocation.buffer
 
     tvm_ffi.structural_walk(main.body, ((AllocBuffer, note),))
     return found
 
 
-def _launches(host: IRModule, workspaces: Sequence[Any]) -> Iterator[Launch]:
+def _launches(host: IRModule, parameters: Sequence[str], workspaces: Mapping[str, Any]) -> Iterator[Launch]:
     import tvm_ffi
     from tvm.ir import Call
 
@@ -169,22 +153,24 @@ def _launches(host: IRModule, workspaces: Sequence[Any]) -> Iterator[Launch]:
         if not extents.keys() <= {*_GRID, *_BLOCK, _SHARED}:
             raise RuntimeError(f"Unexpected launch parameters {tags}: is this another TVM version?")
         grid, block = (tuple(extents.get(tag, 1) for tag in axes) for axes in (_GRID, _BLOCK))
-        arguments = tuple(_argument(operand, workspaces) for operand in operands[: len(operands) - len(tags)])
+        arguments = tuple(
+            _argument(operand, parameters, workspaces) for operand in operands[: len(operands) - len(tags)]
+        )
         yield Launch(str(name.value), grid, block, extents.get(_SHARED, 0), arguments)  # type: ignore[arg-type]
 
 
-def _argument(operand: Any, workspaces: Sequence[Any]) -> int:
-    """The number of the parameter or workspace whose memory `operand` points to."""
+def _argument(operand: Any, parameters: Sequence[str], workspaces: Mapping[str, Any]) -> str:
+    """The name of the parameter or workspace whose memory `operand` points to."""
     pointed = operand
     while len(getattr(pointed, "args", ())) == 1:
         pointed = pointed.args[0]
-    for number, workspace in enumerate(workspaces):
+    for name, workspace in workspaces.items():
         if workspace.same_as(pointed):
-            return len(PARAMETERS) + number
-    match = re.match(rf"({'|'.join(PARAMETERS)})(_\d+)?\b", str(operand))
+            return name
+    match = re.match(rf"({'|'.join(map(re.escape, parameters))})(_\d+)?\b", str(operand))
     if match is None:
         raise RuntimeError(f"A kernel's argument must be a parameter or a workspace. Received: {operand}")
-    return PARAMETERS.index(match[1])
+    return match[1]
 
 
 @contextmanager

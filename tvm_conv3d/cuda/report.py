@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tvm_conv3d import build
 from tvm_conv3d.cuda import toolkit
 from tvm_conv3d.cuda.architectures import ARCHITECTURES, GpuTraits
 from tvm_conv3d.cuda.lower import Launch, lower
 from tvm_conv3d.cuda.toolkit import Resources
 from tvm_conv3d.cuda.work import Work, works_of
-from tvm_conv3d.plan import Plan, default_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import default_plan
+from tvm_conv3d.scheduling import scheduled_module
 from tvm_conv3d.spec import DTYPES, Conv3DSpec
 from tvm_conv3d.targets import resolve
 
@@ -89,7 +90,7 @@ def examine(layer: str, spec: Conv3DSpec, arch: str) -> list[Row]:
     """
     target = resolve(f"cuda:{arch}", 1)
     plan = default_plan(spec, target)
-    code = lower(build.scheduled_module(plan, target), target)
+    code = lower(scheduled_module(plan, target), target)
     measured = toolkit.measure(code.source, arch)
     traits = ARCHITECTURES[arch]
     found = []

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import tvm_conv3d.schedules as schedules
 from tvm_conv3d import folders
 from tvm_conv3d.records.record import Key, Record
 from tvm_conv3d.records.store import FILE_NAME, Book, RecordWarning, load
@@ -45,17 +46,13 @@ def user_logs() -> Path:
     It lies with the user's data, not in the cache, as a cache may be deleted at any time and tuning takes long; where
     $TVM_CONV3D_CACHE names the root of all that is kept, it lies there.
     """
-    from tvm_conv3d import cache  # which knows plans, and plans know records
-
-    if os.environ.get(cache.CACHE_VARIABLE):
-        return cache.cache_root() / "tuning_logs"
+    if os.environ.get(folders.CACHE_VARIABLE):
+        return folders.cache_root() / "tuning_logs"
     return folders.user_data() / "tuning_logs"
 
 
 def packaged_logs() -> Path:
     """The folder of logs that came with this package: beside `schedules`, in a checkout as in a wheel."""
-    from tvm_conv3d import schedules
-
     return Path(str(schedules.__file__)).parents[1] / "tuning_logs"
 
 

@@ -160,7 +160,8 @@ def _list(run: Run) -> None:
     """What a run would tune, and what the records hold."""
     from rich.table import Table
 
-    from tvm_conv3d.plan import DEFAULT_ORIGIN, make_plan
+    from tvm_conv3d.plan import DEFAULT_ORIGIN
+    from tvm_conv3d.planner import make_plan
     from tvm_conv3d.tuning.journal import Journal
 
     out = run.options.out if run.options.out and run.options.out.exists() else None

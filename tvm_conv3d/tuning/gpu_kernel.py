@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from tvm_conv3d.compute.argument import OUT
 from tvm_conv3d.cuda import driver
 from tvm_conv3d.cuda.executor import Kernels, Memory
 
@@ -17,26 +18,27 @@ class GpuKernel:
 
     Attributes:
         kernels: of the plan.
-        memory: input, weights, bias, output and workspaces.
+        memory: arguments and workspaces, by name.
     """
 
     kernels: Kernels
-    memory: Sequence[Memory]
+    memory: Mapping[str, Memory]
 
     #: There are no flags: what a tile of Winograd's can't compute, its kernel computes directly.
     trusted = True
 
     @classmethod
-    def of(cls, kernels: Kernels, arrays: Sequence[np.ndarray]) -> GpuKernel:
-        """With copies of the arrays on the GPU."""
-        copies = [Memory.holding(0, array) for array in arrays]
-        return cls(kernels, copies + [Memory(0, size) for size in kernels.workspaces])
+    def of(cls, kernels: Kernels, arrays: Mapping[str, np.ndarray]) -> GpuKernel:
+        """With copies of the arguments on the GPU."""
+        memory = {name: Memory.holding(0, array) for name, array in arrays.items()}
+        memory.update((name, Memory(0, size)) for name, size in kernels.workspaces.items())
+        return cls(kernels, memory)
 
     def __call__(self) -> None:
         """One call, waited for: the time of the launch is counted, too."""
-        self.kernels(0, 0, [memory.address for memory in self.memory])
+        self.kernels(0, 0, {name: memory.address for name, memory in self.memory.items()})
         driver.get().synchronize(0, 0)
 
     def fetch(self, out: np.ndarray) -> None:
         """Brings the last call's result into `out`."""
-        driver.get().download(0, out, self.memory[3].address)
+        driver.get().download(0, out, self.memory[OUT].address)

@@ -12,8 +12,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_conv3d import build, cache
 from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.artifact import PINNED, source_hash, target_text
+from tvm_conv3d.folders import cache_root
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import target_key, thread_count
@@ -34,10 +35,10 @@ class Journal:
     """
 
     def __init__(self, spec: Conv3DSpec, target: Target) -> None:
-        head = {"spec": spec.key(), "target": build.target_text(target), "source": build.source_hash()}
-        self._head = json.dumps({**head, "versions": build.PINNED}, sort_keys=True)
-        name = sha256(f"{spec.key()} {build.target_text(target)}".encode()).hexdigest()[:24]
-        folder = cache.cache_root() / "trials" / target_key(target) / f"threads{thread_count(target)}"
+        head = {"spec": spec.key(), "target": target_text(target), "source": source_hash()}
+        self._head = json.dumps({**head, "versions": PINNED}, sort_keys=True)
+        name = sha256(f"{spec.key()} {target_text(target)}".encode()).hexdigest()[:24]
+        folder = cache_root() / "trials" / target_key(target) / f"threads{thread_count(target)}"
         self.path: Path = folder / f"{name}.jsonl"
         self.trials: dict[str, Trial] = {}
         self._spec, self._known = spec, algorithms(str(target.kind.name))

@@ -11,8 +11,8 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tvm_conv3d import build
-from tvm_conv3d.build import Artifact, compile_plan
+from tvm_conv3d.artifact import Artifact, target_text
+from tvm_conv3d.build import compile_plan
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.targets import available_cpus, cpu_name
 from tvm_conv3d.tuning import measure
@@ -94,7 +94,7 @@ class Lab:
         self.target = target
         self.device = device or cpu_name()
         self.limits = limits or Limits()
-        self._text = build.target_text(target)
+        self._text = target_text(target)
         self._kind = str(target.kind.name)
         self._builders = [Worker(serve_builds) for _ in range(builders or available_cpus())]
         self._measurer = measurer or Worker(measure.serve)
@@ -196,7 +196,7 @@ def _name(plan: Plan) -> str:
 
 
 def target_of(text: str) -> Target:
-    """The inverse of :func:`tvm_conv3d.build.target_text`."""
+    """The inverse of :func:`tvm_conv3d.artifact.target_text`."""
     from tvm.target import Target
 
     return Target(json.loads(text))

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from tvm_conv3d import records
 from tvm_conv3d.bench.problem import TOLERANCE
-from tvm_conv3d.plan import Plan, algorithm_of, default_plan, make_plan, schedule
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import default_plan, make_plan
 from tvm_conv3d.records import FILE_NAME, Record
+from tvm_conv3d.scheduling import schedule
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import instruction_set, target_key, thread_count
 from tvm_conv3d.tuning.journal import Journal
@@ -234,7 +236,7 @@ def _recorded(outcome: Outcome, lab: Lab, path: Path) -> Outcome:
         threads=thread_count(lab.target),
         algorithm=plan.algorithm,
         variant=asdict(plan.variant),
-        decisions=schedule(plan, algorithm_of(plan, str(lab.target.kind.name)))[1].taken(),
+        decisions=schedule(plan)[1].taken(),
         seconds=outcome.seconds,
         default_seconds=default_seconds,
         isa=instruction_set(lab.target),

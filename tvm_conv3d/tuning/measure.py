@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
-from tvm_conv3d import buffers, reference, runtime, tensors, threads
+from tvm_conv3d import buffers, loader, reference, tensors, threads
 from tvm_conv3d.algorithms import Algorithm, algorithms
+from tvm_conv3d.artifact import MAIN, Artifact
 from tvm_conv3d.bench.problem import choose_positions, values_at
-from tvm_conv3d.build import Artifact
+from tvm_conv3d.compute.argument import BIAS, KERNEL, OUT, X
 from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.objects import activations
 from tvm_conv3d.plan import Plan
@@ -60,7 +61,7 @@ class Kernel:
 
     Attributes:
         function: the code.
-        views: its arguments.
+        views: its arguments, in order.
         flags: those of them by which it tells whether its result can be trusted: finite, if it can.
     """
 
@@ -89,7 +90,7 @@ class Bench:
     kernel: np.ndarray
     bias: np.ndarray | None
     out: np.ndarray
-    packed: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    packed: dict[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, spec: Conv3DSpec) -> Bench:
@@ -105,15 +106,17 @@ class Bench:
     def kernel_of(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> Kernel | GpuKernel:
         """The plan's kernel on this data, into :attr:`out`; weights are packed before."""
         arrays = self.arguments(algorithm, plan, artifact)
+        entry = loader.link(artifact).main
         if Image.recognizes(artifact.object_code):
-            return GpuKernel.of(runtime.link(artifact).function, arrays)
-        views = [tensors.exported(array, shape) for array, shape in zip(arrays, artifact.shapes, strict=True)]
-        return Kernel(runtime.link(artifact).function, views, arrays[4:])
+            return GpuKernel.of(entry.code, arrays)
+        views = {a.name: tensors.exported(arrays[a.name], a.shape) for a in entry.function.arguments}
+        flags = [arrays[a.name] for a in entry.function.of("flags")]
+        return Kernel(entry.code, entry.function.ordered(views), flags)
 
-    def arguments(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> list[np.ndarray]:
-        """What the plan's kernel takes: input, packed weights, packed bias, output, and flags where it has some."""
-        flags = [np.zeros(shape, self.spec.accumulator) for shape in artifact.shapes[4:]]
-        return [self.x, *self.weights(algorithm, plan, artifact), self.out, *flags]
+    def arguments(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> dict[str, np.ndarray]:
+        """What the plan's kernel takes, by name."""
+        flags = {a.name: np.zeros(a.shape, a.dtype) for a in artifact.functions[MAIN].of("flags")}
+        return {X: self.x, OUT: self.out, **self.weights(algorithm, plan, artifact), **flags}
 
     def error(self, kernel: Kernel | GpuKernel) -> float:
         """The relative error (2-norm) of a kernel's output; infinite where a value is not finite."""
@@ -131,14 +134,16 @@ class Bench:
         expected = reference.convolve_at(self.spec, self.x, self.kernel, self.bias, positions)
         return reference.relative_error(values, getattr(activations, self.spec.activation)(expected))
 
-    def weights(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
-        """Kernel and bias in the plan's layout."""
-        key = f"{plan.algorithm} {plan.variant} {artifact.shapes[1:3]}"
+    def weights(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> Mapping[str, np.ndarray]:
+        """Kernel and bias in the plan's layout, by name."""
+        key = f"{plan.algorithm} {plan.variant} {artifact.functions[MAIN].of('weights', 'bias')}"
         if key not in self.packed:
             while len(self.packed) >= _KEPT_WEIGHTS:
                 self.packed.pop(next(iter(self.packed)))
-            kernel = algorithm.pack_kernel(self.spec, plan.variant, self.kernel)
-            self.packed[key] = kernel, algorithm.pack_bias(self.spec, plan.variant, self.bias)
+            self.packed[key] = {
+                KERNEL: algorithm.pack_kernel(self.spec, plan.variant, self.kernel),
+                BIAS: algorithm.pack_bias(self.spec, plan.variant, self.bias),
+            }
         return self.packed[key]
 
 

@@ -14,16 +14,18 @@ import statistics
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tvm_conv3d import build, tensors
+from tvm_conv3d import tensors
 from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.build import Artifact
+from tvm_conv3d.artifact import MAIN, Artifact
+from tvm_conv3d.compute.argument import OUT, Function
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.tuning.measure import CONTEST_SECONDS, LEAST_ROUNDS, MOST_ROUNDS, REPEAT_SECONDS, Bench, Request
 from tvm_conv3d.tuning.workers import NoWorkerError, Worker, WorkerError, answer_requests
@@ -87,6 +89,26 @@ class Device(ABC):
         """A number for each plan."""
 
 
+@dataclass(frozen=True)
+class _Kernel:
+    """A kernel on the device.
+
+    Attributes:
+        module: its code.
+        function: what it takes.
+        tensors: its arguments, by name.
+    """
+
+    module: Any
+    function: Function
+    tensors: Mapping[str, Any]
+
+    @property
+    def arguments(self) -> Sequence[Any]:
+        """In their order."""
+        return self.function.ordered(self.tensors)
+
+
 class CpuDevice(Device):
     """A device that runs TVM's own server."""
 
@@ -105,17 +127,17 @@ class CpuDevice(Device):
         bench = self._bench
         ready = [self._upload(bench, request.kind, plan, artifact) for plan, artifact in request.plans]
         if request.action == "error":
-            return [self._error(bench, *each) for each in ready]
+            return [self._error(bench, each) for each in ready]
         if request.action == "time":
-            return [self._time(*each, request.hopeless) for each in ready]
-        first = [self._once(*each, 1) for each in ready]
+            return [self._time(each, request.hopeless) for each in ready]
+        first = [self._once(each, 1) for each in ready]
         counts = [max(1, math.ceil(REPEAT_SECONDS / max(seconds, 1e-9))) for seconds in first]
         a_round = sum(count * seconds for count, seconds in zip(counts, first, strict=True))
         rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, round(CONTEST_SECONDS / max(a_round, 1e-9))))
-        turns = [[self._once(*each, n) for each, n in zip(ready, counts, strict=True)] for _ in range(rounds)]
+        turns = [[self._once(each, n) for each, n in zip(ready, counts, strict=True)] for _ in range(rounds)]
         return [statistics.median(times) for times in zip(*turns, strict=True)]
 
-    def _upload(self, bench: Bench, kind: str, plan: Plan, artifact: Artifact) -> tuple[Any, list[Any]]:
+    def _upload(self, bench: Bench, kind: str, plan: Plan, artifact: Artifact) -> _Kernel:
         """The kernel and its arguments on the device."""
         import tvm.runtime
         from tvm.support import cc
@@ -130,28 +152,29 @@ class CpuDevice(Device):
         module = self._session.load_module(name)
         self._session.remove(name)
         algorithm = algorithms(kind)[plan.algorithm]
-        arrays = bench.arguments(algorithm, plan, artifact)
+        arrays, function = bench.arguments(algorithm, plan, artifact), artifact.functions[MAIN]
+        views = {a.name: tensors.exportable(arrays[a.name], a.shape) for a in function.arguments}
         device = self._session.cpu()
-        views = [tensors.exportable(array, shape) for array, shape in zip(arrays, artifact.shapes, strict=True)]
-        return module, [tvm.runtime.tensor(np.ascontiguousarray(view), device) for view in views]
+        there = {name: tvm.runtime.tensor(np.ascontiguousarray(view), device) for name, view in views.items()}
+        return _Kernel(module, function, there)
 
-    def _error(self, bench: Bench, module: Any, arguments: list[Any]) -> float:
-        module[build.ENTRY](*arguments)
-        if not all(np.isfinite(flags.numpy()).all() for flags in arguments[4:]):
+    def _error(self, bench: Bench, kernel: _Kernel) -> float:
+        kernel.module[MAIN](*kernel.arguments)
+        if not all(np.isfinite(kernel.tensors[a.name].numpy()).all() for a in kernel.function.of("flags")):
             return math.inf
-        result = arguments[3].numpy().view(bench.out.dtype).reshape(bench.out.shape)
+        result = kernel.tensors[OUT].numpy().view(bench.out.dtype).reshape(bench.out.shape)
         return bench.error_of(result)
 
-    def _time(self, module: Any, arguments: list[Any], hopeless: float) -> float:
-        once = self._once(module, arguments, 1)
+    def _time(self, kernel: _Kernel, hopeless: float) -> float:
+        once = self._once(kernel, 1)
         if once > hopeless:
             return once
         count = max(1, math.ceil(REPEAT_SECONDS / max(once, 1e-9)))
-        return min(self._once(module, arguments, count) for _ in range(3))
+        return min(self._once(kernel, count) for _ in range(3))
 
-    def _once(self, module: Any, arguments: list[Any], count: int) -> float:
-        evaluator = module.time_evaluator(build.ENTRY, self._session.cpu(), number=count, repeat=1)
-        return float(evaluator(*arguments).mean)
+    def _once(self, kernel: _Kernel, count: int) -> float:
+        evaluator = kernel.module.time_evaluator(MAIN, self._session.cpu(), number=count, repeat=1)
+        return float(evaluator(*kernel.arguments).mean)
 
 
 #: Makes a device of host, port, key and threads.

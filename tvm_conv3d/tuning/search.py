@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tvm_conv3d.algorithms import Algorithm, Variant, algorithms
-from tvm_conv3d.plan import Plan, default_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import default_plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import traits_of
 from tvm_conv3d.tuning.journal import Journal

@@ -1,0 +1,112 @@
+"""What a compiled function takes, by name: nothing else says which argument stands where."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from operator import itemgetter
+from typing import Any, Literal, get_args
+
+#: What an argument is to a convolution.
+Role = Literal["input", "weights", "bias", "residual", "output", "flags"]
+
+#: Names of a convolution's arguments: of the tensors in its declaration, and so of the function's parameters.
+X, KERNEL, BIAS, RESIDUAL, OUT, FLAGS = "x", "kernel", "bias", "residual", "out", "flags"
+
+#: The role of each name. Flags are numbers of which the code makes some not finite where a sum is not, and its result
+#: must not be trusted; a residual is added to the sums.
+ROLES: Mapping[str, Role] = {
+    X: "input",
+    KERNEL: "weights",
+    BIAS: "bias",
+    RESIDUAL: "residual",
+    OUT: "output",
+    FLAGS: "flags",
+}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a compiled function.
+
+    Attributes:
+        name: of the function's parameter.
+        role: what it is to the convolution.
+        shape: as the code sees it, in elements.
+        dtype: of its elements in memory; half types are "uint16".
+    """
+
+    name: str
+    role: Role
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Argument:
+        """The inverse of :func:`dataclasses.asdict`, after JSON.
+
+        Raises:
+            TypeError, ValueError, KeyError: `values` are of no argument.
+        """
+        if values["role"] not in get_args(Role):
+            raise ValueError(f"The role must be one of {', '.join(get_args(Role))}. Received: {values['role']!r}")
+        shape = tuple(int(extent) for extent in values["shape"])
+        return cls(str(values["name"]), values["role"], shape, str(values["dtype"]))
+
+
+@dataclass(frozen=True)
+class Function:
+    """The arguments of a compiled function, in the order of its parameters."""
+
+    arguments: tuple[Argument, ...]
+
+    def __getitem__(self, name: str) -> Argument:
+        """The argument of this name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return self._by_name[name]
+
+    def get(self, name: str) -> Argument | None:
+        """The argument of this name, None where there is none."""
+        return self._by_name.get(name)
+
+    def of(self, *roles: Role) -> tuple[Argument, ...]:
+        """The arguments of these roles, in order."""
+        return tuple(argument for argument in self.arguments if argument.role in roles)
+
+    @functools.cached_property
+    def ordered(self) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+        """Takes values by name, maybe some too many, and gives those of the arguments, in order.
+
+        It raises KeyError where one is missing.
+        """
+        names = [argument.name for argument in self.arguments]
+        # of one name, or of none, itemgetter makes no tuple
+        return itemgetter(*names) if len(names) > 1 else functools.partial(_picked, names)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The arguments as JSON's types."""
+        return [asdict(argument) for argument in self.arguments]
+
+    @classmethod
+    def from_json(cls, values: Sequence[Mapping[str, Any]]) -> Function:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            TypeError, ValueError, KeyError: `values` are no arguments, or two have one name.
+        """
+        found = cls(tuple(map(Argument.from_json, values)))
+        if len(found._by_name) < len(found.arguments):
+            raise ValueError(f"Arguments must have names of their own. Received: {values}")
+        return found
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Argument]:
+        return {argument.name: argument for argument in self.arguments}
+
+
+def _picked(names: Sequence[str], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(values[name] for name in names)

@@ -1,0 +1,78 @@
+"""From a plan to the function that is compiled.
+
+Modules of `compute` and `schedules` import TVM, which takes a second, and so are imported where a plan asks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tvm_conv3d.algorithms import named
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.targets import is_cuda
+
+if TYPE_CHECKING:
+    from tvm import IRModule
+    from tvm.s_tir import Schedule
+    from tvm.target import Target
+
+    from tvm_conv3d.schedules.decisions import Decisions
+
+
+def schedule(plan: Plan) -> tuple[Schedule, Decisions]:
+    """The plan's declaration with its loops, and the decisions as the design space makes them of the plan's.
+
+    Tiles that are too large, or do not divide, become smaller.
+
+    Raises:
+        ValueError: there is no algorithm of that name.
+    """
+    from tvm.s_tir import Schedule
+
+    from tvm_conv3d.schedules.decisions import Decisions
+
+    algorithm = named(plan.algorithm)
+    scheduled = Schedule(algorithm.declare(plan.spec, plan.variant).module())
+    decisions = Decisions(scheduled, plan.decisions)
+    algorithm.apply(scheduled, plan.spec, plan.variant, decisions)
+    return scheduled, decisions
+
+
+def scheduled_module(plan: Plan, target: Target) -> IRModule:
+    """The plan's declaration with its loops, ready to compile.
+
+    Raises:
+        ValueError: the plan's algorithm is unknown, or for another kind of target.
+    """
+    algorithm = named(plan.algorithm)
+    if algorithm.kind != str(target.kind.name):
+        raise ValueError(
+            f"The algorithm {plan.algorithm!r} is for targets of the kind {algorithm.kind}. Received: target={target}"
+        )
+    return algorithm.finish(schedule(plan)[0].mod, plan.spec)
+
+
+def lowered_module(module: IRModule, plan: Plan, target: Target) -> IRModule:
+    """The scheduled function of `plan` as TVM's compiler takes it."""
+    return module if is_cuda(target) else lowered(with_small_buffers(module), plan, target)[0]
+
+
+def with_small_buffers(module: IRModule) -> IRModule:
+    """A CPU's scheduled function with each buffer as small as its use allows."""
+    from tvm_conv3d.schedules.llvm.rewrites import lower
+
+    return lower.to_small_buffers(module)
+
+
+def lowered(small: IRModule, plan: Plan, target: Target) -> tuple[IRModule, Sequence[str]]:
+    """A function of :func:`with_small_buffers` as TVM's compiler takes it.
+
+    Returns:
+        The function, and the names of TVM's passes that it need not go through again.
+    """
+    from tvm_conv3d.schedules.llvm.rewrites import lower, pipeline
+
+    module = pipeline.lowered(small, plan.variant, target)
+    # in plain loops the passes find what they did not see in blocks
+    return module, lower.DONE if module is small else ()
