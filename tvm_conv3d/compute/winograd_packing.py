@@ -74,7 +74,7 @@ def transformed_taps(
     plain = te.compute(shape, lambda *i: read(i[:3], *i[3:]), name=TAPS, varargs_names=index_names(shape))
     current = plain
     for axis in (2, 1, 0):
-        if len(matrices[axis]) * taps[axis] > 1:
+        if len(matrices[axis]) * len(matrices[axis][0]) > 1:
             current = _along(current, axis, matrices[axis], tables)
     return plain, current
 
