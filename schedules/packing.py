@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.packing import KERNEL
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.winograd_packing import STAGES, TAPS
 
 LoopRV = Any
@@ -27,5 +27,5 @@ def transforms_of(sch: Schedule) -> list[str]:
 
 def loops_by_name(sch: Schedule) -> dict[str, LoopRV]:
     """The loops of the packed kernel's store, outermost first."""
-    loops = sch.get_loops(sch.get_sblock(KERNEL))
+    loops = sch.get_loops(sch.get_sblock(PACKED_KERNEL))
     return {str(sch.get(loop).loop_var.name): loop for loop in loops}

@@ -67,7 +67,7 @@ def test_tensors_on_the_gpu_stay_there(gpu: FakeDriver, target: str | None) -> N
     there = GpuArray(gpu, x)
     result = Executor(target)(SPEC, tensors.wrap(there), kernel, bias, version=0)
     assert isinstance(result, GpuArray)
-    assert gpu.launched == [(0, FakeCupy.STREAM)]
+    assert gpu.launched == [*2 * [(0, 0)], (0, FakeCupy.STREAM)]
     assert gpu.uploads == 2
     assert reference.relative_error(result.array, expected(x, kernel, bias)) < 2e-6
 
@@ -85,7 +85,7 @@ def test_the_second_gpu(gpu: FakeDriver) -> None:
     gpu.devices = 2
     x, kernel, bias = data(SPEC)
     Executor()(SPEC, tensors.wrap(GpuArray(gpu, x, device=1)), kernel, bias, version=0)
-    assert gpu.launched == [(1, FakeCupy.STREAM + 1)]
+    assert gpu.launched == [*2 * [(1, 0)], (1, FakeCupy.STREAM + 1)]
     assert gpu.current == 0
 
 
@@ -115,7 +115,8 @@ def test_code_of_older_gpus_runs_on_newer_ones_of_their_kind() -> None:
 
 
 def test_images_survive_files() -> None:
-    image = Image("sm_80", "source", (Launch("k", (1, 2, 3), (4, 5, 6), 7, ("x", "out")),), {"sums": 64}, b"\x00\xff")
+    launch = Launch("k", (1, 2, 3), (4, 5, 6), 7, ("x", "out"), "main")
+    image = Image("sm_80", "source", (launch,), {"sums": 64}, b"\x00\xff")
     assert Image.from_bytes(image.to_bytes()) == image
     with pytest.raises(ValueError, match="no code for a GPU"):
         Image.from_bytes(b"ELF")

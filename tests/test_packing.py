@@ -15,6 +15,7 @@ from problems import data, specs
 from tvm_conv3d import build, parallel, tensors, threads
 from tvm_conv3d.algorithms import algorithms, named
 from tvm_conv3d.compute import packing
+from tvm_conv3d.compute.argument import PACK
 from tvm_conv3d.compute.depthwise import DepthwiseVariant
 from tvm_conv3d.compute.direct import DirectVariant, declare_packing
 from tvm_conv3d.compute.grouped import GroupedVariant
@@ -166,7 +167,7 @@ def test_large_kernels_have_wide_indices() -> None:
     """A kernel of 2**31 elements, whose offsets no number of 32 bits holds."""
     spec = Conv3DSpec(1, (1, 1, 1), 2**16, 2**15, (1, 1, 1))
     variant = DirectVariant(16, 2, 1, 1)
-    function = packing.module(spec, variant, declare_packing)[packing.ENTRY]
+    function = packing.module(spec, variant, declare_packing)[PACK]
     assert str(function.params[0].ty.shape[0].ty.dtype) == "int64"
     assert build.object_code(_compiled(named("direct").packing(spec, variant)))
 
@@ -194,8 +195,8 @@ def _pack_on_cpu(
 ) -> list[np.ndarray]:
     """Packed kernel and bias by compiled code; all arguments lie at the least aligned addresses that they may."""
     module = named(name).packing(spec, variant)
-    function = parallel.link(build.object_code(_compiled(module))).get_function(packing.ENTRY)
-    parameters = module[packing.ENTRY].params
+    function = parallel.link(build.object_code(_compiled(module))).get_function(PACK)
+    parameters = module[PACK].params
     results = [(tuple(map(int, p.ty.shape)), np.dtype(str(p.ty.dtype))) for p in parameters[-2:]]
     given = [array for array in (weights or data(spec)[1:]) if array is not None]
     inputs = [_moved(_stored(array)) for array in given]

@@ -110,7 +110,7 @@ def link(artifact: Artifact) -> Loaded:
     """Loads an artifact into this process; no compiler or linker of the system is used."""
     if Image.recognizes(artifact.object_code):
         kernels = Kernels(Image.from_bytes(artifact.object_code))
-        return Loaded({MAIN: Entry(kernels, artifact.functions[MAIN])}, artifact.workspace)
+        return Loaded({n: Entry(kernels, function) for n, function in artifact.functions.items()}, artifact.workspace)
     module = parallel.link(artifact.object_code)
     entries = {name: Entry(module.get_function(name), function) for name, function in artifact.functions.items()}
     return Loaded(entries, artifact.workspace)

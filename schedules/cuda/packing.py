@@ -7,7 +7,8 @@ from typing import Any
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.packing import BIAS, ENTRY, DeclarePacking, module
+from tvm_conv3d.compute.argument import PACK, PACKED_BIAS
+from tvm_conv3d.compute.packing import DeclarePacking, module
 from tvm_conv3d.compute.winograd_packing import STAGES, TAPS
 from tvm_conv3d.schedules.cuda.common import LoopRV
 from tvm_conv3d.schedules.packing import loops_by_name, transforms_of
@@ -20,8 +21,8 @@ _THREADS = 128
 def scheduled(spec: Conv3DSpec, variant: Any, declare_packing: DeclarePacking) -> IRModule:
     """The function `pack` of :func:`tvm_conv3d.compute.packing.module`: a kernel each for weights and bias."""
     sch = Schedule(module(spec, variant, declare_packing, aligned=True))
-    sch.work_on(ENTRY)
-    _spread(sch, sch.get_loops(sch.get_sblock(BIAS)))
+    sch.work_on(PACK)
+    _spread(sch, sch.get_loops(sch.get_sblock(PACKED_BIAS)))
     transforms = transforms_of(sch)
     loops = loops_by_name(sch)
     if not transforms:

@@ -12,7 +12,8 @@ import tvm_ffi
 from tvm import IRModule, ir, tirx
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.packing import ENTRY, KERNEL, DeclarePacking, module
+from tvm_conv3d.compute.argument import PACK, PACKED_KERNEL
+from tvm_conv3d.compute.packing import DeclarePacking, module
 from tvm_conv3d.compute.winograd_packing import STAGES, TAPS
 from tvm_conv3d.schedules.llvm.common import BlockRV, LoopRV, place
 from tvm_conv3d.schedules.llvm.rewrites.loops import uses
@@ -29,7 +30,7 @@ _ROW = 256
 def scheduled(spec: Conv3DSpec, variant: Any, declare_packing: DeclarePacking) -> IRModule:
     """The function `pack` of :func:`tvm_conv3d.compute.packing.module`, whose arguments may lie at any address."""
     sch = Schedule(module(spec, variant, declare_packing))
-    sch.work_on(ENTRY)
+    sch.work_on(PACK)
     transforms = transforms_of(sch)
     if transforms:
         _transform(sch, transforms)
@@ -39,7 +40,7 @@ def scheduled(spec: Conv3DSpec, variant: Any, declare_packing: DeclarePacking) -
 
 
 def _copy(sch: Schedule) -> None:
-    block = sch.get_sblock(KERNEL)
+    block = sch.get_sblock(PACKED_KERNEL)
     loops = sch.get_loops(block)
     if _is_even(sch, block):
         sch.vectorize(loops[-1])

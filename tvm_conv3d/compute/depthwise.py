@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from tvm import te
 
+from tvm_conv3d.compute.argument import PACKED_BIAS, PACKED_KERNEL
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
-from tvm_conv3d.compute.packing import BIAS, KERNEL, Weights
+from tvm_conv3d.compute.packing import Weights
 from tvm_conv3d.compute.stages import error_of_sums, finish, window_extents, zero_outside
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
@@ -118,8 +119,8 @@ def declare_packing(spec: Conv3DSpec, variant: DepthwiseVariant, weights: Weight
     def bias_at(vector, lane):  # type: ignore[no-untyped-def]
         return weights.bias((vector * lanes + lane) % s.channels)
 
-    kernel = te.compute((stored, *s.kernel, lanes), kernel_at, name=KERNEL)
-    return kernel, te.compute((stored, lanes), bias_at, name=BIAS)
+    kernel = te.compute((stored, *s.kernel, lanes), kernel_at, name=PACKED_KERNEL)
+    return kernel, te.compute((stored, lanes), bias_at, name=PACKED_BIAS)
 
 
 def error_bound(spec: Conv3DSpec, variant: DepthwiseVariant) -> float:

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import te
 
+from tvm_conv3d.compute.argument import PACKED_BIAS, PACKED_KERNEL
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.layout import grouped_input, grouped_output, grouped_reader
-from tvm_conv3d.compute.packing import BIAS, KERNEL, Weights
+from tvm_conv3d.compute.packing import Weights
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, under_tap, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
@@ -140,8 +141,8 @@ def declare_packing(spec: Conv3DSpec, variant: DirectVariant, weights: Weights) 
         return weights.kernel((d, h, w), channel, *filters.filter_at(shared, block, vector, lane))
 
     shape = (filters.sharing, filters.blocks, *s.kernel, s.group_channels, variant.vectors, variant.lanes)
-    bias = te.compute((*shape[:2], *shape[-2:]), lambda *i: weights.bias(*filters.filter_at(*i)), name=BIAS)
-    return te.compute(shape, kernel_at, name=KERNEL), bias
+    bias = te.compute((*shape[:2], *shape[-2:]), lambda *i: weights.bias(*filters.filter_at(*i)), name=PACKED_BIAS)
+    return te.compute(shape, kernel_at, name=PACKED_KERNEL), bias
 
 
 def error_bound(spec: Conv3DSpec, variant: DirectVariant) -> float:

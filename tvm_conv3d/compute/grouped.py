@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from tvm import te
 
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
-from tvm_conv3d.compute.packing import KERNEL, Weights, bias_in_blocks
+from tvm_conv3d.compute.packing import Weights, bias_in_blocks
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, under_tap, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
@@ -123,7 +124,7 @@ def declare_packing(spec: Conv3DSpec, variant: GroupedVariant, weights: Weights)
         channel = filter_ % s.group_channels ^ step if variant.shuffled else step
         return weights.kernel((d, h, w), channel, filter_, [filter_ < s.filters] if s.filters % lanes else [])
 
-    kernel = te.compute((blocks, *s.kernel, s.group_channels, lanes), kernel_at, name=KERNEL)
+    kernel = te.compute((blocks, *s.kernel, s.group_channels, lanes), kernel_at, name=PACKED_KERNEL)
     return kernel, bias_in_blocks(weights, s.filters, (blocks, lanes))
 
 

@@ -27,11 +27,12 @@ from typing import Any, Protocol
 import numpy as np
 from tvm import te, tirx
 
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
-from tvm_conv3d.compute.packing import KERNEL, Weights, bias_of_groups
+from tvm_conv3d.compute.packing import Weights, bias_of_groups
 from tvm_conv3d.compute.stages import error_of_sums, finish, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
@@ -172,7 +173,7 @@ def packed_by(
         return weight(taps, channel, group * each + number, inside)
 
     shape = (s.groups, e.filter_blocks, *e.taps, e.steps, variant.step, variant.filters)
-    kernel = te.compute(shape, kernel_at, name=KERNEL)
+    kernel = te.compute(shape, kernel_at, name=PACKED_KERNEL)
     return kernel, bias_of_groups(weights, s, e.filter_blocks, variant.filters)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from tvm import IRModule, te, tirx
 
+from tvm_conv3d.compute.argument import BIAS, KERNEL, PACK, PACKED_BIAS
 from tvm_conv3d.compute.declaration import WIDE, unaligned
 from tvm_conv3d.compute.elements import storage_dtype, widen
 from tvm_conv3d.compute.stages import zero_unless
@@ -31,12 +32,6 @@ Expr = Any  # a TVM expression; its classes are not public names
 #: (taps along depth, height and width, channel of a group, filter) -> the weight as it is stored; taps are those that
 #: the algorithm computes with, from zero on.
 Reader = Callable[[Sequence[Expr], Expr, Expr], Expr]
-
-#: Name of the function.
-ENTRY = "pack"
-
-#: Names of the results.
-KERNEL, BIAS = "packed_kernel", "packed_bias"
 
 
 @dataclass(frozen=True)
@@ -63,8 +58,8 @@ class Weights:
         the spec's storage type.
         """
         stored = storage_dtype(spec.dtype)
-        kernel = te.placeholder(spec.kernel_shape, stored, name="kernel")
-        bias = (te.placeholder((spec.filters,), stored, name="bias"),) if spec.bias else ()
+        kernel = te.placeholder(spec.kernel_shape, stored, name=KERNEL)
+        bias = (te.placeholder((spec.filters,), stored, name=BIAS),) if spec.bias else ()
         return cls((kernel, *bias), valid_taps(spec, kernel), spec.dtype, spec.accumulator)
 
     def stored(self, taps: Sequence[Expr], channel: Expr, filter_: Expr, inside: Iterable[Expr] = ()) -> Expr:
@@ -107,7 +102,7 @@ def bias_in_blocks(weights: Weights, filters: int, shape: Sequence[int]) -> te.T
             filter_ = filter_ * extent + i
         return weights.bias(filter_, [filter_ < filters] if math.prod(shape) > filters else [])
 
-    return te.compute(tuple(shape), at, name=BIAS)
+    return te.compute(tuple(shape), at, name=PACKED_BIAS)
 
 
 def bias_of_groups(weights: Weights, spec: Conv3DSpec, blocks: int, filters: int) -> te.Tensor:
@@ -118,7 +113,7 @@ def bias_of_groups(weights: Weights, spec: Conv3DSpec, blocks: int, filters: int
         number = block * filters + i
         return weights.bias(group * each + number, [number < each] if blocks * filters > each else [])
 
-    return te.compute((spec.groups, blocks, filters), at, name=BIAS)
+    return te.compute((spec.groups, blocks, filters), at, name=PACKED_BIAS)
 
 
 def module(spec: Conv3DSpec, variant: Any, declare_packing: DeclarePacking, aligned: bool = False) -> IRModule:
@@ -135,4 +130,4 @@ def module(spec: Conv3DSpec, variant: Any, declare_packing: DeclarePacking, alig
     wide = max(math.prod(map(int, tensor.shape)) for tensor in tensors) >= WIDE
     function = te.create_prim_func(tensors, index_dtype_override="int64" if wide else None)
     function = function if aligned else unaligned(function)
-    return IRModule({ENTRY: function.with_attr("global_symbol", ENTRY)})
+    return IRModule({PACK: function.with_attr("global_symbol", PACK)})

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 from tvm import te
 
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.layout import grouped_input, grouped_output, grouped_reader
-from tvm_conv3d.compute.packing import KERNEL, Weights, bias_of_groups
+from tvm_conv3d.compute.packing import Weights, bias_of_groups
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Triple
 
@@ -150,7 +151,7 @@ def declare_packing(spec: Conv3DSpec, variant: PlanesVariant, weights: Weights) 
         inside = [number < each] if each % filters else []
         return weights.kernel((d, h, w), channel, group * each + number, inside)
 
-    kernel = te.compute((s.groups, blocks, *s.kernel, s.group_channels, filters), kernel_at, name=KERNEL)
+    kernel = te.compute((s.groups, blocks, *s.kernel, s.group_channels, filters), kernel_at, name=PACKED_KERNEL)
     return kernel, bias_of_groups(weights, s, blocks, filters)
 
 

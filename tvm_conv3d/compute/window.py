@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
-from tvm_conv3d.compute.packing import KERNEL, Weights, bias_in_blocks
+from tvm_conv3d.compute.packing import Weights, bias_in_blocks
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
@@ -143,7 +144,7 @@ def declare_packing(spec: Conv3DSpec, variant: WindowVariant, weights: Weights) 
     kernel = te.compute(
         (depth, s.group_channels, height, width, s.filters),
         lambda d, channel, h, w, filter_: weights.kernel((d, h, w), channel, filter_),
-        name=KERNEL,
+        name=PACKED_KERNEL,
     )
     return kernel, bias_in_blocks(weights, s.filters, (s.filters,))
 

@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import Matrix, transforms
 from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype
 from tvm_conv3d.compute.filter_vectors import FilterVectors
-from tvm_conv3d.compute.packing import KERNEL, Weights, bias_in_blocks
+from tvm_conv3d.compute.packing import Weights, bias_in_blocks
 from tvm_conv3d.compute.stages import finish
 from tvm_conv3d.compute.winograd_axes import axes_of, triple
 from tvm_conv3d.compute.winograd_packing import AXES, taps_of_phases, transformed_taps
@@ -142,7 +143,7 @@ def declare_packing(spec: Conv3DSpec, variant: WinogradVariant, weights: Weights
     matrices = [transforms(*size).kernel for size in zip(variant.tile, axes.taps, axes.strides, strict=True)]
     inner = (filters.sharing * filters.blocks, axes.channels // s.groups, variant.vectors, variant.lanes)
     _, sums = transformed_taps(taps_at, axes.taps, matrices, inner)
-    kernel = te.compute(sums.shape, lambda *i: sums(*i).astype(s.accumulator), name=KERNEL, varargs_names=AXES)
+    kernel = te.compute(sums.shape, lambda *i: sums(*i).astype(s.accumulator), name=PACKED_KERNEL, varargs_names=AXES)
     return kernel, bias_in_blocks(weights, s.filters, (-(-s.filters // variant.lanes) * variant.lanes,))
 
 

@@ -30,12 +30,13 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import Transforms, transforms
 from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype
-from tvm_conv3d.compute.packing import KERNEL, Weights, bias_in_blocks
+from tvm_conv3d.compute.packing import Weights, bias_in_blocks
 from tvm_conv3d.compute.stages import finish
 from tvm_conv3d.compute.winograd_axes import Axes, axes_of, triple
 from tvm_conv3d.compute.winograd_packing import taps_of_phases, transformed_taps
@@ -203,7 +204,7 @@ def declare_packing(spec: Conv3DSpec, variant: WinogradGemmVariant, weights: Wei
         as_it_was = plain(*((0, h, w, d) if e.taps > 1 else (d, h, w, 0)), block, channel, i)
         return tirx.if_then_else(number < first, sums, as_it_was).astype(s.accumulator)
 
-    kernel = te.compute((first + depth * high * wide, *plain.shape[-3:]), kernel_at, name=KERNEL)
+    kernel = te.compute((first + depth * high * wide, *plain.shape[-3:]), kernel_at, name=PACKED_KERNEL)
     return kernel, bias_in_blocks(weights, s.filters, (e.filter_blocks * filters,))
 
 

@@ -27,12 +27,13 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.collapse import collapse
 from tvm_conv3d.compute.cook_toom import transforms
 from tvm_conv3d.compute.cut import Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
-from tvm_conv3d.compute.packing import KERNEL, Weights, bias_in_blocks
+from tvm_conv3d.compute.packing import Weights, bias_in_blocks
 from tvm_conv3d.compute.stages import finish, window_extents, zero_padded
 from tvm_conv3d.compute.winograd_packing import DTYPE, transformed_taps
 from tvm_conv3d.compute.winograd_stages import expected_error, index_names, transform
@@ -130,7 +131,7 @@ def declare_packing(spec: Conv3DSpec, variant: WinogradRowsVariant, weights: Wei
     kernel = te.compute(
         (blocks, len(along_w), *s.kernel[:2], s.group_channels, lanes),
         lambda block, w, d, h, channel, lane: sums(d, h, w, block, channel, lane).astype(s.accumulator),
-        name=KERNEL,
+        name=PACKED_KERNEL,
     )
     return kernel, bias_in_blocks(weights, s.filters, (blocks, lanes))
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-_MAGIC = b"tvm_conv3d cuda 3\n"
+_MAGIC = b"tvm_conv3d cuda 4\n"
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Launch:
         grid, block: extents.
         shared: bytes of shared memory sized at launch.
         arguments: names of the function's arguments and workspaces, in the kernel's order.
+        function: name of the function that it is a part of.
     """
 
     kernel: str
@@ -25,16 +26,17 @@ class Launch:
     block: tuple[int, int, int]
     shared: int
     arguments: tuple[str, ...]
+    function: str
 
 
 @dataclass(frozen=True)
 class Image:
-    """Code of one convolution for one architecture.
+    """Code of one convolution, and of packing its weights, for one architecture.
 
     Attributes:
         arch: such as "sm_90".
         source: CUDA source.
-        launches: of its kernels, in order.
+        launches: of its kernels, those of a function in order.
         workspaces: bytes of each buffer that a call needs beside its arguments, by name.
         cubin: machine code; empty where there was no compiler: then the source is compiled when it is loaded.
     """
@@ -71,7 +73,14 @@ class Image:
         try:
             head = json.loads(data[start:end])
             launches = tuple(
-                Launch(e["kernel"], tuple(e["grid"]), tuple(e["block"]), int(e["shared"]), tuple(e["arguments"]))
+                Launch(
+                    e["kernel"],
+                    tuple(e["grid"]),
+                    tuple(e["block"]),
+                    int(e["shared"]),
+                    tuple(e["arguments"]),
+                    str(e["function"]),
+                )
                 for e in head["launches"]
             )
             workspaces = {str(name): int(size) for name, size in head["workspaces"].items()}

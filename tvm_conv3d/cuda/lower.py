@@ -51,7 +51,7 @@ class DeviceSource:
 
 
 def lower(module: IRModule, target: Target) -> DeviceSource:
-    """The CUDA source of the scheduled `main`.
+    """The CUDA source of scheduled functions.
 
     Raises:
         RuntimeError: TVM can't lower it, the host would have to do more than allocate and launch, or a launch is too
@@ -65,15 +65,19 @@ def lower(module: IRModule, target: Target) -> DeviceSource:
     if len(devices) != 1:
         raise RuntimeError(f"A convolution must have kernels for one device. Received: {len(devices)}")
     (device,) = devices.values()
-    parameters = [str(parameter.name) for parameter in module["main"].params]
-    workspaces = _workspaces(host, parameters)
-    launches = tuple(_launches(host, parameters, workspaces))
+    workspaces: dict[str, Any] = {}
+    launches: list[Launch] = []
+    hosts = {str(variable.name_hint): function for variable, function in host.functions.items()}
+    for name, function in sorted(hosts.items()):
+        parameters = [str(parameter.name) for parameter in module[name].params]
+        workspaces |= (own := _workspaces(function, (*parameters, *workspaces)))
+        launches += _launches(name, function, parameters, own)
     for launch in launches:
         _check_limits(launch, _static_shared(device[launch.kernel]), gpu_traits(target))
     with _not_compiling(tvm):
         code = tvm.get_global_func("target.build.cuda")(finalize()(device), target)
     sizes = {name: _bytes_of(buffer) for name, buffer in workspaces.items()}
-    return DeviceSource(str(code.inspect_source("cuda")), launches, sizes)
+    return DeviceSource(str(code.inspect_source("cuda")), tuple(launches), sizes)
 
 
 def _check_limits(launch: Launch, static: int, traits: GpuTraits) -> None:
@@ -117,35 +121,33 @@ def _bytes_of(buffer: Any) -> int:
     return math.prod(map(int, buffer.shape)) * np.dtype(str(buffer.dtype).replace("bfloat", "float")).itemsize
 
 
-def _workspaces(host: IRModule, parameters: Sequence[str]) -> dict[str, Any]:
-    """The buffers that the host would allocate, by names that no other buffer has."""
+def _workspaces(function: Any, taken: Sequence[str]) -> dict[str, Any]:
+    """The buffers that the host would allocate, by names that are not taken."""
     import tvm_ffi
     from tvm.tirx import AllocBuffer
 
-    (main,) = (function for _, function in host.functions.items())
     found: dict[str, Any] = {}
 
     def note(allocation: AllocBuffer) -> None:
         base = str(allocation.buffer.name)
         names = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(1)))
-        found[next(name for name in names if name not in (*parameters, *found))] = allocation.buffer
+        found[next(name for name in names if name not in (*taken, *found))] = allocation.buffer
 
-    tvm_ffi.structural_walk(main.body, ((AllocBuffer, note),))
+    tvm_ffi.structural_walk(function.body, ((AllocBuffer, note),))
     return found
 
 
-def _launches(host: IRModule, parameters: Sequence[str], workspaces: Mapping[str, Any]) -> Iterator[Launch]:
+def _launches(function: str, host: Any, parameters: Sequence[str], workspaces: Mapping[str, Any]) -> Iterator[Launch]:
     import tvm_ffi
     from tvm.ir import Call
 
-    (main,) = (function for _, function in host.functions.items())
     calls: list[Any] = []
 
     def note(call: Call) -> None:
         if getattr(call.op, "name", "") == "tirx.call_ffi_kernel":
             calls.append(call)
 
-    tvm_ffi.structural_walk(main.body, ((Call, note),))
+    tvm_ffi.structural_walk(host.body, ((Call, note),))
     for call in calls:
         tags = [str(tag) for tag in call.attrs.launch_params]
         name, *operands = call.args
@@ -156,7 +158,8 @@ def _launches(host: IRModule, parameters: Sequence[str], workspaces: Mapping[str
         arguments = tuple(
             _argument(operand, parameters, workspaces) for operand in operands[: len(operands) - len(tags)]
         )
-        yield Launch(str(name.value), grid, block, extents.get(_SHARED, 0), arguments)  # type: ignore[arg-type]
+        shared = extents.get(_SHARED, 0)
+        yield Launch(str(name.value), grid, block, shared, arguments, function)  # type: ignore[arg-type]
 
 
 def _argument(operand: Any, parameters: Sequence[str], workspaces: Mapping[str, Any]) -> str:
