@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tvm_conv3d import buffers, in_flight, nonfinite, packing, planner, tensors, threads
-from tvm_conv3d.compute.argument import FLAGS, OUT, PACK, X
+from tvm_conv3d.compute.argument import BIAS, FLAGS, KERNEL, OUT, PACK, X
 from tvm_conv3d.compute.trim import seen_taps
 from tvm_conv3d.cuda.executor import GpuExecutor, Weights, without_elements
 from tvm_conv3d.dtypes import numpy_dtype
