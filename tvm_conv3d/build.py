@@ -41,8 +41,8 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
         return Artifact(image.to_bytes(), functions, module.script(), Workspace(sum(image.workspaces.values()), 0))
     small = scheduling.with_small_buffers(module)
     lowered, done = scheduling.lowered(small, plan, target)
+    lowered = together(lowered, scheduling.with_small_buffers(pack))
     with tvm.transform.PassContext(disabled_pass=done):
-        lowered = together(lowered, scheduling.with_small_buffers(pack))
         code = object_code(tvm.compile(lowered, target=target).mod)
     if not code:
         raise RuntimeError(f"LLVM wrote no code for {plan.spec.key()} on {target}.")
