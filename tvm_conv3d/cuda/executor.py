@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tvm_conv3d import packing
-from tvm_conv3d.artifact import MAIN
-from tvm_conv3d.compute.argument import BIAS, KERNEL, OUT, PACK, PACKED_BIAS, PACKED_KERNEL, Function, X
+from tvm_conv3d.compute.argument import BIAS, KERNEL, OUT, PACK, PACKED_BIAS, PACKED_KERNEL, X
 from tvm_conv3d.compute.trim import seen_taps
 from tvm_conv3d.cuda import arrays, driver
 from tvm_conv3d.cuda.architectures import gpu_traits, known
 from tvm_conv3d.cuda.arrays import GpuTensor
-from tvm_conv3d.cuda.image import Image
+from tvm_conv3d.cuda.image import Image, Launches
 from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.recent import Recent
@@ -24,7 +23,7 @@ from tvm_conv3d.recent import Recent
 if TYPE_CHECKING:
     from tvm.target import Target
 
-    from tvm_conv3d.loader import Loaded
+    from tvm_conv3d.loader import Entry, Loaded
 
 
 class Memory:
@@ -44,58 +43,80 @@ class Memory:
         return memory
 
 
-class Kernels:
-    """The kernels of one image, loaded on each GPU when they are first called there."""
+class LoadedImage:
+    """The kernels of one image, loaded on each GPU when one is first called there."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
         self._lock = ForkSafeLock()
-        self._by_device: dict[int, Any] = {}
+        self._by_device: dict[int, Mapping[str, Any]] = {}
 
     @property
-    def workspaces(self) -> Mapping[str, int]:
-        """Bytes of each buffer, by name, that a call needs beside its arguments; what is in it means nothing."""
-        return self._image.workspaces
+    def functions(self) -> dict[str, Kernels]:
+        """The image's functions, by name."""
+        return {name: Kernels(self, launches) for name, launches in self._image.functions.items()}
 
-    def __call__(self, device: int, stream: int, addresses: Mapping[str, int], function: str = MAIN) -> None:
-        """Queues the launches of a function on a stream; addresses are those of arguments and workspaces, by name.
+    def on(self, device: int) -> Mapping[str, Any]:
+        """The kernels on a GPU, by name.
 
         Raises:
             ValueError: the image is for another architecture.
             tvm_conv3d.cuda.driver.CudaError: the GPU refuses it.
         """
-        runtime = driver.get()
         with self._lock:
             if device not in self._by_device:
                 driver.check_runs_here(known(self._image.arch), device)
-                self._by_device[device] = runtime.load(device, self._image)
-        for launch in self._image.launches:
-            if launch.function == function:
-                kernel = self._by_device[device][launch.kernel]
-                arguments = [addresses[name] for name in launch.arguments]
-                runtime.launch(device, kernel, launch.grid, launch.block, launch.shared, stream, arguments)
+                self._by_device[device] = driver.get().load(device, self._image)
+            return self._by_device[device]
 
-    def pack(self, device: int, function: Function, weights: Mapping[str, np.ndarray]) -> dict[str, Memory]:
-        """Packs weights on a GPU; those as they were are there for so long only.
 
-        Args:
-            device: number of the GPU.
-            function: what `pack` takes.
-            weights: as they are stored, by name.
+class Kernels:
+    """One function of an image: its kernels, launched one after the other."""
 
-        Returns:
-            The packed ones, by the convolution's names of them.
+    def __init__(self, image: LoadedImage, launches: Launches) -> None:
+        self._image = image
+        self._launches = launches
+
+    @property
+    def workspaces(self) -> Mapping[str, int]:
+        """Bytes of each buffer, by name, that a call needs beside its arguments; what is in it means nothing."""
+        return self._launches.workspaces
+
+    def __call__(self, device: int, stream: int, addresses: Mapping[str, int]) -> None:
+        """Queues the launches on a stream; addresses are those of arguments and workspaces, by name.
 
         Raises:
-            tvm_conv3d.cuda.driver.CudaError: the GPU has no memory for them, or refuses a launch.
+            ValueError: the image is for another architecture.
+            tvm_conv3d.cuda.driver.CudaError: the GPU refuses it.
         """
-        given = {a.name: Memory.holding(device, weights[a.name]) for a in function.of("weights", "bias")}
-        packed = {a.name: Memory(device, a.size_bytes) for a in function.of("output")}
-        addresses = {name: memory.address for name, memory in (*given.items(), *packed.items())}
-        self(device, 0, addresses, PACK)
-        # streams of libraries do not wait for the default one
-        driver.get().synchronize(device, 0)
-        return {KERNEL: packed[PACKED_KERNEL], BIAS: packed[PACKED_BIAS]}
+        kernels, runtime = self._image.on(device), driver.get()
+        for launch in self._launches.launches:
+            arguments = [addresses[name] for name in launch.arguments]
+            kernel = kernels[launch.kernel]
+            runtime.launch(device, kernel, launch.grid, launch.block, launch.shared, stream, arguments)
+
+
+def pack(device: int, entry: Entry, weights: Mapping[str, np.ndarray]) -> dict[str, Memory]:
+    """Packs weights on a GPU; as they were, they lie there no longer than that takes.
+
+    Args:
+        device: number of the GPU.
+        entry: the function `pack`.
+        weights: as they are stored, by name.
+
+    Returns:
+        The packed ones, by the convolution's names of them.
+
+    Raises:
+        tvm_conv3d.cuda.driver.CudaError: the GPU has no memory for them, or refuses a launch.
+    """
+    function = entry.function
+    given = {a.name: Memory.holding(device, weights[a.name]) for a in function.of("weights", "bias")}
+    packed = {a.name: Memory(device, a.size_bytes) for a in function.of("output")}
+    entry.code(device, 0, {name: memory.address for name, memory in (*given.items(), *packed.items())})
+    # streams of libraries do not wait for the default one
+    driver.get().synchronize(device, 0)
+    return {KERNEL: packed[PACKED_KERNEL], BIAS: packed[PACKED_BIAS]}
 
 
 @dataclass(frozen=True)
@@ -183,7 +204,6 @@ class GpuExecutor:
             packed = self._packed.get(key)
             if packed is None or packed.version != weights.version:
                 stored = packing.stored(plan.spec, weights.kernel, weights.bias)
-                memory = loaded.main.code.pack(device, loaded.functions[PACK].function, stored)
-                packed = _Packed(weights.version, memory)
+                packed = _Packed(weights.version, pack(device, loaded.functions[PACK], stored))
                 self._packed.put(key, packed)
         return packed

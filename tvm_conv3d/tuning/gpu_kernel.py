@@ -9,7 +9,7 @@ import numpy as np
 
 from tvm_conv3d.compute.argument import OUT, PACK
 from tvm_conv3d.cuda import driver
-from tvm_conv3d.cuda.executor import Kernels, Memory
+from tvm_conv3d.cuda.executor import Kernels, Memory, pack
 from tvm_conv3d.loader import Loaded
 
 
@@ -40,7 +40,7 @@ class GpuKernel:
         kernels: Kernels = loaded.main.code
         memory = {name: Memory.holding(0, array) for name, array in arrays.items()}
         memory.update((name, Memory(0, size)) for name, size in kernels.workspaces.items())
-        memory.update(kernels.pack(0, loaded.functions[PACK].function, weights))
+        memory.update(pack(0, loaded.functions[PACK], weights))
         return cls(kernels, memory)
 
     def __call__(self) -> None:
