@@ -101,7 +101,7 @@ def test_compile_refuses_in_words(wrong: tuple[str, str], tmp_path: Path, capsys
 
 def test_occupancy_is_cudas() -> None:
     """Against NVIDIA's occupancy calculator."""
-    launch = Launch("k", (1, 1, 1), (256, 1, 1), 0, (), "main")
+    launch = Launch("k", (1, 1, 1), (256, 1, 1), 0, ())
     hopper, ampere = ARCHITECTURES["sm_90"], ARCHITECTURES["sm_86"]
     assert report.resident_blocks(hopper, Resources(64, 0, 0, 0), launch) == (4, "registers")
     assert report.resident_blocks(hopper, Resources(32, 0, 0, 0), launch) == (8, "threads")
@@ -164,7 +164,7 @@ def test_committed_tables_are_of_the_default_plans(arch: str) -> None:
             plan = default_plan(replace(layer.spec, dtype=dtype), resolve(f"cuda:{arch}", 1))
             kernels = {"winograd_gemm": 3}.get(plan.algorithm, 1 if getattr(plan.variant, "parts", 1) == 1 else 2)
             works = works_of(plan, (1,) * kernels)
-            nothing = (Resources(1, 0, 0, 0), Launch("", (1, 1, 1), (1, 1, 1), 0, (), "main"))
+            nothing = (Resources(1, 0, 0, 0), Launch("", (1, 1, 1), (1, 1, 1), 0, ()))
             rows = [report.Row(layer.name, plan, traits, *nothing, work, 1, "") for work in works]
             found += [tuple(map(str.strip, report.line(row).split("|")[1:5])) for row in rows]
     assert told == found
