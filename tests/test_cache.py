@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from problems import assert_right
-from tvm_conv3d import artifact, build, cache, folders, loader
+from tvm_conv3d import artifact, build, cache, folders, loader, packing
 from tvm_conv3d.artifact import Artifact, artifact_key
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.planner import make_plan
@@ -347,22 +347,15 @@ def test_the_installed_versions_are_the_pinned_ones() -> None:
 
 def test_weights_are_packed_once_a_change(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tvm_conv3d import Conv3D
-    from tvm_conv3d.compute import direct
 
     calls = []
-    real = direct.pack_kernel
-    monkeypatch.setattr(direct, "pack_kernel", lambda *a: (calls.append(1), real(*a))[1])
-    from tvm_conv3d import algorithms
-
-    algorithms.algorithms.cache_clear()
-    try:
-        layer = Conv3D(4, 2)
-        x = np.ones((1, 3, 4, 5, 3), np.float32)
-        first = layer(x)
-        layer(x)
-        assert len(calls) == 1
-        layer.set_weights([2 * w for w in layer.get_weights()])
-        np.testing.assert_allclose(layer(x), 2 * first, rtol=1e-6)
-        assert len(calls) == 2
-    finally:
-        algorithms.algorithms.cache_clear()
+    real = packing.on_cpu
+    monkeypatch.setattr(packing, "on_cpu", lambda *a: (calls.append(1), real(*a))[1])
+    layer = Conv3D(4, 2)
+    x = np.ones((1, 3, 4, 5, 3), np.float32)
+    first = layer(x)
+    layer(x)
+    assert len(calls) == 1
+    layer.set_weights([2 * w for w in layer.get_weights()])
+    np.testing.assert_allclose(layer(x), 2 * first, rtol=1e-6)
+    assert len(calls) == 2

@@ -148,11 +148,11 @@ def small(**changes: object) -> Conv3DSpec:
 
 
 def test_jax_waits_for_its_result(gpu: FakeDriver) -> None:
-    """JAX works on streams of its own."""
+    """JAX works on streams of its own; packing of weights is waited for, too."""
     x, kernel, bias = data(small())
     result = Executor()(small(), tensors.wrap(JaxArray(gpu, x)), kernel, bias, version=0)
     assert isinstance(result, JaxArray)
-    assert gpu.waited == [0]
+    assert gpu.waited == [0, 0]
     assert reference.relative_error(result.array, reference.convolve(small(), x, kernel, bias)) < 2e-6
 
 
@@ -171,8 +171,9 @@ def test_torch_computes_on_its_current_stream(gpu: FakeDriver, number: int) -> N
     x, kernel, bias = data(small())
     result = Executor("cuda")(small(), tensors.wrap(TorchTensor(gpu, x, number)), kernel, bias, version=0)
     assert isinstance(result, TorchTensor) and result.number == number
-    assert gpu.launched == [(number, FakeTorch.STREAM + number)]
-    assert gpu.waited == []
+    # weights and bias are packed on the default stream, for calls on all streams
+    assert gpu.launched == [*2 * [(number, 0)], (number, FakeTorch.STREAM + number)]
+    assert gpu.waited == [0]
     assert reference.relative_error(result.array, reference.convolve(small(), x, kernel, bias)) < 2e-6
 
 

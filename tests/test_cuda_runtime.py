@@ -70,7 +70,7 @@ def test_tensors_on_the_gpu_stay_there(gpu: FakeDriver, target: str | None) -> N
     there = GpuArray(gpu, x)
     result = Executor(target)(SPEC, tensors.wrap(there), kernel, bias, version=0)
     assert isinstance(result, GpuArray)
-    assert gpu.launched == [(0, FakeCupy.STREAM)]
+    assert gpu.launched == [*2 * [(0, 0)], (0, FakeCupy.STREAM)]
     assert gpu.uploads == 2
     assert reference.relative_error(result.array, expected(x, kernel, bias)) < 2e-6
 
@@ -88,7 +88,7 @@ def test_the_second_gpu(gpu: FakeDriver) -> None:
     gpu.devices = 2
     x, kernel, bias = data(SPEC)
     Executor()(SPEC, tensors.wrap(GpuArray(gpu, x, device=1)), kernel, bias, version=0)
-    assert gpu.launched == [(1, FakeCupy.STREAM + 1)]
+    assert gpu.launched == [*2 * [(1, 0)], (1, FakeCupy.STREAM + 1)]
     assert gpu.current == 0
 
 

@@ -13,10 +13,11 @@ from tvm_conv3d.compute.canonical import CanonicalSpec, canonicalize
 from tvm_conv3d.spec import Conv3DSpec
 
 if TYPE_CHECKING:
-    from tvm import IRModule
+    from tvm import IRModule, te
     from tvm.s_tir import Schedule
 
     from tvm_conv3d.compute.declaration import Declaration
+    from tvm_conv3d.compute.packing import DeclarePacking, Weights
     from tvm_conv3d.schedules.decisions import Decisions
 
 
@@ -44,6 +45,11 @@ class Declares(Protocol[_V_contra]):
     def pack_bias(self, spec: CanonicalSpec, variant: _V_contra, bias: np.ndarray | None, /) -> np.ndarray:
         """Bias (filters,) in the declaration's layout; zeros where there is none."""
 
+    def declare_packing(
+        self, spec: CanonicalSpec, variant: _V_contra, weights: Weights, /
+    ) -> tuple[te.Tensor, te.Tensor]:
+        """Packed kernel and packed bias in TE."""
+
     def error_bound(self, spec: CanonicalSpec, variant: _V_contra, /) -> float:
         """The relative error (2-norm) to expect of data and weights without structure."""
 
@@ -64,6 +70,13 @@ class Schedules(Protocol[V]):
         """The scheduled module with what no schedule primitive expresses."""
 
 
+class Packs(Protocol):
+    """How weights are packed on one family of targets, whatever the algorithm."""
+
+    def scheduled(self, spec: CanonicalSpec, variant: Any, declare_packing: DeclarePacking, /) -> IRModule:
+        """The function `pack` with its loops."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Algorithm(Generic[V]):
     """One algorithm for one family of targets.
@@ -74,6 +87,7 @@ class Algorithm(Generic[V]):
         variant_type: of its variants.
         compute: its declaration.
         loops: its design space.
+        packs: the loops of its packing.
         exact: it sums the products of the definition, so that NaN and infinity reach exactly their windows.
     """
 
@@ -82,6 +96,7 @@ class Algorithm(Generic[V]):
     variant_type: type[V]
     compute: Declares[V]
     loops: Schedules[V]
+    packs: Packs
     exact: bool = True
 
     def declare(self, spec: Conv3DSpec, variant: V) -> Declaration:
@@ -96,6 +111,10 @@ class Algorithm(Generic[V]):
     def pack_bias(self, spec: Conv3DSpec, variant: V, bias: np.ndarray | None) -> np.ndarray:
         """Bias (filters,) in the declaration's layout; zeros where there is none."""
         return self.compute.pack_bias(canonicalize(spec), variant, bias)
+
+    def packing(self, spec: Conv3DSpec, variant: V) -> IRModule:
+        """The function `pack`, which packs kernel and bias (:mod:`tvm_conv3d.compute.packing`), with its loops."""
+        return self.packs.scheduled(canonicalize(spec), variant, self.compute.declare_packing)
 
     def error_bound(self, spec: Conv3DSpec, variant: V) -> float:
         """The relative error (2-norm) to expect of data and weights without structure."""
@@ -164,6 +183,7 @@ def _for_cpus() -> tuple[Algorithm[Any], ...]:
     from tvm_conv3d.schedules.llvm import depthwise as depthwise_loops
     from tvm_conv3d.schedules.llvm import direct as direct_loops
     from tvm_conv3d.schedules.llvm import grouped as grouped_loops
+    from tvm_conv3d.schedules.llvm import packing
     from tvm_conv3d.schedules.llvm import planes as planes_loops
     from tvm_conv3d.schedules.llvm import winograd as winograd_loops
     from tvm_conv3d.schedules.llvm import winograd_rows as winograd_rows_loops
@@ -176,6 +196,7 @@ def _for_cpus() -> tuple[Algorithm[Any], ...]:
             variant_type=winograd.WinogradVariant,
             compute=winograd,
             loops=winograd_loops,
+            packs=packing,
             exact=False,
         ),
         Algorithm[winograd_rows.WinogradRowsVariant](
@@ -184,6 +205,7 @@ def _for_cpus() -> tuple[Algorithm[Any], ...]:
             variant_type=winograd_rows.WinogradRowsVariant,
             compute=winograd_rows,
             loops=winograd_rows_loops,
+            packs=packing,
             exact=False,
         ),
         Algorithm[planes.PlanesVariant](
@@ -192,6 +214,7 @@ def _for_cpus() -> tuple[Algorithm[Any], ...]:
             variant_type=planes.PlanesVariant,
             compute=planes,
             loops=planes_loops,
+            packs=packing,
         ),
         Algorithm[depthwise.DepthwiseVariant](
             name="depthwise",
@@ -199,6 +222,7 @@ def _for_cpus() -> tuple[Algorithm[Any], ...]:
             variant_type=depthwise.DepthwiseVariant,
             compute=depthwise,
             loops=depthwise_loops,
+            packs=packing,
         ),
         Algorithm[grouped.GroupedVariant](
             name="grouped",
@@ -206,6 +230,7 @@ def _for_cpus() -> tuple[Algorithm[Any], ...]:
             variant_type=grouped.GroupedVariant,
             compute=grouped,
             loops=grouped_loops,
+            packs=packing,
         ),
         Algorithm[direct.DirectVariant](
             name="direct",
@@ -213,6 +238,7 @@ def _for_cpus() -> tuple[Algorithm[Any], ...]:
             variant_type=direct.DirectVariant,
             compute=direct,
             loops=direct_loops,
+            packs=packing,
         ),
     )
 
@@ -220,6 +246,7 @@ def _for_cpus() -> tuple[Algorithm[Any], ...]:
 def _for_gpus() -> tuple[Algorithm[Any], ...]:
     from tvm_conv3d.compute import implicit_gemm, tensor_gemm, window, winograd_gemm
     from tvm_conv3d.schedules.cuda import gemm as gemm_loops
+    from tvm_conv3d.schedules.cuda import packing
     from tvm_conv3d.schedules.cuda import tensor as tensor_loops
     from tvm_conv3d.schedules.cuda import window as window_loops
     from tvm_conv3d.schedules.cuda import winograd as winograd_loops
@@ -231,6 +258,7 @@ def _for_gpus() -> tuple[Algorithm[Any], ...]:
             variant_type=window.WindowVariant,
             compute=window,
             loops=window_loops,
+            packs=packing,
         ),
         Algorithm[winograd_gemm.WinogradGemmVariant](
             name="winograd_gemm",
@@ -238,6 +266,7 @@ def _for_gpus() -> tuple[Algorithm[Any], ...]:
             variant_type=winograd_gemm.WinogradGemmVariant,
             compute=winograd_gemm,
             loops=winograd_loops,
+            packs=packing,
             exact=False,
         ),
         Algorithm[tensor_gemm.TensorVariant](
@@ -246,6 +275,7 @@ def _for_gpus() -> tuple[Algorithm[Any], ...]:
             variant_type=tensor_gemm.TensorVariant,
             compute=tensor_gemm,
             loops=tensor_loops,
+            packs=packing,
         ),
         Algorithm[implicit_gemm.GemmVariant](
             name="gemm",
@@ -253,6 +283,7 @@ def _for_gpus() -> tuple[Algorithm[Any], ...]:
             variant_type=implicit_gemm.GemmVariant,
             compute=implicit_gemm,
             loops=gemm_loops,
+            packs=packing,
         ),
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm_conv3d import scheduling, threads
 from tvm_conv3d.artifact import Artifact, check_versions, target_text
-from tvm_conv3d.build import compile_plan
+from tvm_conv3d.build import compile_plan, together
 from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.planner import make_plan
@@ -77,4 +77,5 @@ def _assembly(plan: Plan, target: Any) -> bytes:
     import tvm
 
     lowered = scheduling.lowered_module(scheduling.scheduled_module(plan, target), target)
-    return str(tvm.compile(lowered, target=target).mod.inspect_source("asm")).encode()
+    functions = together(lowered, scheduling.packing_module(plan))
+    return str(tvm.compile(functions, target=target).mod.inspect_source("asm")).encode()

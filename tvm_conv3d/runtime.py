@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tvm_conv3d import buffers, in_flight, nonfinite, planner, tensors, threads
-from tvm_conv3d.algorithms import named
-from tvm_conv3d.compute.argument import BIAS, FLAGS, KERNEL, OUT, X
+from tvm_conv3d import buffers, in_flight, nonfinite, packing, planner, tensors, threads
+from tvm_conv3d.compute.argument import BIAS, FLAGS, KERNEL, OUT, PACK, X
 from tvm_conv3d.compute.trim import seen_taps
 from tvm_conv3d.cuda.executor import GpuExecutor, Weights, without_elements
 from tvm_conv3d.dtypes import numpy_dtype
@@ -225,9 +224,9 @@ class Executor:
                 self._gpu_ready.put(key, ready)
             self._sizes.called(key[1:], key, plan if quick else None)
         if source.gpu:
-            return source.restore(self._gpu.on_gpu(ready.plan, ready.loaded.main.code, target, source.gpu, weights))
+            return source.restore(self._gpu.on_gpu(ready.plan, ready.loaded, target, source.gpu, weights))
         x = tensors.prepare(source.numpy(), spec.dtype)
-        return source.restore(self._gpu.from_host(ready.plan, ready.loaded.main.code, target, x, weights))
+        return source.restore(self._gpu.from_host(ready.plan, ready.loaded, target, x, weights))
 
     def _target_for(self, source: tensors.Source, count: int) -> Target:
         """The target for an input: where it lies, unless the user wished for one.
@@ -301,12 +300,8 @@ class Executor:
             with self._lock:
                 packed = self._packed.get(key)
                 if packed is None or packed.version != weights.version:
-                    spec, variant = ready.plan.spec, ready.plan.variant
-                    algorithm = named(ready.plan.algorithm)
-                    arrays = {
-                        KERNEL: algorithm.pack_kernel(spec, variant, weights.kernel),
-                        BIAS: algorithm.pack_bias(spec, variant, weights.bias),
-                    }
+                    stored = packing.stored(ready.plan.spec, weights.kernel, weights.bias)
+                    arrays = packing.on_cpu(ready.loaded.functions[PACK], stored)
                     function = ready.loaded.main.function
                     views = {name: tensors.exported(a, function[name].shape) for name, a in arrays.items()}
                     packed = _Packed(weights.version, views[KERNEL], views[BIAS])

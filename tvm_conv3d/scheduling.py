@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tvm_conv3d.algorithms import named
+from tvm_conv3d.compute.argument import PACK, ROLES, Argument
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.targets import is_cuda
 
@@ -51,6 +52,20 @@ def scheduled_module(plan: Plan, target: Target) -> IRModule:
             f"The algorithm {plan.algorithm!r} is for targets of the kind {algorithm.kind}. Received: target={target}"
         )
     return algorithm.finish(schedule(plan)[0].mod, plan.spec)
+
+
+def packing_module(plan: Plan) -> IRModule:
+    """The function `pack` of the plan's algorithm with its loops, ready to compile."""
+    return named(plan.algorithm).packing(plan.spec, plan.variant)
+
+
+def packing_arguments(module: IRModule) -> tuple[Argument, ...]:
+    """What the function of :func:`packing_module` takes."""
+    found = []
+    for parameter in module[PACK].params:
+        name, shape = str(parameter.name), tuple(int(extent) for extent in parameter.ty.shape)
+        found.append(Argument(name, ROLES[name], shape, str(parameter.ty.dtype)))
+    return tuple(found)
 
 
 def lowered_module(module: IRModule, target: Target) -> IRModule:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import itemgetter
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 #: What an argument is to a convolution.
 Role = Literal["input", "weights", "bias", "residual", "output", "flags"]
 
 #: Names of a convolution's arguments: of the tensors in its declaration, and so of the function's parameters.
 X, KERNEL, BIAS, RESIDUAL, OUT, FLAGS = "x", "kernel", "bias", "residual", "out", "flags"
+
+#: Name of the function that brings weights into the order in which the convolution reads them.
+PACK = "pack"
+
+#: Names of what packing gives; it takes the weights as they were under the names of a convolution's.
+PACKED_KERNEL, PACKED_BIAS = "packed_kernel", "packed_bias"
 
 #: The role of each name. Flags are numbers of which the code makes some not finite where a sum is not, and its result
 #: must not be trusted; a residual is added to the sums.
@@ -23,6 +32,8 @@ ROLES: Mapping[str, Role] = {
     RESIDUAL: "residual",
     OUT: "output",
     FLAGS: "flags",
+    PACKED_KERNEL: "output",
+    PACKED_BIAS: "output",
 }
 
 
@@ -41,6 +52,11 @@ class Argument:
     role: Role
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all elements; their type must be NumPy's."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Argument:

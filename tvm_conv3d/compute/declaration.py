@@ -42,8 +42,8 @@ class Declaration:
         wide = max(math.prod(_shape(tensor)) for tensor in counted) >= WIDE
         function = te.create_prim_func(list(self.tensors), index_dtype_override="int64" if wide else None)
         if self.tiling is None:
-            return IRModule({"main": _unaligned(function)})
-        function = function if self.aligned else _unaligned(function)
+            return IRModule({"main": unaligned(function)})
+        function = function if self.aligned else unaligned(function)
         return IRModule({"main": cut.mark(function, self.tiling)})
 
     @property
@@ -90,7 +90,7 @@ def _shape(tensor: te.Tensor) -> tuple[int, ...]:
     return tuple(int(extent) for extent in tensor.shape)
 
 
-def _unaligned(function: PrimFunc) -> PrimFunc:
+def unaligned(function: PrimFunc) -> PrimFunc:
     """`function` with parameters that need no more than their element's alignment.
 
     Generated code assumes 64-byte aligned buffers and does not check; NumPy aligns to 16. Unaligned vector loads cost

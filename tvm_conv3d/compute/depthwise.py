@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 from tvm import te
 
+from tvm_conv3d.compute.argument import PACKED_BIAS, PACKED_KERNEL
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.packing import Weights
 from tvm_conv3d.compute.residual import Residual
 from tvm_conv3d.compute.stages import error_of_sums, from_tile, in_tile, window_extents, zero_outside
 from tvm_conv3d.spec import CHANNELS_LAST
@@ -104,6 +106,20 @@ def pack_bias(spec: CanonicalSpec, variant: DepthwiseVariant, bias: np.ndarray |
     if bias is None:
         return np.zeros(shape, spec.accumulator)
     return bias.astype(spec.accumulator)[np.arange(math.prod(shape)) % spec.channels].reshape(shape)
+
+
+def declare_packing(spec: CanonicalSpec, variant: DepthwiseVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    stored, lanes = _period(spec, variant), variant.lanes
+
+    def kernel_at(vector, d, h, w, lane):  # type: ignore[no-untyped-def]
+        return weights.kernel((d, h, w), 0, (vector * lanes + lane) % spec.channels)
+
+    def bias_at(vector, lane):  # type: ignore[no-untyped-def]
+        return weights.bias((vector * lanes + lane) % spec.channels)
+
+    kernel = te.compute((stored, *spec.kernel, lanes), kernel_at, name=PACKED_KERNEL)
+    return kernel, te.compute((stored, lanes), bias_at, name=PACKED_BIAS)
 
 
 def error_bound(spec: CanonicalSpec, variant: DepthwiseVariant) -> float:

@@ -19,10 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import te
 
+from tvm_conv3d.compute.argument import PACKED_BIAS, PACKED_KERNEL
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.layout import grouped_input, grouped_output, grouped_reader, grouped_shape, in_layout
+from tvm_conv3d.compute.packing import Weights
 from tvm_conv3d.compute.residual import Residual
 from tvm_conv3d.compute.stages import (
     error_of_sums,
@@ -143,6 +145,18 @@ def pack_bias(spec: CanonicalSpec, variant: DirectVariant, bias: np.ndarray | No
     """Bias (filters,) as (groups, blocks, vectors, lanes); zeros where there is none."""
     values = np.zeros(spec.filters, spec.accumulator) if bias is None else bias
     return FilterVectors.of(spec, variant).pack(values, spec.accumulator)
+
+
+def declare_packing(spec: CanonicalSpec, variant: DirectVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    filters = FilterVectors.of(spec, variant)
+
+    def kernel_at(shared, block, d, h, w, channel, vector, lane):  # type: ignore[no-untyped-def]
+        return weights.kernel((d, h, w), channel, *filters.filter_at(shared, block, vector, lane))
+
+    shape = (filters.sharing, filters.blocks, *spec.kernel, spec.group_channels, variant.vectors, variant.lanes)
+    bias = te.compute((*shape[:2], *shape[-2:]), lambda *i: weights.bias(*filters.filter_at(*i)), name=PACKED_BIAS)
+    return te.compute(shape, kernel_at, name=PACKED_KERNEL), bias
 
 
 def error_bound(spec: CanonicalSpec, variant: DirectVariant) -> float:

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 from tvm import te
 
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.packing import Weights, bias_in_blocks
 from tvm_conv3d.compute.residual import Residual
 from tvm_conv3d.compute.stages import (
     error_of_sums,
@@ -125,6 +127,19 @@ def pack_bias(spec: CanonicalSpec, variant: GroupedVariant, bias: np.ndarray | N
     if bias is not None:
         padded[: spec.filters] = bias
     return padded.reshape(blocks, variant.lanes)
+
+
+def declare_packing(spec: CanonicalSpec, variant: GroupedVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    lanes, blocks = variant.lanes, -(-spec.filters // variant.lanes)
+
+    def kernel_at(block, d, h, w, step, lane):  # type: ignore[no-untyped-def]
+        filter_ = block * lanes + lane
+        channel = filter_ % spec.group_channels ^ step if variant.shuffled else step
+        return weights.kernel((d, h, w), channel, filter_, [filter_ < spec.filters] if spec.filters % lanes else [])
+
+    kernel = te.compute((blocks, *spec.kernel, spec.group_channels, lanes), kernel_at, name=PACKED_KERNEL)
+    return kernel, bias_in_blocks(weights, spec.filters, (blocks, lanes))
 
 
 def error_bound(spec: CanonicalSpec, variant: GroupedVariant) -> float:

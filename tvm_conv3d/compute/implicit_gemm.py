@@ -20,17 +20,19 @@ cell, never stored.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from tvm import te, tirx
 
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cut import Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.packing import Weights, bias_of_groups
 from tvm_conv3d.compute.residual import Residual
 from tvm_conv3d.compute.stages import error_of_sums, finish, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_LAST
@@ -148,6 +150,32 @@ def pack_bias(spec: CanonicalSpec, variant: Cut, bias: np.ndarray | None) -> np.
     if bias is not None:
         padded[:, : spec.group_filters] = bias.reshape(spec.groups, spec.group_filters)
     return padded.reshape(spec.groups, blocks, variant.filters)
+
+
+def declare_packing(spec: CanonicalSpec, variant: Cut, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    return packed_by(weights.kernel, spec, variant, weights)
+
+
+def packed_by(
+    weight: Callable[..., Expr], spec: CanonicalSpec, variant: Cut, weights: Weights
+) -> tuple[te.Tensor, te.Tensor]:
+    """:func:`declare_packing` of the weights that `weight` gives, :meth:`Weights.kernel` or :meth:`Weights.stored`."""
+    e = extents_of(spec, variant)
+    each = spec.group_filters
+
+    def kernel_at(group, block, d, h, w, step, q, i):  # type: ignore[no-untyped-def]
+        term, number = step * variant.step + q, block * variant.filters + i
+        inside = [term < e.terms] if e.terms % variant.step else []
+        inside += [number < each] if each % variant.filters else []
+        taps, channel = [d, h, w], term
+        if variant.flat:
+            taps, channel = _unravel(term // spec.group_channels, spec.kernel), term % spec.group_channels
+        return weight(taps, channel, group * each + number, inside)
+
+    shape = (spec.groups, e.filter_blocks, *e.taps, e.steps, variant.step, variant.filters)
+    kernel = te.compute(shape, kernel_at, name=PACKED_KERNEL)
+    return kernel, bias_of_groups(weights, spec, e.filter_blocks, variant.filters)
 
 
 def error_bound(spec: CanonicalSpec, variant: Cut) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tvm import te, tirx
@@ -71,8 +71,13 @@ def zero_outside(
             conditions.append(i >= before)
         if extent > before + length:
             conditions.append(i < before + length)
-    value = read(shifted)
-    return tirx.if_then_else(tirx.all(*conditions), value, tirx.const(0, dtype)) if conditions else value
+    return zero_unless(conditions, read(shifted), dtype)
+
+
+def zero_unless(conditions: Iterable[Expr], value: Expr, dtype: str) -> Expr:
+    """`value`, of type `dtype`, where all conditions hold; it is not read where one does not."""
+    together = list(conditions)
+    return tirx.if_then_else(tirx.all(*together), value, tirx.const(0, dtype)) if together else value
 
 
 def finish(spec: CanonicalSpec, total: Expr, bias: Expr, residual: Expr = None) -> Expr:

@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.packing import Weights, bias_in_blocks
 from tvm_conv3d.compute.residual import Residual
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_LAST
@@ -144,6 +146,17 @@ def pack_kernel(spec: CanonicalSpec, variant: WindowVariant, kernel: np.ndarray)
 def pack_bias(spec: CanonicalSpec, variant: WindowVariant, bias: np.ndarray | None) -> np.ndarray:
     """Bias (filters,), zeros where there is none."""
     return np.zeros(spec.filters, spec.accumulator) if bias is None else bias.astype(spec.accumulator)
+
+
+def declare_packing(spec: CanonicalSpec, variant: WindowVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    depth, height, width = spec.kernel
+    kernel = te.compute(
+        (depth, spec.group_channels, height, width, spec.filters),
+        lambda d, channel, h, w, filter_: weights.kernel((d, h, w), channel, filter_),
+        name=PACKED_KERNEL,
+    )
+    return kernel, bias_in_blocks(weights, spec.filters, (spec.filters,))
 
 
 def error_bound(spec: CanonicalSpec, variant: WindowVariant) -> float:

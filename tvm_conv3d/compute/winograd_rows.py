@@ -27,13 +27,16 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cook_toom import transforms
 from tvm_conv3d.compute.cut import Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.packing import Weights, bias_in_blocks
 from tvm_conv3d.compute.residual import Residual
 from tvm_conv3d.compute.stages import finish, window_extents, zero_padded
+from tvm_conv3d.compute.winograd_packing import DTYPE, transformed_taps
 from tvm_conv3d.compute.winograd_stages import expected_error, index_names, transform
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
 
@@ -109,6 +112,26 @@ def pack_bias(spec: CanonicalSpec, variant: WinogradRowsVariant, bias: np.ndarra
     if bias is not None:
         padded[: spec.filters] = bias
     return padded.reshape(-1, variant.lanes)
+
+
+def declare_packing(spec: CanonicalSpec, variant: WinogradRowsVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    lanes, blocks = variant.lanes, -(-spec.filters // variant.lanes)
+
+    def taps_at(taps, block, channel, lane):  # type: ignore[no-untyped-def]
+        filter_ = block * lanes + lane
+        inside = [filter_ < spec.filters] if spec.filters % lanes else []
+        return weights.kernel(taps, channel, filter_, inside).astype(DTYPE)
+
+    one = transforms(1, 1).kernel
+    along_w = transforms(variant.tile, spec.kernel[2]).kernel
+    _, sums = transformed_taps(taps_at, spec.kernel, (one, one, along_w), (blocks, spec.group_channels, lanes))
+    kernel = te.compute(
+        (blocks, len(along_w), *spec.kernel[:2], spec.group_channels, lanes),
+        lambda block, w, d, h, channel, lane: sums(d, h, w, block, channel, lane).astype(spec.accumulator),
+        name=PACKED_KERNEL,
+    )
+    return kernel, bias_in_blocks(weights, spec.filters, (blocks, lanes))
 
 
 def error_bound(spec: CanonicalSpec, variant: WinogradRowsVariant) -> float:

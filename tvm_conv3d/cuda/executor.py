@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tvm_conv3d.algorithms import named
-from tvm_conv3d.compute.argument import BIAS, KERNEL, OUT, X
+from tvm_conv3d import packing
+from tvm_conv3d.compute.argument import BIAS, KERNEL, OUT, PACK, PACKED_BIAS, PACKED_KERNEL, X
 from tvm_conv3d.compute.trim import seen_taps
 from tvm_conv3d.cuda import arrays, driver
 from tvm_conv3d.cuda.architectures import gpu_traits, known
@@ -22,6 +22,8 @@ from tvm_conv3d.recent import Recent
 
 if TYPE_CHECKING:
     from tvm.target import Target
+
+    from tvm_conv3d.loader import Entry, Loaded
 
 
 class Memory:
@@ -94,6 +96,29 @@ class Kernels:
             runtime.launch(device, kernel, launch.grid, launch.block, launch.shared, stream, arguments)
 
 
+def pack(device: int, entry: Entry, weights: Mapping[str, np.ndarray]) -> dict[str, Memory]:
+    """Packs weights on a GPU; as they were, they lie there no longer than that takes.
+
+    Args:
+        device: number of the GPU.
+        entry: the function `pack`.
+        weights: as they are stored, by name.
+
+    Returns:
+        The packed ones, by the convolution's names of them.
+
+    Raises:
+        tvm_conv3d.cuda.driver.CudaError: the GPU has no memory for them, or refuses a launch.
+    """
+    function = entry.function
+    given = {a.name: Memory.holding(device, weights[a.name]) for a in function.of("weights", "bias")}
+    packed = {a.name: Memory(device, a.size_bytes) for a in function.of("output")}
+    entry.code(device, 0, {name: memory.address for name, memory in (*given.items(), *packed.items())})
+    # streams of libraries do not wait for the default one
+    driver.get().synchronize(device, 0)
+    return {KERNEL: packed[PACKED_KERNEL], BIAS: packed[PACKED_BIAS]}
+
+
 @dataclass(frozen=True)
 class _Packed:
     version: Hashable
@@ -128,7 +153,7 @@ class GpuExecutor:
         self._lock = ForkSafeLock()
         self._packed: Recent[tuple[int, str, str], _Packed] = Recent(most_layouts)
 
-    def on_gpu(self, plan: Plan, kernels: Kernels, target: Target, tensor: GpuTensor, weights: Weights) -> Any:
+    def on_gpu(self, plan: Plan, loaded: Loaded, target: Target, tensor: GpuTensor, weights: Weights) -> Any:
         """The result beside a tensor in a GPU's memory, of the same library, queued on its current stream.
 
         Raises:
@@ -142,7 +167,7 @@ class GpuExecutor:
         x = arrays.expect(prepared, plan.spec.input_shape, plan.spec.dtype, tensor.device)
         result = library.empty(plan.spec.output_shape, plan.spec.dtype, tensor.value)
         out = arrays.expect(result, plan.spec.output_shape, plan.spec.dtype, tensor.device)
-        packed = self._pack(plan, tensor.device, weights)
+        kernels, packed = loaded.main.code, self._pack(plan, loaded, tensor.device, weights)
         stream = library.stream(tensor.device)
         # of the library, which knows when the stream is done with it
         kept = {name: library.empty((size,), "uint8", tensor.value) for name, size in kernels.workspaces.items()}
@@ -153,7 +178,7 @@ class GpuExecutor:
             driver.get().synchronize(tensor.device, stream)
         return result
 
-    def from_host(self, plan: Plan, kernels: Kernels, target: Target, x: np.ndarray, weights: Weights) -> np.ndarray:
+    def from_host(self, plan: Plan, loaded: Loaded, target: Target, x: np.ndarray, weights: Weights) -> np.ndarray:
         """The result for an array in the CPU's memory: it is copied to the first GPU, and the result back.
 
         Raises:
@@ -162,7 +187,7 @@ class GpuExecutor:
         """
         driver.check_runs_here(gpu_traits(target), 0)
         out = np.empty(plan.spec.output_shape, x.dtype)
-        packed = self._pack(plan, 0, weights)
+        kernels, packed = loaded.main.code, self._pack(plan, loaded, 0, weights)
         memory = {X: Memory.holding(0, x), OUT: Memory(0, out.nbytes)}
         memory.update((name, Memory(0, size)) for name, size in kernels.workspaces.items())
         addresses = {name: block.address for name, block in memory.items()}
@@ -171,19 +196,14 @@ class GpuExecutor:
         driver.get().download(0, out, addresses[OUT])
         return out
 
-    def _pack(self, plan: Plan, device: int, weights: Weights) -> _Packed:
+    def _pack(self, plan: Plan, loaded: Loaded, device: int, weights: Weights) -> _Packed:
         """Packed weights on a GPU; specs that differ in size only may share one copy."""
-        algorithm = named(plan.algorithm)
         taps = seen_taps(plan.spec)
         key = (device, plan.algorithm, repr((plan.variant, plan.spec.kernel_shape, plan.spec.groups, taps)))
         with self._lock:
             packed = self._packed.get(key)
             if packed is None or packed.version != weights.version:
-                parts = {
-                    KERNEL: algorithm.pack_kernel(plan.spec, plan.variant, weights.kernel),
-                    BIAS: algorithm.pack_bias(plan.spec, plan.variant, weights.bias),
-                }
-                memory = {name: Memory.holding(device, array) for name, array in parts.items()}
-                packed = _Packed(weights.version, memory)
+                stored = packing.stored(plan.spec, weights.kernel, weights.bias)
+                packed = _Packed(weights.version, pack(device, loaded.functions[PACK], stored))
                 self._packed.put(key, packed)
         return packed
