@@ -16,6 +16,7 @@ from tvm_conv3d import build, parallel, tensors, threads
 from tvm_conv3d.algorithms import algorithms, named
 from tvm_conv3d.compute import packing
 from tvm_conv3d.compute.argument import PACK
+from tvm_conv3d.compute.canonical import canonicalize
 from tvm_conv3d.compute.depthwise import DepthwiseVariant
 from tvm_conv3d.compute.direct import DirectVariant, declare_packing
 from tvm_conv3d.compute.grouped import GroupedVariant
@@ -167,7 +168,7 @@ def test_large_kernels_have_wide_indices() -> None:
     """A kernel of 2**31 elements, whose offsets no number of 32 bits holds."""
     spec = Conv3DSpec(1, (1, 1, 1), 2**16, 2**15, (1, 1, 1))
     variant = DirectVariant(16, 2, 1, 1)
-    function = packing.module(spec, variant, declare_packing)[PACK]
+    function = packing.module(canonicalize(spec), variant, declare_packing)[PACK]
     assert str(function.params[0].ty.shape[0].ty.dtype) == "int64"
     assert build.object_code(_compiled(named("direct").packing(spec, variant)))
 

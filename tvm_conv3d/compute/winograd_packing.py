@@ -15,6 +15,7 @@ from tvm_conv3d.compute.cook_toom import Matrix
 from tvm_conv3d.compute.packing import Weights
 from tvm_conv3d.compute.winograd_axes import Axes
 from tvm_conv3d.compute.winograd_stages import index_names
+from tvm_conv3d.spec import Triple
 
 Expr = Any  # a TVM expression; its classes are not public names
 
