@@ -236,8 +236,9 @@ def test_torchs_memory_formats() -> None:
             like = torch.nn.functional.conv3d(given, kernel, bias, padding=(1, 0, 1))
             result = conv3d(given, kernel.permute(2, 3, 4, 1, 0), bias, padding=(1, 0, 1), data_format=CHANNELS_FIRST)
             assert isinstance(result, torch.Tensor)
-            both = all(map(lambda f: given.is_contiguous(memory_format=f), formats.values()))
-            assert both or result.stride() == like.stride()
+            # of one channel either may be meant; torch itself leaves the format for some small samples
+            assert tensor.shape[1] == 1 or result.is_contiguous(memory_format=memory_format)
+            assert tensor is not x or result.stride() == like.stride()
             torch.testing.assert_close(result, like, rtol=1e-4, atol=1e-5)
 
 
