@@ -86,7 +86,7 @@ class Executor:
         accuracy: "strict" for the products of the definition only, no Winograd; "default" for these where a call's
             kernel is structured (:mod:`tvm_conv3d.structure`); "fast" for Winograd even then.
         workspace_limit: bytes that intermediates may take for each thread.
-        most_specs: that are kept at hand.
+        most_specs: that are kept at hand; None for as many as a layer meets.
 
     Raises:
         ValueError: `accuracy` or `workspace_limit` is something else.
@@ -97,14 +97,14 @@ class Executor:
         target: Any = None,
         accuracy: str = "default",
         workspace_limit: int = workspace.DEFAULT_LIMIT,
-        most_specs: int = _MOST_SHAPES,
+        most_specs: int | None = None,
     ) -> None:
         if accuracy not in ACCURACIES:
             raise ValueError(f"`accuracy` must be one of {', '.join(ACCURACIES)}. Received: accuracy={accuracy!r}")
         self._wish = target
         self._accuracy = accuracy
         self._limit = workspace.check_limit(workspace_limit)
-        self._most_specs = most_specs
+        self._most_specs = most_specs or _MOST_SHAPES
         self._clear()
 
     def _clear(self) -> None:
