@@ -10,7 +10,7 @@ import pytest
 
 from cuda_fakes import FakeCupy, FakeDriver, FakeLibrary, GpuArray, driver_of, fake_gpu
 from problems import data
-from tvm_conv3d import Conv3D, artifact, reference, targets, tensors
+from tvm_conv3d import Conv3D, artifact, conv3d, functional, kept_weights, reference, targets, tensors
 from tvm_conv3d.build import compile_image
 from tvm_conv3d.cuda import driver as drivers
 from tvm_conv3d.cuda import toolkit
@@ -18,6 +18,7 @@ from tvm_conv3d.cuda.architectures import ARCHITECTURES, nearest
 from tvm_conv3d.cuda.driver import CudaError
 from tvm_conv3d.cuda.executor import LoadedImage, Memory
 from tvm_conv3d.cuda.image import Image, Launch, Launches
+from tvm_conv3d.recent import Recent
 from tvm_conv3d.runtime import Executor
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.tuning.lab import target_of
@@ -82,6 +83,38 @@ def test_a_layer_takes_them_too(gpu: FakeDriver) -> None:
     on_gpu = layer(GpuArray(gpu, x))
     assert isinstance(on_gpu, GpuArray)
     np.testing.assert_allclose(on_gpu.array, on_cpu, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What calls of the function keep lies in the memory of another test's GPU."""
+    monkeypatch.setattr(kept_weights, "STORE", kept_weights.Store())
+    monkeypatch.setattr(functional, "_calls", Recent(8))
+    monkeypatch.setattr(functional, "_executors", Recent(8))
+
+
+@pytest.mark.usefixtures("_nothing_kept")
+def test_the_function_takes_weights_from_there(gpu: FakeDriver) -> None:
+    x, kernel, bias = data(SPEC)
+    assert bias is not None
+    for changed in (kernel, kernel + 1):
+        weights = [GpuArray(gpu, changed), GpuArray(gpu, bias)]
+        result = conv3d(GpuArray(gpu, x), *weights, padding=1)
+        assert isinstance(result, GpuArray)
+        assert reference.relative_error(result.array, expected(x, changed, bias)) < 1e-5
+        # and to an input in the CPU's memory
+        result = conv3d(x, *weights, padding=1, target="cuda")
+        assert reference.relative_error(result, expected(x, changed, bias)) < 1e-5
+
+
+@pytest.mark.usefixtures("_nothing_kept")
+def test_the_function_reads_channels_inside_there_too(gpu: FakeDriver) -> None:
+    x, kernel, bias = data(SPEC)
+    there = GpuArray(gpu, x).transpose((0, 4, 1, 2, 3))
+    result = conv3d(there, kernel, bias, padding=1, data_format="channels_first")
+    back = result.array.transpose(0, 2, 3, 4, 1)
+    assert back.flags.c_contiguous
+    assert reference.relative_error(back, expected(x, kernel, bias)) < 1e-5
 
 
 def test_the_second_gpu(gpu: FakeDriver) -> None:

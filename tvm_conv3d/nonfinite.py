@@ -72,7 +72,8 @@ class Doubts:
         """The signs of the weights, without bias."""
         signs = self.signs
         if signs is None or signs.version != weights.version:
-            self.signs = signs = Weights(np.sign(weights.kernel).astype(np.int8), None, weights.version)
+            values = np.sign(weights.kernel).astype(np.int8)
+            self.signs = signs = weights._replace(kernel=values, bias=None)
         return signs
 
 

@@ -16,6 +16,7 @@ from tvm_conv3d.cuda import arrays, driver
 from tvm_conv3d.cuda.architectures import gpu_traits, known
 from tvm_conv3d.cuda.arrays import GpuTensor
 from tvm_conv3d.cuda.image import Image, Launches
+from tvm_conv3d.dtypes import numpy_dtype
 from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.recent import Recent
@@ -31,6 +32,7 @@ class Memory:
 
     def __init__(self, device: int, size: int) -> None:
         runtime = driver.get()
+        self.size = size
         self.address = runtime.allocate(device, size)
         # at the process's end all memory is freed anyway, and the driver may be gone
         weakref.finalize(self, runtime.free, device, self.address).atexit = False
@@ -128,13 +130,42 @@ class _Packed:
     def addresses(self) -> dict[str, int]:
         return {name: memory.address for name, memory in self.memory.items()}
 
+    @property
+    def nbytes(self) -> int:
+        return sum(memory.size for memory in self.memory.values())
+
 
 class Weights(NamedTuple):
-    """A layer's weights: kernel, bias or None, and what changes whenever they do."""
+    """The weights of a call.
+
+    Attributes:
+        kernel: (depth, height, width, channels / groups, filters).
+        bias: (filters,), or None.
+        version: changes whenever these do.
+        structured: whether the kernel's values carry exact meaning (:mod:`tvm_conv3d.structure`).
+        packed: table of their packed forms; None for that of the executor, which has one version of each form.
+    """
 
     kernel: np.ndarray
     bias: np.ndarray | None
     version: Hashable
+    structured: bool = False
+    packed: Recent[Any, Any] | None = None
+
+
+def to_host(tensor: GpuTensor) -> np.ndarray:
+    """A copy in the CPU's memory, once the library's current stream is done with the tensor.
+
+    Raises:
+        TypeError: the tensor is of an unknown library.
+        tvm_conv3d.cuda.driver.CudaError: the GPU refuses it.
+    """
+    library = arrays.library_of(tensor.value)
+    prepared = library.prepare(tensor.value, tensor.dtype)
+    driver.get().synchronize(tensor.device, library.stream(tensor.device))
+    array = np.empty(tensor.shape, numpy_dtype(tensor.dtype))
+    driver.get().download(tensor.device, array, arrays.look(prepared).address)
+    return array
 
 
 def without_elements(tensor: GpuTensor, shape: tuple[int, ...], dtype: str) -> Any:
@@ -200,10 +231,11 @@ class GpuExecutor:
         """Packed weights on a GPU; specs that differ in size only may share one copy."""
         taps = seen_taps(plan.spec)
         key = (device, plan.algorithm, repr((plan.variant, plan.spec.kernel_shape, plan.spec.groups, taps)))
+        table = self._packed if weights.packed is None else weights.packed
         with self._lock:
-            packed = self._packed.get(key)
+            packed = table.get(key)
             if packed is None or packed.version != weights.version:
                 stored = packing.stored(plan.spec, weights.kernel, weights.bias)
                 packed = _Packed(weights.version, pack(device, loaded.functions[PACK], stored))
-                self._packed.put(key, packed)
+                table.put(key, packed)
         return packed
