@@ -53,11 +53,12 @@ class Declaration:
         Raises:
             KeyError: a tensor has a name of no role.
         """
-        return tuple(self._argument(str(tensor.op.name), tensor) for tensor in self.tensors)
+        return tuple(map(self._argument, self.tensors))
 
-    def _argument(self, name: str, tensor: te.Tensor) -> Argument:
-        tiled = self.tiling is not None and name == cut.STORE
-        shape = self.tiling.shape if self.tiling is not None and tiled else _shape(tensor)
+    def _argument(self, tensor: te.Tensor) -> Argument:
+        name, shape = str(tensor.op.name), _shape(tensor)
+        if self.tiling is not None and name == cut.STORE:
+            shape = self.tiling.shape
         return Argument(name, ROLES[name], shape, str(tensor.dtype))
 
     def intermediate_bytes(self) -> int:
