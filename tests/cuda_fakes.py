@@ -43,7 +43,7 @@ class FakeDriver:
 
     def load(self, number: int, image: Image) -> Mapping[str, Any]:
         program = compile_kernels(image.source)
-        return {launch.kernel: (program, launch.kernel) for launch in image.launches}
+        return {name: (program, name) for name in image.kernels}
 
     def launch(
         self,

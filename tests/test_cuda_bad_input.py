@@ -14,8 +14,8 @@ from problems import data
 from tvm_conv3d import Conv3D, reference, scheduling, tensors
 from tvm_conv3d.cuda import driver as drivers
 from tvm_conv3d.cuda.driver import CudaError
-from tvm_conv3d.cuda.executor import Kernels, Memory
-from tvm_conv3d.cuda.image import Image, Launch
+from tvm_conv3d.cuda.executor import LoadedImage, Memory
+from tvm_conv3d.cuda.image import Image, Launch, Launches
 from tvm_conv3d.cuda.lower import lower
 from tvm_conv3d.runtime import Executor
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec
@@ -34,9 +34,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
 
 def test_a_module_for_another_architecture_is_not_loaded(gpu: FakeDriver) -> None:
     """As an exported one is, whatever loads it."""
-    image = Image("sm_90", "no source that compiles", (Launch("k", (1, 1, 1), (1, 1, 1), 0, ("x",)),))
+    launches = Launches((Launch("k", (1, 1, 1), (1, 1, 1), 0, ("x",)),))
+    image = Image("sm_90", "no source that compiles", {"main": launches})
     with pytest.raises(ValueError, match=r"compute capability 8.0: it can't run code for sm_90"):
-        Kernels(image)(0, 0, {"x": Memory(0, 4).address})
+        LoadedImage(image).functions["main"](0, 0, {"x": Memory(0, 4).address})
     assert not gpu.launched
 
 
@@ -56,7 +57,7 @@ def test_a_module_for_another_architecture_is_not_loaded(gpu: FakeDriver) -> Non
 )
 def test_what_the_driver_refuses_is_told(function: str, status: int, words: str) -> None:
     driver = driver_of(FakeLibrary(**{function: status}))
-    image = Image("sm_80", "", (Launch("k", (1, 1, 1), (1, 1, 1), 0, ()),), cubin=b"code")
+    image = Image("sm_80", "", {"main": Launches((Launch("k", (1, 1, 1), (1, 1, 1), 0, ()),))}, cubin=b"code")
 
     def call() -> None:
         kernels = driver.load(0, image)

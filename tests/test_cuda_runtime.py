@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ import pytest
 from cuda_fakes import FakeCupy, FakeDriver, FakeLibrary, GpuArray, driver_of, fake_gpu
 from problems import data
 from tvm_conv3d import Conv3D, artifact, reference, targets, tensors
+from tvm_conv3d.build import compile_image
 from tvm_conv3d.cuda import driver as drivers
 from tvm_conv3d.cuda import toolkit
 from tvm_conv3d.cuda.architectures import ARCHITECTURES, nearest
 from tvm_conv3d.cuda.driver import CudaError
-from tvm_conv3d.cuda.image import Image, Launch
+from tvm_conv3d.cuda.executor import LoadedImage, Memory
+from tvm_conv3d.cuda.image import Image, Launch, Launches
 from tvm_conv3d.runtime import Executor
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.tuning.lab import target_of
@@ -115,12 +118,48 @@ def test_code_of_older_gpus_runs_on_newer_ones_of_their_kind() -> None:
 
 
 def test_images_survive_files() -> None:
-    image = Image("sm_80", "source", (Launch("k", (1, 2, 3), (4, 5, 6), 7, ("x", "out")),), {"sums": 64}, b"\x00\xff")
+    main = Launches((Launch("k", (1, 2, 3), (4, 5, 6), 7, ("x", "out")),), {"sums": 64})
+    pack = Launches((Launch("p", (1, 1, 1), (1, 1, 1), 0, ("kernel",)),))
+    image = Image("sm_80", "source", {"main": main, "pack": pack}, b"\x00\xff")
+    assert image.kernels == ["k", "p"]
     assert Image.from_bytes(image.to_bytes()) == image
     with pytest.raises(ValueError, match="no code for a GPU"):
         Image.from_bytes(b"ELF")
     with pytest.raises(ValueError, match="damaged"):
         Image.from_bytes(image.to_bytes()[:40])
+
+
+def two_functions() -> Any:
+    """main: out = x * kernel; pack: packed = kernel + 1, in another order of arguments."""
+    from tvm import IRModule, te
+    from tvm.s_tir import Schedule
+
+    x, kernel = te.placeholder((40,), name="x"), te.placeholder((40,), name="kernel")
+    out = te.compute((40,), lambda i: x[i] * kernel[i], name="out")
+    packed = te.compute((40,), lambda i: kernel[i] + 1.0, name="packed")
+    functions = {"main": te.create_prim_func([x, kernel, out]), "pack": te.create_prim_func([packed, kernel])}
+    schedule = Schedule(IRModule(functions))
+    for name, block in (("main", "out"), ("pack", "packed")):
+        schedule.work_on(name)
+        (loop,) = schedule.get_loops(schedule.get_sblock(block))
+        for part, tag in zip(schedule.split(loop, [None, 8]), ("blockIdx.x", "threadIdx.x"), strict=True):
+            schedule.bind(part, tag)
+    return schedule.mod
+
+
+def test_an_image_may_have_several_functions(gpu: FakeDriver) -> None:
+    image = Image.from_bytes(compile_image(two_functions(), targets.resolve("cuda:sm_80", 1)).to_bytes())
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(40, np.float32) for name in ("x", "kernel", "packed", "out")}
+    memory = {name: Memory.holding(0, array) for name, array in arrays.items()}
+    functions = LoadedImage(image).functions
+    functions["pack"](0, 0, {name: memory[name].address for name in ("kernel", "packed")})
+    # by name: what the first wrote is the other's kernel
+    functions["main"](
+        0, 0, {"x": memory["x"].address, "kernel": memory["packed"].address, "out": memory["out"].address}
+    )
+    gpu.download(0, arrays["out"], memory["out"].address)
+    np.testing.assert_array_equal(arrays["out"], arrays["x"] * (arrays["kernel"] + 1))
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,50 +20,119 @@ if TYPE_CHECKING:
     from tvm.s_tir import Schedule
 
     from tvm_conv3d.compute.declaration import Declaration
-
-#: A variant: a frozen dataclass of the algorithm's own.
-Variant = Any
-
-P = ParamSpec("P")
-R = TypeVar("R")
+    from tvm_conv3d.schedules.decisions import Decisions
 
 
-@dataclass(frozen=True)
-class Algorithm:
+class Variant(Protocol):
+    """What changes a TE declaration: a frozen dataclass of the algorithm's own."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __hash__(self) -> int: ...
+
+
+V = TypeVar("V", bound=Variant)
+_V_contra = TypeVar("_V_contra", bound=Variant, contravariant=True)
+
+
+class Declares(Protocol[_V_contra]):
+    """What a module of `compute` declares of one algorithm."""
+
+    def declare(self, spec: CanonicalSpec, variant: _V_contra, /) -> Declaration:
+        """The convolution in TE."""
+
+    def pack_kernel(self, spec: CanonicalSpec, variant: _V_contra, kernel: np.ndarray, /) -> np.ndarray:
+        """Weights of `spec.kernel_shape`, those of the seen taps, in the declaration's layout."""
+
+    def pack_bias(self, spec: CanonicalSpec, variant: _V_contra, bias: np.ndarray | None, /) -> np.ndarray:
+        """Bias (filters,) in the declaration's layout; zeros where there is none."""
+
+    def error_bound(self, spec: CanonicalSpec, variant: _V_contra, /) -> float:
+        """The relative error (2-norm) to expect of data and weights without structure."""
+
+
+class Schedules(Protocol[V]):
+    """What a module of `schedules` decides of one algorithm, for one family of targets."""
+
+    def default(self, spec: CanonicalSpec, traits: Any, /) -> tuple[V, dict[str, int]] | None:
+        """Variant and decisions where nothing was tuned; None where the algorithm does not apply."""
+
+    def variants(self, spec: CanonicalSpec, traits: Any, /) -> list[V]:
+        """Those that compete while tuning, the default's first; none where the algorithm does not apply."""
+
+    def apply(self, schedule: Schedule, spec: CanonicalSpec, variant: V, decisions: Decisions, /) -> None:
+        """The design space."""
+
+    def finish(self, module: IRModule, spec: CanonicalSpec, /) -> IRModule:
+        """The scheduled module with what no schedule primitive expresses."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Algorithm(Generic[V]):
     """One algorithm for one family of targets.
 
     Attributes:
         name: as in records and plans; unique among all.
         kind: of the targets that it is for: "llvm" or "cuda".
-        variant_type: dataclass of what changes the declaration.
-        declare: (spec, variant) -> TE declaration.
-        pack_kernel: (spec, variant, kernel) -> weights in the declaration's layout, those of the seen taps.
-        pack_bias: (spec, variant, bias or None) -> bias in the declaration's layout.
-        default: (spec, traits of the target) -> (variant, decisions), or None where the algorithm does not apply.
-        apply: (schedule, spec, variant, decisions): the design space.
-        finish: (scheduled module, spec) -> module: what no schedule primitive expresses.
-        error_bound: (spec, variant) -> relative error (2-norm) to expect of data without structure.
+        variant_type: of its variants.
+        compute: its declaration.
+        loops: its design space.
         exact: it sums the products of the definition, so that NaN and infinity reach exactly their windows.
-        variants: (spec, traits) -> variants that compete while tuning, the default's first; none where the algorithm
-            does not apply.
     """
 
     name: str
     kind: str
-    variant_type: type
-    declare: Callable[[Conv3DSpec, Variant], Declaration]
-    pack_kernel: Callable[[Conv3DSpec, Variant, np.ndarray], np.ndarray]
-    pack_bias: Callable[[Conv3DSpec, Variant, np.ndarray | None], np.ndarray]
-    default: Callable[[Conv3DSpec, Any], tuple[Variant, dict[str, int]] | None]
-    apply: Callable[[Schedule, Conv3DSpec, Variant, Any], None]
-    finish: Callable[[IRModule, Conv3DSpec], IRModule]
-    variants: Callable[[Conv3DSpec, Any], list[Variant]]
-    error_bound: Callable[[Conv3DSpec, Variant], float]
-    exact: bool
+    variant_type: type[V]
+    compute: Declares[V]
+    loops: Schedules[V]
+    exact: bool = True
 
-    def variant(self, fields: Mapping[str, Any]) -> Variant:
+    def declare(self, spec: Conv3DSpec, variant: V) -> Declaration:
+        """The convolution in TE; raises ValueError where the variant does not suit the spec."""
+        return self._declared(canonicalize(spec), variant)
+
+    def pack_kernel(self, spec: Conv3DSpec, variant: V, kernel: np.ndarray) -> np.ndarray:
+        """Weights of `spec.kernel_shape` in the declaration's layout, those of the seen taps."""
+        canonical = canonicalize(spec)
+        return self.compute.pack_kernel(canonical, variant, canonical.trimmed(kernel))
+
+    def pack_bias(self, spec: Conv3DSpec, variant: V, bias: np.ndarray | None) -> np.ndarray:
+        """Bias (filters,) in the declaration's layout; zeros where there is none."""
+        return self.compute.pack_bias(canonicalize(spec), variant, bias)
+
+    def error_bound(self, spec: Conv3DSpec, variant: V) -> float:
+        """The relative error (2-norm) to expect of data and weights without structure."""
+        return self.compute.error_bound(canonicalize(spec), variant)
+
+    def default(self, spec: Conv3DSpec, traits: Any) -> tuple[V, dict[str, int]] | None:
+        """Variant and decisions where nothing was tuned; None where the algorithm does not apply.
+
+        Args:
+            spec: the problem.
+            traits: of the target: :func:`tvm_conv3d.targets.traits_of`.
+        """
+        return self.loops.default(canonicalize(spec), traits)
+
+    def variants(self, spec: Conv3DSpec, traits: Any) -> list[V]:
+        """Those that compete while tuning, the default's first; none where the algorithm does not apply."""
+        return self.loops.variants(canonicalize(spec), traits)
+
+    def apply(self, schedule: Schedule, spec: Conv3DSpec, variant: V, decisions: Decisions) -> None:
+        """Schedules the declaration: the design space."""
+        self.loops.apply(schedule, canonicalize(spec), variant, decisions)
+
+    def finish(self, module: IRModule, spec: Conv3DSpec) -> IRModule:
+        """The scheduled module with what no schedule primitive expresses."""
+        return self.loops.finish(module, canonicalize(spec))
+
+    def variant(self, fields: Mapping[str, Any]) -> V:
         """The variant with these fields, lists as tuples, as after JSON; raises TypeError when they are not its own."""
         return self.variant_type(**{name: _frozen(value) for name, value in fields.items()})
+
+    @functools.cached_property
+    def _declared(self) -> Callable[[CanonicalSpec, V], Declaration]:
+        # asked for twice: what the plan takes of memory, then its loops
+        return functools.lru_cache(maxsize=_DECLARATIONS)(self.compute.declare)
 
 
 #: Declarations that are kept for each algorithm.
@@ -72,7 +140,7 @@ _DECLARATIONS = 4
 
 
 @functools.cache
-def algorithms(kind: str) -> Mapping[str, Algorithm]:
+def algorithms(kind: str) -> Mapping[str, Algorithm[Any]]:
     """Name -> algorithm for a kind of target ("llvm" or "cuda"), the more special first."""
     if kind not in _FAMILIES:
         known = ", ".join(_FAMILIES)
@@ -80,7 +148,7 @@ def algorithms(kind: str) -> Mapping[str, Algorithm]:
     return {algorithm.name: algorithm for algorithm in _FAMILIES[kind]()}
 
 
-def named(name: str) -> Algorithm:
+def named(name: str) -> Algorithm[Any]:
     """The algorithm of this name, whatever its kind of target.
 
     Raises:
@@ -94,7 +162,7 @@ def named(name: str) -> Algorithm:
     raise ValueError(f"There is no algorithm of this name. Received: {name!r}; known: {known}")
 
 
-def _for_cpus() -> tuple[Algorithm, ...]:
+def _for_cpus() -> tuple[Algorithm[Any], ...]:
     from tvm_conv3d.compute import depthwise, direct, grouped, planes, winograd, winograd_rows
     from tvm_conv3d.schedules.llvm import depthwise as depthwise_loops
     from tvm_conv3d.schedules.llvm import direct as direct_loops
@@ -103,19 +171,56 @@ def _for_cpus() -> tuple[Algorithm, ...]:
     from tvm_conv3d.schedules.llvm import winograd as winograd_loops
     from tvm_conv3d.schedules.llvm import winograd_rows as winograd_rows_loops
 
+    # each of its variant's type, to which mypy then holds its parts
     return (
-        _join("winograd", "llvm", winograd.WinogradVariant, winograd, winograd_loops, exact=False),
-        _join(
-            "winograd_rows", "llvm", winograd_rows.WinogradRowsVariant, winograd_rows, winograd_rows_loops, exact=False
+        Algorithm[winograd.WinogradVariant](
+            name="winograd",
+            kind="llvm",
+            variant_type=winograd.WinogradVariant,
+            compute=winograd,
+            loops=winograd_loops,
+            exact=False,
         ),
-        _join("planes", "llvm", planes.PlanesVariant, planes, planes_loops),
-        _join("depthwise", "llvm", depthwise.DepthwiseVariant, depthwise, depthwise_loops),
-        _join("grouped", "llvm", grouped.GroupedVariant, grouped, grouped_loops),
-        _join("direct", "llvm", direct.DirectVariant, direct, direct_loops),
+        Algorithm[winograd_rows.WinogradRowsVariant](
+            name="winograd_rows",
+            kind="llvm",
+            variant_type=winograd_rows.WinogradRowsVariant,
+            compute=winograd_rows,
+            loops=winograd_rows_loops,
+            exact=False,
+        ),
+        Algorithm[planes.PlanesVariant](
+            name="planes",
+            kind="llvm",
+            variant_type=planes.PlanesVariant,
+            compute=planes,
+            loops=planes_loops,
+        ),
+        Algorithm[depthwise.DepthwiseVariant](
+            name="depthwise",
+            kind="llvm",
+            variant_type=depthwise.DepthwiseVariant,
+            compute=depthwise,
+            loops=depthwise_loops,
+        ),
+        Algorithm[grouped.GroupedVariant](
+            name="grouped",
+            kind="llvm",
+            variant_type=grouped.GroupedVariant,
+            compute=grouped,
+            loops=grouped_loops,
+        ),
+        Algorithm[direct.DirectVariant](
+            name="direct",
+            kind="llvm",
+            variant_type=direct.DirectVariant,
+            compute=direct,
+            loops=direct_loops,
+        ),
     )
 
 
-def _for_gpus() -> tuple[Algorithm, ...]:
+def _for_gpus() -> tuple[Algorithm[Any], ...]:
     from tvm_conv3d.compute import implicit_gemm, tensor_gemm, window, winograd_gemm
     from tvm_conv3d.schedules.cuda import gemm as gemm_loops
     from tvm_conv3d.schedules.cuda import tensor as tensor_loops
@@ -123,54 +228,40 @@ def _for_gpus() -> tuple[Algorithm, ...]:
     from tvm_conv3d.schedules.cuda import winograd as winograd_loops
 
     return (
-        _join("window", "cuda", window.WindowVariant, window, window_loops),
-        _join("winograd_gemm", "cuda", winograd_gemm.WinogradGemmVariant, winograd_gemm, winograd_loops, exact=False),
-        _join("tensor_gemm", "cuda", tensor_gemm.TensorVariant, tensor_gemm, tensor_loops),
-        _join("gemm", "cuda", implicit_gemm.GemmVariant, implicit_gemm, gemm_loops),
+        Algorithm[window.WindowVariant](
+            name="window",
+            kind="cuda",
+            variant_type=window.WindowVariant,
+            compute=window,
+            loops=window_loops,
+        ),
+        Algorithm[winograd_gemm.WinogradGemmVariant](
+            name="winograd_gemm",
+            kind="cuda",
+            variant_type=winograd_gemm.WinogradGemmVariant,
+            compute=winograd_gemm,
+            loops=winograd_loops,
+            exact=False,
+        ),
+        Algorithm[tensor_gemm.TensorVariant](
+            name="tensor_gemm",
+            kind="cuda",
+            variant_type=tensor_gemm.TensorVariant,
+            compute=tensor_gemm,
+            loops=tensor_loops,
+        ),
+        Algorithm[implicit_gemm.GemmVariant](
+            name="gemm",
+            kind="cuda",
+            variant_type=implicit_gemm.GemmVariant,
+            compute=implicit_gemm,
+            loops=gemm_loops,
+        ),
     )
 
 
 #: By kind of target; names are unique among all.
 _FAMILIES = {"llvm": _for_cpus, "cuda": _for_gpus}
-
-
-def _join(
-    name: str, kind: str, variant_type: type, compute: ModuleType, loops: ModuleType, exact: bool = True
-) -> Algorithm:
-    def pack_kernel(spec: Conv3DSpec, variant: Variant, kernel: np.ndarray) -> np.ndarray:
-        canonical = canonicalize(spec)
-        return compute.pack_kernel(canonical, variant, canonical.trimmed(kernel))
-
-    def apply(sch: Schedule, spec: Conv3DSpec, variant: Variant, decide: Any) -> None:
-        loops.apply(sch, canonicalize(spec), variant, decide)
-
-    def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
-        return loops.finish(module, canonicalize(spec))
-
-    return Algorithm(
-        name,
-        kind,
-        variant_type,
-        # asked for twice: what the plan takes of memory, then its loops
-        _of_canonical(functools.lru_cache(maxsize=_DECLARATIONS)(compute.declare)),
-        pack_kernel,
-        _of_canonical(compute.pack_bias),
-        _of_canonical(loops.default),
-        apply,
-        finish,
-        _of_canonical(loops.variants),
-        _of_canonical(compute.error_bound),
-        exact,
-    )
-
-
-def _of_canonical(function: Callable[Concatenate[CanonicalSpec, P], R]) -> Callable[Concatenate[Conv3DSpec, P], R]:
-    """`function` of a problem's canonical form as one of the problem."""
-
-    def of_spec(spec: Conv3DSpec, /, *more: P.args, **named: P.kwargs) -> R:
-        return function(canonicalize(spec), *more, **named)
-
-    return of_spec
 
 
 def _frozen(value: Any) -> Any:

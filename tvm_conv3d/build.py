@@ -37,7 +37,8 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
     functions = {MAIN: Function(named(plan.algorithm).declare(plan.spec, plan.variant).arguments)}
     if is_cuda(target):
         image = compile_image(module, target)
-        return Artifact(image.to_bytes(), functions, module.script(), Workspace(sum(image.workspaces.values()), 0))
+        between_kernels = sum(image.functions[MAIN].workspaces.values())
+        return Artifact(image.to_bytes(), functions, module.script(), Workspace(between_kernels, 0))
     small = scheduling.with_small_buffers(module)
     lowered, done = scheduling.lowered(small, plan, target)
     with tvm.transform.PassContext(disabled_pass=done):
@@ -48,7 +49,7 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
 
 
 def compile_image(module: IRModule, target: Target) -> Image:
-    """The scheduled `main` compiled for a GPU, as source only where no CUDA compiler is found.
+    """Scheduled functions compiled for a GPU, as source only where no CUDA compiler is found.
 
     Raises:
         RuntimeError: TVM or the compiler refuses it.
@@ -59,7 +60,7 @@ def compile_image(module: IRModule, target: Target) -> Image:
         cubin = toolkit.compile_cubin(code.source, arch)
     except toolkit.NoCompilerError:
         cubin = b""
-    return Image(arch, code.source, code.launches, code.workspaces, cubin)
+    return Image(arch, code.source, code.functions, cubin)
 
 
 def object_code(module: Module) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +68,7 @@ def export(spec: Conv3DSpec, target: str | Mapping[str, Any], folder: Path, core
 
 def _gpu_files(artifact: Artifact, about: dict[str, Any]) -> dict[str, bytes]:
     image = Image.from_bytes(artifact.object_code)
-    about["launches"] = [asdict(launch) for launch in image.launches]
-    about["workspaces"] = dict(image.workspaces)
+    about["launches"] = {name: launches.to_json() for name, launches in image.functions.items()}
     files = {"module.bin": artifact.object_code, "module.cu": image.source.encode()}
     return {**files, "module.cubin": image.cubin} if image.cubin else files
 

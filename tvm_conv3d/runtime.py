@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,18 +29,22 @@ if TYPE_CHECKING:
     from tvm.target import Target
 
 
+#: What a call of a convolution has at hand, in this order.
+_BOUND = (X, KERNEL, BIAS, OUT, FLAGS)
+
+
 class _Call(NamedTuple):
     """How a compiled function is called: bound once, as a call of a tenth of a millisecond feels each look-up.
 
     Attributes:
         code: the function.
-        ordered: its arguments, in order, of values by name.
+        ordered: puts what :data:`_BOUND` names into the order of its arguments.
         x, out: shapes of input and output, as the code sees them.
         flags: shape of its flags, where it has some.
     """
 
     code: Any
-    ordered: Callable[[Mapping[str, Any]], Sequence[Any]]
+    ordered: Callable[[Sequence[Any]], Sequence[Any]]
     x: tuple[int, ...]
     out: tuple[int, ...]
     flags: tuple[int, ...] | None
@@ -50,7 +54,7 @@ class _Call(NamedTuple):
         """The call of a convolution on a CPU."""
         function, flags = entry.function, entry.function.get(FLAGS)
         shape = None if flags is None else flags.shape
-        return cls(entry.code, function.ordered, function[X].shape, function[OUT].shape, shape)
+        return cls(entry.code, function.binder(*_BOUND), function[X].shape, function[OUT].shape, shape)
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,11 @@ class _Ready:
 
 @dataclass(frozen=True)
 class _Packed:
-    """Weights in a plan's layout, by name, as the compiled function takes them."""
+    """Weights in a plan's layout, as the compiled function takes them."""
 
     version: Hashable
-    views: Mapping[str, Any]
+    kernel: Any
+    bias: Any
 
 
 #: Shapes that a layer keeps at hand, and layouts of its weights; each layout is a copy of them.
@@ -247,13 +252,13 @@ class Executor:
         """Fills `out`; False where the code says that its result can't be trusted."""
         packed, call = self._pack(ready, weights), ready.call
         reserve(ready.loaded, ready.loaded.workspace)
-        values = {**packed.views, X: tensors.exported(x, call.x), OUT: tensors.exported(out, call.out)}
+        given, result = tensors.exported(x, call.x), tensors.exported(out, call.out)
         if call.flags is None:
-            threads.run(call.code, *call.ordered(values))
+            threads.run(call.code, *call.ordered((given, packed.kernel, packed.bias, result, None)))
             return True
         flags = np.empty(call.flags, ready.plan.spec.accumulator)
-        values[FLAGS] = tensors.exported(flags)
-        threads.run(call.code, *call.ordered(values))
+        told = tensors.exported(flags)
+        threads.run(call.code, *call.ordered((given, packed.kernel, packed.bias, result, told)))
         return bool(np.isfinite(flags).all())
 
     def _target(self, count: int) -> Target:
@@ -304,7 +309,7 @@ class Executor:
                     }
                     function = ready.loaded.main.function
                     views = {name: tensors.exported(a, function[name].shape) for name, a in arrays.items()}
-                    packed = _Packed(weights.version, views)
+                    packed = _Packed(weights.version, views[KERNEL], views[BIAS])
                     self._packed.put(key, packed)
         return packed
 

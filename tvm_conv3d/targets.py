@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from tvm_conv3d import dot_units
 from tvm_conv3d.cuda.architectures import GpuTraits, cuda_target, gpu_traits, nearest
@@ -137,7 +137,7 @@ def resolve(target: str | Mapping[str, Any] | Target | None, cores: int) -> Targ
     if target is None or target == "llvm":
         return host_target(cores)
     if _names_cuda(target):
-        return cuda_target(target)
+        return cuda_target(_architecture(target))
     if isinstance(target, Mapping):
         config = {"num-cores": cores, **target} if target.get("kind") == "llvm" else dict(target)
         _check_config(config)
@@ -155,16 +155,36 @@ def resolve(target: str | Mapping[str, Any] | Target | None, cores: int) -> Targ
             f'{{"kind": "llvm", "mcpu": "haswell"}} or a tvm.target.Target. Received: target={target!r}'
         )
     if str(target.kind.name) == "cuda":
-        return cuda_target({"arch": str(target.attrs.get("arch", ""))})
+        return cuda_target(str(target.attrs.get("arch", "")))
     if str(target.kind.name) != "llvm":
         raise ValueError(f"Only targets of the kinds llvm and cuda are supported. Received: target={target}")
     return target
 
 
-def _names_cuda(target: object) -> bool:
+def _names_cuda(target: object) -> TypeGuard[str | Mapping[str, Any]]:
     if isinstance(target, str):
         return target.partition(":")[0] == "cuda"
     return isinstance(target, Mapping) and target.get("kind") == "cuda"
+
+
+def _architecture(target: str | Mapping[str, Any]) -> str:
+    """What "cuda:sm_90" or {"kind": "cuda", "arch": "sm_90"} names; for "cuda" alone that of this machine's GPU.
+
+    Raises:
+        ValueError: there is none to take it from.
+    """
+    if isinstance(target, str) and ":" in target:
+        return target.partition(":")[2]
+    if isinstance(target, Mapping) and "arch" in target:
+        return str(target["arch"])
+    return _of_gpu(0)
+
+
+def _of_gpu(number: int) -> str:
+    """The architecture whose code runs on a GPU of this machine; raises ValueError where there is none."""
+    from tvm_conv3d.cuda import driver
+
+    return nearest(driver.device(number).capability).name
 
 
 @functools.cache
@@ -174,9 +194,7 @@ def gpu_target(number: int) -> Target:
     Raises:
         ValueError: it can't be used, or there is no code for it.
     """
-    from tvm_conv3d.cuda import driver
-
-    return cuda_target(f"cuda:{nearest(driver.device(number).capability).name}")
+    return cuda_target(_of_gpu(number))
 
 
 def is_cuda(target: Target) -> bool:

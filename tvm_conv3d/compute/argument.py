@@ -77,15 +77,26 @@ class Function:
         """The arguments of these roles, in order."""
         return tuple(argument for argument in self.arguments if argument.role in roles)
 
-    @functools.cached_property
-    def ordered(self) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
-        """Takes values by name, maybe some too many, and gives those of the arguments, in order.
+    def ordered(self, values: Mapping[str, Any]) -> list[Any]:
+        """The values of the arguments, in order; others that `values` holds are left out.
 
-        It raises KeyError where one is missing.
+        Raises:
+            KeyError: one is missing.
         """
-        names = [argument.name for argument in self.arguments]
-        # of one name, or of none, itemgetter makes no tuple
-        return itemgetter(*names) if len(names) > 1 else functools.partial(_picked, names)
+        return [values[argument.name] for argument in self.arguments]
+
+    def binder(self, *names: str) -> Callable[[Sequence[Any]], Sequence[Any]]:
+        """:meth:`ordered` for values that always come in the order of `names`: bound once, it takes no look-ups.
+
+        Raises:
+            ValueError: an argument is not among the names.
+        """
+        missing = [argument.name for argument in self.arguments if argument.name not in names]
+        if missing:
+            raise ValueError(f"The function takes {', '.join(missing)} as well. Received: {', '.join(names)}")
+        places = [names.index(argument.name) for argument in self.arguments]
+        # of one place, or of none, itemgetter makes no tuple
+        return itemgetter(*places) if len(places) > 1 else lambda values: [values[place] for place in places]
 
     def to_json(self) -> list[dict[str, Any]]:
         """The arguments as JSON's types."""
@@ -106,7 +117,3 @@ class Function:
     @functools.cached_property
     def _by_name(self) -> dict[str, Argument]:
         return {argument.name: argument for argument in self.arguments}
-
-
-def _picked(names: Sequence[str], values: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(values[name] for name in names)

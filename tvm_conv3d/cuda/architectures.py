@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tvm.target import Target
@@ -68,13 +68,13 @@ ARCHITECTURES: Mapping[str, GpuTraits] = {
 }
 
 
-def cuda_target(wish: str | Mapping[str, Any]) -> Target:
-    """The TVM target that a user means by "cuda", "cuda:sm_90" or {"kind": "cuda", "arch": "sm_90"}.
+def cuda_target(arch: str) -> Target:
+    """The TVM target of an architecture, such as "sm_90".
 
     Raises:
-        ValueError: the architecture is unknown, or not named while there is no GPU to take it from.
+        ValueError: it is unknown.
     """
-    return _target_of(_wished(wish))
+    return _target_of(known(arch))
 
 
 @functools.cache
@@ -100,18 +100,6 @@ def gpu_traits(target: Target) -> GpuTraits:
         ValueError: its architecture is none of those that code is made for.
     """
     return known(str(target.attrs.get("arch", "")))
-
-
-def _wished(wish: str | Mapping[str, Any]) -> GpuTraits:
-    if isinstance(wish, str):
-        _, colon, arch = wish.partition(":")
-        if colon:
-            return known(arch)
-    elif "arch" in wish:
-        return known(str(wish["arch"]))
-    from tvm_conv3d.cuda import driver
-
-    return nearest(driver.device(0).capability)
 
 
 def nearest(capability: int) -> GpuTraits:

@@ -15,7 +15,7 @@ from tvm_conv3d.compute.trim import seen_taps
 from tvm_conv3d.cuda import arrays, driver
 from tvm_conv3d.cuda.architectures import gpu_traits, known
 from tvm_conv3d.cuda.arrays import GpuTensor
-from tvm_conv3d.cuda.image import Image
+from tvm_conv3d.cuda.image import Image, Launches
 from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.recent import Recent
@@ -41,18 +41,44 @@ class Memory:
         return memory
 
 
-class Kernels:
-    """The kernels of one image, loaded on each GPU when they are first called there."""
+class LoadedImage:
+    """The kernels of one image, loaded on each GPU when one is first called there."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
         self._lock = ForkSafeLock()
-        self._by_device: dict[int, Any] = {}
+        self._by_device: dict[int, Mapping[str, Any]] = {}
+
+    @property
+    def functions(self) -> dict[str, Kernels]:
+        """The image's functions, by name."""
+        return {name: Kernels(self, launches) for name, launches in self._image.functions.items()}
+
+    def on(self, device: int) -> Mapping[str, Any]:
+        """The kernels on a GPU, by name.
+
+        Raises:
+            ValueError: the image is for another architecture.
+            tvm_conv3d.cuda.driver.CudaError: the GPU refuses it.
+        """
+        with self._lock:
+            if device not in self._by_device:
+                driver.check_runs_here(known(self._image.arch), device)
+                self._by_device[device] = driver.get().load(device, self._image)
+            return self._by_device[device]
+
+
+class Kernels:
+    """One function of an image: its kernels, launched one after the other."""
+
+    def __init__(self, image: LoadedImage, launches: Launches) -> None:
+        self._image = image
+        self._launches = launches
 
     @property
     def workspaces(self) -> Mapping[str, int]:
         """Bytes of each buffer, by name, that a call needs beside its arguments; what is in it means nothing."""
-        return self._image.workspaces
+        return self._launches.workspaces
 
     def __call__(self, device: int, stream: int, addresses: Mapping[str, int]) -> None:
         """Queues the launches on a stream; addresses are those of arguments and workspaces, by name.
@@ -61,14 +87,10 @@ class Kernels:
             ValueError: the image is for another architecture.
             tvm_conv3d.cuda.driver.CudaError: the GPU refuses it.
         """
-        runtime = driver.get()
-        with self._lock:
-            if device not in self._by_device:
-                driver.check_runs_here(known(self._image.arch), device)
-                self._by_device[device] = runtime.load(device, self._image)
-        for launch in self._image.launches:
-            kernel = self._by_device[device][launch.kernel]
+        kernels, runtime = self._image.on(device), driver.get()
+        for launch in self._launches.launches:
             arguments = [addresses[name] for name in launch.arguments]
+            kernel = kernels[launch.kernel]
             runtime.launch(device, kernel, launch.grid, launch.block, launch.shared, stream, arguments)
 
 
