@@ -23,7 +23,6 @@ from tvm.s_tir.meta_schedule.database import MemoryDatabase, TuningRecord
 from tvm.s_tir.meta_schedule.runner import RunnerResult
 
 from tvm_conv3d import threads
-from tvm_conv3d.algorithms import named
 from tvm_conv3d.bench.layers import read_csv
 from tvm_conv3d.build import compile_plan
 from tvm_conv3d.planner import default_plan, make_plan
@@ -139,7 +138,7 @@ def _ours(spec: Conv3DSpec, bench: Bench) -> list[Callable[[], None]]:
     """Our default and tuned kernels."""
     target = host_target(threads.get_num_threads())
     plans = (default_plan(spec, target), make_plan(spec, target))
-    return [bench.kernel_of(named(plan.algorithm), plan, compile_plan(plan, target)) for plan in plans]
+    return [bench.kernel_of(plan, compile_plan(plan, target)) for plan in plans]
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ import pytest
 from cuda_on_cpu import compile_modules, lower_module
 from cuda_on_cpu.execute import Order
 from cuda_on_cpu.lower import GlobalBuffer
-from problems import BOUNDS, data
-from tvm_conv3d import build, loader, reference, scheduling
+from problems import BOUNDS, data, residual_of
+from tvm_conv3d import build, loader, packing, reference, scheduling
 from tvm_conv3d.algorithms import named
 from tvm_conv3d.cuda.architectures import gpu_traits
 from tvm_conv3d.plan import Plan
@@ -85,8 +85,9 @@ def _on_gpu(plans: Sequence[Plan], inputs: Sequence[Data]) -> Iterator[np.ndarra
         if plan.algorithm == "tensor_gemm" and not gpu_traits(target).has_tensor_cores(plan.spec.dtype):
             pytest.skip(f"this GPU has no tensor cores for {plan.spec.dtype}")
         out = np.full(plan.spec.output_shape, np.nan, given[0].dtype)
-        kernels = loader.link(build.compile_plan(plan, target)).main.code
-        call = GpuKernel.of(kernels, {**arguments(plan, *given), "out": out})
+        loaded = loader.link(build.compile_plan(plan, target))
+        x, kernel, bias = given
+        call = GpuKernel.of(loaded, {"x": x, "out": out}, packing.stored(plan.spec, kernel, bias))
         call()
         call.fetch(out)
         yield out
@@ -109,6 +110,7 @@ def arguments(plan: Plan, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | 
         "x": x,
         "kernel": algorithm.pack_kernel(plan.spec, plan.variant, kernel),
         "bias": algorithm.pack_bias(plan.spec, plan.variant, bias),
+        **({"residual": residual_of(plan.spec)} if plan.spec.residual else {}),
     }
 
 
@@ -127,5 +129,5 @@ def _bits(array: np.ndarray, parameter: GlobalBuffer) -> np.ndarray:
 def relative_error(
     spec: Conv3DSpec, out: np.ndarray, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None
 ) -> float:
-    expected = reference.finish(spec, reference.convolve(spec, x, kernel, bias))
+    expected = reference.finish(spec, reference.convolve(spec, x, kernel, bias), residual_of(spec))
     return reference.relative_error(out, expected)

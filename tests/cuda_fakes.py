@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +44,7 @@ class FakeDriver:
 
     def load(self, number: int, image: Image) -> Mapping[str, Any]:
         program = compile_kernels(image.source)
-        return {launch.kernel: (program, launch.kernel) for launch in image.launches}
+        return {name: (program, name) for name in image.kernels}
 
     def launch(
         self,
@@ -133,6 +134,13 @@ class GpuArray:
     def like(self, array: np.ndarray) -> GpuArray:
         """Another of the same library on the same GPU."""
         return type(self)(self.driver, array, self.number)
+
+    def transpose(self, axes: tuple[int, ...]) -> GpuArray:
+        """A view."""
+        view = copy.copy(self)
+        view.array = self.array.transpose(axes)
+        view.shape = view.array.shape
+        return view
 
     def copy(self) -> GpuArray:
         return self.like(self.array.copy())

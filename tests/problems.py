@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from dataclasses import replace
 
 import ml_dtypes
@@ -125,6 +127,25 @@ def data(spec: Conv3DSpec, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.nd
     return x, kernel, bias
 
 
+def residual_of(spec: Conv3DSpec) -> np.ndarray | None:
+    """The residual operand of a spec that has one, the same for the same shape; None where it has none."""
+    if not spec.residual:
+        return None
+    return np.random.default_rng(1).standard_normal(spec.output_shape).astype(numpy_dtype(spec.dtype))
+
+
+def fenced(array: np.ndarray) -> np.ndarray:
+    """A copy that ends where the process may read no further."""
+    page = mmap.PAGESIZE
+    size = -(-array.nbytes // page) * page
+    memory = mmap.mmap(-1, size + page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + size), page, 0) == 0
+    copy = np.frombuffer(memory, np.uint8, array.nbytes, size - array.nbytes).view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 def run(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     return Executor()(spec, tensors.wrap(x), kernel, bias, version=0)
 
@@ -142,9 +163,17 @@ def assert_right(spec: Conv3DSpec, seed: int = 0) -> None:
 
 
 def execute(
-    plan: Plan, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None = None
+    plan: Plan,
+    x: np.ndarray,
+    kernel: np.ndarray,
+    bias: np.ndarray | None,
+    out: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
 ) -> tuple[np.ndarray, bool]:
-    """Compiles and runs `plan`: the result, in `out` where it is given, and whether all flags are finite."""
+    """Compiles and runs `plan`: the result, in `out` where it is given, and whether all flags are finite.
+
+    The residual operand is that of :func:`residual_of` unless another one is given.
+    """
     algorithm = named(plan.algorithm)
     loaded = loader.link(build.compile_plan(plan, host_target(2)))
     if out is None:
@@ -157,6 +186,7 @@ def execute(
         "kernel": algorithm.pack_kernel(plan.spec, plan.variant, kernel),
         "bias": algorithm.pack_bias(plan.spec, plan.variant, bias),
         "out": out,
+        "residual": residual_of(plan.spec) if residual is None else residual,
         **flags,
     }
     code(*function.ordered({a.name: tensors.exported(arrays[a.name], a.shape) for a in function.arguments}))
@@ -168,5 +198,5 @@ def run_plan(plan: Plan) -> float:
     x, kernel, bias = data(plan.spec)
     out, trusted = execute(plan, x, kernel, bias)
     assert trusted
-    expected = reference.finish(plan.spec, reference.convolve(plan.spec, x, kernel, bias))
+    expected = reference.finish(plan.spec, reference.convolve(plan.spec, x, kernel, bias), residual_of(plan.spec))
     return reference.relative_error(out, expected)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib.util
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +21,7 @@ import numpy as np
 import pytest
 
 from problems import assert_right
-from tvm_conv3d import artifact, build, cache, folders, loader
+from tvm_conv3d import artifact, build, cache, folders, loader, packing
 from tvm_conv3d.artifact import Artifact, artifact_key
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.planner import make_plan
@@ -241,20 +245,86 @@ class TestKey:
         monkeypatch.setattr(artifact, "source_hash", lambda: "other")
         assert artifact_key(plan, host_target(2)) != key
 
-    def test_every_source_counts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from types import SimpleNamespace
+    @pytest.mark.parametrize("part", artifact.COMPILING)
+    def test_every_part_counts(
+        self, plan: Plan, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_hash: None
+    ) -> None:
+        key, places = artifact_key(plan, host_target(2)), artifact.sources()
+        copy = tmp_path / places[part].name
+        if places[part].is_dir():
+            shutil.copytree(places[part], copy)
+            changed = sorted(copy.rglob("*.py"))[-1]
+        else:
+            changed = Path(shutil.copy(places[part], copy))
+        monkeypatch.setattr(artifact, "sources", lambda: {**places, part: copy})
+        assert artifact_key(plan, host_target(2)) == key, "it does not matter where it lies"
+        artifact.source_hash.cache_clear()
+        assert artifact_key(plan, host_target(2)) == key
+        changed.write_text(changed.read_text() + "# changed\n")
+        artifact.source_hash.cache_clear()
+        assert artifact_key(plan, host_target(2)) != key
 
-        package = tmp_path / "package"
-        package.mkdir()
-        (package / "__init__.py").write_text("")
-        hashes = set()
-        for text in ("a = 1", "a = 2"):
-            (package / "loops.py").write_text(text)
-            fake = SimpleNamespace(__file__=str(package / "__init__.py"))
-            monkeypatch.setattr(artifact, "compute", fake)
-            monkeypatch.setattr(artifact, "schedules", fake)
-            hashes.add(artifact.source_hash.__wrapped__())
-        assert len(hashes) == 2
+
+@pytest.fixture
+def fresh_hash() -> Iterator[None]:
+    artifact.source_hash.cache_clear()
+    yield
+    artifact.source_hash.cache_clear()
+
+
+#: Compiles one plan of each algorithm without the package's own `__init__`, which imports all that runs a layer.
+ONLY_COMPILE = """
+import importlib.util, sys, types
+found = importlib.util.find_spec("tvm_conv3d")
+bare = types.ModuleType("tvm_conv3d")
+bare.__path__ = found.submodule_search_locations
+sys.modules["tvm_conv3d"] = bare
+from dataclasses import replace
+from tvm_conv3d.algorithms import algorithms
+from tvm_conv3d.build import compile_plan
+from tvm_conv3d.cuda import toolkit
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.targets import resolve, traits_of
+toolkit.find_nvcc = toolkit.find_nvrtc = lambda: None  # they take long
+spec = Conv3DSpec(1, (2, 4, 4), 16, 16, (3, 3, 3), pads=((1, 1),) * 3)
+specs = (spec, replace(spec, groups=16), replace(spec, groups=16, data_format="channels_first"))
+for target in (resolve(None, 2), resolve("cuda:sm_80", 1)):
+    for algorithm in algorithms(str(target.kind.name)).values():
+        for spec in specs:
+            variants = algorithm.variants(spec, traits_of(target))
+            if variants:
+                compile_plan(Plan(spec, algorithm.name, variants[0], {}), target)
+                break
+print("\\n".join(name for name in sys.modules if name.startswith("tvm_conv3d.")))
+"""
+
+
+def uncovered(imported: Iterable[str], parts: Iterable[str]) -> set[str]:
+    """Modules that are of none of the parts; packages that only hold some have no code that could change."""
+
+    def covered(name: str) -> bool:
+        return any(name == part or name.startswith(f"{part}.") for part in parts) or _is_empty(name)
+
+    return {name for name in imported if not covered(name)}
+
+
+def _is_empty(name: str) -> bool:
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.origin is not None
+    return all(isinstance(node, ast.Expr) for node in ast.parse(Path(spec.origin).read_text()).body)
+
+
+@pytest.mark.slow
+def test_all_that_is_imported_while_compiling_is_in_the_key() -> None:
+    out = subprocess.run([sys.executable, "-c", ONLY_COMPILE], capture_output=True, text=True, check=False)
+    assert out.returncode == 0, out.stderr
+    imported = out.stdout.split()
+    assert uncovered(imported, artifact.COMPILING) == set()
+    # and the key is of nothing else, but for the code of functions that no plan describes
+    for part in artifact.COMPILING:
+        others = [other for other in artifact.COMPILING if other != part]
+        assert bool(uncovered(imported, others)) == (part != "tvm_conv3d.helper_code"), part
 
 
 def test_another_tvm_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,22 +347,15 @@ def test_the_installed_versions_are_the_pinned_ones() -> None:
 
 def test_weights_are_packed_once_a_change(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tvm_conv3d import Conv3D
-    from tvm_conv3d.compute import direct
 
     calls = []
-    real = direct.pack_kernel
-    monkeypatch.setattr(direct, "pack_kernel", lambda *a: (calls.append(1), real(*a))[1])
-    from tvm_conv3d import algorithms
-
-    algorithms.algorithms.cache_clear()
-    try:
-        layer = Conv3D(4, 2)
-        x = np.ones((1, 3, 4, 5, 3), np.float32)
-        first = layer(x)
-        layer(x)
-        assert len(calls) == 1
-        layer.set_weights([2 * w for w in layer.get_weights()])
-        np.testing.assert_allclose(layer(x), 2 * first, rtol=1e-6)
-        assert len(calls) == 2
-    finally:
-        algorithms.algorithms.cache_clear()
+    real = packing.on_cpu
+    monkeypatch.setattr(packing, "on_cpu", lambda *a: (calls.append(1), real(*a))[1])
+    layer = Conv3D(4, 2)
+    x = np.ones((1, 3, 4, 5, 3), np.float32)
+    first = layer(x)
+    layer(x)
+    assert len(calls) == 1
+    layer.set_weights([2 * w for w in layer.get_weights()])
+    np.testing.assert_allclose(layer(x), 2 * first, rtol=1e-6)
+    assert len(calls) == 2

@@ -14,8 +14,8 @@ from problems import data
 from tvm_conv3d import Conv3D, reference, scheduling, tensors
 from tvm_conv3d.cuda import driver as drivers
 from tvm_conv3d.cuda.driver import CudaError
-from tvm_conv3d.cuda.executor import Kernels, Memory
-from tvm_conv3d.cuda.image import Image, Launch
+from tvm_conv3d.cuda.executor import LoadedImage, Memory
+from tvm_conv3d.cuda.image import Image, Launch, Launches
 from tvm_conv3d.cuda.lower import lower
 from tvm_conv3d.runtime import Executor
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec
@@ -34,9 +34,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
 
 def test_a_module_for_another_architecture_is_not_loaded(gpu: FakeDriver) -> None:
     """As an exported one is, whatever loads it."""
-    image = Image("sm_90", "no source that compiles", (Launch("k", (1, 1, 1), (1, 1, 1), 0, ("x",)),))
+    launches = Launches((Launch("k", (1, 1, 1), (1, 1, 1), 0, ("x",)),))
+    image = Image("sm_90", "no source that compiles", {"main": launches})
     with pytest.raises(ValueError, match=r"compute capability 8.0: it can't run code for sm_90"):
-        Kernels(image)(0, 0, {"x": Memory(0, 4).address})
+        LoadedImage(image).functions["main"](0, 0, {"x": Memory(0, 4).address})
     assert not gpu.launched
 
 
@@ -56,7 +57,7 @@ def test_a_module_for_another_architecture_is_not_loaded(gpu: FakeDriver) -> Non
 )
 def test_what_the_driver_refuses_is_told(function: str, status: int, words: str) -> None:
     driver = driver_of(FakeLibrary(**{function: status}))
-    image = Image("sm_80", "", (Launch("k", (1, 1, 1), (1, 1, 1), 0, ()),), cubin=b"code")
+    image = Image("sm_80", "", {"main": Launches((Launch("k", (1, 1, 1), (1, 1, 1), 0, ()),))}, cubin=b"code")
 
     def call() -> None:
         kernels = driver.load(0, image)
@@ -147,11 +148,11 @@ def small(**changes: object) -> Conv3DSpec:
 
 
 def test_jax_waits_for_its_result(gpu: FakeDriver) -> None:
-    """JAX works on streams of its own."""
+    """JAX works on streams of its own; packing of weights is waited for, too."""
     x, kernel, bias = data(small())
     result = Executor()(small(), tensors.wrap(JaxArray(gpu, x)), kernel, bias, version=0)
     assert isinstance(result, JaxArray)
-    assert gpu.waited == [0]
+    assert gpu.waited == [0, 0]
     assert reference.relative_error(result.array, reference.convolve(small(), x, kernel, bias)) < 2e-6
 
 
@@ -170,8 +171,9 @@ def test_torch_computes_on_its_current_stream(gpu: FakeDriver, number: int) -> N
     x, kernel, bias = data(small())
     result = Executor("cuda")(small(), tensors.wrap(TorchTensor(gpu, x, number)), kernel, bias, version=0)
     assert isinstance(result, TorchTensor) and result.number == number
-    assert gpu.launched == [(number, FakeTorch.STREAM + number)]
-    assert gpu.waited == []
+    # weights and bias are packed on the default stream, for calls on all streams
+    assert gpu.launched == [*2 * [(number, 0)], (number, FakeTorch.STREAM + number)]
+    assert gpu.waited == [0]
     assert reference.relative_error(result.array, reference.convolve(small(), x, kernel, bias)) < 2e-6
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cuda_fakes import FakeCupy, FakeDriver, FakeLibrary, GpuArray, driver_of, fake_gpu
 from problems import data
-from tvm_conv3d import Conv3D, artifact, reference, targets, tensors
+from tvm_conv3d import Conv3D, artifact, conv3d, functional, kept_weights, reference, targets, tensors
+from tvm_conv3d.build import compile_image
 from tvm_conv3d.cuda import driver as drivers
 from tvm_conv3d.cuda import toolkit
 from tvm_conv3d.cuda.architectures import ARCHITECTURES, nearest
 from tvm_conv3d.cuda.driver import CudaError
-from tvm_conv3d.cuda.image import Image, Launch
+from tvm_conv3d.cuda.executor import LoadedImage, Memory
+from tvm_conv3d.cuda.image import Image, Launch, Launches
+from tvm_conv3d.recent import Recent
 from tvm_conv3d.runtime import Executor
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.tuning.lab import target_of
@@ -67,7 +71,7 @@ def test_tensors_on_the_gpu_stay_there(gpu: FakeDriver, target: str | None) -> N
     there = GpuArray(gpu, x)
     result = Executor(target)(SPEC, tensors.wrap(there), kernel, bias, version=0)
     assert isinstance(result, GpuArray)
-    assert gpu.launched == [(0, FakeCupy.STREAM)]
+    assert gpu.launched == [*2 * [(0, 0)], (0, FakeCupy.STREAM)]
     assert gpu.uploads == 2
     assert reference.relative_error(result.array, expected(x, kernel, bias)) < 2e-6
 
@@ -81,11 +85,43 @@ def test_a_layer_takes_them_too(gpu: FakeDriver) -> None:
     np.testing.assert_allclose(on_gpu.array, on_cpu, rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture
+def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What calls of the function keep lies in the memory of another test's GPU."""
+    monkeypatch.setattr(kept_weights, "STORE", kept_weights.Store())
+    monkeypatch.setattr(functional, "_calls", Recent(8))
+    monkeypatch.setattr(functional, "_executors", Recent(8))
+
+
+@pytest.mark.usefixtures("_nothing_kept")
+def test_the_function_takes_weights_from_there(gpu: FakeDriver) -> None:
+    x, kernel, bias = data(SPEC)
+    assert bias is not None
+    for changed in (kernel, kernel + 1):
+        weights = [GpuArray(gpu, changed), GpuArray(gpu, bias)]
+        result = conv3d(GpuArray(gpu, x), *weights, padding=1)
+        assert isinstance(result, GpuArray)
+        assert reference.relative_error(result.array, expected(x, changed, bias)) < 1e-5
+        # and to an input in the CPU's memory
+        result = conv3d(x, *weights, padding=1, target="cuda")
+        assert reference.relative_error(result, expected(x, changed, bias)) < 1e-5
+
+
+@pytest.mark.usefixtures("_nothing_kept")
+def test_the_function_reads_channels_inside_there_too(gpu: FakeDriver) -> None:
+    x, kernel, bias = data(SPEC)
+    there = GpuArray(gpu, x).transpose((0, 4, 1, 2, 3))
+    result = conv3d(there, kernel, bias, padding=1, data_format="channels_first")
+    back = result.array.transpose(0, 2, 3, 4, 1)
+    assert back.flags.c_contiguous
+    assert reference.relative_error(back, expected(x, kernel, bias)) < 1e-5
+
+
 def test_the_second_gpu(gpu: FakeDriver) -> None:
     gpu.devices = 2
     x, kernel, bias = data(SPEC)
     Executor()(SPEC, tensors.wrap(GpuArray(gpu, x, device=1)), kernel, bias, version=0)
-    assert gpu.launched == [(1, FakeCupy.STREAM + 1)]
+    assert gpu.launched == [*2 * [(1, 0)], (1, FakeCupy.STREAM + 1)]
     assert gpu.current == 0
 
 
@@ -115,12 +151,48 @@ def test_code_of_older_gpus_runs_on_newer_ones_of_their_kind() -> None:
 
 
 def test_images_survive_files() -> None:
-    image = Image("sm_80", "source", (Launch("k", (1, 2, 3), (4, 5, 6), 7, ("x", "out")),), {"sums": 64}, b"\x00\xff")
+    main = Launches((Launch("k", (1, 2, 3), (4, 5, 6), 7, ("x", "out")),), {"sums": 64})
+    pack = Launches((Launch("p", (1, 1, 1), (1, 1, 1), 0, ("kernel",)),))
+    image = Image("sm_80", "source", {"main": main, "pack": pack}, b"\x00\xff")
+    assert image.kernels == ["k", "p"]
     assert Image.from_bytes(image.to_bytes()) == image
     with pytest.raises(ValueError, match="no code for a GPU"):
         Image.from_bytes(b"ELF")
     with pytest.raises(ValueError, match="damaged"):
         Image.from_bytes(image.to_bytes()[:40])
+
+
+def two_functions() -> Any:
+    """main: out = x * kernel; pack: packed = kernel + 1, in another order of arguments."""
+    from tvm import IRModule, te
+    from tvm.s_tir import Schedule
+
+    x, kernel = te.placeholder((40,), name="x"), te.placeholder((40,), name="kernel")
+    out = te.compute((40,), lambda i: x[i] * kernel[i], name="out")
+    packed = te.compute((40,), lambda i: kernel[i] + 1.0, name="packed")
+    functions = {"main": te.create_prim_func([x, kernel, out]), "pack": te.create_prim_func([packed, kernel])}
+    schedule = Schedule(IRModule(functions))
+    for name, block in (("main", "out"), ("pack", "packed")):
+        schedule.work_on(name)
+        (loop,) = schedule.get_loops(schedule.get_sblock(block))
+        for part, tag in zip(schedule.split(loop, [None, 8]), ("blockIdx.x", "threadIdx.x"), strict=True):
+            schedule.bind(part, tag)
+    return schedule.mod
+
+
+def test_an_image_may_have_several_functions(gpu: FakeDriver) -> None:
+    image = Image.from_bytes(compile_image(two_functions(), targets.resolve("cuda:sm_80", 1)).to_bytes())
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(40, np.float32) for name in ("x", "kernel", "packed", "out")}
+    memory = {name: Memory.holding(0, array) for name, array in arrays.items()}
+    functions = LoadedImage(image).functions
+    functions["pack"](0, 0, {name: memory[name].address for name in ("kernel", "packed")})
+    # by name: what the first wrote is the other's kernel
+    functions["main"](
+        0, 0, {"x": memory["x"].address, "kernel": memory["packed"].address, "out": memory["out"].address}
+    )
+    gpu.download(0, arrays["out"], memory["out"].address)
+    np.testing.assert_array_equal(arrays["out"], arrays["x"] * (arrays["kernel"] + 1))
 
 
 @pytest.mark.parametrize(

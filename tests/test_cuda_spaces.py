@@ -116,7 +116,7 @@ def test_any_problem_is_within_the_limits_of_every_architecture(arch: str, spec:
     """All loops are bound, and `lower` refuses what the GPU would."""
     (plan,) = default_plans([spec], f"cuda:{arch}")
     target = resolve(f"cuda:{arch}", 1)
-    assert lower(scheduling.scheduled_module(plan, target), target).launches
+    assert lower(scheduling.scheduled_module(plan, target), target).functions["main"].launches
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -175,10 +175,11 @@ def test_launches_are_those_of_the_host_code() -> None:
         module = scheduling.scheduled_module(plan, target)
         ours, theirs = lower(module, target), lower_module(module, target)
         assert ours.source == theirs.source
-        for a, b in zip(ours.launches, theirs.launches, strict=True):
+        main = ours.functions["main"]
+        for a, b in zip(main.launches, theirs.launches, strict=True):
             assert (a.kernel, a.grid, a.block, a.shared) == (b.kernel, b.grid, b.block, b.dynamic_shared_bytes)
             assert a.arguments == b.arguments
-        assert list(ours.workspaces) == [buffer.name for buffer in theirs.workspaces]
+        assert list(main.workspaces) == [buffer.name for buffer in theirs.workspaces]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_large_problems_stay_within_the_limits_of_a_launch(spec: Conv3DSpec) -> 
     target = resolve(TARGET, 1)
     (plan,) = default_plans([spec])
     code = lower(scheduling.scheduled_module(plan, target), target)
-    for launch in code.launches:
+    for launch in code.functions["main"].launches:
         assert np.prod(launch.block) <= 1024
         assert launch.grid[0] < 2**31 and max(launch.grid[1:]) < 2**16
     elements = max(np.prod(spec.input_shape), np.prod(spec.output_shape))

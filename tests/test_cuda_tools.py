@@ -22,7 +22,7 @@ from tvm_conv3d.compute.argument import Function
 from tvm_conv3d.cuda import driver as drivers
 from tvm_conv3d.cuda import report, toolkit
 from tvm_conv3d.cuda.architectures import ARCHITECTURES
-from tvm_conv3d.cuda.executor import Kernels, Memory
+from tvm_conv3d.cuda.executor import LoadedImage, Memory
 from tvm_conv3d.cuda.image import Image, Launch
 from tvm_conv3d.cuda.toolkit import Resources
 from tvm_conv3d.cuda.work import works_of
@@ -57,7 +57,8 @@ def test_compiling_for_a_gpu_elsewhere(tmp_path: Path, monkeypatch: pytest.Monke
     arrays = {**arguments(plan, *given), "out": out}
     assert [argument["name"] for argument in about["functions"]["main"]] == list(arrays)
     memory = {name: Memory.holding(0, array) for name, array in arrays.items()}
-    Kernels(Image.from_bytes(files["module.bin"]))(0, 0, {name: block.address for name, block in memory.items()})
+    kernels = LoadedImage(Image.from_bytes(files["module.bin"])).functions["main"]
+    kernels(0, 0, {name: block.address for name, block in memory.items()})
     gpu.download(0, out, memory["out"].address)
     assert reference.relative_error(out, reference.convolve(SPEC, *given)) < 2e-6
 

@@ -141,6 +141,14 @@ def test_values_are_put_in_order() -> None:
         FUNCTION.ordered({"x": 1, "out": 4})
 
 
+def test_a_binder_looks_for_names_once() -> None:
+    assert list(FUNCTION.binder("x", "bias", "flags", "out")((1, 2, 3, 4))) == [4, 1, 3]
+    assert list(Function(FUNCTION.arguments[:1]).binder("x", "out")((1, 4))) == [4]
+    assert list(Function(()).binder("x")((1,))) == []
+    with pytest.raises(ValueError, match=r"takes flags as well\. Received: x, out"):
+        FUNCTION.binder("x", "out")
+
+
 def test_arguments_are_found_by_name_and_role() -> None:
     assert FUNCTION["x"].shape == (6,)
     assert FUNCTION.get("bias") is None

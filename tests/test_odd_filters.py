@@ -106,7 +106,7 @@ def assembly(plan: Plan, cpu: str) -> str:
     import tvm
 
     target = resolve({"kind": "llvm", "mcpu": cpu, "mtriple": "x86_64-linux-gnu"}, 2)
-    lowered = scheduling.lowered_module(scheduling.scheduled_module(plan, target), plan, target)
+    lowered = scheduling.lowered_module(scheduling.scheduled_module(plan, target), target)
     return str(tvm.compile(lowered, target=target).mod.inspect_source("asm"))
 
 

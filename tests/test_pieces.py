@@ -53,7 +53,7 @@ def test_no_number_is_copied_by_itself() -> None:
     """Taps of a row of 7 channels are one piece of 21; a vector of it begins where a division would have said."""
     target = resolve(AVX512, 2)
     folded = plan(SPEC, "ppf", (2, 2, 1))
-    module = scheduling.lowered_module(scheduling.scheduled_module(folded, target), folded, target)
+    module = scheduling.lowered_module(scheduling.scheduled_module(folded, target), target)
     text = str(tvm.compile(module, target=target).mod.inspect_source("asm"))
     assert re.search(r"vmovups\t.*\{%k\d\} \{z\}", text)
     # a multiplication by the reciprocal of 7 or 21

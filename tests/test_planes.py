@@ -43,7 +43,7 @@ def assembly(spec: Conv3DSpec, target_fields: dict[str, object]) -> str:
     target = resolve(target_fields, 2)
     plan = default_plan(spec, target)
     assert plan.algorithm == "planes"
-    module = scheduling.lowered_module(scheduling.scheduled_module(plan, target), plan, target)
+    module = scheduling.lowered_module(scheduling.scheduled_module(plan, target), target)
     return str(tvm.compile(module, target=target).mod.inspect_source("asm"))
 
 
@@ -212,11 +212,11 @@ def test_pointwise_layers_that_outgrow_the_caches_read_planes_in_long_rows() -> 
     traits = cpu_traits(resolve(AVX512, 2))
     planes = algorithms("llvm")["planes"]
     large, small = replace(WIDE, size=(16, 64, 64)), replace(traits, l3=2**20)
-    in_caches, past_caches = (planes.default(canonicalize(large), traits)[0] for traits in (traits, small))  # type: ignore[index]
+    in_caches, past_caches = (planes.default(large, traits)[0] for traits in (traits, small))  # type: ignore[index]
     assert (in_caches.vectors, in_caches.gather, in_caches.stream) == (1, False, False)
     assert (past_caches.vectors, past_caches.gather, past_caches.stream) == (4, False, True)
     # sums of many filters take as long as memory: they had better find their numbers in L1
-    many = planes.default(canonicalize(replace(large, filters=256)), small)[0]  # type: ignore[index]
+    many = planes.default(replace(large, filters=256), small)[0]  # type: ignore[index]
     assert (many.vectors, many.gather, many.filters_first) == (1, True, True)
 
 

@@ -99,6 +99,21 @@ def test_the_special_algorithm_comes_first() -> None:
         algorithms("vulkan")
 
 
+def test_algorithms_are_known_by_name_alone() -> None:
+    for kind in ("llvm", "cuda"):
+        for name, algorithm in algorithms(kind).items():
+            assert named(name) is algorithm
+            assert algorithm.kind == kind
+    with pytest.raises(ValueError, match=r"no algorithm of this name. Received: 'other'; known: winograd, .*gemm"):
+        named("other")
+
+
+def test_a_plan_for_another_kind_of_target_is_refused() -> None:
+    gpu = targets.resolve("cuda:sm_80", 1)
+    with pytest.raises(ValueError, match=r"'direct' is for targets of the kind llvm. Received: target=.*cuda"):
+        scheduling.scheduled_module(make_plan(DENSE, host_target(2), exact=True), gpu)
+
+
 @pytest.mark.parametrize("registers", [16, 32])
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 7, 13, 14, 17, 31, 56, 113])
 def test_tiles_fit_registers_and_waste_little(registers: int, width: int) -> None:

@@ -73,7 +73,7 @@ def test_vectors_are_loaded_whole(target: dict[str, str], instruction: str, one_
     resolved = resolve({"kind": "llvm", **target, **triple}, 2)
     plan: Plan = make_plan(grouped(64, 32), resolved)
     module = scheduling.scheduled_module(plan, resolved)
-    text = assembly(scheduling.lowered_module(module, plan, resolved), resolved)
+    text = assembly(scheduling.lowered_module(module, resolved), resolved)
     assert re.search(instruction, text)
     assert not re.search(one_by_one, text)
     # what is rewritten is needed: TVM itself loads such vectors one element after the other

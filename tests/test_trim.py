@@ -14,7 +14,8 @@ from tvm_conv3d import Conv3D, reference
 from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.compute.canonical import canonicalize
 from tvm_conv3d.compute.trim import seen_taps, trim
-from tvm_conv3d.plan import Plan, make_plan
+from tvm_conv3d.plan import Plan
+from tvm_conv3d.planner import make_plan
 from tvm_conv3d.spec import (
     CHANNELS_FIRST,
     CHANNELS_LAST,

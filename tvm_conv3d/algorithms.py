@@ -1,15 +1,11 @@
-"""The ways of computing a convolution: each joins one TE declaration with its design space for a family of targets.
-
-Declarations and schedules take problems in their canonical form; here it is made.
-"""
+"""The ways of computing a convolution: each joins one TE declaration with its design space for a family of targets."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,54 +13,150 @@ from tvm_conv3d.compute.canonical import CanonicalSpec, canonicalize
 from tvm_conv3d.spec import Conv3DSpec
 
 if TYPE_CHECKING:
-    from tvm import IRModule
+    from tvm import IRModule, te
     from tvm.s_tir import Schedule
 
     from tvm_conv3d.compute.declaration import Declaration
-
-#: A variant: a frozen dataclass of the algorithm's own.
-Variant = Any
-
-P = ParamSpec("P")
-R = TypeVar("R")
+    from tvm_conv3d.compute.packing import DeclarePacking, Weights
+    from tvm_conv3d.schedules.decisions import Decisions
 
 
-@dataclass(frozen=True)
-class Algorithm:
+class Variant(Protocol):
+    """What changes a TE declaration: a frozen dataclass of the algorithm's own."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __hash__(self) -> int: ...
+
+
+V = TypeVar("V", bound=Variant)
+_V_contra = TypeVar("_V_contra", bound=Variant, contravariant=True)
+
+
+class Declares(Protocol[_V_contra]):
+    """What a module of `compute` declares of one algorithm."""
+
+    def declare(self, spec: CanonicalSpec, variant: _V_contra, /) -> Declaration:
+        """The convolution in TE."""
+
+    def pack_kernel(self, spec: CanonicalSpec, variant: _V_contra, kernel: np.ndarray, /) -> np.ndarray:
+        """Weights of `spec.kernel_shape` in the declaration's layout."""
+
+    def pack_bias(self, spec: CanonicalSpec, variant: _V_contra, bias: np.ndarray | None, /) -> np.ndarray:
+        """Bias (filters,) in the declaration's layout; zeros where there is none."""
+
+    def declare_packing(
+        self, spec: CanonicalSpec, variant: _V_contra, weights: Weights, /
+    ) -> tuple[te.Tensor, te.Tensor]:
+        """Packed kernel and packed bias in TE."""
+
+    def error_bound(self, spec: CanonicalSpec, variant: _V_contra, /) -> float:
+        """The relative error (2-norm) to expect of data and weights without structure."""
+
+
+class Schedules(Protocol[V]):
+    """What a module of `schedules` decides of one algorithm, for one family of targets."""
+
+    def default(self, spec: CanonicalSpec, traits: Any, /) -> tuple[V, dict[str, int]] | None:
+        """Variant and decisions where nothing was tuned; None where the algorithm does not apply."""
+
+    def variants(self, spec: CanonicalSpec, traits: Any, /) -> list[V]:
+        """Those that compete while tuning, the default's first; none where the algorithm does not apply."""
+
+    def apply(self, schedule: Schedule, spec: CanonicalSpec, variant: V, decisions: Decisions, /) -> None:
+        """The design space."""
+
+    def finish(self, module: IRModule, spec: CanonicalSpec, /) -> IRModule:
+        """The scheduled module with what no schedule primitive expresses."""
+
+
+class Packs(Protocol):
+    """How weights are packed on one family of targets, whatever the algorithm."""
+
+    def scheduled(self, spec: CanonicalSpec, variant: Any, declare_packing: DeclarePacking, /) -> IRModule:
+        """The function `pack` with its loops."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Algorithm(Generic[V]):
     """One algorithm for one family of targets.
 
     Attributes:
         name: as in records and plans; unique among all.
         kind: of the targets that it is for: "llvm" or "cuda".
-        variant_type: dataclass of what changes the declaration.
-        declare: (spec, variant) -> TE declaration.
-        pack_kernel: (spec, variant, kernel) -> weights in the declaration's layout, those of the seen taps.
-        pack_bias: (spec, variant, bias or None) -> bias in the declaration's layout.
-        default: (spec, traits of the target) -> (variant, decisions), or None where the algorithm does not apply.
-        apply: (schedule, spec, variant, decisions): the design space.
-        finish: (scheduled module, spec) -> module: what no schedule primitive expresses.
-        error_bound: (spec, variant) -> relative error (2-norm) to expect of data without structure.
+        variant_type: of its variants.
+        compute: its declaration.
+        loops: its design space.
+        packs: the loops of its packing.
         exact: it sums the products of the definition, so that NaN and infinity reach exactly their windows.
-        variants: (spec, traits) -> variants that compete while tuning, the default's first; none where the algorithm
-            does not apply.
+        phases: it serves results with phases (:mod:`tvm_conv3d.compute.phases`), of strided transposed convolutions.
     """
 
     name: str
     kind: str
-    variant_type: type
-    declare: Callable[[Conv3DSpec, Variant], Declaration]
-    pack_kernel: Callable[[Conv3DSpec, Variant, np.ndarray], np.ndarray]
-    pack_bias: Callable[[Conv3DSpec, Variant, np.ndarray | None], np.ndarray]
-    default: Callable[[Conv3DSpec, Any], tuple[Variant, dict[str, int]] | None]
-    apply: Callable[[Schedule, Conv3DSpec, Variant, Any], None]
-    finish: Callable[[IRModule, Conv3DSpec], IRModule]
-    variants: Callable[[Conv3DSpec, Any], list[Variant]]
-    error_bound: Callable[[Conv3DSpec, Variant], float]
-    exact: bool
+    variant_type: type[V]
+    compute: Declares[V]
+    loops: Schedules[V]
+    packs: Packs
+    exact: bool = True
+    phases: bool = False
 
-    def variant(self, fields: Mapping[str, Any]) -> Variant:
+    def declare(self, spec: Conv3DSpec, variant: V) -> Declaration:
+        """The convolution in TE; raises ValueError where the variant does not suit the spec."""
+        return self._declared(canonicalize(spec), variant)
+
+    def pack_kernel(self, spec: Conv3DSpec, variant: V, kernel: np.ndarray) -> np.ndarray:
+        """Weights of `spec.kernel_shape` in the declaration's layout, those of the seen taps."""
+        canonical = canonicalize(spec)
+        return self.compute.pack_kernel(canonical, variant, canonical.weights(kernel))
+
+    def pack_bias(self, spec: Conv3DSpec, variant: V, bias: np.ndarray | None) -> np.ndarray:
+        """Bias (filters,) in the declaration's layout; zeros where there is none."""
+        canonical = canonicalize(spec)
+        return self.compute.pack_bias(canonical, variant, canonical.bias_values(bias))
+
+    def packing(self, spec: Conv3DSpec, variant: V) -> IRModule:
+        """The function `pack`, which packs kernel and bias (:mod:`tvm_conv3d.compute.packing`), with its loops."""
+        return self.packs.scheduled(canonicalize(spec), variant, self.compute.declare_packing)
+
+    def error_bound(self, spec: Conv3DSpec, variant: V) -> float:
+        """The relative error (2-norm) to expect of data and weights without structure."""
+        return self.compute.error_bound(canonicalize(spec), variant)
+
+    def default(self, spec: Conv3DSpec, traits: Any) -> tuple[V, dict[str, int]] | None:
+        """Variant and decisions where nothing was tuned; None where the algorithm does not apply.
+
+        Args:
+            spec: the problem.
+            traits: of the target: :func:`tvm_conv3d.targets.traits_of`.
+        """
+        canonical = canonicalize(spec)
+        return self.loops.default(canonical, traits) if self._serves(canonical) else None
+
+    def variants(self, spec: Conv3DSpec, traits: Any) -> list[V]:
+        """Those that compete while tuning, the default's first; none where the algorithm does not apply."""
+        canonical = canonicalize(spec)
+        return self.loops.variants(canonical, traits) if self._serves(canonical) else []
+
+    def apply(self, schedule: Schedule, spec: Conv3DSpec, variant: V, decisions: Decisions) -> None:
+        """Schedules the declaration: the design space."""
+        self.loops.apply(schedule, canonicalize(spec), variant, decisions)
+
+    def finish(self, module: IRModule, spec: Conv3DSpec) -> IRModule:
+        """The scheduled module with what no schedule primitive expresses."""
+        return self.loops.finish(module, canonicalize(spec))
+
+    def variant(self, fields: Mapping[str, Any]) -> V:
         """The variant with these fields, lists as tuples, as after JSON; raises TypeError when they are not its own."""
         return self.variant_type(**{name: _frozen(value) for name, value in fields.items()})
+
+    def _serves(self, spec: CanonicalSpec) -> bool:
+        return self.phases or not spec.phased
+
+    @functools.cached_property
+    def _declared(self) -> Callable[[CanonicalSpec, V], Declaration]:
+        # asked for twice: what the plan takes of memory, then its loops
+        return functools.lru_cache(maxsize=_DECLARATIONS)(self.compute.declare)
 
 
 #: Declarations that are kept for each algorithm.
@@ -72,7 +164,7 @@ _DECLARATIONS = 4
 
 
 @functools.cache
-def algorithms(kind: str) -> Mapping[str, Algorithm]:
+def algorithms(kind: str) -> Mapping[str, Algorithm[Any]]:
     """Name -> algorithm for a kind of target ("llvm" or "cuda"), the more special first."""
     if kind not in _FAMILIES:
         known = ", ".join(_FAMILIES)
@@ -80,7 +172,7 @@ def algorithms(kind: str) -> Mapping[str, Algorithm]:
     return {algorithm.name: algorithm for algorithm in _FAMILIES[kind]()}
 
 
-def named(name: str) -> Algorithm:
+def named(name: str) -> Algorithm[Any]:
     """The algorithm of this name, whatever its kind of target.
 
     Raises:
@@ -94,101 +186,121 @@ def named(name: str) -> Algorithm:
     raise ValueError(f"There is no algorithm of this name. Received: {name!r}; known: {known}")
 
 
-def _for_cpus() -> tuple[Algorithm, ...]:
+def _for_cpus() -> tuple[Algorithm[Any], ...]:
     from tvm_conv3d.compute import depthwise, direct, grouped, planes, winograd, winograd_rows
     from tvm_conv3d.schedules.llvm import depthwise as depthwise_loops
     from tvm_conv3d.schedules.llvm import direct as direct_loops
     from tvm_conv3d.schedules.llvm import grouped as grouped_loops
+    from tvm_conv3d.schedules.llvm import packing
     from tvm_conv3d.schedules.llvm import planes as planes_loops
     from tvm_conv3d.schedules.llvm import winograd as winograd_loops
     from tvm_conv3d.schedules.llvm import winograd_rows as winograd_rows_loops
 
+    # each of its variant's type, to which mypy then holds its parts
     return (
-        _join("winograd", "llvm", winograd.WinogradVariant, winograd, winograd_loops, exact=False),
-        _join(
-            "winograd_rows", "llvm", winograd_rows.WinogradRowsVariant, winograd_rows, winograd_rows_loops, exact=False
+        Algorithm[winograd.WinogradVariant](
+            name="winograd",
+            kind="llvm",
+            variant_type=winograd.WinogradVariant,
+            compute=winograd,
+            loops=winograd_loops,
+            packs=packing,
+            exact=False,
         ),
-        _join("planes", "llvm", planes.PlanesVariant, planes, planes_loops),
-        _join("depthwise", "llvm", depthwise.DepthwiseVariant, depthwise, depthwise_loops),
-        _join("grouped", "llvm", grouped.GroupedVariant, grouped, grouped_loops),
-        _join("direct", "llvm", direct.DirectVariant, direct, direct_loops, phases=True),
+        Algorithm[winograd_rows.WinogradRowsVariant](
+            name="winograd_rows",
+            kind="llvm",
+            variant_type=winograd_rows.WinogradRowsVariant,
+            compute=winograd_rows,
+            loops=winograd_rows_loops,
+            packs=packing,
+            exact=False,
+        ),
+        Algorithm[planes.PlanesVariant](
+            name="planes",
+            kind="llvm",
+            variant_type=planes.PlanesVariant,
+            compute=planes,
+            loops=planes_loops,
+            packs=packing,
+        ),
+        Algorithm[depthwise.DepthwiseVariant](
+            name="depthwise",
+            kind="llvm",
+            variant_type=depthwise.DepthwiseVariant,
+            compute=depthwise,
+            loops=depthwise_loops,
+            packs=packing,
+        ),
+        Algorithm[grouped.GroupedVariant](
+            name="grouped",
+            kind="llvm",
+            variant_type=grouped.GroupedVariant,
+            compute=grouped,
+            loops=grouped_loops,
+            packs=packing,
+        ),
+        Algorithm[direct.DirectVariant](
+            name="direct",
+            kind="llvm",
+            variant_type=direct.DirectVariant,
+            compute=direct,
+            loops=direct_loops,
+            packs=packing,
+            phases=True,
+        ),
     )
 
 
-def _for_gpus() -> tuple[Algorithm, ...]:
+def _for_gpus() -> tuple[Algorithm[Any], ...]:
     from tvm_conv3d.compute import implicit_gemm, tensor_gemm, window, winograd_gemm
     from tvm_conv3d.schedules.cuda import gemm as gemm_loops
+    from tvm_conv3d.schedules.cuda import packing
     from tvm_conv3d.schedules.cuda import tensor as tensor_loops
     from tvm_conv3d.schedules.cuda import window as window_loops
     from tvm_conv3d.schedules.cuda import winograd as winograd_loops
 
     return (
-        _join("window", "cuda", window.WindowVariant, window, window_loops),
-        _join("winograd_gemm", "cuda", winograd_gemm.WinogradGemmVariant, winograd_gemm, winograd_loops, exact=False),
-        _join("tensor_gemm", "cuda", tensor_gemm.TensorVariant, tensor_gemm, tensor_loops, phases=True),
-        _join("gemm", "cuda", implicit_gemm.GemmVariant, implicit_gemm, gemm_loops, phases=True),
+        Algorithm[window.WindowVariant](
+            name="window",
+            kind="cuda",
+            variant_type=window.WindowVariant,
+            compute=window,
+            loops=window_loops,
+            packs=packing,
+        ),
+        Algorithm[winograd_gemm.WinogradGemmVariant](
+            name="winograd_gemm",
+            kind="cuda",
+            variant_type=winograd_gemm.WinogradGemmVariant,
+            compute=winograd_gemm,
+            loops=winograd_loops,
+            packs=packing,
+            exact=False,
+        ),
+        Algorithm[tensor_gemm.TensorVariant](
+            name="tensor_gemm",
+            kind="cuda",
+            variant_type=tensor_gemm.TensorVariant,
+            compute=tensor_gemm,
+            loops=tensor_loops,
+            packs=packing,
+            phases=True,
+        ),
+        Algorithm[implicit_gemm.GemmVariant](
+            name="gemm",
+            kind="cuda",
+            variant_type=implicit_gemm.GemmVariant,
+            compute=implicit_gemm,
+            loops=gemm_loops,
+            packs=packing,
+            phases=True,
+        ),
     )
 
 
 #: By kind of target; names are unique among all.
 _FAMILIES = {"llvm": _for_cpus, "cuda": _for_gpus}
-
-
-def _join(
-    name: str,
-    kind: str,
-    variant_type: type,
-    compute: ModuleType,
-    loops: ModuleType,
-    exact: bool = True,
-    phases: bool = False,
-) -> Algorithm:
-    """One algorithm; `phases` tells whether it serves transposed convolutions with strides."""
-
-    def pack_kernel(spec: Conv3DSpec, variant: Variant, kernel: np.ndarray) -> np.ndarray:
-        canonical = canonicalize(spec)
-        return compute.pack_kernel(canonical, variant, canonical.weights(kernel))
-
-    def pack_bias(spec: Conv3DSpec, variant: Variant, bias: np.ndarray | None) -> np.ndarray:
-        canonical = canonicalize(spec)
-        return compute.pack_bias(canonical, variant, canonical.bias_values(bias))
-
-    def default(spec: CanonicalSpec, traits: Any) -> tuple[Variant, dict[str, int]] | None:
-        return loops.default(spec, traits) if phases or not spec.phased else None
-
-    def variants(spec: CanonicalSpec, traits: Any) -> list[Variant]:
-        return loops.variants(spec, traits) if phases or not spec.phased else []
-
-    def apply(sch: Schedule, spec: Conv3DSpec, variant: Variant, decide: Any) -> None:
-        loops.apply(sch, canonicalize(spec), variant, decide)
-
-    def finish(module: IRModule, spec: Conv3DSpec) -> IRModule:
-        return loops.finish(module, canonicalize(spec))
-
-    return Algorithm(
-        name,
-        kind,
-        variant_type,
-        # asked for twice: what the plan takes of memory, then its loops
-        _of_canonical(functools.lru_cache(maxsize=_DECLARATIONS)(compute.declare)),
-        pack_kernel,
-        pack_bias,
-        _of_canonical(default),
-        apply,
-        finish,
-        _of_canonical(variants),
-        _of_canonical(compute.error_bound),
-        exact,
-    )
-
-
-def _of_canonical(function: Callable[Concatenate[CanonicalSpec, P], R]) -> Callable[Concatenate[Conv3DSpec, P], R]:
-    """`function` of a problem's canonical form as one of the problem."""
-
-    def of_spec(spec: Conv3DSpec, /, *more: P.args, **named: P.kwargs) -> R:
-        return function(canonicalize(spec), *more, **named)
-
-    return of_spec
 
 
 def _frozen(value: Any) -> Any:

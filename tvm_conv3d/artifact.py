@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvm_conv3d import compute, schedules
 from tvm_conv3d.compute.argument import Function
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.workspace import NO_WORKSPACE, Workspace
@@ -24,6 +24,32 @@ PINNED = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1", "apach
 
 #: Name of the compiled function that convolves.
 MAIN = "main"
+
+
+#: Modules and packages that have a part in compiling: whatever is imported between a spec and its machine code.
+COMPILING = (
+    "tvm_conv3d.algorithms",
+    "tvm_conv3d.artifact",
+    "tvm_conv3d.build",
+    "tvm_conv3d.compute",
+    "tvm_conv3d.cuda.architectures",
+    "tvm_conv3d.cuda.image",
+    "tvm_conv3d.cuda.lower",
+    "tvm_conv3d.cuda.nvrtc",
+    "tvm_conv3d.cuda.places",
+    "tvm_conv3d.cuda.toolkit",
+    "tvm_conv3d.dot_units",
+    "tvm_conv3d.helper_code",
+    "tvm_conv3d.locks",
+    "tvm_conv3d.plan",
+    "tvm_conv3d.post_ops",
+    "tvm_conv3d.schedules",
+    "tvm_conv3d.scheduling",
+    "tvm_conv3d.spec",
+    "tvm_conv3d.spec_key",
+    "tvm_conv3d.targets",
+    "tvm_conv3d.workspace",
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +89,7 @@ def artifact_key(plan: Plan, target: Target) -> str:
 
 
 def key_of(identity: Mapping[str, object]) -> str:
-    """Hash of `identity`, the versions, and the sources of declarations and schedules."""
+    """Hash of `identity`, the versions, and the sources of all that compiles."""
     identity = {**identity, "versions": {**_versions(), "sources": source_hash()}}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -75,13 +101,28 @@ def target_text(target: Target) -> str:
 
 @functools.cache
 def source_hash() -> str:
-    """Hash of the sources of declarations and schedules."""
+    """Hash of the sources of all that is listed in :data:`COMPILING`."""
     digest = hashlib.sha256()
-    for package in (compute, schedules):
-        root = Path(str(package.__file__)).parent
-        for path in sorted(root.rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    for part, place in sources().items():
+        for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
+            name = path.relative_to(place).as_posix()
+            digest.update(f"{part} {name}".encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def sources() -> dict[str, Path]:
+    """The file of each module, and the folder of each package, in :data:`COMPILING`.
+
+    Raises:
+        ModuleNotFoundError: one is not installed.
+    """
+    found = {}
+    for part in COMPILING:
+        spec = importlib.util.find_spec(part)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"A part of this package is missing: {part}. Install it again.", name=part)
+        found[part] = Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
+    return found
 
 
 @functools.cache

@@ -117,10 +117,19 @@ def set_kept_memory(most: int) -> None:
     Raises:
         ValueError: `most` is no integer of at least 0.
     """
+    _store.most = check_bytes(most)
+    _store.let_go(most)
+
+
+def check_bytes(most: int) -> int:
+    """`most`, where it is a number of bytes.
+
+    Raises:
+        ValueError: it is no integer of at least 0.
+    """
     if not isinstance(most, int) or isinstance(most, bool) or most < 0:
         raise ValueError(f"`most` must be a number of bytes, an integer of at least 0. Received: most={most!r}")
-    _store.most = most
-    _store.let_go(most)
+    return most
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tvm_conv3d import scheduling, workspace
 from tvm_conv3d.algorithms import named
 from tvm_conv3d.artifact import MAIN, Artifact, check_versions
-from tvm_conv3d.compute.argument import Function
+from tvm_conv3d.compute.argument import PACK, Function
 from tvm_conv3d.cuda import toolkit
 from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.cuda.lower import lower
@@ -33,13 +33,16 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
     check_versions()
     import tvm
 
-    module = scheduling.scheduled_module(plan, target)
-    functions = {MAIN: Function(named(plan.algorithm).declare(plan.spec, plan.variant).arguments)}
+    module, pack = scheduling.scheduled_module(plan, target), scheduling.packing_module(plan)
+    main = named(plan.algorithm).declare(plan.spec, plan.variant).arguments
+    functions = {MAIN: Function(main), PACK: Function(scheduling.packing_arguments(pack))}
     if is_cuda(target):
-        image = compile_image(module, target)
-        return Artifact(image.to_bytes(), functions, module.script(), Workspace(sum(image.workspaces.values()), 0))
+        image = compile_image(together(module, pack), target)
+        between_kernels = sum(image.functions[MAIN].workspaces.values())
+        return Artifact(image.to_bytes(), functions, module.script(), Workspace(between_kernels, 0))
     small = scheduling.with_small_buffers(module)
-    lowered, done = scheduling.lowered(small, plan, target)
+    lowered, done = scheduling.lowered(small, target)
+    lowered = together(lowered, scheduling.with_small_buffers(pack))
     with tvm.transform.PassContext(disabled_pass=done):
         code = object_code(tvm.compile(lowered, target=target).mod)
     if not code:
@@ -47,8 +50,15 @@ def compile_plan(plan: Plan, target: Target) -> Artifact:
     return Artifact(code, functions, module.script(), workspace.of_small_buffers(small))
 
 
+def together(first: IRModule, second: IRModule) -> IRModule:
+    """One module with the functions of both."""
+    module = first.clone()
+    module.update(second)
+    return module
+
+
 def compile_image(module: IRModule, target: Target) -> Image:
-    """The scheduled `main` compiled for a GPU, as source only where no CUDA compiler is found.
+    """Scheduled functions compiled for a GPU, as source only where no CUDA compiler is found.
 
     Raises:
         RuntimeError: TVM or the compiler refuses it.
@@ -59,7 +69,7 @@ def compile_image(module: IRModule, target: Target) -> Image:
         cubin = toolkit.compile_cubin(code.source, arch)
     except toolkit.NoCompilerError:
         cubin = b""
-    return Image(arch, code.source, code.launches, code.workspaces, cubin)
+    return Image(arch, code.source, code.functions, cubin)
 
 
 def object_code(module: Module) -> bytes:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tvm_conv3d import scheduling, threads
 from tvm_conv3d.artifact import Artifact, check_versions, target_text
-from tvm_conv3d.build import compile_plan
+from tvm_conv3d.build import compile_plan, together
 from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.planner import make_plan
@@ -69,8 +68,7 @@ def export(spec: Conv3DSpec, target: str | Mapping[str, Any], folder: Path, core
 
 def _gpu_files(artifact: Artifact, about: dict[str, Any]) -> dict[str, bytes]:
     image = Image.from_bytes(artifact.object_code)
-    about["launches"] = [asdict(launch) for launch in image.launches]
-    about["workspaces"] = dict(image.workspaces)
+    about["launches"] = {name: launches.to_json() for name, launches in image.functions.items()}
     files = {"module.bin": artifact.object_code, "module.cu": image.source.encode()}
     return {**files, "module.cubin": image.cubin} if image.cubin else files
 
@@ -78,5 +76,6 @@ def _gpu_files(artifact: Artifact, about: dict[str, Any]) -> dict[str, bytes]:
 def _assembly(plan: Plan, target: Any) -> bytes:
     import tvm
 
-    lowered = scheduling.lowered_module(scheduling.scheduled_module(plan, target), plan, target)
-    return str(tvm.compile(lowered, target=target).mod.inspect_source("asm")).encode()
+    lowered = scheduling.lowered_module(scheduling.scheduled_module(plan, target), target)
+    functions = together(lowered, scheduling.packing_module(plan))
+    return str(tvm.compile(functions, target=target).mod.inspect_source("asm")).encode()

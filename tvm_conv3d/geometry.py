@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tvm_conv3d.spec import CHANNELS_LAST, NO_PADS, Conv3DSpec, Triple, same_padding
+from tvm_conv3d.conv_arguments import ConvArguments, integers
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
 Shape = tuple[Any, ...]
 
@@ -83,8 +84,8 @@ class Geometry:
         self.output_shape(input_shape)
         if channels < 1:
             raise ValueError(f"The input must have at least one channel. Received: input_shape={input_shape}")
-        _integers("strides", self.strides)
-        _integers("dilation_rate", self.dilation_rate)
+        integers("strides", self.strides)
+        integers("dilation_rate", self.dilation_rate)
         return (*self.kernel_size, channels // self.groups, self.filters)
 
     def spec(self, input_shape: tuple[int, ...], dtype: str, bias: bool, post_ops: tuple[str, ...]) -> Conv3DSpec:
@@ -100,29 +101,17 @@ class Geometry:
             ValueError: as :meth:`output_shape`.
         """
         self.output_shape(input_shape)
-        if self.data_format == CHANNELS_LAST:
-            batch, *spatial, channels = input_shape
-        else:
-            batch, channels, *spatial = input_shape
-        size: Triple = (spatial[0], spatial[1], spatial[2])
-        kernel = _integers("kernel_size", self.kernel_size)
-        strides = _integers("strides", self.strides)
-        dilation = _integers("dilation_rate", self.dilation_rate)
-        return Conv3DSpec(
-            batch=batch,
-            size=size,
-            channels=channels,
-            filters=int(self.filters),
-            kernel=kernel,
-            strides=strides,
-            dilation=dilation,
-            pads=same_padding(size, kernel, strides, dilation) if self.padding == "same" else NO_PADS,
+        kernel = integers("kernel_size", self.kernel_size)
+        channels = input_shape[self.channel_axis]
+        arguments = ConvArguments(
+            strides=integers("strides", self.strides),
+            padding=self.padding,
+            dilation=integers("dilation_rate", self.dilation_rate),
             groups=int(self.groups),
             data_format=self.data_format,
-            dtype=dtype,
-            bias=bias,
             post_ops=post_ops,
         )
+        return arguments.spec(input_shape, (*kernel, channels // arguments.groups, int(self.filters)), dtype, bias)
 
 
 def check_weight_shape(shape: Shape, path: str) -> tuple[int, ...]:
@@ -151,11 +140,3 @@ def _is_integer(value: Any) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _integers(name: str, values: tuple[Any, ...]) -> Triple:
-    """Elements as ints: the constructor lets floats pass, as Keras's does."""
-    if any(value != int(value) for value in values):
-        raise ValueError(f"`{name}` must be integers. Received: {name}={values}")
-    first, second, third = (int(value) for value in values)
-    return first, second, third

@@ -23,8 +23,8 @@ def get(identity: Mapping[str, object], make_module: Callable[[], IRModule], wit
 
     Args:
         identity: all that the code depends on besides this CPU and the versions of TVM and this package, as JSON's
-            types; its "name" tells people what it is. Where the code comes of Python that is no part of `compute` or
-            `schedules`, a text or number that changes with it belongs in here.
+            types; its "name" tells people what it is. Where the code comes of Python that is none of
+            :data:`tvm_conv3d.artifact.COMPILING`, a text or number that changes with it belongs in here.
         make_module: declares the functions.
         without: TVM's passes that find nothing to do in them.
 

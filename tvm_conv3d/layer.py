@@ -7,7 +7,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from tvm_conv3d import arguments, structure, tensors, tracing
+from tvm_conv3d import arguments, functional, structure, tensors, tracing
+from tvm_conv3d.conv_arguments import Problem, problem_of
+from tvm_conv3d.cuda.executor import Weights
 from tvm_conv3d.dtypes import numpy_dtype
 from tvm_conv3d.geometry import Geometry
 from tvm_conv3d.input_spec import InputSpec, not_a_tensor
@@ -17,7 +19,6 @@ from tvm_conv3d.objects.arrays import to_numpy
 from tvm_conv3d.objects.registry import Family, is_keras
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.runtime import Executor
-from tvm_conv3d.spec import Conv3DSpec
 
 _NDIM = 5
 #: Entries of a layer's table of seen shapes; a layer fed ever new shapes starts over, not grows.
@@ -43,17 +44,8 @@ _EXECUTOR_OPTIONS = ("target", "accuracy", "workspace_limit")
 class _Prepared(NamedTuple):
     """All that a call of a known input shape needs."""
 
-    spec: Conv3DSpec
+    problem: Problem
     activation: activations.Split
-
-
-class _Cast(NamedTuple):
-    """The weights in the compute dtype, which versions of them, and whether the kernel's values carry exact meaning."""
-
-    version: tuple[Any, ...]
-    kernel: np.ndarray
-    bias: np.ndarray | None
-    structured: bool
 
 
 class Conv3D(KernelLayer):
@@ -160,7 +152,7 @@ class Conv3D(KernelLayer):
     def _make_caches(self) -> None:
         super()._make_caches()
         self._prepared: dict[tuple[int, ...], _Prepared] = {}
-        self._cast: _Cast | None = None
+        self._cast: Weights | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -249,10 +241,11 @@ class Conv3D(KernelLayer):
         """
         shape = tuple(int(extent) for extent in input_shape)
         prepared = self._prepared.get(shape) or self._prepare(shape)
-        return self._executor.plan_for(prepared.spec, self._cast_weights().structured)
+        return self._executor.plan_for(prepared.problem.spec, self._cast_weights().structured)
 
     def _source(self, inputs: Any) -> tensors.Source:
         tracing.check(inputs, self.name)
+        tracing.check_gradient(inputs)
         try:
             return tensors.wrap(inputs)
         except TypeError as error:
@@ -275,12 +268,11 @@ class Conv3D(KernelLayer):
         spec = self._geometry.spec(shape, self.compute_dtype, self._bias is not None, (split.fused,))
         if len(table) >= _MAX_SHAPES:
             table.clear()
-        table[shape] = prepared = _Prepared(spec, split)
+        table[shape] = prepared = _Prepared(problem_of(spec), split)
         return prepared
 
     def _forward(self, source: tensors.Source, prepared: _Prepared) -> Any:
-        version, kernel, bias, structured = self._cast_weights()
-        output = self._executor(prepared.spec, source, kernel, bias, version, structured)
+        output = functional.compute(self._executor, prepared.problem, source, self._cast_weights())
         _, after, in_numpy = prepared.activation
         if after is None:
             return output
@@ -290,7 +282,7 @@ class Conv3D(KernelLayer):
         # A view of another framework's memory may be read-only; the caller's result never is.
         return source.restore(array if array.flags.writeable else array.copy())
 
-    def _cast_weights(self) -> _Cast:
+    def _cast_weights(self) -> Weights:
         """The weights in the compute dtype, cast once for each version of them."""
         dtype = self.compute_dtype
         version = (dtype, *(weight.version for weight in self._weights))
@@ -298,7 +290,7 @@ class Conv3D(KernelLayer):
         if cast is None or cast.version != version:
             bias = None if self._bias is None else self._bias.value.astype(numpy_dtype(dtype), copy=False)
             kernel = self._merged(dtype)
-            self._cast = cast = _Cast(version, kernel, bias, structure.structured(kernel))
+            self._cast = cast = Weights(kernel, bias, version, structure.structured(kernel))
         return cast
 
     def get_config(self) -> dict[str, Any]:

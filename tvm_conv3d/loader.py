@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvm_conv3d import build, cache, parallel
 from tvm_conv3d.artifact import MAIN, Artifact, artifact_key, target_text
 from tvm_conv3d.compute.argument import Function
-from tvm_conv3d.cuda.executor import Kernels
+from tvm_conv3d.cuda.executor import LoadedImage
 from tvm_conv3d.cuda.image import Image
 from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.plan import Plan
@@ -109,16 +109,16 @@ def _about(plan: Plan, target: Target) -> dict[str, object]:
 def link(artifact: Artifact) -> Loaded:
     """Loads an artifact into this process; no compiler or linker of the system is used."""
     if Image.recognizes(artifact.object_code):
-        kernels = Kernels(Image.from_bytes(artifact.object_code))
-        return Loaded({MAIN: Entry(kernels, artifact.functions[MAIN])}, artifact.workspace)
-    module = parallel.link(artifact.object_code)
-    entries = {name: Entry(module.get_function(name), function) for name, function in artifact.functions.items()}
-    return Loaded(entries, artifact.workspace)
+        code: Callable[[str], Any] = LoadedImage(Image.from_bytes(artifact.object_code)).functions.__getitem__
+    else:
+        code = parallel.link(artifact.object_code).get_function
+    functions = {name: Entry(code(name), function) for name, function in artifact.functions.items()}
+    return Loaded(functions, artifact.workspace)
 
 
 def _try_link(artifact: Artifact) -> Loaded | None:
     """None where the object does not load: it is compiled anew."""
     try:
         return link(artifact)
-    except (RuntimeError, ValueError, AttributeError):
+    except (RuntimeError, ValueError, AttributeError, KeyError):
         return None

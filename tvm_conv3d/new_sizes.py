@@ -26,16 +26,16 @@ MOST_CYCLES = 1e9
 
 
 class NewSizes:
-    """The sizes that one layer was called with; several threads may use it.
+    """The sizes that layers were called with; several threads may use it.
 
     Calls of a size that begin before the first one has its machine code count as first ones, too.
 
     Args:
-        most: sizes that are remembered between their first and their second call.
+        most: sizes that are remembered between their first and their second call, and layers.
     """
 
     def __init__(self, most: int) -> None:
-        self._known: set[Hashable] = set()
+        self._known: Recent[Hashable, bool] = Recent(most)
         self._best: Recent[Hashable, Plan] = Recent(most)
 
     def best(self, size: Hashable) -> Plan | None:
@@ -50,13 +50,13 @@ class NewSizes:
             size: what was called.
             best: its best plan, where a quick one was taken.
         """
-        self._known.add(layer)
+        self._known.put(layer, True)
         if best is not None:
             self._best.put(size, best)
 
     def hurries(self, layer: Hashable, size: Hashable, best: Plan, target: Target) -> bool:
         """Whether a call of `size`, whose `best` plan is not compiled yet, had better take a quick one."""
-        if layer not in self._known or self._best.get(size) is not None:
+        if self._known.get(layer) is None or self._best.get(size) is not None:
             return False
         if named(best.algorithm).exact:
             return False

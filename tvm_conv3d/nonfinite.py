@@ -72,7 +72,8 @@ class Doubts:
         """The signs of the weights, without bias."""
         signs = self.signs
         if signs is None or signs.version != weights.version:
-            self.signs = signs = Weights(np.sign(weights.kernel).astype(np.int8), None, weights.version)
+            values = np.sign(weights.kernel).astype(np.int8)
+            self.signs = signs = weights._replace(kernel=values, bias=None)
         return signs
 
 
@@ -113,7 +114,10 @@ def fill(
     """
     # of a data gradient, the convolution that computes it, which has no phases where Winograd's algorithm does
     spec = forward_of(spec).spec
-    if spec.group_channels > _MOST_CHANNELS or spec.group_channels * math.prod(spec.kernel) >= _MOST_TERMS:
+    # the results of sums that are not finite are told by filter, a residual operand has a value for each
+    if spec.residual or spec.group_channels > _MOST_CHANNELS:
+        return False
+    if spec.group_channels * math.prod(spec.kernel) >= _MOST_TERMS:
         return False
     least = doubts.overflows_from(weights)
     if least == 0:

@@ -43,5 +43,9 @@ class Recent(Generic[K, V]):
             self._young, self._old = {}, self._young
         self._young[key] = value
 
+    def values(self) -> list[V]:
+        """All that is kept."""
+        return list({**self._old, **self._young}.values())
+
     def __len__(self) -> int:
         return len(self._young.keys() | self._old.keys())

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tvm_conv3d import buffers, in_flight, nonfinite, planner, tensors, threads
-from tvm_conv3d.algorithms import named
-from tvm_conv3d.compute.argument import BIAS, FLAGS, KERNEL, OUT, X
+from tvm_conv3d import buffers, in_flight, nonfinite, packing, planner, tensors, threads
+from tvm_conv3d.compute.argument import BIAS, FLAGS, KERNEL, OUT, PACK, X
 from tvm_conv3d.compute.canonical import canonicalize
 from tvm_conv3d.cuda.executor import GpuExecutor, Weights, without_elements
 from tvm_conv3d.dtypes import numpy_dtype
@@ -22,11 +21,15 @@ from tvm_conv3d.plan import Plan
 from tvm_conv3d.planner import make_plan
 from tvm_conv3d.recent import Recent
 from tvm_conv3d.reserve import reserve
-from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.spec import NO_PADS, Conv3DSpec
 from tvm_conv3d.targets import check_runs_here, gpu_target, is_cuda, requested_target, target_key
 
 if TYPE_CHECKING:
     from tvm.target import Target
+
+
+#: What a call of a convolution has at hand, in this order.
+_BOUND = (X, KERNEL, BIAS, OUT, FLAGS)
 
 
 class _Call(NamedTuple):
@@ -34,13 +37,13 @@ class _Call(NamedTuple):
 
     Attributes:
         code: the function.
-        ordered: its arguments, in order, of values by name.
+        ordered: puts what :data:`_BOUND` names into the order of its arguments.
         x, out: shapes of input and output, as the code sees them.
         flags: shape of its flags, where it has some.
     """
 
     code: Any
-    ordered: Callable[[Mapping[str, Any]], Sequence[Any]]
+    ordered: Callable[[Sequence[Any]], Sequence[Any]]
     x: tuple[int, ...]
     out: tuple[int, ...]
     flags: tuple[int, ...] | None
@@ -50,7 +53,7 @@ class _Call(NamedTuple):
         """The call of a convolution on a CPU."""
         function, flags = entry.function, entry.function.get(FLAGS)
         shape = None if flags is None else flags.shape
-        return cls(entry.code, function.ordered, function[X].shape, function[OUT].shape, shape)
+        return cls(entry.code, function.binder(*_BOUND), function[X].shape, function[OUT].shape, shape)
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,12 @@ class _Ready:
 
 @dataclass(frozen=True)
 class _Packed:
-    """Weights in a plan's layout, by name, as the compiled function takes them."""
+    """Weights in a plan's layout, as the compiled function takes them."""
 
     version: Hashable
-    views: Mapping[str, Any]
+    kernel: Any
+    bias: Any
+    nbytes: int
 
 
 #: Shapes that a layer keeps at hand, and layouts of its weights; each layout is a copy of them.
@@ -86,41 +91,47 @@ ACCURACIES = ("default", "strict", "fast")
 
 
 class Executor:
-    """Runs the convolutions of one layer; safe to call from several threads.
+    """Runs the convolutions of one layer, or of all that share its options; safe to call from several threads.
 
     Args:
         target: what to compile for: None for this machine, else see :func:`tvm_conv3d.targets.requested_target`.
         accuracy: "strict" for the products of the definition only, no Winograd; "default" for these where a call's
             kernel is structured (:mod:`tvm_conv3d.structure`); "fast" for Winograd even then.
         workspace_limit: bytes that intermediates may take for each thread.
+        most_specs: that are kept at hand; None for as many as a layer meets.
 
     Raises:
         ValueError: `accuracy` or `workspace_limit` is something else.
     """
 
     def __init__(
-        self, target: Any = None, accuracy: str = "default", workspace_limit: int = planner.DEFAULT_LIMIT
+        self,
+        target: Any = None,
+        accuracy: str = "default",
+        workspace_limit: int = planner.DEFAULT_LIMIT,
+        most_specs: int | None = None,
     ) -> None:
         if accuracy not in ACCURACIES:
             raise ValueError(f"`accuracy` must be one of {', '.join(ACCURACIES)}. Received: accuracy={accuracy!r}")
         self._wish = target
         self._accuracy = accuracy
         self._limit = planner.check_limit(workspace_limit)
+        self._most_specs = most_specs or _MOST_SHAPES
         self._clear()
 
     def _clear(self) -> None:
         self._lock = ForkSafeLock()
         threads.after_fork(buffers.renew)
         threads.after_fork(in_flight.renew)
-        self._ready: Recent[tuple[Conv3DSpec, int, bool], _Ready] = Recent(_MOST_SHAPES)
+        self._ready: Recent[tuple[Conv3DSpec, int, bool], _Ready] = Recent(self._most_specs)
         self._packed: Recent[str, _Packed] = Recent(_MOST_LAYOUTS)
-        self._gpu_ready: Recent[tuple[Conv3DSpec, int, str, bool], _Ready] = Recent(_MOST_SHAPES)
-        self._sizes = NewSizes(_MOST_SHAPES)
+        self._gpu_ready: Recent[tuple[Conv3DSpec, int, str, bool], _Ready] = Recent(self._most_specs)
+        self._sizes = NewSizes(self._most_specs)
         self._gpu = GpuExecutor(_MOST_LAYOUTS)
         self._targets: Recent[int, Target] = Recent(_MOST_SHAPES)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_wish": self._wish, "_accuracy": self._accuracy, "_limit": self._limit}
+        return {name: self.__dict__[name] for name in ("_wish", "_accuracy", "_limit", "_most_specs")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -150,15 +161,17 @@ class Executor:
         version: Hashable,
         structured: bool = False,
     ) -> Any:
+        """As :meth:`convolve`, with the weights one by one."""
+        return self.convolve(spec, source, Weights(kernel, bias, version, structured))
+
+    def convolve(self, spec: Conv3DSpec, source: tensors.Source, weights: Weights) -> Any:
         """The convolution of `source`, in a fresh buffer of the source's kind.
 
         Args:
             spec: the problem; `source` has its input shape.
             source: the input; cast to the spec's dtype where it has another.
-            kernel: weights of `spec.kernel_shape`.
-            bias: `spec.result_channels` values, None where the spec has no bias.
-            version: changes whenever the weights do; packed weights are kept under it.
-            structured: whether the kernel's values carry exact meaning (:mod:`tvm_conv3d.structure`).
+            weights: kernel of `spec.kernel_shape`, and bias of `spec.result_channels` values, None where the spec has
+                no bias; packed forms are kept under their version.
 
         Raises:
             ValueError: shapes that don't fit the spec, an unusable target, or no plan within the limit of workspace.
@@ -166,9 +179,9 @@ class Executor:
             RuntimeError: the installed TVM is another version, or can't compile this.
             MemoryError: there is none for the result, the packed weights or the intermediates.
         """
-        _check_shapes(spec, source, kernel, bias)
+        _check_shapes(spec, source, weights.kernel, weights.bias)
         count = threads.get_num_threads()
-        weights, exact = Weights(kernel, bias, version), self._exact(structured)
+        exact = self._exact(weights.structured)
         # a layer of a millisecond is called in hot loops: what is known of a spec is not asked for again
         ready = self._ready.get((spec, count, exact)) if source.gpu is None else None
         if ready is None and is_cuda(target := self._target_for(source, count)):
@@ -214,15 +227,16 @@ class Executor:
         if ready is None:
             check_runs_here(target, number)
             plan = self._sizes.best(key) or self._make_plan(spec, target, exact)
-            quick = self._quick_plan(key[1:], key, plan, target)
+            layer = (_without_size(spec), *key[1:])
+            quick = self._quick_plan(layer, key, plan, target)
             ready = _ready_of(quick or plan, target)
             if not quick:
                 self._gpu_ready.put(key, ready)
-            self._sizes.called(key[1:], key, plan if quick else None)
+            self._sizes.called(layer, key, plan if quick else None)
         if source.gpu:
-            return source.restore(self._gpu.on_gpu(ready.plan, ready.loaded.main.code, target, source.gpu, weights))
+            return source.restore(self._gpu.on_gpu(ready.plan, ready.loaded, target, source.gpu, weights))
         x = tensors.prepare(source.numpy(), spec.dtype)
-        return source.restore(self._gpu.from_host(ready.plan, ready.loaded.main.code, target, x, weights))
+        return source.restore(self._gpu.from_host(ready.plan, ready.loaded, target, x, weights))
 
     def _target_for(self, source: tensors.Source, count: int) -> Target:
         """The target for an input: where it lies, unless the user wished for one.
@@ -247,13 +261,13 @@ class Executor:
         """Fills `out`; False where the code says that its result can't be trusted."""
         packed, call = self._pack(ready, weights), ready.call
         reserve(ready.loaded, ready.loaded.workspace)
-        values = {**packed.views, X: tensors.exported(x, call.x), OUT: tensors.exported(out, call.out)}
+        given, result = tensors.exported(x, call.x), tensors.exported(out, call.out)
         if call.flags is None:
-            threads.run(call.code, *call.ordered(values))
+            threads.run(call.code, *call.ordered((given, packed.kernel, packed.bias, result, None)))
             return True
         flags = np.empty(call.flags, ready.plan.spec.accumulator)
-        values[FLAGS] = tensors.exported(flags)
-        threads.run(call.code, *call.ordered(values))
+        told = tensors.exported(flags)
+        threads.run(call.code, *call.ordered((given, packed.kernel, packed.bias, result, told)))
         return bool(np.isfinite(flags).all())
 
     def _target(self, count: int) -> Target:
@@ -270,10 +284,11 @@ class Executor:
             target = self._target(count)
             check_runs_here(target)
             plan = self._sizes.best(key) or self._make_plan(spec, target, exact)
-            quick = self._quick_plan(count, key, plan, target)
+            layer = (_without_size(spec), count)
+            quick = self._quick_plan(layer, key, plan, target)
             ready = _ready_of(quick or plan, target)
             self._ready.put((spec, count, True) if quick else key, ready)
-            self._sizes.called(count, key, plan if quick else None)
+            self._sizes.called(layer, key, plan if quick else None)
         return ready
 
     def _quick_plan(self, layer: Hashable, size: Hashable, best: Plan, target: Target) -> Plan | None:
@@ -291,22 +306,26 @@ class Executor:
     def _pack(self, ready: _Ready, weights: Weights) -> _Packed:
         """Packed weights; specs that differ in size only share one copy."""
         key = ready.layout
-        packed = self._packed.get(key)
+        table = self._packed if weights.packed is None else weights.packed
+        packed = table.get(key)
         if packed is None or packed.version != weights.version:
             with self._lock:
-                packed = self._packed.get(key)
+                packed = table.get(key)
                 if packed is None or packed.version != weights.version:
-                    spec, variant = ready.plan.spec, ready.plan.variant
-                    algorithm = named(ready.plan.algorithm)
-                    arrays = {
-                        KERNEL: algorithm.pack_kernel(spec, variant, weights.kernel),
-                        BIAS: algorithm.pack_bias(spec, variant, weights.bias),
-                    }
+                    stored = packing.stored(ready.plan.spec, weights.kernel, weights.bias)
+                    arrays = packing.on_cpu(ready.loaded.functions[PACK], stored)
                     function = ready.loaded.main.function
                     views = {name: tensors.exported(a, function[name].shape) for name, a in arrays.items()}
-                    packed = _Packed(weights.version, views)
-                    self._packed.put(key, packed)
+                    packed = _Packed(
+                        weights.version, views[KERNEL], views[BIAS], sum(array.nbytes for array in arrays.values())
+                    )
+                    table.put(key, packed)
         return packed
+
+
+def _without_size(spec: Conv3DSpec) -> Conv3DSpec:
+    """What the specs of one layer have in common, those of its sums of signs included."""
+    return replace(nonfinite.sums_spec(spec), batch=0, size=(0, 0, 0), pads=NO_PADS)
 
 
 def _ready_of(plan: Plan, target: Target) -> _Ready:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tvm_conv3d.algorithms import named
+from tvm_conv3d.compute.argument import PACK, ROLES, Argument
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.targets import is_cuda
 
@@ -53,9 +54,23 @@ def scheduled_module(plan: Plan, target: Target) -> IRModule:
     return algorithm.finish(schedule(plan)[0].mod, plan.spec)
 
 
-def lowered_module(module: IRModule, plan: Plan, target: Target) -> IRModule:
-    """The scheduled function of `plan` as TVM's compiler takes it."""
-    return module if is_cuda(target) else lowered(with_small_buffers(module), plan, target)[0]
+def packing_module(plan: Plan) -> IRModule:
+    """The function `pack` of the plan's algorithm with its loops, ready to compile."""
+    return named(plan.algorithm).packing(plan.spec, plan.variant)
+
+
+def packing_arguments(module: IRModule) -> tuple[Argument, ...]:
+    """What the function of :func:`packing_module` takes."""
+    found = []
+    for parameter in module[PACK].params:
+        name, shape = str(parameter.name), tuple(int(extent) for extent in parameter.ty.shape)
+        found.append(Argument(name, ROLES[name], shape, str(parameter.ty.dtype)))
+    return tuple(found)
+
+
+def lowered_module(module: IRModule, target: Target) -> IRModule:
+    """A scheduled function as TVM's compiler takes it."""
+    return module if is_cuda(target) else lowered(with_small_buffers(module), target)[0]
 
 
 def with_small_buffers(module: IRModule) -> IRModule:
@@ -65,7 +80,7 @@ def with_small_buffers(module: IRModule) -> IRModule:
     return lower.to_small_buffers(module)
 
 
-def lowered(small: IRModule, plan: Plan, target: Target) -> tuple[IRModule, Sequence[str]]:
+def lowered(small: IRModule, target: Target) -> tuple[IRModule, Sequence[str]]:
     """A function of :func:`with_small_buffers` as TVM's compiler takes it.
 
     Returns:
@@ -73,6 +88,6 @@ def lowered(small: IRModule, plan: Plan, target: Target) -> tuple[IRModule, Sequ
     """
     from tvm_conv3d.schedules.llvm.rewrites import lower, pipeline
 
-    module = pipeline.lowered(small, plan.variant, target)
+    module = pipeline.lowered(small, target)
     # in plain loops the passes find what they did not see in blocks
     return module, lower.DONE if module is small else ()

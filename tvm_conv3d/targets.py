@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvm_conv3d import dot_units
 from tvm_conv3d.cuda.architectures import GpuTraits, cuda_target, gpu_traits, nearest
+from tvm_conv3d.dot_units import DotUnit
 
 if TYPE_CHECKING:
     from tvm.target import Target
@@ -56,6 +58,7 @@ class CpuTraits:
         cores: threads that run at once.
         l1, l2, l3: bytes of data cache: per core, per core, and of the shared one what `cores` can count on.
         split: an operation on a whole vector takes as long as two on half a vector.
+        dot: its dot-product units, the faster of an element type first.
     """
 
     vector_bits: int
@@ -65,6 +68,11 @@ class CpuTraits:
     l2: int
     l3: int
     split: bool = False
+    dot: tuple[DotUnit, ...] = ()
+
+    def dot_units(self, dtype: str) -> tuple[DotUnit, ...]:
+        """The units that multiply `dtype`, the faster first; none where there is none."""
+        return tuple(unit for unit in self.dot if unit.dtype == dtype)
 
     def lanes(self, dtype: str) -> int:
         """Elements of `dtype` in one vector register."""
@@ -106,7 +114,7 @@ def host_target(cores: int) -> Target:
     if flags:
         promised = _features(Target(config))
         hidden = [f for f, flag in _DECISIVE_FEATURES.items() if f in promised and flag not in flags]
-        attributes += [f"-{feature}" for feature in hidden]
+        attributes += [f"-{feature}" for feature in (*hidden, *dot_units.hidden(promised, flags))]
     attributes += _full_width_attributes(Target(config))
     if attributes:
         config["mattr"] = attributes
@@ -276,7 +284,7 @@ def cpu_traits(target: Target) -> CpuTraits:
     cores = thread_count(target)
     l3 = min(caches[3], cores * _MOST_L3_PER_CORE)
     split = bits == 512 and str(target.attrs.get("mcpu", "")) in _SPLIT
-    return CpuTraits(bits, registers, cores, caches[1], caches[2], l3, split)
+    return CpuTraits(bits, registers, cores, caches[1], caches[2], l3, split, dot_units.units(features))
 
 
 def target_key(target: Target) -> str:
@@ -291,15 +299,20 @@ def target_key(target: Target) -> str:
 
 
 @functools.cache
-def instruction_set(target: Target) -> str:
-    """Architecture, vector width in bits and number of registers, or the GPU's: plans fit targets that share it."""
+def instruction_set(target: Target, dtype: str = "float32") -> str:
+    """What plans for `dtype` depend on, so that they fit targets that share it.
+
+    That is architecture, vector width in bits, number of registers, and the dot-product units that multiply `dtype`,
+    if there are some; or the GPU.
+    """
     if is_cuda(target):
         return f"cuda-{gpu_traits(target).name}"
     from tvm.target import codegen
 
     triple = str(target.attrs.get("mtriple", "")) or str(codegen.llvm_get_system_triple())
     traits = cpu_traits(target)
-    return f"{triple.split('-')[0]}-{traits.vector_bits}x{traits.registers}"
+    units = "".join(f"+{unit.feature}" for unit in traits.dot_units(dtype))
+    return f"{triple.split('-')[0]}-{traits.vector_bits}x{traits.registers}{units}"
 
 
 def thread_count(target: Target) -> int:

@@ -17,11 +17,10 @@ from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.depthwise import DepthwiseVariant, applies, period
-from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.decisions import Decisions, divisors
 from tvm_conv3d.schedules.llvm import grouped
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, vectorize_copy
-from tvm_conv3d.schedules.llvm.rewrites import overhang, skip_padding, stream_stores
+from tvm_conv3d.schedules.llvm.rewrites import overhang, pipeline, skip_padding, stream_stores
 from tvm_conv3d.schedules.llvm.rules.tile_rule import TASKS_PER_THREAD
 from tvm_conv3d.targets import CpuTraits
 
@@ -71,18 +70,15 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: DepthwiseVariant, decide:
     sch.reorder(n, d_task, h_task, v_task, d_in, v_in, h_in, hi, lane)
     task = sch.fuse(n, d_task, h_task, v_task)
     sch.parallel(task)
-    if spec.out_size[2] * spec.channels % (variant.lanes * variant.vectors) == 0 or overhang.storable(spec):
-        sch.compute_inline(sch.get_sblock("tile"))
-        sch.unroll(hi)
-        sch.vectorize(lane)
-    else:
-        tile = place(sch, "tile", h_in)
-        loops = sch.get_loops(tile)
-        sch.unroll(loops[-3])
-        sch.vectorize(loops[-1])
+    overhang.mark(sch)
+    if variant.stream:
+        stream_stores.mark(sch)
+    sch.compute_inline(sch.get_sblock("tile"))
+    sch.unroll(hi)
+    sch.vectorize(lane)
     conv = place(sch, "conv", h_in)
     rows, _, lanes, tap_d, tap_h, tap_w = sch.get_loops(conv)[-6:]
-    skip_padding.mark(sch, spec, {0: tap_d})
+    skip_padding.mark(sch, spec, {0: tap_d}, {0: 1})
     sch.unroll(tap_h)
     keep_in_registers(sch, conv, (tap_d, tap_w, tap_h), (rows, lanes))
     gather = sch.get_sblock("gather")
@@ -95,7 +91,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: DepthwiseVariant, decide:
 
 def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
     """What is changed after scheduling: taps that see only padding are skipped, the last vectors stored in part."""
-    return overhang.mark(long_sums.in_parts(skip_padding.guard(module, spec, {0: 1})))
+    return pipeline.finished(module)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,7 @@ from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.canonical import CanonicalSpec
-from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.direct import DirectVariant, needs_gather
-from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm.common import (
     gather_in_turns,
@@ -30,6 +28,8 @@ from tvm_conv3d.schedules.llvm.common import (
 )
 from tvm_conv3d.schedules.llvm.rewrites import (
     overhang,
+    permuted_loads,
+    pipeline,
     prefetch,
     runs,
     skip_padding,
@@ -157,15 +157,20 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: DirectVariant, decide: De
     Decisions: `depth`, `rows`, `columns`: output cells of a task, the latter two in register tiles; `strip`, where
     there are strips: register tiles of one; `unroll`: channels per step of the reduction.
     """
+    if spec.data_format == CHANNELS_LAST:
+        overhang.mark(sch)
+    if variant.interleaved > 1:
+        permuted_loads.mark(sch)
+    if variant.stream:
+        stream_stores.mark(sch)
     strips = variant.order == "strips"
     copy = sch.cache_write(sch.get_sblock("out"), 0, "local") if strips else None
     loops = _out_loops(sch, spec, variant, decide)
     task, at, inner = loops.task, loops.tile, loops.cells_filters
     if strips:
         sch.reverse_compute_at(copy, loops.strip, preserve_unit_loops=True)
-        runs.mark(sch, *sch.get_loops(copy)[-3:])
-    whole = spec.set_filters % variant.lanes == 0 or overhang.storable(spec)
-    if spec.data_format == CHANNELS_LAST and whole and variant.interleaved == 1:
+        runs.mark(sch, *sch.get_loops(copy)[-3:], past_caches=variant.stream)
+    if spec.data_format == CHANNELS_LAST and variant.interleaved == 1:
         sch.compute_inline(sch.get_sblock("tile"))
         hi, wi, f = inner
         vectors, lanes = sch.split(f, [None, variant.lanes])
@@ -174,9 +179,11 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: DirectVariant, decide: De
     else:
         _store_through_stack(sch, spec, variant, inner, at)
     conv = place(sch, "conv", at)
-    skip_padding.mark(sch, spec, dict(enumerate(sch.get_loops(conv)[-4 : -3 if variant.rows > 1 else -2])))
+    skip_padding.mark(
+        sch, spec, dict(enumerate(sch.get_loops(conv)[-4 : -3 if variant.rows > 1 else -2])), {0: 3, 1: 4}
+    )
     _, _, hi, _, wi, vectors, lanes, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-11:]
-    skip_taps.mark(sch, spec, (tap_d, tap_h, tap_w))
+    skip_taps.mark(sch, spec, (tap_d, tap_h, tap_w), 1)
     outer, few = decide.tile("unroll", channel, default=1, limit=8)
     sch.unroll(few)
     if variant.unroll_taps:
@@ -186,18 +193,14 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: DirectVariant, decide: De
         reduction = (tap_d, tap_h, tap_w, outer, few)
     keep_in_registers(sch, conv, reduction, (hi, wi, vectors, lanes))
     if variant.gather == "none" and prefetch.pays(spec):
-        prefetch.mark(sch, task, few, variant.rows, variant.columns)
+        prefetch.mark(sch, task, few, spec, prefetch.CELLS, (variant.rows, variant.columns))
     if variant.gather != "none":
         _gather(sch, spec, variant, task)
 
 
 def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: needless taps are skipped, the next input fetched, odd filters stored."""
-    module = cut_output(module) if spec.phased else module
-    guarded = skip_taps.guard(skip_padding.guard(module, spec, {0: 3, 1: 4}), spec, 1)
-    fetching = prefetch.insert(guarded, spec, prefetch.lines_of_cells)
-    in_parts = long_sums.in_parts(fetching)
-    return runs.note(overhang.mark(in_parts)) if spec.data_format == CHANNELS_LAST else in_parts
+    """What is changed after scheduling: padding is skipped, the next input fetched, odd filters stored in part."""
+    return pipeline.finished(module)
 
 
 class _Loops(NamedTuple):
@@ -247,7 +250,7 @@ def _out_loops(sch: Schedule, s: CanonicalSpec, variant: DirectVariant, decide: 
 def _store_through_stack(
     sch: Schedule, s: CanonicalSpec, variant: DirectVariant, inner: tuple[LoopRV, LoopRV, LoopRV], at: LoopRV
 ) -> None:
-    """Leaves a tile as whole vectors on the stack, from where the store takes any layout and any odd count."""
+    """Leaves a tile as whole vectors on the stack, from where the store takes rows, or the lanes of groups in order."""
     hi, wi, f = inner
     if s.data_format != CHANNELS_LAST and variant.interleaved == 1:
         # cells of a phase do not lie side by side
@@ -259,12 +262,10 @@ def _store_through_stack(
     sch.vectorize(lanes)
     if s.data_format != CHANNELS_LAST:
         sch.vectorize(wi)
-    elif variant.interleaved > 1:
+    else:
         # each vector by itself, its lanes brought back in order
         unroll(sch, (hi, wi))
         store_in_order(sch, f, variant.lanes)
-    elif s.set_filters == int(sch.get(f).extent):
-        sch.vectorize(f)
 
 
 def _gather(sch: Schedule, s: CanonicalSpec, variant: DirectVariant, task: LoopRV) -> None:

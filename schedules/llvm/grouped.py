@@ -19,10 +19,9 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.grouped import GroupedVariant, shuffles
 from tvm_conv3d.compute.stages import window_extents
-from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.decisions import Decisions, divisors
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, turn, unroll
-from tvm_conv3d.schedules.llvm.rewrites import skip_padding, stream_stores, transpose
+from tvm_conv3d.schedules.llvm.rewrites import permuted_loads, pipeline, skip_padding, stream_stores, transpose
 from tvm_conv3d.schedules.llvm.rules.tile_rule import (
     TASKS_PER_THREAD,
     fitting_lanes,
@@ -143,7 +142,7 @@ def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[GroupedVariant]:
 
 def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
     """What is changed after scheduling: taps that see only padding are skipped."""
-    return long_sums.in_parts(skip_padding.guard(module, spec, {0: 2, 1: 3}))
+    return pipeline.finished(module)
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: GroupedVariant, decide: Decisions) -> None:
@@ -169,6 +168,10 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: GroupedVariant, decide: D
     else:
         task, copy_at = sch.fuse(n, d_task, h_task, w_task), block
     sch.parallel(task)
+    if variant.shuffled:
+        permuted_loads.mark(sch)
+    if variant.stream:
+        stream_stores.mark(sch)
 
     if last and spec.filters % variant.lanes == 0:
         sch.compute_inline(sch.get_sblock("tile"))
@@ -184,7 +187,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: GroupedVariant, decide: D
     conv = place(sch, "conv", w_in)
     _, hi, _, wi, lanes, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-9:]
     if variant.rows == 1:
-        skip_padding.mark(sch, spec, {0: tap_d, 1: tap_h})
+        skip_padding.mark(sch, spec, {0: tap_d, 1: tap_h}, {0: 2, 1: 3})
     along_row = (channel, tap_w)
     if spec.kernel[2] * spec.group_channels <= _MOST_UNROLLED:
         unroll(sch, along_row)

@@ -20,10 +20,9 @@ from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.planes import MOST_FILTERS, PlanesVariant, applies, copied_steps, needs_gather
-from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV, divisors
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll
-from tvm_conv3d.schedules.llvm.rewrites import prefetch, rows, skip_padding, stream_stores, transpose
+from tvm_conv3d.schedules.llvm.rewrites import pipeline, prefetch, rows, skip_padding, stream_stores, transpose
 from tvm_conv3d.schedules.llvm.rules.tile_rule import (
     L1_PERIOD,
     LATENCY,
@@ -188,6 +187,8 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: PlanesVariant, decide: De
     )
     task = sch.fuse(n, g, d_task, h_task, w_task)
     sch.parallel(task)
+    if variant.stream:
+        stream_stores.mark(sch)
     if _whole(spec, variant) and _in_rows(spec):
         sch.compute_inline(sch.get_sblock("tile"))
         vectors, lane = sch.split(wi, [None, variant.lanes], preserve_unit_iters=True)
@@ -199,12 +200,12 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: PlanesVariant, decide: De
         sch.vectorize(lane)
         unroll(sch, (fi, hi))
         if _in_rows(spec):
-            rows.mark(sch, wi, spec.out_size[2], padded=variant.lanes)
+            rows.mark(sch, wi, spec.out_size[2], padded=0 if spec.residual else variant.lanes)
         else:
             sch.reorder(wi, fi)
     few = _sums(sch, spec, variant, decide, at)
     if not variant.gather and prefetch.pays(spec):
-        prefetch.mark(sch, task, few, variant.rows, variant.vectors * variant.lanes)
+        prefetch.mark(sch, task, few, spec, prefetch.PLANES, (variant.rows, variant.vectors * variant.lanes))
     if variant.gather:
         gather = sch.get_sblock("gather")
         if _in_registers(spec):
@@ -221,9 +222,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: PlanesVariant, decide: De
 
 def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
     """What is changed after scheduling: taps that see only padding are skipped, the next input is fetched."""
-    return long_sums.in_parts(
-        prefetch.insert(skip_padding.guard(module, spec, {0: 3, 1: 4}), spec, prefetch.lines_of_planes)
-    )
+    return pipeline.finished(module)
 
 
 def _sums(sch: Schedule, s: CanonicalSpec, variant: PlanesVariant, decide: Decisions, at: object) -> LoopRV:
@@ -233,11 +232,11 @@ def _sums(sch: Schedule, s: CanonicalSpec, variant: PlanesVariant, decide: Decis
     outer, few = decide.tile("unroll", channel, default=1, limit=_MOST_UNROLLED)
     sch.unroll(few)
     if variant.rows > 1:
-        skip_padding.mark(sch, s, {0: tap_d})
+        skip_padding.mark(sch, s, {0: tap_d}, {0: 3})
         reduction = (tap_d, outer, few, tap_w, tap_h)
         sch.unroll(tap_h)
     else:
-        skip_padding.mark(sch, s, {0: tap_d, 1: tap_h})
+        skip_padding.mark(sch, s, {0: tap_d, 1: tap_h}, {0: 3, 1: 4})
         reduction = (tap_d, tap_h, outer, few, tap_w)
         if s.kernel[2] * s.group_channels <= _FEW:
             sch.unroll(tap_w)

@@ -17,12 +17,10 @@ from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.canonical import CanonicalSpec
-from tvm_conv3d.compute.cut import cut_output, is_tiled
 from tvm_conv3d.compute.filter_vectors import FilterVectors
 from tvm_conv3d.compute.winograd import WinogradVariant, side_by_side, turns
 from tvm_conv3d.compute.winograd_axes import axes_of
 from tvm_conv3d.compute.winograd_stages import gathered_pieces
-from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm.common import (
     gather_in_turns,
@@ -33,7 +31,7 @@ from tvm_conv3d.schedules.llvm.common import (
     unroll,
     vectorize_copy,
 )
-from tvm_conv3d.schedules.llvm.rewrites import overhang, pieces, stream_stores, transpose
+from tvm_conv3d.schedules.llvm.rewrites import overhang, permuted_loads, pieces, pipeline, stream_stores, transpose
 from tvm_conv3d.schedules.llvm.rules import winograd_rule
 from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.targets import CpuTraits
@@ -86,6 +84,11 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradVariant, decide: 
     """
     if variant.stream and not _streamable(spec, variant):
         raise ValueError(f"Vectors of several groups of {spec.key()} can't be streamed. Received: {variant}")
+    overhang.mark(sch)
+    if variant.interleaved > 1:
+        permuted_loads.mark(sch)
+    if variant.stream:
+        stream_stores.mark(sch)
     transformed = [n > 1 for n in axes_of(spec, variant.modes).cells(variant.tile)]
     task = _tasks(sch, spec, variant)
     outputs = [(axis, name) for axis, name in enumerate(("output_d", "output_h", "output_w")) if transformed[axis]]
@@ -109,7 +112,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradVariant, decide: 
 
 def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
     """What is changed after scheduling: parts that differ in size get their layout, odd filters are stored in part."""
-    return overhang.mark(long_sums.in_parts(cut_output(module) if is_tiled(module) else module))
+    return pipeline.finished(module)
 
 
 def _tasks(sch: Schedule, s: CanonicalSpec, variant: WinogradVariant) -> LoopRV:
@@ -131,7 +134,7 @@ def _tasks(sch: Schedule, s: CanonicalSpec, variant: WinogradVariant) -> LoopRV:
     sch.reorder(*outer, *((*inner, f) if last else (*inner[:2], f, inner[2])))
     if last and variant.interleaved > 1:
         store_in_order(sch, sch.split(f, [None, FilterVectors.of(s, variant).shared_filters])[1], variant.lanes)
-    elif last and s.groups == 1 and overhang.storable(s):
+    elif last and s.groups == 1:
         sch.vectorize(sch.split(f, [None, variant.lanes])[1])
     elif last:
         vectorize_copy(sch, f, variant.lanes)

@@ -14,12 +14,10 @@ from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.canonical import CanonicalSpec
-from tvm_conv3d.compute.cut import cut_output
 from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant
-from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm.common import BlockRV, in_registers, keep_in_registers, unroll
-from tvm_conv3d.schedules.llvm.rewrites import overhang, rows, stream_stores, transpose
+from tvm_conv3d.schedules.llvm.rewrites import overhang, pipeline, rows, stream_stores, transpose
 from tvm_conv3d.schedules.llvm.rules import winograd_rows_rule
 from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.targets import CpuTraits
@@ -57,6 +55,9 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradRowsVariant, deci
 
     Decisions: `depth`: output depths for which a frequency is computed before the next one.
     """
+    overhang.mark(sch)
+    if variant.stream:
+        stream_stores.mark(sch)
     block, depths, depth = _output(sch, variant, decide)
     _product(sch, spec, variant, depths)
     _input(sch, spec, variant, block)
@@ -66,7 +67,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradRowsVariant, deci
 
 def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
     """What is changed after scheduling: whole tiles are stored as far as the output reaches."""
-    return overhang.mark(long_sums.in_parts(cut_output(module)))
+    return pipeline.finished(module)
 
 
 def _output(sch: Schedule, variant: WinogradRowsVariant, decide: Decisions) -> tuple[LoopRV, LoopRV, LoopRV]:
@@ -131,7 +132,7 @@ def _store(sch: Schedule, s: CanonicalSpec, variant: WinogradRowsVariant, depth:
         _, hi, _, lane, w = sch.get_loops(block)[-5:]
         sch.reorder(lane, hi, w)
         rows.mark(sch, w, s.out_size[2])
-    elif s.filters % variant.lanes == 0 or overhang.storable(s):
+    else:
         sch.vectorize(sch.get_loops(block)[-1])
 
 

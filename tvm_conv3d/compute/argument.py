@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import itemgetter
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 #: What an argument is to a convolution.
 Role = Literal["input", "weights", "bias", "residual", "output", "flags"]
 
 #: Names of a convolution's arguments: of the tensors in its declaration, and so of the function's parameters.
 X, KERNEL, BIAS, RESIDUAL, OUT, FLAGS = "x", "kernel", "bias", "residual", "out", "flags"
+
+#: Name of the function that brings weights into the order in which the convolution reads them.
+PACK = "pack"
+
+#: Names of what packing gives; it takes the weights as they were under the names of a convolution's.
+PACKED_KERNEL, PACKED_BIAS = "packed_kernel", "packed_bias"
 
 #: The role of each name. Flags are numbers of which the code makes some not finite where a sum is not, and its result
 #: must not be trusted; a residual is added to the sums.
@@ -23,6 +32,8 @@ ROLES: Mapping[str, Role] = {
     RESIDUAL: "residual",
     OUT: "output",
     FLAGS: "flags",
+    PACKED_KERNEL: "output",
+    PACKED_BIAS: "output",
 }
 
 
@@ -41,6 +52,11 @@ class Argument:
     role: Role
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all elements; their type must be NumPy's."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Argument:
@@ -77,15 +93,26 @@ class Function:
         """The arguments of these roles, in order."""
         return tuple(argument for argument in self.arguments if argument.role in roles)
 
-    @functools.cached_property
-    def ordered(self) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
-        """Takes values by name, maybe some too many, and gives those of the arguments, in order.
+    def ordered(self, values: Mapping[str, Any]) -> list[Any]:
+        """The values of the arguments, in order; others that `values` holds are left out.
 
-        It raises KeyError where one is missing.
+        Raises:
+            KeyError: one is missing.
         """
-        names = [argument.name for argument in self.arguments]
-        # of one name, or of none, itemgetter makes no tuple
-        return itemgetter(*names) if len(names) > 1 else functools.partial(_picked, names)
+        return [values[argument.name] for argument in self.arguments]
+
+    def binder(self, *names: str) -> Callable[[Sequence[Any]], Sequence[Any]]:
+        """:meth:`ordered` for values that always come in the order of `names`: bound once, it takes no look-ups.
+
+        Raises:
+            ValueError: an argument is not among the names.
+        """
+        missing = [argument.name for argument in self.arguments if argument.name not in names]
+        if missing:
+            raise ValueError(f"The function takes {', '.join(missing)} as well. Received: {', '.join(names)}")
+        places = [names.index(argument.name) for argument in self.arguments]
+        # of one place, or of none, itemgetter makes no tuple
+        return itemgetter(*places) if len(places) > 1 else lambda values: [values[place] for place in places]
 
     def to_json(self) -> list[dict[str, Any]]:
         """The arguments as JSON's types."""
@@ -106,7 +133,3 @@ class Function:
     @functools.cached_property
     def _by_name(self) -> dict[str, Argument]:
         return {argument.name: argument for argument in self.arguments}
-
-
-def _picked(names: Sequence[str], values: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(values[name] for name in names)

@@ -49,6 +49,16 @@ class Tiling:
     flat: tuple[tuple[int, int], ...] = ()
     count: int = 0
 
+    def real(self, declared: Sequence[Any]) -> list[Any]:
+        """Where the element at the index `declared` lies in the real output; maybe behind its end."""
+        indices = [*declared, _sum(declared, self.flat)] if self.flat else declared
+        return [_total([_term(indices, *entry) for entry in axis]) for axis in self.axes]
+
+    def exists(self, declared: Sequence[Any]) -> Any:
+        """Whether the real output has that element."""
+        counted = [_sum(declared, self.flat) < self.count] if self.flat else []
+        return tirx.all(*(i < n for i, n in zip(self.real(declared), self.shape, strict=True)), *counted)
+
 
 def term(axis: int, factor: int = 1, divisor: int = 1, modulus: int = 0) -> Term:
     """`axis // divisor % modulus * factor`."""
@@ -68,16 +78,15 @@ def is_tiled(module: IRModule) -> bool:
 def cut_output(module: IRModule) -> IRModule:
     """The scheduled `main` with its output in the real layout."""
     function = module["main"]
-    tiling = json.loads(str(function.attrs[_TILING]))
-    function = _reshaped(function.without_attr(_TILING), tiling["shape"])
+    tiling = Tiling(**json.loads(str(function.attrs[_TILING])))
+    function = _reshaped(function.without_attr(_TILING), tiling.shape)
 
     def rewritten(realize: SBlockRealize) -> SBlockRealize:
         block = realize.block
         if block.name_hint != STORE:
             return realize
         store = block.body
-        declared = [*store.indices, *(_sum(store.indices, tiling["flat"]),)] if tiling["flat"] else list(store.indices)
-        real = [_total([_term(declared, *entry) for entry in axis]) for axis in tiling["axes"]]
+        real = tiling.real(store.indices)
         moved = SBlock(
             block.iter_vars,
             block.reads,
@@ -87,15 +96,15 @@ def cut_output(module: IRModule) -> IRModule:
         )
         values = list(zip(block.iter_vars, realize.iter_values, strict=True))
         extents = [int(axis.dom.extent) for axis in block.iter_vars]
-        if tiling["flat"]:
-            extents.append(sum(factor * (extents[number] - 1) for number, factor in tiling["flat"]) + 1)
+        if tiling.flat:
+            extents.append(sum(factor * (extents[number] - 1) for number, factor in tiling.flat) + 1)
         limits = [
             (index, extent)
-            for index, axis, extent in zip(real, tiling["axes"], tiling["shape"], strict=True)
+            for index, axis, extent in zip(real, tiling.axes, tiling.shape, strict=True)
             if sum(_largest(extents, *entry) for entry in axis) >= extent
         ]
-        if tiling["flat"] and extents[-1] > tiling["count"]:
-            limits.append((declared[-1], tiling["count"]))
+        if tiling.flat and extents[-1] > tiling.count:
+            limits.append((_sum(store.indices, tiling.flat), tiling.count))
         exists = [outside_of_block(index, values) < extent for index, extent in limits]
         return SBlockRealize(realize.iter_values, tirx.all(realize.predicate, *exists), moved)
 

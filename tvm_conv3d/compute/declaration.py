@@ -44,8 +44,8 @@ class Declaration:
         wide = max(math.prod(_shape(tensor)) for tensor in counted) >= WIDE
         function = te.create_prim_func(list(self.tensors), index_dtype_override="int64" if wide else None)
         if self.tiling is None:
-            return IRModule({"main": _unaligned(function)})
-        function = function if self.aligned else _unaligned(function)
+            return IRModule({"main": unaligned(function)})
+        function = function if self.aligned else unaligned(function)
         return IRModule({"main": cut.mark(function, self.tiling)})
 
     @property
@@ -55,11 +55,12 @@ class Declaration:
         Raises:
             KeyError: a tensor has a name of no role.
         """
-        return tuple(self._argument(str(tensor.op.name), tensor) for tensor in self.tensors)
+        return tuple(map(self._argument, self.tensors))
 
-    def _argument(self, name: str, tensor: te.Tensor) -> Argument:
-        tiled = self.tiling is not None and name == cut.STORE
-        shape = self.tiling.shape if self.tiling is not None and tiled else _shape(tensor)
+    def _argument(self, tensor: te.Tensor) -> Argument:
+        name, shape = str(tensor.op.name), _shape(tensor)
+        if self.tiling is not None and name == cut.STORE:
+            shape = self.tiling.shape
         return Argument(name, ROLES[name], shape, str(tensor.dtype))
 
     def intermediate_bytes(self) -> int:
@@ -92,7 +93,7 @@ def _shape(tensor: te.Tensor) -> tuple[int, ...]:
     return tuple(int(extent) for extent in tensor.shape)
 
 
-def _unaligned(function: PrimFunc) -> PrimFunc:
+def unaligned(function: PrimFunc) -> PrimFunc:
     """`function` with parameters that need no more than their element's alignment.
 
     Generated code assumes 64-byte aligned buffers and does not check; NumPy aligns to 16. Unaligned vector loads cost

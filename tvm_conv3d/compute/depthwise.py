@@ -17,10 +17,13 @@ from typing import Any
 import numpy as np
 from tvm import te
 
+from tvm_conv3d.compute.argument import PACKED_BIAS, PACKED_KERNEL
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
-from tvm_conv3d.compute.stages import error_of_sums, finish, window_extents, zero_outside
+from tvm_conv3d.compute.packing import Weights
+from tvm_conv3d.compute.residual import Residual
+from tvm_conv3d.compute.stages import error_of_sums, from_tile, in_tile, window_extents, zero_outside
 from tvm_conv3d.spec import CHANNELS_LAST
 
 
@@ -79,13 +82,15 @@ def declare(spec: CanonicalSpec, variant: DepthwiseVariant) -> Declaration:
 
     shape = (spec.batch, depth, row_tiles, rows, vectors, lanes)
     conv = te.compute(shape, conv_at, name="conv")
-    tile = te.compute(shape, lambda *i: finish(spec, conv(*i), bias[i[4] % stored, i[5]]), name="tile")
-    out = te.compute(
-        (spec.batch, depth, height, width * spec.channels),
-        lambda n, d, h, j: tile[n, d, h // rows, h % rows, j // lanes, j % lanes],
-        name="out",
-    )
-    return Declaration((x, kernel, bias, out))
+    tile = te.compute(shape, lambda *i: in_tile(spec, conv(*i), bias[i[4] % stored, i[5]]), name="tile")
+    rows_of_cells = (spec.batch, depth, height, width * spec.channels)
+    residual = Residual(spec, rows_of_cells)
+
+    def out_at(n, d, h, j):  # type: ignore[no-untyped-def]
+        return from_tile(spec, tile[n, d, h // rows, h % rows, j // lanes, j % lanes], residual.at(n, d, h, j))
+
+    out = te.compute(rows_of_cells, out_at, name="out")
+    return Declaration((x, kernel, bias, *residual.tensors, out))
 
 
 def pack_kernel(spec: CanonicalSpec, variant: DepthwiseVariant, kernel: np.ndarray) -> np.ndarray:
@@ -101,6 +106,20 @@ def pack_bias(spec: CanonicalSpec, variant: DepthwiseVariant, bias: np.ndarray |
     if bias is None:
         return np.zeros(shape, spec.accumulator)
     return bias.astype(spec.accumulator)[np.arange(math.prod(shape)) % spec.channels].reshape(shape)
+
+
+def declare_packing(spec: CanonicalSpec, variant: DepthwiseVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    stored, lanes = _period(spec, variant), variant.lanes
+
+    def kernel_at(vector, d, h, w, lane):  # type: ignore[no-untyped-def]
+        return weights.kernel((d, h, w), 0, (vector * lanes + lane) % spec.channels)
+
+    def bias_at(vector, lane):  # type: ignore[no-untyped-def]
+        return weights.bias((vector * lanes + lane) % spec.channels)
+
+    kernel = te.compute((stored, *spec.kernel, lanes), kernel_at, name=PACKED_KERNEL)
+    return kernel, te.compute((stored, lanes), bias_at, name=PACKED_BIAS)
 
 
 def error_bound(spec: CanonicalSpec, variant: DepthwiseVariant) -> float:

@@ -21,11 +21,23 @@ import numpy as np
 from tvm import te
 
 from tvm_conv3d.compute import phases
+from tvm_conv3d.compute.argument import PACKED_BIAS, PACKED_KERNEL
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.filter_vectors import FilterVectors
-from tvm_conv3d.compute.layout import grouped_input, grouped_output, grouped_reader
-from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, under_tap, window_extents, zero_padded
+from tvm_conv3d.compute.layout import grouped_input, grouped_output, grouped_reader, grouped_shape, in_layout
+from tvm_conv3d.compute.packing import Weights
+from tvm_conv3d.compute.residual import Residual
+from tvm_conv3d.compute.stages import (
+    error_of_sums,
+    finish,
+    from_tile,
+    in_tile,
+    reduction,
+    under_tap,
+    window_extents,
+    zero_padded,
+)
 from tvm_conv3d.spec import CHANNELS_LAST
 
 
@@ -104,22 +116,28 @@ def declare(spec: CanonicalSpec, variant: DirectVariant) -> Declaration:
     conv = te.compute(conv_shape, conv_at, name="conv")
 
     if spec.data_format == CHANNELS_LAST or together > 1:
-        tile = te.compute(conv_shape, lambda *i: finish(spec, conv(*i), bias[i[1], i[2], i[8], i[9]]), name="tile")
+        tile = te.compute(conv_shape, lambda *i: in_tile(spec, conv(*i), bias[i[1], i[2], i[8], i[9]]), name="tile")
     else:
         turned = te.compute(
             (*conv_shape[:7], vectors, lanes, columns), lambda *i: conv(*i[:7], i[9], i[7], i[8]), name="turned"
         )
 
+    tiling = phases.tiling(spec) if spec.phased else None
+    stored = grouped_shape(spec, spec.out_size, groups, filters.shared_filters) if tiling is None else tiling.shape
+    residual = Residual(spec, stored)
+
     def out_at(n, g, f, d, h, w):  # type: ignore[no-untyped-def]
         v, lane = filters.place(f)
+        at = in_layout(spec, n, (g, f), (d, h, w))
+        added = residual.at(*at) if tiling is None else residual.in_tile(tiling, at)
         cell = (n, g, v // vectors, d, h // rows, h % rows, w // columns)
         if spec.data_format == CHANNELS_LAST or together > 1:
-            return tile[(*cell, w % columns, v % vectors, lane)]
-        return finish(spec, turned[(*cell, v % vectors, lane, w % columns)], bias[g, v // vectors, v % vectors, lane])
+            return from_tile(spec, tile[(*cell, w % columns, v % vectors, lane)], added)
+        value = turned[(*cell, v % vectors, lane, w % columns)]
+        return finish(spec, value, bias[g, v // vectors, v % vectors, lane], added)
 
     out = grouped_output(spec, groups, filters.shared_filters, out_at)
-    tiling = phases.tiling(spec) if spec.phased else None
-    return Declaration((x, kernel, bias, out), tiling, stages_in_tiles=False)
+    return Declaration((x, kernel, bias, *residual.tensors, out), tiling, stages_in_tiles=False)
 
 
 def pack_kernel(spec: CanonicalSpec, variant: DirectVariant, kernel: np.ndarray) -> np.ndarray:
@@ -135,6 +153,18 @@ def pack_bias(spec: CanonicalSpec, variant: DirectVariant, bias: np.ndarray | No
     """Bias (filters,) as (groups, blocks, vectors, lanes); zeros where there is none."""
     values = np.zeros(spec.filters, spec.accumulator) if bias is None else bias
     return FilterVectors.of(spec, variant).pack(values, spec.accumulator)
+
+
+def declare_packing(spec: CanonicalSpec, variant: DirectVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    filters = FilterVectors.of(spec, variant)
+
+    def kernel_at(shared, block, d, h, w, channel, vector, lane):  # type: ignore[no-untyped-def]
+        return weights.kernel((d, h, w), channel, *filters.filter_at(shared, block, vector, lane))
+
+    shape = (filters.sharing, filters.blocks, *spec.kernel, spec.group_channels, variant.vectors, variant.lanes)
+    bias = te.compute((*shape[:2], *shape[-2:]), lambda *i: weights.bias(*filters.filter_at(*i)), name=PACKED_BIAS)
+    return te.compute(shape, kernel_at, name=PACKED_KERNEL), bias
 
 
 def error_bound(spec: CanonicalSpec, variant: DirectVariant) -> float:

@@ -74,6 +74,20 @@ class FilterVectors:
         group, number = filter_ // self.filters, filter_ % self.filters
         return number // self._each, number % self._each * self.interleaved + group
 
+    def filter_at(self, shared: Expr, block: Expr, vector: Expr, lane: Expr) -> tuple[Expr, list[Expr]]:
+        """The filter of a lane, and what must hold for it to exist: the inverse of :meth:`place`.
+
+        Args:
+            shared: number of the set of groups.
+            block: of the set's filters.
+            vector: of the block.
+            lane: of the vector.
+        """
+        number = (block * self.vectors + vector) * self._each + lane // self.interleaved
+        group = shared * self.interleaved + lane % self.interleaved
+        whole = self.blocks * self.vectors * self._each == self.filters
+        return group * self.filters + number, [] if whole else [number < self.filters]
+
     def pack(self, values: np.ndarray, dtype: str) -> np.ndarray:
         """Values (..., filters) as (..., sharing, blocks, vectors, lanes), zeros where there is no filter."""
         before = values.shape[:-1]

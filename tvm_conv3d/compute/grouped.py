@@ -17,10 +17,22 @@ from typing import Any
 import numpy as np
 from tvm import te
 
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
-from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, under_tap, window_extents, zero_padded
+from tvm_conv3d.compute.packing import Weights, bias_in_blocks
+from tvm_conv3d.compute.residual import Residual
+from tvm_conv3d.compute.stages import (
+    error_of_sums,
+    finish,
+    from_tile,
+    in_tile,
+    reduction,
+    under_tap,
+    window_extents,
+    zero_padded,
+)
 from tvm_conv3d.spec import CHANNELS_LAST
 
 
@@ -76,18 +88,24 @@ def declare(spec: CanonicalSpec, variant: GroupedVariant) -> Declaration:
     def place(n, f, d, h, w):  # type: ignore[no-untyped-def]
         return n, f // lanes, d, h // rows, h % rows, w // columns, w % columns, f % lanes
 
+    residual = Residual(spec, spec.output_shape)
+
     if spec.data_format == CHANNELS_LAST:
-        tile = te.compute(conv_shape, lambda *i: finish(spec, conv(*i), bias[i[1], i[7]]), name="tile")
-        out = te.compute(spec.output_shape, lambda n, d, h, w, f: tile(*place(n, f, d, h, w)), name="out")
+        tile = te.compute(conv_shape, lambda *i: in_tile(spec, conv(*i), bias[i[1], i[7]]), name="tile")
+
+        def stored(n, d, h, w, f):  # type: ignore[no-untyped-def]
+            return from_tile(spec, tile(*place(n, f, d, h, w)), residual.at(n, d, h, w, f))
+
+        out = te.compute(spec.output_shape, stored, name="out")
     else:
         turned = te.compute((*conv_shape[:6], lanes, columns), lambda *i: conv(*i[:6], i[7], i[6]), name="turned")
 
         def finished(n, f, d, h, w):  # type: ignore[no-untyped-def]
             *cell, wi, lane = place(n, f, d, h, w)
-            return finish(spec, turned(*cell, lane, wi), bias[cell[1], lane])
+            return finish(spec, turned(*cell, lane, wi), bias[cell[1], lane], residual.at(n, f, d, h, w))
 
         out = te.compute(spec.output_shape, finished, name="out")
-    return Declaration((x, kernel, bias, out))
+    return Declaration((x, kernel, bias, *residual.tensors, out))
 
 
 def pack_kernel(spec: CanonicalSpec, variant: GroupedVariant, kernel: np.ndarray) -> np.ndarray:
@@ -109,6 +127,19 @@ def pack_bias(spec: CanonicalSpec, variant: GroupedVariant, bias: np.ndarray | N
     if bias is not None:
         padded[: spec.filters] = bias
     return padded.reshape(blocks, variant.lanes)
+
+
+def declare_packing(spec: CanonicalSpec, variant: GroupedVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    lanes, blocks = variant.lanes, -(-spec.filters // variant.lanes)
+
+    def kernel_at(block, d, h, w, step, lane):  # type: ignore[no-untyped-def]
+        filter_ = block * lanes + lane
+        channel = filter_ % spec.group_channels ^ step if variant.shuffled else step
+        return weights.kernel((d, h, w), channel, filter_, [filter_ < spec.filters] if spec.filters % lanes else [])
+
+    kernel = te.compute((blocks, *spec.kernel, spec.group_channels, lanes), kernel_at, name=PACKED_KERNEL)
+    return kernel, bias_in_blocks(weights, spec.filters, (blocks, lanes))
 
 
 def error_bound(spec: CanonicalSpec, variant: GroupedVariant) -> float:

@@ -21,7 +21,7 @@ group.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,10 +29,13 @@ import numpy as np
 from tvm import te, tirx
 
 from tvm_conv3d.compute import phases
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cut import Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.packing import Weights, bias_of_groups
+from tvm_conv3d.compute.residual import Residual
 from tvm_conv3d.compute.stages import error_of_sums, finish, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_LAST
 
@@ -149,6 +152,32 @@ def pack_bias(spec: CanonicalSpec, variant: Cut, bias: np.ndarray | None) -> np.
     return padded.reshape(spec.sets, blocks, variant.filters)
 
 
+def declare_packing(spec: CanonicalSpec, variant: Cut, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    return packed_by(weights.kernel, spec, variant, weights)
+
+
+def packed_by(
+    weight: Callable[..., Expr], spec: CanonicalSpec, variant: Cut, weights: Weights
+) -> tuple[te.Tensor, te.Tensor]:
+    """:func:`declare_packing` of the weights that `weight` gives, :meth:`Weights.kernel` or :meth:`Weights.stored`."""
+    e = extents_of(spec, variant)
+    each = spec.set_filters
+
+    def kernel_at(group, block, d, h, w, step, q, i):  # type: ignore[no-untyped-def]
+        term, number = step * variant.step + q, block * variant.filters + i
+        inside = [term < e.terms] if e.terms % variant.step else []
+        inside += [number < each] if each % variant.filters else []
+        taps, channel = [d, h, w], term
+        if variant.flat:
+            taps, channel = _unravel(term // spec.group_channels, spec.kernel), term % spec.group_channels
+        return weight(taps, channel, group * each + number, inside)
+
+    shape = (spec.sets, e.filter_blocks, *e.taps, e.steps, variant.step, variant.filters)
+    kernel = te.compute(shape, kernel_at, name=PACKED_KERNEL)
+    return kernel, bias_of_groups(weights, spec, e.filter_blocks, variant.filters)
+
+
 def error_bound(spec: CanonicalSpec, variant: Cut) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
     return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel), on_gpu=True)
@@ -184,10 +213,13 @@ class GemmBuilder:
         kernel = te.placeholder(shape, self.factor, name="kernel")
         bias = te.placeholder((spec.sets, e.filter_blocks, variant.filters), spec.accumulator, name="bias")
         product = self._product(self._gather(x), kernel)
+        tiling = self._tiling()
+        residual = Residual(spec, tiling.shape)
+        operands = (x, kernel, bias, *residual.tensors)
         if variant.parts == 1:
-            return Declaration((x, kernel, bias, self._out(product, bias)), self._tiling(), aligned=True)
+            return Declaration((*operands, self._out(product, bias, residual)), tiling, aligned=True)
         partial = self._in_lanes("partial", product)
-        return Declaration((x, kernel, bias, self._added(partial, bias)), self._tiling(), (partial,), aligned=True)
+        return Declaration((*operands, self._added(partial, bias, residual)), tiling, (partial,), aligned=True)
 
     def _gather(self, x: te.Tensor) -> te.Tensor:
         """Cells innermost, as a thread reads several of them for one term."""
@@ -232,8 +264,8 @@ class GemmBuilder:
         if variant.flat:
             tap, number = number // vectors, number % vectors
             taps = _unravel(tap, spec.kernel)
-        present = (phases.has_tap(spec, axis, g, tap) for axis, tap in enumerate(taps))
-        inside += [condition for condition in present if condition is not None]
+        there = (phases.has_tap(spec, axis, g, tap) for axis, tap in enumerate(taps))
+        inside += [condition for condition in there if condition is not None]
         channel = phases.group(spec, g) * spec.group_channels + number * variant.vector + lane
 
         def read(index: list[Expr]) -> Expr:
@@ -283,26 +315,29 @@ class GemmBuilder:
         """A factor in the accumulator's type."""
         return factor if self.factor == self.spec.accumulator else factor.astype(self.spec.accumulator)
 
-    def _out(self, product: te.Tensor, bias: te.Tensor) -> te.Tensor:
+    def _out(self, product: te.Tensor, bias: te.Tensor, residual: Residual) -> te.Tensor:
         """The finished tiles, the vectors that are stored at once innermost."""
-        # not in the store, whose loop is a vector: activations are branches
-        tile = te.compute(
-            product.shape,
-            lambda n, g, b, f, i, j: finish(self.spec, product(n, g, b, f, i, j), bias(g, f, j)),
-            name="tile",
-        )
-        return self._in_lanes("out", tile)
+        store, tiling = self.variant.store, self._tiling()
 
-    def _added(self, partial: te.Tensor, bias: te.Tensor) -> te.Tensor:
+        # not in the store, whose loop is a vector: activations are branches
+        def finished(n, g, b, f, i, j):  # type: ignore[no-untyped-def]
+            place = (i, j // store, j % store) if self.last else (i // store, j, i % store)
+            added = residual.in_tile(tiling, (n, g, b, f, *place))
+            return finish(self.spec, product(n, g, b, f, i, j), bias(g, f, j), added)
+
+        return self._in_lanes("out", te.compute(product.shape, finished, name="tile"))
+
+    def _added(self, partial: te.Tensor, bias: te.Tensor, residual: Residual) -> te.Tensor:
         """The same from the sums of the parts, which are in lanes."""
-        store = self.variant.store
+        store, tiling = self.variant.store, self._tiling()
         part = te.reduce_axis((0, self.variant.parts), name="part")
         shape = partial.shape[1:]
         total = te.compute(shape, lambda *at: te.sum(partial[(part, *at)], axis=[part]), name="total")
 
         def finished(n, g, b, f, i, j, lane):  # type: ignore[no-untyped-def]
             filter_ = j * store + lane if self.last else j
-            return finish(self.spec, total(n, g, b, f, i, j, lane), bias(g, f, filter_))
+            added = residual.in_tile(tiling, (n, g, b, f, i, j, lane))
+            return finish(self.spec, total(n, g, b, f, i, j, lane), bias(g, f, filter_), added)
 
         tile = te.compute(shape, finished, name="tile")
         return te.compute(shape, lambda *at: tile[at], name="out")

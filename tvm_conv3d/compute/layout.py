@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import te
@@ -35,6 +35,11 @@ def grouped_reader(spec: CanonicalSpec, x: te.Tensor) -> Callable[..., Expr]:
         return widen(value, spec.dtype, spec.accumulator)
 
     return at
+
+
+def in_layout(spec: CanonicalSpec, n: Expr, channel: Sequence[Expr], cell: Sequence[Expr]) -> tuple[Expr, ...]:
+    """The index of a channel, maybe as group and number within, of a sample's cell."""
+    return (n, *cell, *channel) if spec.data_format == CHANNELS_LAST else (n, *channel, *cell)
 
 
 def grouped_output(spec: CanonicalSpec, groups: int, filters: int, at: Callable[..., Expr]) -> te.Tensor:

@@ -25,14 +25,43 @@ def group(spec: CanonicalSpec, number: Expr) -> Expr:
     return number // spec.phases_of_group if spec.phased else number
 
 
+def present(spec: CanonicalSpec, axis: int) -> tuple[tuple[bool, ...], ...]:
+    """Which taps along an axis each of its phases has."""
+    return tuple(tuple(theirs is not None for theirs in of_phase) for of_phase in spec.taps[axis])
+
+
+def inner(spec: CanonicalSpec, axis: int) -> int:
+    """By how much the number of a set grows from one phase of an axis to the next."""
+    return math.prod(spec.phases[axis + 1 :])
+
+
+def is_present(present: Sequence[Sequence[bool]], inner: int, number: Expr, tap: Expr) -> Expr:
+    """Whether a set has a tap along an axis.
+
+    Args:
+        present, inner: of the axis, by the functions of these names.
+        number: of the set.
+        tap: of the canonical problem.
+    """
+    phase = number // inner % len(present)
+    return tirx.any(*(tirx.all(phase == one, _among(taps, tap)) for one, taps in enumerate(present)))
+
+
 def has_tap(spec: CanonicalSpec, axis: int, number: Expr, tap: Expr) -> Expr | None:
-    """Whether a set has a tap along an axis; None where every set has every tap."""
-    taps, inner = spec.taps[axis], math.prod(spec.phases[axis + 1 :])
-    if all(theirs is not None for of_phase in taps for theirs in of_phase):
-        return None
-    phase = number // inner % spec.phases[axis]
-    found = (tirx.all(phase == one, _among(of_phase, tap)) for one, of_phase in enumerate(taps))
-    return tirx.any(*found)
+    """The same of an axis of `spec`; None where every set has every tap."""
+    found = present(spec, axis)
+    return None if all(map(all, found)) else is_present(found, inner(spec, axis), number, tap)
+
+
+def tap_of_origin(spec: CanonicalSpec, axis: int, number: Expr, tap: Expr) -> Expr:
+    """Which of the origin's taps along an axis stands at a tap of a set that has it."""
+    phase, found = number // inner(spec, axis) % spec.phases[axis], None
+    for one, of_phase in enumerate(spec.taps[axis]):
+        pairs = [(ours, theirs) for ours, theirs in enumerate(of_phase) if theirs is not None]
+        if pairs:
+            value = _evenly(pairs, tap)
+            found = value if found is None else tirx.Select(phase == one, value, found)
+    return tirx.const(0, "int32") if found is None else found
 
 
 def place(spec: CanonicalSpec, windows: Sequence[Term], sets: int) -> tuple[tuple[Term, ...], ...]:
@@ -44,7 +73,7 @@ def place(spec: CanonicalSpec, windows: Sequence[Term], sets: int) -> tuple[tupl
         sets: the axis of sets.
     """
     return tuple(
-        ((axis, factor * count, divisor, modulus), term(sets, 1, math.prod(spec.phases[number + 1 :]), count))
+        ((axis, factor * count, divisor, modulus), term(sets, 1, inner(spec, number), count))
         for number, ((axis, factor, divisor, modulus), count) in enumerate(zip(windows, spec.phases, strict=True))
     )
 
@@ -67,11 +96,20 @@ def tiling(spec: CanonicalSpec) -> Tiling:
     return Tiling(grouped_shape(spec, spec.result_size, spec.groups, spec.set_filters), axes)
 
 
-def _among(of_phase: Sequence[int | None], tap: Expr) -> Expr:
+def _among(present: Sequence[bool], tap: Expr) -> Expr:
     """Whether `tap` is one that a phase has."""
-    known = [ours for ours, theirs in enumerate(of_phase) if theirs is not None]
+    known = [number for number, there in enumerate(present) if there]
     if not known:
         return tirx.const(False, "bool")
     if len(known) == known[-1] - known[0] + 1:
         return tirx.all(tap >= known[0], tap <= known[-1])
     return tirx.any(*(tap == one for one in known))
+
+
+def _evenly(pairs: Sequence[tuple[int, int]], tap: Expr) -> Expr:
+    """The origin's tap, which grows or falls evenly with ours."""
+    (ours, theirs), *others = pairs
+    if not others:
+        return tirx.const(theirs, "int32")
+    apart, by = others[0][0] - ours, others[0][1] - theirs
+    return (tap - ours) // apart * by + theirs

@@ -22,9 +22,12 @@ from typing import Any
 import numpy as np
 from tvm import te
 
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.declaration import Declaration
-from tvm_conv3d.compute.layout import grouped_input, grouped_output, grouped_reader
+from tvm_conv3d.compute.layout import grouped_input, grouped_output, grouped_reader, grouped_shape, in_layout
+from tvm_conv3d.compute.packing import Weights, bias_of_groups
+from tvm_conv3d.compute.residual import Residual
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_FIRST, Triple
 
@@ -113,12 +116,16 @@ def declare(spec: CanonicalSpec, variant: PlanesVariant) -> Declaration:
     conv = te.compute(shape, conv_at, name="conv")
     tile = te.compute(shape, lambda *i: conv(*i), name="tile")
 
+    residual = Residual(spec, grouped_shape(spec, spec.out_size, spec.groups, spec.group_filters))
+
     def out_at(n, g, f, d, h, w):  # type: ignore[no-untyped-def]
         b, fi, wo, wi = f // filters, f % filters, w // (vectors * lanes), w % (vectors * lanes)
         value = tile(n, g, b, d, h // rows, wo, fi, h % rows, wi // lanes, wi % lanes)
-        return finish(spec, value, bias[g, b, fi])
+        return finish(spec, value, bias[g, b, fi], residual.at(*in_layout(spec, n, (g, f), (d, h, w))))
 
-    return Declaration((x, kernel, bias, grouped_output(spec, spec.groups, spec.group_filters, out_at)))
+    return Declaration(
+        (x, kernel, bias, *residual.tensors, grouped_output(spec, spec.groups, spec.group_filters, out_at))
+    )
 
 
 def pack_kernel(spec: CanonicalSpec, variant: PlanesVariant, kernel: np.ndarray) -> np.ndarray:
@@ -138,6 +145,21 @@ def pack_bias(spec: CanonicalSpec, variant: PlanesVariant, bias: np.ndarray | No
     if bias is not None:
         padded[:, : spec.group_filters] = bias.reshape(spec.groups, spec.group_filters)
     return padded.reshape(spec.groups, blocks, variant.filters)
+
+
+def declare_packing(spec: CanonicalSpec, variant: PlanesVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    blocks, filters, each = _blocks(spec, variant), variant.filters, spec.group_filters
+
+    def kernel_at(group, block, d, h, w, channel, i):  # type: ignore[no-untyped-def]
+        number = block * filters + i
+        inside = [number < each] if each % filters else []
+        return weights.kernel((d, h, w), channel, group * each + number, inside)
+
+    kernel = te.compute(
+        (spec.groups, blocks, *spec.kernel, spec.group_channels, filters), kernel_at, name=PACKED_KERNEL
+    )
+    return kernel, bias_of_groups(weights, spec, blocks, filters)
 
 
 def error_bound(spec: CanonicalSpec, variant: PlanesVariant) -> float:

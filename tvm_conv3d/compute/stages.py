@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tvm import te, tirx
@@ -71,16 +71,37 @@ def zero_outside(
             conditions.append(i >= before)
         if extent > before + length:
             conditions.append(i < before + length)
-    value = read(shifted)
-    return tirx.if_then_else(tirx.all(*conditions), value, tirx.const(0, dtype)) if conditions else value
+    return zero_unless(conditions, read(shifted), dtype)
 
 
-def finish(spec: CanonicalSpec, total: Expr, bias: Expr) -> Expr:
-    """Bias, post-ops and rounding to the output's type."""
+def zero_unless(conditions: Iterable[Expr], value: Expr, dtype: str) -> Expr:
+    """`value`, of type `dtype`, where all conditions hold; it is not read where one does not."""
+    together = list(conditions)
+    return tirx.if_then_else(tirx.all(*together), value, tirx.const(0, dtype)) if together else value
+
+
+def finish(spec: CanonicalSpec, total: Expr, bias: Expr, residual: Expr = None) -> Expr:
+    """Bias, post-ops, of which one may add the residual operand, and rounding to the output's type."""
     # an element of a tensor is no expression as yet
     total = total.asobject() if isinstance(total, te.TensorSlice) else total
-    value = total + bias if spec.bias else total
-    return narrow(apply_post_ops(spec.post_ops, value), spec.dtype, spec.accumulator)
+    return _rounded(spec, total + bias if spec.bias else total, residual)
+
+
+def in_tile(spec: CanonicalSpec, total: Expr, bias: Expr) -> Expr:
+    """What a tile holds that is stored later: the finished value, or the sum where a residual operand is read then."""
+    if not spec.residual:
+        return finish(spec, total, bias)
+    return total + bias if spec.bias else total.asobject() if isinstance(total, te.TensorSlice) else total
+
+
+def from_tile(spec: CanonicalSpec, value: Expr, residual: Expr) -> Expr:
+    """What is stored of the value of :func:`in_tile`."""
+    value = value.asobject() if isinstance(value, te.TensorSlice) else value
+    return _rounded(spec, value, residual) if spec.residual else value
+
+
+def _rounded(spec: CanonicalSpec, value: Expr, residual: Expr) -> Expr:
+    return narrow(apply_post_ops(spec.post_ops, value, residual), spec.dtypes.output, spec.accumulator)
 
 
 #: Terms of a sum that are added one after the other, at most. Measured in float32: so many positive numbers at random

@@ -17,8 +17,9 @@ from tvm_conv3d.compute import implicit_gemm
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.implicit_gemm import GemmBuilder, error_bound, pack_bias
+from tvm_conv3d.compute.packing import Weights
 
-__all__ = ["TensorVariant", "declare", "error_bound", "pack_bias", "pack_kernel"]
+__all__ = ["TensorVariant", "declare", "declare_packing", "error_bound", "pack_bias", "pack_kernel"]
 
 Expr = Any  # a TVM expression; its classes are not public names
 
@@ -63,6 +64,11 @@ def pack_kernel(spec: CanonicalSpec, variant: TensorVariant, kernel: np.ndarray)
     """Weights (kd, kh, kw, channels / groups, filters) as (sets, filter blocks, kd, kh, kw, steps, step, filters)."""
     half = ml_dtypes.bfloat16 if spec.dtype == "bfloat16" else np.float16
     return implicit_gemm.pack_kernel(spec, variant, kernel).astype(half)
+
+
+def declare_packing(spec: CanonicalSpec, variant: TensorVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say; bfloat16 as its bits."""
+    return implicit_gemm.packed_by(weights.stored, spec, variant, weights)
 
 
 class _Builder(GemmBuilder):

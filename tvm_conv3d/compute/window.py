@@ -20,10 +20,13 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.packing import Weights, bias_in_blocks
+from tvm_conv3d.compute.residual import Residual
 from tvm_conv3d.compute.stages import error_of_sums, finish, reduction, window_extents, zero_padded
 from tvm_conv3d.spec import CHANNELS_LAST
 
@@ -79,9 +82,6 @@ def declare(spec: CanonicalSpec, variant: WindowVariant) -> Declaration:
         return te.sum(window[block, thread, tap_d, channel, y, z] * weight, axis=[tap_d, channel, tap_h, tap_w])
 
     conv = te.compute((blocks, variant.threads, rows, columns), conv_at, name="conv")
-    out = te.compute(
-        conv.shape, lambda b, t, i, j: finish(spec, conv(b, t, i, j), bias(tile_of(b, t)["f"])), name="out"
-    )
 
     def part(name: str, factor: int = 1) -> Term:
         return term(4, factor, strides[name], sizes[name])
@@ -90,7 +90,15 @@ def declare(spec: CanonicalSpec, variant: WindowVariant) -> Declaration:
     h, w = (part("h", rows), term(2)), (part("w", columns), term(3))
     axes = (n, d, h, w, f) if last else (n, f, d, h, w)
     tiling = Tiling(spec.output_shape, axes, ((0, variant.threads), (1, 1)), count)
-    return Declaration((x, kernel, bias, out), tiling, aligned=True)
+    residual = Residual(spec, spec.output_shape)
+
+    def out_at(*index):  # type: ignore[no-untyped-def]
+        block, thread, _, _ = index
+        added = residual.at(*tiling.real(index))
+        return finish(spec, conv(*index), bias(tile_of(block, thread)["f"]), added)
+
+    out = te.compute(conv.shape, out_at, name="out", varargs_names=["b", "t", "i", "j"])
+    return Declaration((x, kernel, bias, *residual.tensors, out), tiling, aligned=True)
 
 
 def _window(
@@ -138,6 +146,17 @@ def pack_kernel(spec: CanonicalSpec, variant: WindowVariant, kernel: np.ndarray)
 def pack_bias(spec: CanonicalSpec, variant: WindowVariant, bias: np.ndarray | None) -> np.ndarray:
     """Bias (filters,), zeros where there is none."""
     return np.zeros(spec.filters, spec.accumulator) if bias is None else bias.astype(spec.accumulator)
+
+
+def declare_packing(spec: CanonicalSpec, variant: WindowVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    depth, height, width = spec.kernel
+    kernel = te.compute(
+        (depth, spec.group_channels, height, width, spec.filters),
+        lambda d, channel, h, w, filter_: weights.kernel((d, h, w), channel, filter_),
+        name=PACKED_KERNEL,
+    )
+    return kernel, bias_in_blocks(weights, spec.filters, (spec.filters,))
 
 
 def error_bound(spec: CanonicalSpec, variant: WindowVariant) -> float:

@@ -24,15 +24,27 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cook_toom import Matrix, transforms
 from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype
 from tvm_conv3d.compute.filter_vectors import FilterVectors
+from tvm_conv3d.compute.packing import Weights, bias_in_blocks
+from tvm_conv3d.compute.residual import Residual
 from tvm_conv3d.compute.stages import finish
 from tvm_conv3d.compute.winograd_axes import axes_of, triple
-from tvm_conv3d.compute.winograd_stages import expected_error, gathered, index_names, split_taps, transform, transformed
+from tvm_conv3d.compute.winograd_packing import AXES, taps_of_phases, transformed_taps
+from tvm_conv3d.compute.winograd_stages import (
+    Stage,
+    expected_error,
+    gathered,
+    index_names,
+    split_taps,
+    transform,
+    transformed,
+)
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
 
 Expr = Any  # a TVM expression; its classes are not public names
@@ -106,17 +118,31 @@ def pack_kernel(spec: CanonicalSpec, variant: WinogradVariant, kernel: np.ndarra
     """
     axes = axes_of(spec, variant.modes)
     taps = transformed(split_taps(axes, kernel), variant.tile, axes.strides)
-    blocked = FilterVectors.of(spec, variant).pack(taps, spec.accumulator)
-    in_order = blocked.transpose(0, 1, 2, 4, 5, 3, 6, 7)
-    return np.ascontiguousarray(in_order).reshape(*in_order.shape[:3], -1, *in_order.shape[5:])
+    blocked = FilterVectors.of(spec, variant).pack(taps, spec.accumulator).transpose(0, 1, 2, 4, 5, 3, 6, 7)
+    return np.ascontiguousarray(blocked).reshape(*blocked.shape[:3], -1, *blocked.shape[5:])
 
 
 def pack_bias(spec: CanonicalSpec, variant: WinogradVariant, bias: np.ndarray | None) -> np.ndarray:
     """Bias (filters,) with zeros up to whole vectors; all zeros where there is none."""
-    padded = np.zeros(-(-spec.filters // variant.lanes) * variant.lanes, spec.accumulator)
-    if bias is not None:
-        padded[: spec.filters] = bias
-    return padded
+    values = np.zeros(spec.filters) if bias is None else bias
+    return np.pad(values, (0, -spec.filters % variant.lanes)).astype(spec.accumulator)
+
+
+def declare_packing(spec: CanonicalSpec, variant: WinogradVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    axes, filters = axes_of(spec, variant.modes), FilterVectors.of(spec, variant)
+    read = taps_of_phases(spec, axes, weights)
+
+    def taps_at(taps, block, channel, vector, lane):  # type: ignore[no-untyped-def]
+        return read(taps, channel, *filters.filter_at(block // filters.blocks, block % filters.blocks, vector, lane))
+
+    matrices = [transforms(*size).kernel for size in zip(variant.tile, axes.taps, axes.strides, strict=True)]
+    inner = (filters.sharing * filters.blocks, axes.channels // spec.groups, variant.vectors, variant.lanes)
+    _, sums = transformed_taps(taps_at, axes.taps, matrices, inner)
+    kernel = te.compute(
+        sums.shape, lambda *i: sums(*i).astype(spec.accumulator), name=PACKED_KERNEL, varargs_names=AXES
+    )
+    return kernel, bias_in_blocks(weights, spec.filters, (-(-spec.filters // variant.lanes) * variant.lanes,))
 
 
 def error_bound(spec: CanonicalSpec, variant: WinogradVariant) -> float:
@@ -145,8 +171,9 @@ class _Builder:
         self.filter_blocks = self.filters.sharing * self.filters.blocks
         #: channels that a sum runs over
         self.group_channels = self.axes.channels // spec.groups
-        sizes = zip(variant.tile, self.axes.taps, self.axes.strides, strict=True)
-        self.matrices = [transforms(*size) for size in sizes]
+        self.matrices = [
+            transforms(*size) for size in zip(variant.tile, self.axes.taps, self.axes.strides, strict=True)
+        ]
         #: gathered cells from tile to tile, per axis
         self.steps = triple([m * stride for m, stride in zip(variant.tile, self.axes.strides, strict=True)])
         #: axes with a transform
@@ -161,7 +188,9 @@ class _Builder:
         product = self._product(self._input(self._gather(x)), kernel)
         sums = self._output(product)
         by_cell = self._turned(sums) if turns(spec, variant) else self._cells_of(sums)
-        return Declaration((x, kernel, bias, self._out(by_cell, bias), self._flags(sums)), self._tiling())
+        residual = Residual(spec, spec.output_shape)
+        out = self._out(by_cell, bias, residual)
+        return Declaration((x, kernel, bias, *residual.tensors, out, self._flags(sums)), self._tiling())
 
     def _gather(self, x: te.Tensor) -> te.Tensor:
         spec, axes, lanes = self.spec, self.axes, self.variant.lanes
@@ -270,9 +299,9 @@ class _Builder:
 
     def _transform(
         self, shape: tuple[int, ...], name: str, matrix: Matrix, read: Callable[..., Expr], from_end: int
-    ) -> _Stage:
+    ) -> Stage:
         """sum_i matrix[row, i] * read(i, ...), where the row is the index that is `from_end` before the end."""
-        return _Stage(transform(self.acc, shape, name, matrix, read, from_end))
+        return Stage(transform(self.acc, shape, name, matrix, read, from_end))
 
     def _cells_of(self, sums: Callable[..., Expr]) -> Callable[..., Expr]:
         """The sums by task, place of a cell within it, vector of filters and lane."""
@@ -319,21 +348,17 @@ class _Builder:
         vector += f // self.filters.shared_filters * (self.filters.blocks * self.variant.vectors)
         return by_cell(n, *parts, *groups, *within, vector, lane)
 
-    def _out(self, by_cell: Callable[..., Expr], bias: te.Tensor) -> te.Tensor:
-        def last(*index):  # type: ignore[no-untyped-def]
-            n, *cells, f = index
-            return finish(self.spec, self._sum_at(by_cell, n, cells, f), bias[f])
+    def _out(self, by_cell: Callable[..., Expr], bias: te.Tensor, residual: Residual) -> te.Tensor:
+        tiling = self._tiling()
 
-        def first(*index):  # type: ignore[no-untyped-def]
-            n, f, *cells = index
-            return last(n, *cells, f)
+        def at(*index):  # type: ignore[no-untyped-def]
+            n, *cells, f = index if self.spec.data_format == CHANNELS_LAST else (index[0], *index[2:], index[1])
+            added = residual.at(*(index if tiling is None else tiling.real(index)))
+            return finish(self.spec, self._sum_at(by_cell, n, cells, f), bias[f], added)
 
         size = [extent for axis in range(3) for extent in self._declared(axis)]
         batch, filters = self.spec.batch, self.spec.filters
-        if self.spec.data_format == CHANNELS_LAST:
-            shape, at = (batch, *size, filters), last
-        else:
-            shape, at = (batch, filters, *size), first
+        shape = (batch, *size, filters) if self.spec.data_format == CHANNELS_LAST else (batch, filters, *size)
         return te.compute(shape, at, name="out", varargs_names=index_names(shape))
 
     def _declared(self, axis: int) -> tuple[int, ...]:
@@ -370,13 +395,3 @@ class _Builder:
 
         shape = (*self.outer, beside, self.variant.lanes)
         return te.compute(shape, at, name="flags", varargs_names=index_names(shape))
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """A tensor, read by calling it."""
-
-    tensor: te.Tensor
-
-    def __call__(self, *index: Expr) -> Expr:
-        return self.tensor[index]

@@ -30,13 +30,17 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cook_toom import Transforms, transforms
 from tvm_conv3d.compute.cut import Term, Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype
+from tvm_conv3d.compute.packing import Weights, bias_in_blocks
+from tvm_conv3d.compute.residual import Residual
 from tvm_conv3d.compute.stages import finish
 from tvm_conv3d.compute.winograd_axes import Axes, axes_of, triple
+from tvm_conv3d.compute.winograd_packing import taps_of_phases, transformed_taps
 from tvm_conv3d.compute.winograd_stages import expected_error, gathered, index_names, split_taps, transform, transformed
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
 
@@ -166,10 +170,41 @@ def pack_kernel(spec: CanonicalSpec, variant: WinogradGemmVariant, kernel: np.nd
 
 def pack_bias(spec: CanonicalSpec, variant: WinogradGemmVariant, bias: np.ndarray | None) -> np.ndarray:
     """Bias (filters,) with zeros up to whole blocks; zeros where there is none."""
-    padded = np.zeros(extents_of(spec, variant).filter_blocks * variant.filters, spec.accumulator)
-    if bias is not None:
-        padded[: spec.filters] = bias
-    return padded
+    values = np.zeros(spec.filters) if bias is None else bias
+    return np.pad(values, (0, -spec.filters % variant.filters)).astype(spec.accumulator)
+
+
+def declare_packing(spec: CanonicalSpec, variant: WinogradGemmVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    e = extents_of(spec, variant)
+    read = taps_of_phases(spec, e.axes, weights)
+    channels, filters = e.steps * variant.step, variant.filters
+
+    def taps_at(taps, tap, block, channel, i):  # type: ignore[no-untyped-def]
+        filter_ = block * filters + i
+        inside = [channel < e.axes.channels] if channels > e.axes.channels else []
+        inside += [filter_ < spec.filters] if spec.filters % filters else []
+        # an untransformed depth keeps its taps, and no tap is transformed there
+        depth = tap if e.taps > 1 else taps[0]
+        return read((depth, *taps[1:]), channel, filter_, inside)
+
+    depth, high, wide = e.axes.taps
+    taps = (depth // e.taps, high, wide)
+    matrices = [transforms(m, t).kernel for m, t in zip(variant.tile, taps, strict=True)]
+    plain, there = transformed_taps(taps_at, taps, matrices, (e.taps, e.filter_blocks, channels, filters), False)
+    _, rows, columns = e.frequencies
+    first = math.prod(e.frequencies) * e.taps
+
+    def kernel_at(number, block, channel, i):  # type: ignore[no-untyped-def]
+        f, tap = number // e.taps, number % e.taps
+        sums = there(f // (rows * columns), f // columns % rows, f % columns, tap, block, channel, i)
+        place = number - first
+        d, h, w = place // (high * wide), place // wide % high, place % wide
+        as_it_was = plain(*((0, h, w, d) if e.taps > 1 else (d, h, w, 0)), block, channel, i)
+        return tirx.if_then_else(number < first, sums, as_it_was).astype(spec.accumulator)
+
+    kernel = te.compute((first + depth * high * wide, *plain.shape[-3:]), kernel_at, name=PACKED_KERNEL)
+    return kernel, bias_in_blocks(weights, spec.filters, (e.filter_blocks * filters,))
 
 
 def error_bound(spec: CanonicalSpec, variant: WinogradGemmVariant) -> float:
@@ -202,8 +237,10 @@ class _Builder:
         sums = self._sums(self._product(data, kernel))
         totals = self._totals(sums)
         bad = self._bad(totals)
-        out = self._out(totals, bad, self._direct(cell, kernel, bad), bias)
-        return Declaration((x, kernel, bias, out), self._tiling(), (data, sums), aligned=True)
+        residual = Residual(spec, spec.output_shape)
+        out = self._out(totals, bad, self._direct(cell, kernel, bad), bias, residual)
+        tensors = (x, kernel, bias, *residual.tensors, out)
+        return Declaration(tensors, self._tiling(), (data, sums), aligned=True)
 
     def _matrices(self, axis: int) -> Transforms:
         """Of a transformed axis."""
@@ -339,10 +376,14 @@ class _Builder:
         shape = (e.planes * e.tiles[0], e.slice, e.filter_blocks * variant.filters, *variant.tile)
         return te.compute(shape, at, name="direct", varargs_names=index_names(shape))
 
-    def _out(self, totals: te.Tensor, bad: te.Tensor, direct: te.Tensor, bias: te.Tensor) -> te.Tensor:
+    def _out(
+        self, totals: te.Tensor, bad: te.Tensor, direct: te.Tensor, bias: te.Tensor, residual: Residual
+    ) -> te.Tensor:
+        tiling = self._tiling()
+
         def at(row, t, g, i, j, k):  # type: ignore[no-untyped-def]
             total = tirx.if_then_else(bad[row, t, g] == 1, direct[row, t, g, i, j, k], totals[row, t, g, i, j, k])
-            return finish(self.spec, total, bias[g])
+            return finish(self.spec, total, bias[g], residual.at(*tiling.real((row, t, g, i, j, k))))
 
         names = ["row", "t", "g", "i", "j", "k"]
         return te.compute(direct.shape, at, name="out", varargs_names=names)

@@ -27,12 +27,16 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from tvm_conv3d.compute.argument import PACKED_KERNEL
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cook_toom import transforms
 from tvm_conv3d.compute.cut import Tiling, term
 from tvm_conv3d.compute.declaration import Declaration
 from tvm_conv3d.compute.elements import storage_dtype, widen
+from tvm_conv3d.compute.packing import Weights, bias_in_blocks
+from tvm_conv3d.compute.residual import Residual
 from tvm_conv3d.compute.stages import finish, window_extents, zero_padded
+from tvm_conv3d.compute.winograd_packing import DTYPE, transformed_taps
 from tvm_conv3d.compute.winograd_stages import expected_error, index_names, transform
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
 
@@ -110,6 +114,26 @@ def pack_bias(spec: CanonicalSpec, variant: WinogradRowsVariant, bias: np.ndarra
     return padded.reshape(-1, variant.lanes)
 
 
+def declare_packing(spec: CanonicalSpec, variant: WinogradRowsVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    lanes, blocks = variant.lanes, -(-spec.filters // variant.lanes)
+
+    def taps_at(taps, block, channel, lane):  # type: ignore[no-untyped-def]
+        filter_ = block * lanes + lane
+        inside = [filter_ < spec.filters] if spec.filters % lanes else []
+        return weights.kernel(taps, channel, filter_, inside).astype(DTYPE)
+
+    one = transforms(1, 1).kernel
+    along_w = transforms(variant.tile, spec.kernel[2]).kernel
+    _, sums = transformed_taps(taps_at, spec.kernel, (one, one, along_w), (blocks, spec.group_channels, lanes))
+    kernel = te.compute(
+        (blocks, len(along_w), *spec.kernel[:2], spec.group_channels, lanes),
+        lambda block, w, d, h, channel, lane: sums(d, h, w, block, channel, lane).astype(spec.accumulator),
+        name=PACKED_KERNEL,
+    )
+    return kernel, bias_in_blocks(weights, spec.filters, (blocks, lanes))
+
+
 def error_bound(spec: CanonicalSpec, variant: WinogradRowsVariant) -> float:
     """The relative error (2-norm) to expect of data and weights without structure."""
     return expected_error(spec, spec.group_channels * math.prod(spec.kernel[:2]), [(variant.tile, spec.kernel[2])])
@@ -134,7 +158,9 @@ class _Builder:
         kernel = te.placeholder(shape, self.acc, name="kernel")
         bias = te.placeholder((self.blocks, variant.lanes), self.acc, name="bias")
         sums = self._output(self._product(self._input(self._gather(x)), kernel))
-        return Declaration((x, kernel, bias, self._out(sums, bias), self._flags(sums)), self._tiling())
+        residual = Residual(spec, spec.output_shape)
+        out = self._out(sums, bias, residual)
+        return Declaration((x, kernel, bias, *residual.tensors, out, self._flags(sums)), self._tiling())
 
     def _gather(self, x: te.Tensor) -> te.Tensor:
         spec, variant = self.spec, self.variant
@@ -192,13 +218,14 @@ class _Builder:
         shape = (*task, d, ho, hi, wo, wi, self.variant.tile, lane)
         return transform(self.acc, shape, "output", self.matrices.output, read, from_end=2)
 
-    def _out(self, sums: te.Tensor, bias: te.Tensor) -> te.Tensor:
+    def _out(self, sums: te.Tensor, bias: te.Tensor, residual: Residual) -> te.Tensor:
         """The output in whole register tiles; in channels_first, rows of each lane's filter."""
         last = self.spec.data_format == CHANNELS_LAST
-        read = sums if last else self._turned(sums)
+        read, tiling = sums if last else self._turned(sums), self._tiling()
 
         def at(*index):  # type: ignore[no-untyped-def]
-            return finish(self.spec, read[index], bias[index[4], index[-1 if last else -2]])
+            added = residual.at(*tiling.real(index))
+            return finish(self.spec, read[index], bias[index[4], index[-1 if last else -2]], added)
 
         return te.compute(read.shape, at, name="out", varargs_names=index_names(read.shape))
 

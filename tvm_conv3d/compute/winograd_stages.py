@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -116,6 +117,16 @@ def expected_error(spec: CanonicalSpec, products: int, sizes: Iterable[Sequence[
     """
     factor = math.prod(amplification(*size) for size in sizes)
     return error_of_sums(spec, products + _TRANSFORM_PRODUCTS, _TRANSFORM_FACTOR * factor, on_gpu)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A tensor, read by calling it."""
+
+    tensor: te.Tensor
+
+    def __call__(self, *index: Expr) -> Expr:
+        return self.tensor[index]
 
 
 def transform(

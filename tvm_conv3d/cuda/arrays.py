@@ -21,7 +21,7 @@ class GpuTensor:
         shape: its shape.
         dtype: NumPy's name of its element type.
         address: of its first element.
-        dense: whether its elements lie side by side in C order.
+        strides: from one element to the next along each axis, in elements.
     """
 
     value: Any
@@ -29,7 +29,12 @@ class GpuTensor:
     shape: tuple[int, ...]
     dtype: str
     address: int
-    dense: bool
+    strides: tuple[int, ...]
+
+    @property
+    def dense(self) -> bool:
+        """Whether its elements lie side by side in C order."""
+        return _is_dense(self.shape, self.strides)
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,14 @@ class Library:
     Attributes:
         prepare: (tensor, dtype) -> the same in C order, of this type, at a multiple of 16 bytes.
         empty: (shape, dtype, tensor) -> an uninitialised tensor beside it.
+        permute: (tensor, axes) -> the same with its axes in another order, a view where the library has views.
         stream: (device) -> handle of the stream on which the library works now.
         waits: whether results must be complete before the library may see them, as it works on streams of its own.
     """
 
     prepare: Callable[[Any, str], Any]
     empty: Callable[[tuple[int, ...], str, Any], Any]
+    permute: Callable[[Any, tuple[int, ...]], Any]
     stream: Callable[[int], int]
     waits: bool = False
 
@@ -75,7 +82,7 @@ def look(value: Any) -> GpuTensor:
         device, address = int(tensor.device.index), int(tensor.data_ptr())
     except (BufferError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise TypeError(f"This tensor can't be read by DLPack: {error}. Received: {type(value)}") from error
-    return GpuTensor(value, device, shape, str(tensor.dtype), address, _is_dense(shape, strides))
+    return GpuTensor(value, device, shape, str(tensor.dtype), address, strides)
 
 
 def expect(value: Any, shape: tuple[int, ...], dtype: str, device: int) -> GpuTensor:
@@ -129,6 +136,7 @@ def _torch(torch: Any) -> Library:
     return Library(
         prepare,
         lambda shape, dtype, like: torch.empty(shape, dtype=getattr(torch, dtype), device=like.device),
+        lambda tensor, axes: tensor.permute(axes),
         lambda device: int(torch.cuda.current_stream(device).cuda_stream),
     )
 
@@ -148,7 +156,7 @@ def _cupy(cupy: Any) -> Library:
         with cupy.cuda.Device(device):
             return int(cupy.cuda.get_current_stream().ptr)
 
-    return Library(prepare, empty, stream)
+    return Library(prepare, empty, lambda array, axes: array.transpose(axes), stream)
 
 
 def _jax(jax: Any) -> Library:
@@ -160,7 +168,7 @@ def _jax(jax: Any) -> Library:
         # a fresh array that nobody else has seen: filling it breaks no promise
         return jax.device_put(jax.numpy.zeros(shape, dtype), device).block_until_ready()
 
-    return Library(prepare, empty, lambda device: 0, waits=True)
+    return Library(prepare, empty, lambda array, axes: array.transpose(axes), lambda device: 0, waits=True)
 
 
 def _named(dtype: str) -> Any:

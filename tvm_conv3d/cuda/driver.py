@@ -120,10 +120,10 @@ class Driver:
         kernels = {}
         with self._on(number):
             self._call("cuModuleLoadData", ctypes.byref(module), cubin)
-            for launch in image.launches:
+            for name in image.kernels:
                 function = ctypes.c_void_p()
-                self._call("cuModuleGetFunction", ctypes.byref(function), module, launch.kernel.encode())
-                kernels[launch.kernel] = function
+                self._call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
+                kernels[name] = function
         return kernels
 
     def launch(

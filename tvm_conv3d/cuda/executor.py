@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tvm_conv3d.algorithms import named
-from tvm_conv3d.compute.argument import BIAS, KERNEL, OUT, X
+from tvm_conv3d import packing
+from tvm_conv3d.compute.argument import BIAS, KERNEL, OUT, PACK, PACKED_BIAS, PACKED_KERNEL, X
 from tvm_conv3d.compute.canonical import canonicalize
 from tvm_conv3d.cuda import arrays, driver
 from tvm_conv3d.cuda.architectures import gpu_traits, known
 from tvm_conv3d.cuda.arrays import GpuTensor
-from tvm_conv3d.cuda.image import Image
+from tvm_conv3d.cuda.image import Image, Launches
+from tvm_conv3d.dtypes import numpy_dtype
 from tvm_conv3d.locks import ForkSafeLock
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.recent import Recent
@@ -23,12 +24,15 @@ from tvm_conv3d.recent import Recent
 if TYPE_CHECKING:
     from tvm.target import Target
 
+    from tvm_conv3d.loader import Entry, Loaded
+
 
 class Memory:
     """A block of a GPU's memory, freed with this object."""
 
     def __init__(self, device: int, size: int) -> None:
         runtime = driver.get()
+        self.size = size
         self.address = runtime.allocate(device, size)
         # at the process's end all memory is freed anyway, and the driver may be gone
         weakref.finalize(self, runtime.free, device, self.address).atexit = False
@@ -41,18 +45,44 @@ class Memory:
         return memory
 
 
-class Kernels:
-    """The kernels of one image, loaded on each GPU when they are first called there."""
+class LoadedImage:
+    """The kernels of one image, loaded on each GPU when one is first called there."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
         self._lock = ForkSafeLock()
-        self._by_device: dict[int, Any] = {}
+        self._by_device: dict[int, Mapping[str, Any]] = {}
+
+    @property
+    def functions(self) -> dict[str, Kernels]:
+        """The image's functions, by name."""
+        return {name: Kernels(self, launches) for name, launches in self._image.functions.items()}
+
+    def on(self, device: int) -> Mapping[str, Any]:
+        """The kernels on a GPU, by name.
+
+        Raises:
+            ValueError: the image is for another architecture.
+            tvm_conv3d.cuda.driver.CudaError: the GPU refuses it.
+        """
+        with self._lock:
+            if device not in self._by_device:
+                driver.check_runs_here(known(self._image.arch), device)
+                self._by_device[device] = driver.get().load(device, self._image)
+            return self._by_device[device]
+
+
+class Kernels:
+    """One function of an image: its kernels, launched one after the other."""
+
+    def __init__(self, image: LoadedImage, launches: Launches) -> None:
+        self._image = image
+        self._launches = launches
 
     @property
     def workspaces(self) -> Mapping[str, int]:
         """Bytes of each buffer, by name, that a call needs beside its arguments; what is in it means nothing."""
-        return self._image.workspaces
+        return self._launches.workspaces
 
     def __call__(self, device: int, stream: int, addresses: Mapping[str, int]) -> None:
         """Queues the launches on a stream; addresses are those of arguments and workspaces, by name.
@@ -61,15 +91,34 @@ class Kernels:
             ValueError: the image is for another architecture.
             tvm_conv3d.cuda.driver.CudaError: the GPU refuses it.
         """
-        runtime = driver.get()
-        with self._lock:
-            if device not in self._by_device:
-                driver.check_runs_here(known(self._image.arch), device)
-                self._by_device[device] = runtime.load(device, self._image)
-        for launch in self._image.launches:
-            kernel = self._by_device[device][launch.kernel]
+        kernels, runtime = self._image.on(device), driver.get()
+        for launch in self._launches.launches:
             arguments = [addresses[name] for name in launch.arguments]
+            kernel = kernels[launch.kernel]
             runtime.launch(device, kernel, launch.grid, launch.block, launch.shared, stream, arguments)
+
+
+def pack(device: int, entry: Entry, weights: Mapping[str, np.ndarray]) -> dict[str, Memory]:
+    """Packs weights on a GPU; as they were, they lie there no longer than that takes.
+
+    Args:
+        device: number of the GPU.
+        entry: the function `pack`.
+        weights: as they are stored, by name.
+
+    Returns:
+        The packed ones, by the convolution's names of them.
+
+    Raises:
+        tvm_conv3d.cuda.driver.CudaError: the GPU has no memory for them, or refuses a launch.
+    """
+    function = entry.function
+    given = {a.name: Memory.holding(device, weights[a.name]) for a in function.of("weights", "bias")}
+    packed = {a.name: Memory(device, a.size_bytes) for a in function.of("output")}
+    entry.code(device, 0, {name: memory.address for name, memory in (*given.items(), *packed.items())})
+    # streams of libraries do not wait for the default one
+    driver.get().synchronize(device, 0)
+    return {KERNEL: packed[PACKED_KERNEL], BIAS: packed[PACKED_BIAS]}
 
 
 @dataclass(frozen=True)
@@ -81,13 +130,42 @@ class _Packed:
     def addresses(self) -> dict[str, int]:
         return {name: memory.address for name, memory in self.memory.items()}
 
+    @property
+    def nbytes(self) -> int:
+        return sum(memory.size for memory in self.memory.values())
+
 
 class Weights(NamedTuple):
-    """A layer's weights: kernel, bias or None, and what changes whenever they do."""
+    """The weights of a call.
+
+    Attributes:
+        kernel: (depth, height, width, channels / groups, filters).
+        bias: (filters,), or None.
+        version: changes whenever these do.
+        structured: whether the kernel's values carry exact meaning (:mod:`tvm_conv3d.structure`).
+        packed: table of their packed forms; None for that of the executor, which has one version of each form.
+    """
 
     kernel: np.ndarray
     bias: np.ndarray | None
     version: Hashable
+    structured: bool = False
+    packed: Recent[Any, Any] | None = None
+
+
+def to_host(tensor: GpuTensor) -> np.ndarray:
+    """A copy in the CPU's memory, once the library's current stream is done with the tensor.
+
+    Raises:
+        TypeError: the tensor is of an unknown library.
+        tvm_conv3d.cuda.driver.CudaError: the GPU refuses it.
+    """
+    library = arrays.library_of(tensor.value)
+    prepared = library.prepare(tensor.value, tensor.dtype)
+    driver.get().synchronize(tensor.device, library.stream(tensor.device))
+    array = np.empty(tensor.shape, numpy_dtype(tensor.dtype))
+    driver.get().download(tensor.device, array, arrays.look(prepared).address)
+    return array
 
 
 def without_elements(tensor: GpuTensor, shape: tuple[int, ...], dtype: str) -> Any:
@@ -106,7 +184,7 @@ class GpuExecutor:
         self._lock = ForkSafeLock()
         self._packed: Recent[tuple[int, str, str], _Packed] = Recent(most_layouts)
 
-    def on_gpu(self, plan: Plan, kernels: Kernels, target: Target, tensor: GpuTensor, weights: Weights) -> Any:
+    def on_gpu(self, plan: Plan, loaded: Loaded, target: Target, tensor: GpuTensor, weights: Weights) -> Any:
         """The result beside a tensor in a GPU's memory, of the same library, queued on its current stream.
 
         Raises:
@@ -120,7 +198,7 @@ class GpuExecutor:
         x = arrays.expect(prepared, plan.spec.input_shape, plan.spec.dtype, tensor.device)
         result = library.empty(plan.spec.output_shape, plan.spec.dtype, tensor.value)
         out = arrays.expect(result, plan.spec.output_shape, plan.spec.dtype, tensor.device)
-        packed = self._pack(plan, tensor.device, weights)
+        kernels, packed = loaded.main.code, self._pack(plan, loaded, tensor.device, weights)
         stream = library.stream(tensor.device)
         # of the library, which knows when the stream is done with it
         kept = {name: library.empty((size,), "uint8", tensor.value) for name, size in kernels.workspaces.items()}
@@ -131,7 +209,7 @@ class GpuExecutor:
             driver.get().synchronize(tensor.device, stream)
         return result
 
-    def from_host(self, plan: Plan, kernels: Kernels, target: Target, x: np.ndarray, weights: Weights) -> np.ndarray:
+    def from_host(self, plan: Plan, loaded: Loaded, target: Target, x: np.ndarray, weights: Weights) -> np.ndarray:
         """The result for an array in the CPU's memory: it is copied to the first GPU, and the result back.
 
         Raises:
@@ -140,7 +218,7 @@ class GpuExecutor:
         """
         driver.check_runs_here(gpu_traits(target), 0)
         out = np.empty(plan.spec.output_shape, x.dtype)
-        packed = self._pack(plan, 0, weights)
+        kernels, packed = loaded.main.code, self._pack(plan, loaded, 0, weights)
         memory = {X: Memory.holding(0, x), OUT: Memory(0, out.nbytes)}
         memory.update((name, Memory(0, size)) for name, size in kernels.workspaces.items())
         addresses = {name: block.address for name, block in memory.items()}
@@ -149,19 +227,15 @@ class GpuExecutor:
         driver.get().download(0, out, addresses[OUT])
         return out
 
-    def _pack(self, plan: Plan, device: int, weights: Weights) -> _Packed:
+    def _pack(self, plan: Plan, loaded: Loaded, device: int, weights: Weights) -> _Packed:
         """Packed weights on a GPU; specs that differ in size only may share one copy."""
-        algorithm = named(plan.algorithm)
         identity = canonicalize(plan.spec).weights_identity
         key = (device, plan.algorithm, repr((plan.variant, plan.spec.kernel_shape, plan.spec.groups, identity)))
+        table = self._packed if weights.packed is None else weights.packed
         with self._lock:
-            packed = self._packed.get(key)
+            packed = table.get(key)
             if packed is None or packed.version != weights.version:
-                parts = {
-                    KERNEL: algorithm.pack_kernel(plan.spec, plan.variant, weights.kernel),
-                    BIAS: algorithm.pack_bias(plan.spec, plan.variant, weights.bias),
-                }
-                memory = {name: Memory.holding(device, array) for name, array in parts.items()}
-                packed = _Packed(weights.version, memory)
-                self._packed.put(key, packed)
+                stored = packing.stored(plan.spec, weights.kernel, weights.bias)
+                packed = _Packed(weights.version, pack(device, loaded.functions[PACK], stored))
+                table.put(key, packed)
         return packed

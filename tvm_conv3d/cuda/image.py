@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 _MAGIC = b"tvm_conv3d cuda 3\n"
 
@@ -28,28 +29,60 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class Launches:
+    """What a call of one function launches.
+
+    Attributes:
+        launches: of its kernels, in order.
+        workspaces: bytes of each buffer that a call needs beside its arguments, by name.
+    """
+
+    launches: tuple[Launch, ...]
+    workspaces: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The launches as JSON's types."""
+        return {"launches": [asdict(launch) for launch in self.launches], "workspaces": dict(self.workspaces)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Launches:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: `values` are no launches.
+        """
+        launches = tuple(
+            Launch(e["kernel"], tuple(e["grid"]), tuple(e["block"]), int(e["shared"]), tuple(e["arguments"]))
+            for e in values["launches"]
+        )
+        return cls(launches, {str(name): int(size) for name, size in values["workspaces"].items()})
+
+
+@dataclass(frozen=True)
 class Image:
     """Code of one convolution for one architecture.
 
     Attributes:
         arch: such as "sm_90".
         source: CUDA source.
-        launches: of its kernels, in order.
-        workspaces: bytes of each buffer that a call needs beside its arguments, by name.
+        functions: what a call of each function launches, by its name.
         cubin: machine code; empty where there was no compiler: then the source is compiled when it is loaded.
     """
 
     arch: str
     source: str
-    launches: tuple[Launch, ...]
-    workspaces: Mapping[str, int] = field(default_factory=dict)
+    functions: Mapping[str, Launches]
     cubin: bytes = b""
+
+    @property
+    def kernels(self) -> list[str]:
+        """Names of the kernels of all functions."""
+        return [launch.kernel for function in self.functions.values() for launch in function.launches]
 
     def to_bytes(self) -> bytes:
         """The image as one file."""
-        launches = [asdict(launch) for launch in self.launches]
-        head = {"arch": self.arch, "source": self.source, "launches": launches, "workspaces": dict(self.workspaces)}
-        text = json.dumps(head).encode()
+        functions = {name: function.to_json() for name, function in self.functions.items()}
+        text = json.dumps({"arch": self.arch, "source": self.source, "functions": functions}).encode()
         return _MAGIC + len(text).to_bytes(8, "little") + text + self.cubin
 
     @staticmethod
@@ -70,11 +103,7 @@ class Image:
         end = start + int.from_bytes(data[len(_MAGIC) : start], "little")
         try:
             head = json.loads(data[start:end])
-            launches = tuple(
-                Launch(e["kernel"], tuple(e["grid"]), tuple(e["block"]), int(e["shared"]), tuple(e["arguments"]))
-                for e in head["launches"]
-            )
-            workspaces = {str(name): int(size) for name, size in head["workspaces"].items()}
-            return cls(head["arch"], head["source"], launches, workspaces, data[end:])
+            functions = {str(name): Launches.from_json(values) for name, values in head["functions"].items()}
+            return cls(head["arch"], head["source"], functions, data[end:])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"This code for a GPU is damaged: {error}") from error

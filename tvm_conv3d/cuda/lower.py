@@ -7,13 +7,13 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tvm_conv3d.cuda.architectures import GpuTraits, gpu_traits
-from tvm_conv3d.cuda.image import Launch
+from tvm_conv3d.cuda.image import Launch, Launches
 from tvm_conv3d.locks import ForkSafeLock
 
 if TYPE_CHECKING:
@@ -41,17 +41,16 @@ class DeviceSource:
 
     Attributes:
         source: CUDA C++.
-        launches: of its kernels, in order.
-        workspaces: bytes of each buffer that one kernel fills and a later one reads, by name.
+        functions: what a call of each function launches, by its name; workspaces are what one kernel fills and a later
+            one reads.
     """
 
     source: str
-    launches: tuple[Launch, ...]
-    workspaces: Mapping[str, int] = field(default_factory=dict)
+    functions: Mapping[str, Launches]
 
 
 def lower(module: IRModule, target: Target) -> DeviceSource:
-    """The CUDA source of the scheduled `main`.
+    """The CUDA source of scheduled functions.
 
     Raises:
         RuntimeError: TVM can't lower it, the host would have to do more than allocate and launch, or a launch is too
@@ -65,15 +64,22 @@ def lower(module: IRModule, target: Target) -> DeviceSource:
     if len(devices) != 1:
         raise RuntimeError(f"A convolution must have kernels for one device. Received: {len(devices)}")
     (device,) = devices.values()
-    parameters = [str(parameter.name) for parameter in module["main"].params]
-    workspaces = _workspaces(host, parameters)
-    launches = tuple(_launches(host, parameters, workspaces))
-    for launch in launches:
-        _check_limits(launch, _static_shared(device[launch.kernel]), gpu_traits(target))
+    functions = {}
+    for var, scheduled in module.functions.items():
+        name = str(var.name_hint)
+        functions[name] = _launches_of(host[name], [str(parameter.name) for parameter in scheduled.params])
+        for launch in functions[name].launches:
+            _check_limits(launch, _static_shared(device[launch.kernel]), gpu_traits(target))
     with _not_compiling(tvm):
         code = tvm.get_global_func("target.build.cuda")(finalize()(device), target)
-    sizes = {name: _bytes_of(buffer) for name, buffer in workspaces.items()}
-    return DeviceSource(str(code.inspect_source("cuda")), launches, sizes)
+    return DeviceSource(str(code.inspect_source("cuda")), functions)
+
+
+def _launches_of(host: Any, parameters: Sequence[str]) -> Launches:
+    """What the host's part of a function with these parameters launches."""
+    workspaces = _workspaces(host, parameters)
+    launches = tuple(_launches(host, parameters, workspaces))
+    return Launches(launches, {name: _bytes_of(buffer) for name, buffer in workspaces.items()})
 
 
 def _check_limits(launch: Launch, static: int, traits: GpuTraits) -> None:
@@ -117,12 +123,11 @@ def _bytes_of(buffer: Any) -> int:
     return math.prod(map(int, buffer.shape)) * np.dtype(str(buffer.dtype).replace("bfloat", "float")).itemsize
 
 
-def _workspaces(host: IRModule, parameters: Sequence[str]) -> dict[str, Any]:
+def _workspaces(host: Any, parameters: Sequence[str]) -> dict[str, Any]:
     """The buffers that the host would allocate, by names that no other buffer has."""
     import tvm_ffi
     from tvm.tirx import AllocBuffer
 
-    (main,) = (function for _, function in host.functions.items())
     found: dict[str, Any] = {}
 
     def note(allocation: AllocBuffer) -> None:
@@ -130,22 +135,21 @@ def _workspaces(host: IRModule, parameters: Sequence[str]) -> dict[str, Any]:
         names = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(1)))
         found[next(name for name in names if name not in (*parameters, *found))] = allocation.buffer
 
-    tvm_ffi.structural_walk(main.body, ((AllocBuffer, note),))
+    tvm_ffi.structural_walk(host.body, ((AllocBuffer, note),))
     return found
 
 
-def _launches(host: IRModule, parameters: Sequence[str], workspaces: Mapping[str, Any]) -> Iterator[Launch]:
+def _launches(host: Any, parameters: Sequence[str], workspaces: Mapping[str, Any]) -> Iterator[Launch]:
     import tvm_ffi
     from tvm.ir import Call
 
-    (main,) = (function for _, function in host.functions.items())
     calls: list[Any] = []
 
     def note(call: Call) -> None:
         if getattr(call.op, "name", "") == "tirx.call_ffi_kernel":
             calls.append(call)
 
-    tvm_ffi.structural_walk(main.body, ((Call, note),))
+    tvm_ffi.structural_walk(host.body, ((Call, note),))
     for call in calls:
         tags = [str(tag) for tag in call.attrs.launch_params]
         name, *operands = call.args

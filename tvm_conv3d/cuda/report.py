@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from tvm_conv3d.artifact import MAIN
 from tvm_conv3d.cuda import toolkit
 from tvm_conv3d.cuda.architectures import ARCHITECTURES, GpuTraits
 from tvm_conv3d.cuda.lower import Launch, lower
@@ -94,8 +96,9 @@ def examine(layer: str, spec: Conv3DSpec, arch: str) -> list[Row]:
     measured = toolkit.measure(code.source, arch)
     traits = ARCHITECTURES[arch]
     found = []
-    works = works_of(plan, [math.prod(launch.grid) for launch in code.launches])
-    for launch, work in zip(code.launches, works, strict=True):
+    launches = code.functions[MAIN].launches
+    works = works_of(plan, [math.prod(launch.grid) for launch in launches])
+    for launch, work in zip(launches, works, strict=True):
         resources = measured[launch.kernel]
         found.append(Row(layer, plan, traits, resources, launch, work, *resident_blocks(traits, resources, launch)))
     return found
@@ -126,7 +129,7 @@ HEADER = (
 
 def line(row: Row) -> str:
     """The row in a table of Markdown."""
-    variant = row.plan.variant
+    variant: Any = row.plan.variant  # of one of four algorithms
     tile = (
         f"{variant.rows}x{variant.columns}" if row.plan.algorithm == "window" else f"{variant.cells}x{variant.filters}"
     )

@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 from tvm_conv3d.plan import Plan
-from tvm_conv3d.spec import Conv3DSpec
+
+if TYPE_CHECKING:
+    from tvm_conv3d.compute.implicit_gemm import GemmVariant
+    from tvm_conv3d.compute.tensor_gemm import TensorVariant
+    from tvm_conv3d.compute.window import WindowVariant
+    from tvm_conv3d.compute.winograd_gemm import WinogradGemmVariant
 
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -52,7 +58,7 @@ def _of_product(plan: Plan) -> tuple[int, int, int, int]:
     from tvm_conv3d.compute.canonical import canonicalize
     from tvm_conv3d.compute.implicit_gemm import extents_of
 
-    variant = plan.variant
+    variant = cast("GemmVariant | TensorVariant", plan.variant)
     e = extents_of(canonicalize(plan.spec), variant)
     terms = e.turns * variant.step // variant.parts
     cells, filters = variant.cells, variant.filters
@@ -61,10 +67,10 @@ def _of_product(plan: Plan) -> tuple[int, int, int, int]:
 
 def _of_parts(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
     """Of the products of all parts, and of their addition."""
-    spec, whole = plan.spec, _of_one_kernel(plan)
-    sums = _BYTES[spec.accumulator] * plan.variant.cells * plan.variant.filters
+    spec, variant, whole = plan.spec, cast("GemmVariant | TensorVariant", plan.variant), _of_one_kernel(plan)
+    sums = _BYTES[spec.accumulator] * variant.cells * variant.filters
     written = math.prod(spec.output_shape) * _BYTES[spec.dtype]
-    tile = _BYTES[spec.dtype] * plan.variant.cells * plan.variant.filters
+    tile = _BYTES[spec.dtype] * variant.cells * variant.filters
     added = blocks[0] * sums + written
     return (
         Work(whole.flops, whole.bytes - tile + sums, whole.least_bytes - written + blocks[0] * sums, "product"),
@@ -73,8 +79,7 @@ def _of_parts(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
 
 
 def _of_window(plan: Plan) -> tuple[int, int, int, int]:
-    spec: Conv3DSpec = plan.spec
-    variant = plan.variant
+    spec, variant = plan.spec, cast("WindowVariant", plan.variant)
     kd, kh, kw = spec.kernel
     held = [
         k if tile == 1 else (tile - 1) * stride + reach
@@ -93,7 +98,7 @@ def _of_winograd(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
     from tvm_conv3d.compute.canonical import canonicalize
     from tvm_conv3d.compute.winograd_gemm import extents_of
 
-    spec, variant = canonicalize(plan.spec), plan.variant
+    spec, variant = canonicalize(plan.spec), cast("WinogradGemmVariant", plan.variant)
     e = extents_of(spec, variant)
     item, frequencies = _BYTES[spec.dtype], math.prod(e.frequencies)
     cells, filters, terms = variant.cells, variant.filters, e.taps * e.steps * variant.step

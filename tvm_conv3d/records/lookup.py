@@ -73,7 +73,7 @@ def find(spec: Conv3DSpec, target: Target, logs: str | Path | None = None) -> It
     """
     key = (spec.key(), thread_count(target))
     name = target_key(target)
-    isa = instruction_set(target)
+    isa = instruction_set(target, spec.dtype)
     for path in _files(name, logs):
         yield from _in_book(load(path), key, isa)
     if os.environ.get(LOGS_VARIABLE) == NO_LOGS:

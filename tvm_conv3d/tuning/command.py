@@ -28,6 +28,7 @@ from tvm_conv3d.targets import (
     thread_count,
 )
 from tvm_conv3d.tuning import tasks
+from tvm_conv3d.tuning.arguments import address
 from tvm_conv3d.tuning.tasks import Task
 
 if TYPE_CHECKING:
@@ -281,14 +282,6 @@ def _duration(text: str) -> float:
     if match is None or float(match[1]) == 0:
         raise argparse.ArgumentTypeError(f"a time such as 90s, 20m or 2h is wanted, not {text!r}")
     return float(match[1]) * _UNITS[match[2]]
-
-
-def address(text: str) -> tuple[str, int]:
-    """The argument HOST:PORT."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit():
-        raise argparse.ArgumentTypeError(f"HOST:PORT is wanted, not {text!r}")
-    return host, int(port)
 
 
 def _shape(text: str) -> tuple[int, ...]:

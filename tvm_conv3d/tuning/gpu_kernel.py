@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tvm_conv3d.compute.argument import OUT
+from tvm_conv3d.compute.argument import OUT, PACK
 from tvm_conv3d.cuda import driver
-from tvm_conv3d.cuda.executor import Kernels, Memory
+from tvm_conv3d.cuda.executor import Kernels, Memory, pack
+from tvm_conv3d.loader import Loaded
 
 
 @dataclass
@@ -28,10 +29,18 @@ class GpuKernel:
     trusted = True
 
     @classmethod
-    def of(cls, kernels: Kernels, arrays: Mapping[str, np.ndarray]) -> GpuKernel:
-        """With copies of the arguments on the GPU."""
+    def of(cls, loaded: Loaded, arrays: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -> GpuKernel:
+        """With copies of the arguments on the GPU, and the weights packed there.
+
+        Args:
+            loaded: the plan's code.
+            arrays: input and output, by name.
+            weights: as the code's packing takes them, by name.
+        """
+        kernels: Kernels = loaded.main.code
         memory = {name: Memory.holding(0, array) for name, array in arrays.items()}
         memory.update((name, Memory(0, size)) for name, size in kernels.workspaces.items())
+        memory.update(pack(0, loaded.functions[PACK], weights))
         return cls(kernels, memory)
 
     def __call__(self) -> None:

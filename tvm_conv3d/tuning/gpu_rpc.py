@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm_conv3d.cuda.architectures import GpuTraits
+from tvm_conv3d.tuning.arguments import address
 from tvm_conv3d.tuning.measure import Bench, Request, perform
 from tvm_conv3d.tuning.rpc import Device, RpcMeasurer
 from tvm_conv3d.tuning.workers import NoWorkerError
@@ -114,8 +115,6 @@ def serve(arguments: Sequence[str] | None = None, init: Callable[[], None] = off
         arguments: of the command line.
         init: what the server's process does first.
     """
-    from tvm_conv3d.tuning.command import address
-
     found = argparse.ArgumentParser(description="Lends this machine's GPU to tuners, by TVM's RPC tracker.")
     found.add_argument("--tracker", type=address, required=True, metavar="HOST:PORT", help="whose clients are trusted")
     found.add_argument("--key", default="default", metavar="KEY", help="of this device; default: %(default)s")

@@ -239,7 +239,7 @@ def _recorded(outcome: Outcome, lab: Lab, path: Path) -> Outcome:
         decisions=schedule(plan)[1].taken(),
         seconds=outcome.seconds,
         default_seconds=default_seconds,
-        isa=instruction_set(lab.target),
+        isa=instruction_set(lab.target, plan.spec.dtype),
         cpu=lab.device,
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         versions={name: metadata.version(name) for name in ("apache-tvm", "tvm-conv3d")},

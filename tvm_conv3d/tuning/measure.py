@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from tvm_conv3d import buffers, loader, reference, tensors, threads
-from tvm_conv3d.algorithms import Algorithm, algorithms
+from tvm_conv3d import buffers, loader, packing, reference, tensors, threads
 from tvm_conv3d.artifact import MAIN, Artifact
 from tvm_conv3d.bench.problem import choose_positions, values_at
-from tvm_conv3d.compute.argument import BIAS, KERNEL, OUT, X
+from tvm_conv3d.compute.argument import OUT, PACK, RESIDUAL, X
 from tvm_conv3d.cuda.image import Image
+from tvm_conv3d.loader import Loaded
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.tuning.gpu_kernel import GpuKernel
@@ -89,6 +89,7 @@ class Bench:
     kernel: np.ndarray
     bias: np.ndarray | None
     out: np.ndarray
+    residual: np.ndarray | None = None
     packed: dict[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
     @classmethod
@@ -100,22 +101,30 @@ class Bench:
         scale = 1 / math.sqrt(math.prod(spec.kernel_shape[:4]))
         kernel = (scale * rng.standard_normal(spec.kernel_shape)).astype(x.dtype)
         bias = rng.standard_normal(spec.filters).astype(x.dtype) if spec.bias else None
-        return cls(spec, x, kernel, bias, buffers.empty(spec.output_shape, x.dtype))
+        residual = rng.standard_normal(spec.output_shape, dtype).astype(x.dtype) if spec.residual else None
+        return cls(spec, x, kernel, bias, buffers.empty(spec.output_shape, x.dtype), residual)
 
-    def kernel_of(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> Kernel | GpuKernel:
+    def kernel_of(self, plan: Plan, artifact: Artifact) -> Kernel | GpuKernel:
         """The plan's kernel on this data, into :attr:`out`; weights are packed before."""
-        arrays = self.arguments(algorithm, plan, artifact)
-        entry = loader.link(artifact).main
+        loaded = loader.link(artifact)
+        entry, arrays = loaded.main, self.arguments(artifact)
         if Image.recognizes(artifact.object_code):
-            return GpuKernel.of(entry.code, arrays)
+            return GpuKernel.of(loaded, arrays, self.weights)
+        arrays.update(self._packed_weights(plan, loaded))
         views = {a.name: tensors.exported(arrays[a.name], a.shape) for a in entry.function.arguments}
         flags = [arrays[a.name] for a in entry.function.of("flags")]
         return Kernel(entry.code, entry.function.ordered(views), flags)
 
-    def arguments(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> dict[str, np.ndarray]:
-        """What the plan's kernel takes, by name."""
+    def arguments(self, artifact: Artifact) -> dict[str, np.ndarray]:
+        """What the plan's kernel takes besides weights, by name."""
         flags = {a.name: np.zeros(a.shape, a.dtype) for a in artifact.functions[MAIN].of("flags")}
-        return {X: self.x, OUT: self.out, **self.weights(algorithm, plan, artifact), **flags}
+        added = {} if self.residual is None else {RESIDUAL: self.residual}
+        return {X: self.x, OUT: self.out, **added, **flags}
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """What the plan's packing takes, by name."""
+        return packing.stored(self.spec, self.kernel, self.bias)
 
     def error(self, kernel: Kernel | GpuKernel) -> float:
         """The relative error (2-norm) of a kernel's output; infinite where a value is not finite."""
@@ -131,18 +140,17 @@ class Bench:
         if not np.isfinite(values.astype(np.float64)).all():
             return math.inf
         expected = reference.convolve_at(self.spec, self.x, self.kernel, self.bias, positions)
-        return reference.relative_error(values, reference.finish(self.spec, expected))
+        residual = self.residual
+        added = None if residual is None else values_at(residual, positions, self.spec.data_format)
+        return reference.relative_error(values, reference.finish(self.spec, expected, added))
 
-    def weights(self, algorithm: Algorithm, plan: Plan, artifact: Artifact) -> Mapping[str, np.ndarray]:
+    def _packed_weights(self, plan: Plan, loaded: Loaded) -> Mapping[str, np.ndarray]:
         """Kernel and bias in the plan's layout, by name."""
-        key = f"{plan.algorithm} {plan.variant} {artifact.functions[MAIN].of('weights', 'bias')}"
+        key = f"{plan.algorithm} {plan.variant} {loaded.main.function.of('weights', 'bias')}"
         if key not in self.packed:
             while len(self.packed) >= _KEPT_WEIGHTS:
                 self.packed.pop(next(iter(self.packed)))
-            self.packed[key] = {
-                KERNEL: algorithm.pack_kernel(self.spec, plan.variant, self.kernel),
-                BIAS: algorithm.pack_bias(self.spec, plan.variant, self.bias),
-            }
+            self.packed[key] = packing.on_cpu(loaded.functions[PACK], self.weights)
         return self.packed[key]
 
 
@@ -174,8 +182,7 @@ def perform(request: Request, bench: Bench) -> list[float]:
     Raises:
         ValueError: the action is unknown.
     """
-    known = algorithms(request.kind)
-    calls = [bench.kernel_of(known[plan.algorithm], plan, artifact) for plan, artifact in request.plans]
+    calls = [bench.kernel_of(plan, artifact) for plan, artifact in request.plans]
     if request.action == "error":
         return [bench.error(call) for call in calls]
     if request.action == "time":

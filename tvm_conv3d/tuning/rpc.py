@@ -23,10 +23,8 @@ from typing import Any
 import numpy as np
 
 from tvm_conv3d import tensors
-from tvm_conv3d.algorithms import algorithms
 from tvm_conv3d.artifact import MAIN, Artifact
-from tvm_conv3d.compute.argument import OUT, Function
-from tvm_conv3d.plan import Plan
+from tvm_conv3d.compute.argument import BIAS, KERNEL, OUT, PACK, PACKED_BIAS, PACKED_KERNEL, Function
 from tvm_conv3d.tuning.measure import CONTEST_SECONDS, LEAST_ROUNDS, MOST_ROUNDS, REPEAT_SECONDS, Bench, Request
 from tvm_conv3d.tuning.workers import NoWorkerError, Worker, WorkerError, answer_requests
 
@@ -125,7 +123,7 @@ class CpuDevice(Device):
         if self._bench is None or self._bench.spec != spec:
             self._bench = Bench.of(spec)
         bench = self._bench
-        ready = [self._upload(bench, request.kind, plan, artifact) for plan, artifact in request.plans]
+        ready = [self._upload(bench, artifact) for _, artifact in request.plans]
         if request.action == "error":
             return [self._error(bench, each) for each in ready]
         if request.action == "time":
@@ -137,7 +135,7 @@ class CpuDevice(Device):
         turns = [[self._once(each, n) for each, n in zip(ready, counts, strict=True)] for _ in range(rounds)]
         return [statistics.median(times) for times in zip(*turns, strict=True)]
 
-    def _upload(self, bench: Bench, kind: str, plan: Plan, artifact: Artifact) -> _Kernel:
+    def _upload(self, bench: Bench, artifact: Artifact) -> _Kernel:
         """The kernel and its arguments on the device."""
         import tvm.runtime
         from tvm.support import cc
@@ -151,12 +149,17 @@ class CpuDevice(Device):
             self._session.upload(str(library))
         module = self._session.load_module(name)
         self._session.remove(name)
-        algorithm = algorithms(kind)[plan.algorithm]
-        arrays, function = bench.arguments(algorithm, plan, artifact), artifact.functions[MAIN]
-        views = {a.name: tensors.exportable(arrays[a.name], a.shape) for a in function.arguments}
         device = self._session.cpu()
-        there = {name: tvm.runtime.tensor(np.ascontiguousarray(view), device) for name, view in views.items()}
-        return _Kernel(module, function, there)
+
+        def upload(function: Function, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+            views = {name: tensors.exportable(array, function[name].shape) for name, array in arrays.items()}
+            return {name: tvm.runtime.tensor(np.ascontiguousarray(view), device) for name, view in views.items()}
+
+        main, pack = artifact.functions[MAIN], artifact.functions[PACK]
+        packed = {a.name: tvm.runtime.empty(a.shape, a.dtype, device) for a in pack.of("output")}
+        module[PACK](*pack.ordered({**upload(pack, bench.weights), **packed}))
+        weights = {KERNEL: packed[PACKED_KERNEL], BIAS: packed[PACKED_BIAS]}
+        return _Kernel(module, main, {**upload(main, bench.arguments(artifact)), **weights})
 
     def _error(self, bench: Bench, kernel: _Kernel) -> float:
         kernel.module[MAIN](*kernel.arguments)

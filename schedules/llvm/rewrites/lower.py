@@ -1,6 +1,7 @@
 """Ways into a scheduled function: what its blocks' axes are bound to, and its lowering by TVM's own passes.
 
-The passes find nothing more to do when the module is compiled.
+The passes find nothing more to do when the module is compiled. Only functions with marks are lowered here: TVM's
+compiler lowers the others.
 """
 
 from __future__ import annotations
@@ -12,26 +13,26 @@ from tvm import IRModule, ir, tirx
 from tvm.s_tir import SBlockRealize, transform
 from tvm.target import Target
 
+from tvm_conv3d.schedules.llvm.rewrites import marks
+
 #: Passes of TVM's compiler that a module of small buffers need not go through again: up to a tenth of its time.
 DONE = ("s_tir.CompactBufferAllocation",)
 
+#: Mark of a function that is lowered to loops, of which those of vectors are to become operations on them.
+_IN_LOOPS = "tvm_conv3d.in_loops"
 
-def to_small_buffers(module: IRModule) -> IRModule:
-    """A scheduled module with each buffer allocated where it is used, as small as its use allows."""
-    passes = (
+_TO_SMALL_BUFFERS = ir.transform.Sequential(
+    (
         transform.CanonicalizeLoop(),
         transform.LowerInitBlock(),
         transform.PlanAndUpdateBufferAllocationLocation(),
         transform.ConvertBlocksToOpaque(),
         transform.CompactBufferAllocation(),
     )
-    return ir.transform.Sequential(passes)(module)
+)
 
-
-def to_loops(module: IRModule, target: Target) -> IRModule:
-    """A module of small buffers as plain loops over memory with a single index; vectorized loops are still loops."""
-    passes = (
-        tirx.transform.BindTarget(target),
+_TO_LOOPS = ir.transform.Sequential(
+    (
         transform.LowerMatchBuffer(),
         transform.StmtSimplify(),
         transform.LowerOpaqueBlock(),
@@ -40,15 +41,33 @@ def to_loops(module: IRModule, target: Target) -> IRModule:
         tirx.transform.NarrowDataType(32),
         transform.LoopPartition(),
     )
-    with target:
-        return ir.transform.Sequential(passes)(module)
+)
+
+# of indices of 64 bits, vectorizing leaves casts of vectors, for which the passes of the compiler fail
+_TO_VECTORS = ir.transform.Sequential((tirx.transform.VectorizeLoop(True), transform.StmtSimplify()))
 
 
-def to_vectors(module: IRModule, target: Target) -> IRModule:
+def to_small_buffers(module: IRModule) -> IRModule:
+    """A scheduled module with each buffer allocated where it is used, as small as its use allows."""
+    return _TO_SMALL_BUFFERS(module)
+
+
+@marks.module_pass("lower_to_loops")
+def to_loops(module: IRModule) -> IRModule:
+    """A marked module of small buffers, for the target in whose scope this runs, as plain loops over memory.
+
+    Memory has a single index; vectorized loops are still loops.
+    """
+    if not marks.has_some(module):
+        return module
+    in_loops = _TO_LOOPS(tirx.transform.BindTarget(Target.current(False))(module))
+    return marks.each(in_loops, lambda function: marks.adding(function, _IN_LOOPS))
+
+
+@marks.module_pass("vectorize_loops", _IN_LOOPS)
+def to_vectors(module: IRModule) -> IRModule:
     """A module of plain loops with operations on vectors in place of its vectorized loops."""
-    # of indices of 64 bits, vectorizing leaves casts of vectors, for which the passes of the compiler fail
-    with target:
-        return ir.transform.Sequential((tirx.transform.VectorizeLoop(True), transform.StmtSimplify()))(module)
+    return _TO_VECTORS(module)
 
 
 def values_in(loop: tirx.For) -> list[Any]:

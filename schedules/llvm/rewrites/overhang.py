@@ -10,24 +10,28 @@ from __future__ import annotations
 from typing import Any
 
 import tvm_ffi
-from tvm import IRModule, sym, tirx
-from tvm.s_tir import SBlockRealize
+from tvm import sym, tirx
+from tvm.s_tir import SBlockRealize, Schedule
 
-from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.compute.cut import STORE
-from tvm_conv3d.schedules.llvm.rewrites import injected, loops, part_store
+from tvm_conv3d.schedules.llvm.rewrites import loops, marks
 
-#: Attribute of a store: how many elements of its row are left from its first lane on.
-_LEFT = "tvm_conv3d.elements_left"
+#: Mark of a function that stores vectors beyond the end of its rows.
+_OVERHANGS = "tvm_conv3d.stores_overhang"
 
-
-def storable(spec: CanonicalSpec) -> bool:
-    """Whether parts of vectors can be stored; half types are stored by way of the stack."""
-    return spec.dtype in injected.TYPES
+#: Note at the store of a vector: how many elements of its row are left from its first lane on.
+LEFT = "tvm_conv3d.elements_left"
 
 
-def mark(module: IRModule) -> IRModule:
+def mark(sch: Schedule) -> None:
+    """Marks a function whose vectors of results may overhang their rows."""
+    marks.on_output(sch, _OVERHANGS)
+
+
+@marks.function_pass("note_output_tails", _OVERHANGS)
+def note(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """A scheduled function with a note beside each store of results in vectors of which only some lanes exist."""
+    noted: list[tirx.AttrStmt] = []
     analyzer = sym.Analyzer()
 
     def bounded(loop: tirx.For) -> Any:
@@ -44,33 +48,49 @@ def mark(module: IRModule) -> IRModule:
         others = loops.all_of([condition for condition in conditions if not condition.same_as(bounds[0])])
         body = SBlockRealize(realize.iter_values, others, realize.block)
         whole = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, loop.annotations)
-        return tirx.AttrStmt(tirx.const(0, "int32"), _LEFT, left, whole)
+        noted.append(marks.note(LEFT, left, whole))
+        return noted[-1]
 
-    function = module["main"]
-    return IRModule({"main": function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, bounded)))})
-
-
-def marked(module: IRModule) -> bool:
-    """Whether :func:`mark` noted anything."""
-    return injected.noted(module, _LEFT)
+    found = function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, bounded)))
+    return marks.adding(found, LEFT) if noted else function
 
 
-def rewrite(module: IRModule) -> IRModule:
-    """A function, lowered to vectors, with what :func:`mark` noted made into masked stores."""
-    used: dict[str, str] = {}
+@marks.function_pass("mask_output_tails", LEFT)
+def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A function, lowered to vectors, with masked stores of what notes say is left."""
 
     def masked(note: tirx.AttrStmt) -> Any:
-        if note.attr_key != _LEFT:
-            return note
-        return part_store.first_elements(note.body, note.value, lambda store: _masked(store, note.value, used))
+        return _first_elements(note.body, note.value) if note.attr_key == LEFT else note
 
-    function = module["main"]
-    body = tvm_ffi.structural_map(function.body, (tirx.AttrStmt, masked))
-    return IRModule({"main": function.with_body(injected.with_functions(body, used.values()))})
+    return function.with_body(tvm_ffi.structural_map(function.body, (tirx.AttrStmt, masked)))
 
 
-def _masked(store: tirx.BufferStore, left: Any, used: dict[str, str]) -> Any:
+def _first_elements(statement: Any, left: Any) -> Any:
+    """`statement`, which stores along a vectorized loop, for the lanes that are left.
+
+    TVM takes the lanes one by one where an activation calls a function that has no vector form: then their loop ends
+    earlier.
+    """
+    found: list[tirx.For] = []
+    tvm_ffi.structural_walk(statement, (tirx.For, found.append))
+
+    def shortened(loop: tirx.For) -> tirx.For:
+        extent = tirx.min(loop.extent, tirx.max(left, tirx.const(0, str(loop.extent.ty.dtype))))
+        return tirx.For(loop.loop_var, loop.min, extent, loop.kind, loop.body, loop.thread_binding, loop.annotations)
+
+    def of_vector(store: tirx.BufferStore) -> Any:
+        return _masked(store, left)
+
+    return tvm_ffi.structural_map(statement, (tirx.For, shortened) if found else (tirx.BufferStore, of_vector))
+
+
+def _masked(store: tirx.BufferStore, left: Any) -> Any:
     """`store` where at least a vector is left, else that of the elements that are."""
-    lanes = int(store.indices[0].lanes)
-    part = part_store.masked(store, int(sym.Analyzer().simplify(left % lanes)), used)
+    (place,), lanes = store.indices, int(store.indices[0].lanes)
+    # a number, so that the mask is one, too; of 32 bits, as TVM takes no others
+    count = int(sym.Analyzer().simplify(left % lanes))
+    mask = tirx.op.get_active_lane_mask(f"uint1x{lanes}", tirx.const(0, "int32"), tirx.const(count, "int32"))
+    part = tirx.Evaluate(tirx.op.masked_store(store.buffer, store.value, place, mask))
+    if isinstance(left, tirx.IntImm):
+        return part
     return tirx.IfThenElse(left >= lanes, store, tirx.IfThenElse(left > 0, part, None))

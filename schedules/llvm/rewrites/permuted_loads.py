@@ -13,7 +13,15 @@ from typing import Any
 
 import tvm_ffi
 from tvm import IRModule, ir, sym, tirx
+from tvm.s_tir import Schedule
 from tvm.tirx import transform
+
+from tvm_conv3d.schedules.llvm.rewrites import marks
+
+#: Mark of a function.
+_PERMUTES = "tvm_conv3d.loads_permuted"
+
+_UNROLL = transform.UnrollLoop()
 
 #: How indices of vectors are computed.
 _OPERATIONS = {
@@ -26,10 +34,16 @@ _OPERATIONS = {
 }
 
 
-def rewrite(module: IRModule) -> IRModule:
+def mark(sch: Schedule) -> None:
+    """Marks a function that loads vectors so."""
+    marks.on_output(sch, _PERMUTES)
+
+
+@marks.function_pass("shuffle_permuted_loads", _PERMUTES)
+def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """A function lowered to vectors in which permuted loads are shuffles."""
     # what a loop permutes by is a number once that loop is unrolled
-    function = transform.UnrollLoop()(module)["main"]
+    function = _UNROLL(IRModule({"main": function}))["main"]
     analyzer = sym.Analyzer()
 
     def shuffled(load: ir.TensorLoad) -> Any:
@@ -60,8 +74,7 @@ def rewrite(module: IRModule) -> IRModule:
         vectors = [_vector(load, analyzer.simplify(first + (start - within[0])), width) for start in starts]
         return _shuffle(vectors, [starts.index(p // width * width) * width + p % width for p in within])
 
-    body = tvm_ffi.structural_map(function.body, (ir.TensorLoad, shuffled))
-    return IRModule({"main": function.with_body(body)})
+    return function.with_body(tvm_ffi.structural_map(function.body, (ir.TensorLoad, shuffled)))
 
 
 def _lane(index: Any, lane: int) -> Any:

@@ -14,7 +14,8 @@ from tvm import ir, sym, tirx
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.schedules.decisions import LoopRV
-from tvm_conv3d.schedules.llvm.rewrites import loops, transpose
+from tvm_conv3d.schedules.llvm.rewrites import loops, marks, transpose
+from tvm_conv3d.schedules.llvm.rewrites.injected import with_calls
 from tvm_conv3d.targets import CpuTraits
 
 #: Annotation of a loop over the channels of a gathered cell: numbers of a piece, of an input cell, of all pieces.
@@ -34,13 +35,17 @@ def mark(sch: Schedule, channels: LoopRV, piece: int, cell: int, count: int) -> 
     sch.annotate(channels, PIECES, [piece, cell, count])
 
 
+@marks.function_pass("copy_channel_pieces", PIECES)
+def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A function lowered to loops, with marked copies as calls, for the target in whose scope this runs."""
+    return with_calls(function, (PIECES,), calls)
+
+
 def calls(loop: tirx.For, traits: CpuTraits, texts: dict[str, str]) -> Any:
     """What does the work of a marked loop; the functions that it calls are added to `texts`."""
     piece, cell, count = map(int, loop.annotations[PIECES])
-    others = {key: value for key, value in loop.annotations.items() if key != PIECES}
-    plain = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, loop.body, loop.thread_binding, others)
     if not isinstance(loop.body, tirx.BufferStore):
-        return plain
+        return marks.without(loop, PIECES)
     number, within = ir.Var("piece", "int32"), ir.Var("within", "int32")
     analyzer = sym.Analyzer()
     analyzer.bind(number, ir.Range(0, count))

@@ -1,31 +1,82 @@
-"""What is changed between a schedule and machine code: what only loops over memory, or vectors, show."""
+"""What is changed between a schedule and machine code, as passes that find their work by marks.
+
+Each pass has a name, `conv3d.…`, by which the instruments of a `PassContext` see it and `disabled_pass` leaves it out.
+Without those of :data:`LOWER` up to vectors, a function is slower, at most; the ones after them finish what a pass
+before has begun, as do all of :data:`FINISH`: left out, results are wrong.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
-from tvm import IRModule
+from tvm import IRModule, ir
 from tvm.target import Target
 
-from tvm_conv3d.schedules.llvm.rewrites import lower, marked_loops, overhang, permuted_loads, rows, runs, stream_stores
-from tvm_conv3d.targets import cpu_traits
+from tvm_conv3d.compute import cut
+from tvm_conv3d.schedules import long_sums
+from tvm_conv3d.schedules.llvm.rewrites import (
+    lower,
+    marks,
+    overhang,
+    permuted_loads,
+    pieces,
+    prefetch,
+    rows,
+    runs,
+    skip_padding,
+    skip_taps,
+    stream_stores,
+    transpose,
+)
 
 
-def lowered(module: IRModule, variant: Any, target: Target) -> IRModule:
-    """The function of `variant`, scheduled and with small buffers, ready for TVM's compiler."""
-    permuted = getattr(variant, "shuffled", False) or getattr(variant, "interleaved", 1) > 1
-    in_loops = marked_loops.has_some(module)
-    in_parts = overhang.marked(module) or runs.marked(module)
-    if not (permuted or in_loops or in_parts or variant.stream):
-        return module
-    module = lower.to_loops(module, target)
-    if in_loops:
-        module = marked_loops.rewrite(module, cpu_traits(target))
-    module = lower.to_vectors(module, target)
-    if in_loops:
-        module = rows.store_parts(module)
-    if permuted:
-        module = permuted_loads.rewrite(module)
-    if in_parts:
-        module = runs.rewrite(overhang.rewrite(module), past_caches=variant.stream)
-    return stream_stores.rewrite(module) if variant.stream else module
+@marks.module_pass("restore_output_layout")
+def _in_real_layout(module: IRModule) -> IRModule:
+    return cut.cut_output(module) if cut.is_tiled(module) else module
+
+
+@marks.module_pass("split_long_sums")
+def _with_long_sums_in_parts(module: IRModule) -> IRModule:
+    return long_sums.in_parts(module)
+
+
+#: Of a scheduled function: what no schedule primitive expresses.
+FINISH = ir.transform.Sequential(
+    (
+        marks.find,
+        _in_real_layout,
+        skip_padding.guard,
+        skip_taps.guard,
+        prefetch.insert,
+        _with_long_sums_in_parts,
+        overhang.note,
+        runs.note,
+    ),
+    name="conv3d.finish",
+)
+
+#: Of one with small buffers: what only loops over memory, or vectors, show.
+LOWER = ir.transform.Sequential(
+    (
+        lower.to_loops,
+        transpose.rewrite,
+        pieces.rewrite,
+        rows.rewrite,
+        lower.to_vectors,
+        permuted_loads.rewrite,
+        overhang.rewrite,
+        runs.rewrite,
+        stream_stores.rewrite,
+    ),
+    name="conv3d.lower",
+)
+
+
+def finished(module: IRModule) -> IRModule:
+    """A function as scheduled, with the changes that no schedule primitive expresses."""
+    return FINISH(module)
+
+
+def lowered(module: IRModule, target: Target) -> IRModule:
+    """The same with small buffers, ready for TVM's compiler; the very module where nothing in it is marked."""
+    with target:
+        found = LOWER(module)
+    return module if found.same_as(module) else found

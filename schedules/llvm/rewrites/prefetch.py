@@ -9,21 +9,27 @@ share.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import tvm_ffi
-from tvm import IRModule, tirx
+from tvm import tirx
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import LoopRV
+from tvm_conv3d.schedules.llvm.rewrites import marks
 from tvm_conv3d.schedules.llvm.rewrites.lower import values_in
 
-#: Annotation of a loop over channels: rows and columns of the register tile.
+#: Annotation of a loop over channels: a :class:`_Tile` as JSON.
 _AHEAD = "tvm_conv3d.fetches_ahead"
+
+#: What a tile reads: cells of all channels, for `compute.direct`, or rows of planes as they lie, for `compute.planes`.
+CELLS, PLANES = "cells", "planes"
 
 #: Bytes of a cache line.
 _LINE = 64
@@ -46,9 +52,33 @@ define void @{_NAME}(ptr %base, i32 %bytes) alwaysinline nounwind {{
 """
 
 
-#: (values of the axes of block `conv` in one step, spec, rows and columns of the tile) -> elements of the input, one
-#: in each line that the step asks for.
-Lines = Callable[[list[Any], CanonicalSpec, int, int], Iterator[Any]]
+@dataclass(frozen=True)
+class _Tile:
+    """What a marked loop is told: the next tile, and the input that it lies in.
+
+    Attributes:
+        of: what it reads, `CELLS` or `PLANES`.
+        rows, columns: of the register tile.
+        size: depth, height and width of the input.
+        channels: of the input.
+        strides: of the windows.
+        taps: of a window'spec row.
+        item: bytes of an element.
+    """
+
+    of: str
+    rows: int
+    columns: int
+    size: tuple[int, int, int]
+    channels: int
+    strides: tuple[int, int, int]
+    taps: int
+    item: int
+
+    @property
+    def line(self) -> int:
+        """Elements of a cache line."""
+        return _LINE // self.item
 
 
 def pays(spec: CanonicalSpec) -> bool:
@@ -57,61 +87,68 @@ def pays(spec: CanonicalSpec) -> bool:
     return once and spec.sets == 1 and math.prod(spec.input_shape) * np.dtype(spec.dtype).itemsize <= _MOST
 
 
-def mark(sch: Schedule, task: LoopRV, channel: LoopRV, rows: int, columns: int) -> None:
-    """Marks the loop over channels of tiles of `rows` x `columns` cells, inside of the parallel loop `task`."""
-    sch.annotate(channel, _AHEAD, [rows, columns])
+def mark(sch: Schedule, task: LoopRV, channel: LoopRV, spec: CanonicalSpec, of: str, tile: tuple[int, int]) -> None:
+    """Marks the loop over channels of register tiles, inside of the parallel loop `task`.
+
+    Args:
+        sch: the schedule.
+        task: the loop over tasks.
+        channel: the loop over channels.
+        spec: the problem, axes collapsed.
+        of: what the tile reads, `CELLS` or `PLANES`.
+        tile: rows and columns of it.
+    """
+    item = np.dtype(spec.dtype).itemsize
+    told = _Tile(of, *tile, spec.size, spec.channels, spec.strides, spec.kernel[2], item)
+    sch.annotate(channel, _AHEAD, json.dumps(asdict(told)))
     sch.annotate(task, "pragma_import_llvm", _FUNCTION)
 
 
-def insert(module: IRModule, spec: CanonicalSpec, lines: Lines) -> IRModule:
-    """Puts the fetches of `lines` into every marked loop."""
-    function = module["main"]
+@marks.function_pass("prefetch_next_tile", _AHEAD)
+def insert(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Puts the fetches of the next tile into every marked loop."""
     x = function.params[0]
-    item = np.dtype(spec.dtype).itemsize
 
     def fetching(loop: tirx.For) -> tirx.For:
         if _AHEAD not in loop.annotations:
             return loop
-        rows, columns = map(int, loop.annotations[_AHEAD])
-        others = {key: value for key, value in loop.annotations.items() if key != _AHEAD}
-        body = loop.body
         # large tensors have indices of 64 bits, which the function does not take
-        if str(loop.loop_var.ty.dtype) == "int32":
-            base = tirx.address_of(tirx.BufferLoad(x, [0] * len(x.shape)))
-            places = lines(values_in(loop), spec, rows, columns)
-            fetches = [tirx.Evaluate(tirx.call_extern("void", _NAME, base, place * item)) for place in places]
-            body = tirx.SeqStmt([*fetches, body])
-        return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, others)
+        if str(loop.loop_var.ty.dtype) != "int32":
+            return marks.without(loop, _AHEAD)
+        tile = _Tile(**json.loads(str(loop.annotations[_AHEAD])))
+        base = tirx.address_of(tirx.BufferLoad(x, [0] * len(x.shape)))
+        places = _LINES[tile.of](values_in(loop), tile)
+        fetches = [tirx.Evaluate(tirx.call_extern("void", _NAME, base, place * tile.item)) for place in places]
+        return marks.without(loop, _AHEAD, body=tirx.SeqStmt([*fetches, loop.body]))
 
-    body = tvm_ffi.structural_map(function.body, (tirx.For, fetching))
-    return IRModule({"main": function.with_body(body)})
+    return function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, fetching)))
 
 
-def lines_of_cells(values: list[Any], spec: CanonicalSpec, rows: int, columns: int) -> Iterator[Any]:
-    """For `compute.direct`: of each row of the next tile the share that a step uses."""
+def _lines_of_cells(values: list[Any], tile: _Tile) -> Iterator[Any]:
+    """Of each row of the next tile the share that a step uses."""
     n, _, _, d, row_tile, _, column_tile, *_, tap_d, tap_h, tap_w, channel = values
-    depth, height, width = spec.size
+    depth, height, width = tile.size
     # a window's row is this long, and as many steps share its columns
-    run = spec.kernel[2] * spec.channels
-    for hi, piece in itertools.product(range(rows), range(0, columns, _elements(spec))):
-        at = (tap_w * spec.channels + channel) * columns + piece
-        if spec.kernel[2] < spec.strides[2]:
-            at = at // run * (spec.strides[2] * spec.channels) + at % run
-        row = (n * depth + d * spec.strides[0] + tap_d) * height + (row_tile * rows + hi) * spec.strides[1] + tap_h
-        cell = row * width + (column_tile + 1) * (columns * spec.strides[2])
-        yield cell * spec.channels + at
+    run = tile.taps * tile.channels
+    for hi, piece in itertools.product(range(tile.rows), range(0, tile.columns, tile.line)):
+        at = (tap_w * tile.channels + channel) * tile.columns + piece
+        if tile.taps < tile.strides[2]:
+            at = at // run * (tile.strides[2] * tile.channels) + at % run
+        row = (n * depth + d * tile.strides[0] + tap_d) * height + (row_tile * tile.rows + hi) * tile.strides[1] + tap_h
+        cell = row * width + (column_tile + 1) * (tile.columns * tile.strides[2])
+        yield cell * tile.channels + at
 
 
-def lines_of_planes(values: list[Any], spec: CanonicalSpec, rows: int, columns: int) -> Iterator[Any]:
-    """For `compute.planes`, of rows that are read as they lie: the same row further on."""
+def _lines_of_planes(values: list[Any], tile: _Tile) -> Iterator[Any]:
+    """The same row further on."""
     n, _, _, d, row_tile, column_tile, *_, tap_d, tap_h, _, channel = values
-    depth, height, width = spec.size
-    for hi, piece in itertools.product(range(rows), range(0, columns, _elements(spec))):
-        row = ((n * spec.channels + channel) * depth + d * spec.strides[0] + tap_d) * height
-        row += (row_tile * rows + hi) * spec.strides[1] + tap_h
-        yield row * width + (column_tile + 1) * columns + piece
+    depth, height, width = tile.size
+    for hi, piece in itertools.product(range(tile.rows), range(0, tile.columns, tile.line)):
+        row = ((n * tile.channels + channel) * depth + d * tile.strides[0] + tap_d) * height
+        row += (row_tile * tile.rows + hi) * tile.strides[1] + tap_h
+        yield row * width + (column_tile + 1) * tile.columns + piece
 
 
-def _elements(spec: CanonicalSpec) -> int:
-    """Of a line."""
-    return _LINE // np.dtype(spec.dtype).itemsize
+#: (values of the axes of block `conv` in one step, tile) -> elements of the input, one in each line that the step asks
+#: for.
+_LINES: dict[str, Callable[[list[Any], _Tile], Iterator[Any]]] = {CELLS: _lines_of_cells, PLANES: _lines_of_planes}

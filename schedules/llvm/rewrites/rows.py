@@ -10,18 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 import tvm_ffi
-from tvm import IRModule, ir, tirx
+from tvm import ir, tirx
 from tvm.s_tir import Schedule
+from tvm.target import Target
 
 from tvm_conv3d.schedules.decisions import LoopRV
-from tvm_conv3d.schedules.llvm.rewrites import injected, loops, part_store
-from tvm_conv3d.targets import CpuTraits
+from tvm_conv3d.schedules.llvm.rewrites import injected, loops, marks, overhang
+from tvm_conv3d.targets import CpuTraits, cpu_traits
 
 #: Annotations of a loop along a row: elements of the row's last part, and of the vectors that it is padded to.
 ROWS, PADDED = "tvm_conv3d.last_of_row", "tvm_conv3d.padded_row"
-
-#: Attribute of the store of a vector: elements of it that are stored.
-_PART = "tvm_conv3d.part"
 
 #: Bits of a vector from which on CPUs have fast masked stores.
 _MASKED_BITS = 512
@@ -45,6 +43,18 @@ def mark(sch: Schedule, loop: LoopRV, length: int, padded: int = 0) -> None:
         sch.annotate(loop, PADDED, padded)
 
 
+@marks.function_pass("vectorize_row_stores", ROWS, PADDED)
+def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A function lowered to loops with marked stores by vectors, for the target in whose scope this runs."""
+    traits = cpu_traits(Target.current(False))
+
+    def on_loop(loop: tirx.For) -> Any:
+        return vectors(loop, traits) if ROWS in loop.annotations else loop
+
+    found = function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, on_loop)))
+    return marks.adding(found, overhang.LEFT) if PADDED in marks.waiting(function) else found
+
+
 def vectors(loop: tirx.For, traits: CpuTraits) -> Any:
     """What does the work of a marked loop, not yet vectorized."""
     extent, last = int(loop.extent), int(loop.annotations[ROWS])
@@ -55,7 +65,7 @@ def vectors(loop: tirx.For, traits: CpuTraits) -> Any:
         others = [condition for condition in conditions if not loops.uses(condition, loop.loop_var)]
         body = tirx.IfThenElse(tirx.all(*others), body.then_case, None) if others else body.then_case
     dtype = _stored_type(body)
-    masked = PADDED in loop.annotations and dtype in injected.TYPES and traits.vector_bits >= _MASKED_BITS
+    masked = PADDED in loop.annotations and traits.vector_bits >= _MASKED_BITS
     lanes = int(loop.annotations[PADDED]) if masked else traits.lanes(dtype if dtype in injected.TYPES else "float32")
     whole = _stores(loop.loop_var, body, extent, lanes, masked)
     if not overhangs:
@@ -79,7 +89,7 @@ def _stores(var: Any, body: Any, extent: int, lanes: int, masked: bool) -> Any:
             return loops.put_all(body, {var: start})
         lane = ir.Var("lane", "int32")
         store = tirx.For(lane, 0, size, tirx.ForKind.VECTORIZED, loops.put_all(body, {var: start + lane}))
-        return tirx.AttrStmt(tirx.const(0, "int32"), _PART, tirx.const(part, "int32"), store) if part else store
+        return marks.note(overhang.LEFT, tirx.const(part, "int32"), store) if part else store
 
     if masked:
         parts = [vector(start, extent - start if extent - start < size else 0) for start in range(0, extent, size)]
@@ -89,21 +99,6 @@ def _stores(var: Any, body: Any, extent: int, lanes: int, masked: bool) -> Any:
         return loops.one_statement([vector(start) for start in starts])
     number = ir.Var("vector", "int32")
     return tirx.For(number, 0, len(starts), tirx.ForKind.SERIAL, vector(tirx.min(number * size, extent - size)))
-
-
-def store_parts(module: IRModule) -> IRModule:
-    """A function lowered to vectors in which only parts of the last vectors of rows are stored."""
-    texts: dict[str, str] = {}
-
-    def on_part(statement: tirx.AttrStmt) -> Any:
-        if statement.attr_key != _PART:
-            return statement
-        part = int(statement.value)
-        return part_store.first_elements(statement.body, part, lambda store: part_store.masked(store, part, texts))
-
-    function = module["main"]
-    body = tvm_ffi.structural_map(function.body, (tirx.AttrStmt, on_part))
-    return IRModule({"main": function.with_body(injected.with_functions(body, texts.values()))})
 
 
 def _stored_type(body: Any) -> str:

@@ -11,18 +11,21 @@ import math
 from typing import Any
 
 import tvm_ffi
-from tvm import IRModule, sym, tirx
+from tvm import sym, tirx
 from tvm.s_tir import SBlockRealize, Schedule
 
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import LoopRV
-from tvm_conv3d.schedules.llvm.rewrites import injected, loops
+from tvm_conv3d.schedules.llvm.rewrites import injected, loops, marks
 from tvm_conv3d.schedules.llvm.rewrites.stream_stores import LEAST_BYTES, output_bytes
 from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.targets import CpuTraits
 
-#: Annotation of a loop over a run: numbers of a cell. Attribute of that loop: how many of its numbers exist.
+#: Annotation of a loop over a run: numbers of a cell, and whether whole lines are stored past the caches.
 _RUN = "tvm_conv3d.run"
+
+#: Note at that loop: how many of its numbers exist.
+_LENGTH = "tvm_conv3d.length_of_run"
 
 #: Share of the last cache from which on memory decides. Measured: 17 MB of 32 are better kept, 29 are not.
 _SHARE_OF_CACHE = 0.75
@@ -94,13 +97,21 @@ def _stored_bytes(spec: CanonicalSpec) -> int:
     return output_bytes(spec) if spec.data_format == CHANNELS_LAST and not spec.phased else 0
 
 
-def mark(sch: Schedule, cells: LoopRV, *inner: LoopRV) -> None:
-    """Marks the loops of a copy to the output, over cells and all numbers of one cell, as a run."""
+def mark(sch: Schedule, cells: LoopRV, *inner: LoopRV, past_caches: bool) -> None:
+    """Marks the loops of a copy to the output, over cells and all numbers of one cell, as a run.
+
+    Args:
+        sch: the schedule.
+        cells: the loop over cells.
+        inner: the loops over the numbers of one.
+        past_caches: whole lines are stored past the caches.
+    """
     numbers = math.prod(int(sch.get(loop).extent) for loop in inner)
-    sch.annotate(sch.fuse(cells, *inner), _RUN, numbers)
+    sch.annotate(sch.fuse(cells, *inner), _RUN, [numbers, int(past_caches)])
 
 
-def note(module: IRModule) -> IRModule:
+@marks.function_pass("note_runs", _RUN)
+def note(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """A scheduled function with a note beside each run of how many elements of it exist.
 
     Runs end with a row: where a strip overhangs its row, the condition that cells exist is made a number of elements.
@@ -114,41 +125,34 @@ def note(module: IRModule) -> IRModule:
         conditions = loops.conjuncts(realize.predicate)
         bounds = [condition for condition in conditions if loops.uses(condition, loop.loop_var)]
         others = loops.all_of([condition for condition in conditions if not any(map(condition.same_as, bounds))])
+        numbers, past_caches = map(int, loop.annotations[_RUN])
         count = loop.extent
         for bound in bounds:
             left = analyzer.simplify(bound.b - loops.put_all(bound.a, {loop.loop_var: 0}))
-            count = tirx.min(count, left * loop.annotations[_RUN])
+            count = tirx.min(count, left * numbers)
         body = SBlockRealize(realize.iter_values, others, realize.block)
         whole = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding)
-        return tirx.AttrStmt(tirx.const(0, "int32"), _RUN, count, whole)
+        return marks.note(_LENGTH, count, whole, past_caches)
 
-    function = module["main"]
-    return IRModule({"main": function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, noted)))})
-
-
-def marked(module: IRModule) -> bool:
-    """Whether :func:`note` noted anything."""
-    return injected.noted(module, _RUN)
+    noted_body = tvm_ffi.structural_map(function.body, (tirx.For, noted))
+    return marks.adding(function.with_body(noted_body), _LENGTH)
 
 
-def rewrite(module: IRModule, past_caches: bool) -> IRModule:
-    """A function, lowered to vectors, with the copies of runs as calls.
-
-    Args:
-        module: with the notes of :func:`note`.
-        past_caches: whole lines are stored past the caches.
-    """
+@marks.function_pass("copy_runs", _LENGTH)
+def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A function, lowered to vectors, with the copies of runs as calls, as :func:`note` noted."""
     used: dict[str, str] = {}
 
     def copied(note: tirx.AttrStmt) -> Any:
-        if note.attr_key != _RUN:
+        if note.attr_key != _LENGTH:
             return note
+        past_caches = bool(int(note.node))
         # a run of one number has no loop left
         loop = note.body
         at_start = loops.put_all(loop.body, {loop.loop_var: 0}) if isinstance(loop, tirx.For) else loop
-        return tvm_ffi.structural_map(at_start, (tirx.BufferStore, lambda store: copy(store, note.value)))
+        return tvm_ffi.structural_map(at_start, (tirx.BufferStore, lambda store: copy(store, note.value, past_caches)))
 
-    def copy(store: tirx.BufferStore, count: Any) -> Any:
+    def copy(store: tirx.BufferStore, count: Any, past_caches: bool) -> Any:
         dtype = str(store.buffer.dtype)
         llvm_type, element = injected.TYPES[dtype]
         lanes = _LINE // element
@@ -173,6 +177,4 @@ def rewrite(module: IRModule, past_caches: bool) -> IRModule:
             tirx.Cast("int32", count),
         )
 
-    function = module["main"]
-    body = tvm_ffi.structural_map(function.body, (tirx.AttrStmt, copied))
-    return IRModule({"main": function.with_body(injected.with_functions(body, used.values()))})
+    return injected.with_functions(function, tvm_ffi.structural_map(function.body, (tirx.AttrStmt, copied)), used)

@@ -8,44 +8,45 @@ dropped without a word), so the loops are guarded after scheduling.
 from __future__ import annotations
 
 import tvm_ffi
-from tvm import IRModule, tirx
+from tvm import tirx
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import LoopRV
+from tvm_conv3d.schedules.llvm.rewrites import marks
 from tvm_conv3d.schedules.llvm.rewrites.lower import values_in
 
-#: Annotation of a loop over taps: the axis whose padding it may see.
+#: Annotation of a loop over taps of an axis: the position of the axis' output cell among the iteration values of the
+#: block; stride, dilation and leading padding; elements of the input.
 SKIPS = "tvm_conv3d.skips_axis"
 
 
-def mark(sch: Schedule, spec: CanonicalSpec, loops: dict[int, LoopRV]) -> None:
-    """Marks loops over the taps of an axis (0 depth, 1 height), where that axis is padded."""
-    for axis, loop in loops.items():
-        if spec.pads[axis] != (0, 0):
-            sch.annotate(loop, SKIPS, axis)
-
-
-def guard(module: IRModule, spec: CanonicalSpec, cell_axes: dict[int, int]) -> IRModule:
-    """Puts the body of every marked loop under the condition that its tap sees the input.
+def mark(sch: Schedule, spec: CanonicalSpec, loops: dict[int, LoopRV], cell_axes: dict[int, int]) -> None:
+    """Marks loops over the taps of an axis (0 depth, 1 height), where that axis is padded.
 
     Args:
-        module: scheduled; `main` is rewritten.
-        spec: the problem.
+        sch: the schedule.
+        spec: the problem, axes collapsed.
+        loops: axis -> loop over its taps.
         cell_axes: axis -> position of its output cell among the iteration values of the block.
     """
+    for axis, loop in loops.items():
+        if spec.pads[axis] != (0, 0):
+            before = spec.pads[axis].before
+            of_axis = [cell_axes[axis], spec.strides[axis], spec.dilation[axis], before, spec.size[axis]]
+            sch.annotate(loop, SKIPS, of_axis)
+
+
+@marks.function_pass("skip_padding_taps", SKIPS)
+def guard(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Puts the body of every marked loop under the condition that its tap sees the input."""
 
     def guarded(loop: tirx.For) -> tirx.For:
         if SKIPS not in loop.annotations:
             return loop
-        axis = int(loop.annotations[SKIPS])
-        others = {key: value for key, value in loop.annotations.items() if key != SKIPS}
-        cell = values_in(loop)[cell_axes[axis]]
-        at = cell * spec.strides[axis] + loop.loop_var * spec.dilation[axis] - spec.pads[axis].before
-        inside = tirx.all(at >= 0, at < spec.size[axis])
-        body = tirx.IfThenElse(inside, loop.body, None)
-        return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, others)
+        position, stride, dilation, before, size = map(int, loop.annotations[SKIPS])
+        at = values_in(loop)[position] * stride + loop.loop_var * dilation - before
+        inside = tirx.all(at >= 0, at < size)
+        return marks.without(loop, SKIPS, body=tirx.IfThenElse(inside, loop.body, None))
 
-    function = module["main"]
-    body = tvm_ffi.structural_map(function.body, (tirx.For, guarded))
-    return IRModule({"main": function.with_body(body)})
+    return function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, guarded)))

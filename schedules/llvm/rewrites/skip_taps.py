@@ -7,44 +7,51 @@ NaN where the input is not finite.
 
 from __future__ import annotations
 
+import itertools
+
 import tvm_ffi
-from tvm import IRModule, tirx
+from tvm import tirx
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute import phases
 from tvm_conv3d.compute.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import LoopRV
+from tvm_conv3d.schedules.llvm.rewrites import marks
 from tvm_conv3d.schedules.llvm.rewrites.lower import values_in
 
-#: Annotation of a loop over the taps of an axis (0 depth, 1 height, 2 width): the axis.
+#: Annotation of a loop over the taps of an axis: the position of the number of the set of filters among the iteration
+#: values of the block; by how much that number grows from one phase of the axis to the next; how many phases there
+#: are; and, phase by phase, whether it has each tap.
 _TAPS = "tvm_conv3d.taps_of_phases"
 
 
-def mark(sch: Schedule, spec: CanonicalSpec, loops: tuple[LoopRV, LoopRV, LoopRV]) -> None:
-    """Marks the loops over taps along depth, height and width, where there are phases."""
-    if spec.phased:
-        for axis, loop in enumerate(loops):
-            sch.annotate(loop, _TAPS, axis)
-
-
-def guard(module: IRModule, spec: CanonicalSpec, sets: int) -> IRModule:
-    """Puts the body of every marked loop under the condition that the set of filters has the tap.
+def mark(sch: Schedule, spec: CanonicalSpec, loops: tuple[LoopRV, LoopRV, LoopRV], sets: int) -> None:
+    """Marks the loops over taps of which not every phase has each.
 
     Args:
-        module: scheduled; `main` is rewritten.
+        sch: the schedule.
         spec: the problem.
-        sets: position of the number of the set among the iteration values of the block.
+        loops: over the taps along depth, height and width.
+        sets: position of the number of the set of filters among the iteration values of the block.
     """
-    if not spec.phased:
-        return module
+    for axis, loop in enumerate(loops):
+        present = phases.present(spec, axis)
+        if spec.phased and not all(map(all, present)):
+            taps = map(int, itertools.chain.from_iterable(present))
+            sch.annotate(loop, _TAPS, [sets, phases.inner(spec, axis), len(present), *taps])
+
+
+@marks.function_pass("skip_missing_taps", _TAPS)
+def guard(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Puts the body of every marked loop under the condition that the set of filters has the tap."""
 
     def guarded(loop: tirx.For) -> tirx.For:
         if _TAPS not in loop.annotations:
             return loop
-        others = {key: value for key, value in loop.annotations.items() if key != _TAPS}
-        present = phases.has_tap(spec, int(loop.annotations[_TAPS]), values_in(loop)[sets], loop.loop_var)
-        body = loop.body if present is None else tirx.IfThenElse(present, loop.body, None)
-        return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, others)
+        sets, inner, count, *taps = map(int, loop.annotations[_TAPS])
+        each = len(taps) // count
+        present = [list(map(bool, taps[start : start + each])) for start in range(0, len(taps), each)]
+        there = phases.is_present(present, inner, values_in(loop)[sets], loop.loop_var)
+        return marks.without(loop, _TAPS, body=tirx.IfThenElse(there, loop.body, None))
 
-    function = module["main"]
-    return IRModule({"main": function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, guarded)))})
+    return function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, guarded)))

@@ -14,14 +14,18 @@ from typing import Any
 
 import numpy as np
 import tvm_ffi
-from tvm import IRModule, tirx
+from tvm import tirx
+from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.canonical import CanonicalSpec
-from tvm_conv3d.schedules.llvm.rewrites import injected
+from tvm_conv3d.schedules.llvm.rewrites import injected, marks
 from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.targets import CpuTraits
 
 Variant = Any  # of one of the algorithms
+
+#: Mark of a function.
+_PAST_CACHES = "tvm_conv3d.stores_past_caches"
 
 #: Bytes of the vectors that are worth it: whole cache lines, or halves that a core joins.
 _VECTOR_BYTES = (32, 64)
@@ -101,9 +105,14 @@ def _stored_bytes(spec: CanonicalSpec, lanes: int, run: int = 0) -> int:
     return output_bytes(spec) if whole and fits else 0
 
 
-def rewrite(module: IRModule) -> IRModule:
+def mark(sch: Schedule) -> None:
+    """Marks a function whose output is stored so."""
+    marks.on_output(sch, _PAST_CACHES)
+
+
+@marks.function_pass("stream_stores", _PAST_CACHES)
+def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """A function lowered to vectors with the vector stores to its output made non-temporal."""
-    function = module["main"]
     used: dict[str, str] = {}
 
     def streamed(store: tirx.BufferStore) -> Any:
@@ -121,5 +130,4 @@ def rewrite(module: IRModule) -> IRModule:
         )
         return injected.call(name, injected.address(store.buffer, index.base, "w"), store.value)
 
-    body = tvm_ffi.structural_map(function.body, (tirx.BufferStore, streamed))
-    return IRModule({"main": function.with_body(injected.with_functions(body, used.values()))})
+    return injected.with_functions(function, tvm_ffi.structural_map(function.body, (tirx.BufferStore, streamed)), used)

@@ -17,8 +17,8 @@ from tvm import ir, tirx
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.schedules.decisions import LoopRV
-from tvm_conv3d.schedules.llvm.rewrites import loops
-from tvm_conv3d.schedules.llvm.rewrites.injected import address
+from tvm_conv3d.schedules.llvm.rewrites import loops, marks
+from tvm_conv3d.schedules.llvm.rewrites.injected import address, with_calls
 from tvm_conv3d.schedules.llvm.rewrites.padded_load import can_load, load_function
 from tvm_conv3d.schedules.llvm.rewrites.shuffles import turn_function
 from tvm_conv3d.targets import CpuTraits
@@ -47,10 +47,10 @@ def mark_copy(sch: Schedule, row: LoopRV) -> None:
     sch.annotate(row, COPIES, 1)
 
 
-def unmarked(loop: tirx.For) -> tirx.For:
-    """The loop as it is, without its mark."""
-    others = {key: value for key, value in loop.annotations.items() if key not in (TURNS, COPIES)}
-    return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, loop.body, loop.thread_binding, others)
+@marks.function_pass("transpose_copies", TURNS, COPIES)
+def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A function lowered to loops, with marked copies as calls, for the target in whose scope this runs."""
+    return with_calls(function, (TURNS, COPIES), calls)
 
 
 def calls(loop: tirx.For, traits: CpuTraits, texts: dict[str, str], cell: int = 1) -> Any:
@@ -65,7 +65,9 @@ def calls(loop: tirx.For, traits: CpuTraits, texts: dict[str, str], cell: int = 
     copies_row = COPIES in loop.annotations
     # a row is a matrix of one
     copy = _Copy.of(tirx.For(ir.Var("row", "int32"), 0, 1, tirx.ForKind.SERIAL, loop) if copies_row else loop)
-    return unmarked(loop) if copy is None else _Calls(copy, traits.lanes(copy.accumulator), texts, cell).statement()
+    if copy is None:
+        return marks.without(loop, TURNS, COPIES)
+    return _Calls(copy, traits.lanes(copy.accumulator), texts, cell).statement()
 
 
 @dataclass(frozen=True)

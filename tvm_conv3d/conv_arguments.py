@@ -1,0 +1,270 @@
+"""A convolution's arguments as every door takes them, and the problem that they pose with an input and a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
+
+from tvm_conv3d import post_ops as chains
+from tvm_conv3d.arguments import standard_data_format
+from tvm_conv3d.spec import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    NO_PADS,
+    Conv3DSpec,
+    Pads,
+    Triple,
+    same_padding,
+)
+
+#: Cells before and after each axis; negative ones are cropped.
+AllPads = tuple[Pads, Pads, Pads]
+
+_T = TypeVar("_T")
+
+
+class Problem(NamedTuple):
+    """What is computed for an input.
+
+    Attributes:
+        spec: of the input, once it is cropped.
+        inside: the same with the channels last, for inputs of channels_first whose memory has them innermost; None
+            for channels_last.
+        crop: what is taken of the input, None for all of it.
+    """
+
+    spec: Conv3DSpec
+    inside: Conv3DSpec | None
+    crop: tuple[slice, ...] | None
+
+
+def problem_of(spec: Conv3DSpec, crop: Sequence[slice] | None = None) -> Problem:
+    """The problem of a spec, of an input that `crop`, of depth, height and width, makes of the caller's."""
+    first = spec.data_format == CHANNELS_FIRST
+    axes = None if crop is None else (slice(None), *([slice(None)] if first else []), *crop)
+    return Problem(spec, replace(spec, data_format=CHANNELS_LAST) if first else None, axes)
+
+
+@dataclass(frozen=True)
+class ConvArguments:
+    """All that decides a convolution but its input and weights.
+
+    Attributes:
+        strides, dilation: step of the window, distance of taps, for depth, height and width.
+        padding: "valid", "same", or cells before and after each axis; negative ones are cropped.
+        groups: independent convolutions that channels and filters are split into.
+        data_format: "channels_last" or "channels_first".
+        post_ops: what becomes of the sums (:mod:`tvm_conv3d.post_ops`).
+    """
+
+    strides: Triple = (1, 1, 1)
+    padding: str | AllPads = "valid"
+    dilation: Triple = (1, 1, 1)
+    groups: int = 1
+    data_format: str = CHANNELS_LAST
+    post_ops: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, *, strides: Any, padding: Any, dilation: Any, groups: Any, data_format: Any, post_ops: Any
+    ) -> ConvArguments:
+        """The arguments as users give them, in their standard form.
+
+        Raises:
+            ValueError: one of them is not what it may be.
+        """
+        if not _is_integer(groups) or groups < 1:
+            raise ValueError(f"`groups` must be an integer of at least 1. Received: groups={groups!r}")
+        return cls(
+            _positive_triple("strides", strides),
+            standard_padding(padding),
+            _positive_triple("dilation", dilation),
+            int(groups),
+            standard_data_format(data_format),
+            fused_chain(post_ops),
+        )
+
+    def problem(
+        self,
+        input_shape: tuple[int, ...],
+        kernel_shape: tuple[int, ...],
+        dtype: str,
+        bias_shape: tuple[int, ...] | None,
+    ) -> Problem:
+        """What is computed of an input and weights of these shapes.
+
+        Args:
+            input_shape: five sizes, in the order of `data_format`.
+            kernel_shape: (depth, height, width, channels / groups, filters).
+            dtype: which is computed in.
+            bias_shape: (filters,), or None.
+
+        Raises:
+            ValueError: the shapes do not fit together, or there is no room for one window.
+        """
+        self._check_shapes(input_shape, kernel_shape, bias_shape)
+        _, size, _ = self._split(input_shape)
+        pads = self.explicit_pads(size, _three(kernel_shape[:3]))
+        crop = [slice(max(0, -p.before), n - max(0, -p.after)) for n, p in zip(size, pads, strict=True)]
+        left = _three([c.stop - c.start for c in crop])
+        if any(rest < min(n, 1) for rest, n in zip(left, size, strict=True)):
+            raise ValueError(
+                f"`padding` crops more than there is. Received: padding={tuple(map(tuple, pads))}, depth, height and "
+                f"width {size}"
+            )
+        kept = _three(Pads(max(0, before), max(0, after)) for before, after in pads)
+        spec = self._spec(input_shape, kernel_shape, dtype, bias_shape is not None, left, kept)
+        return problem_of(spec, None if left == size else crop)
+
+    def spec(self, input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], dtype: str, bias: bool) -> Conv3DSpec:
+        """The problem of shapes that fit together, where nothing is cropped.
+
+        Raises:
+            ValueError: there is no room for one window.
+        """
+        _, size, _ = self._split(input_shape)
+        pads = self.explicit_pads(size, _three(kernel_shape[:3]))
+        return self._spec(input_shape, kernel_shape, dtype, bias, size, pads)
+
+    def explicit_pads(self, size: Triple, kernel: Triple) -> AllPads:
+        """Cells before and after each axis of an input of `size`."""
+        if self.padding == "same":
+            return same_padding(size, kernel, self.strides, self.dilation)
+        return NO_PADS if isinstance(self.padding, str) else self.padding
+
+    def _spec(
+        self,
+        input_shape: tuple[int, ...],
+        kernel_shape: tuple[int, ...],
+        dtype: str,
+        bias: bool,
+        size: Triple,
+        pads: AllPads,
+    ) -> Conv3DSpec:
+        batch, _, channels = self._split(input_shape)
+        return Conv3DSpec(
+            batch=batch,
+            size=size,
+            channels=channels,
+            filters=kernel_shape[4],
+            kernel=_three(kernel_shape[:3]),
+            strides=self.strides,
+            dilation=self.dilation,
+            pads=pads,
+            groups=self.groups,
+            data_format=self.data_format,
+            dtype=dtype,
+            bias=bias,
+            post_ops=self.post_ops,
+        )
+
+    def _split(self, input_shape: tuple[int, ...]) -> tuple[int, Triple, int]:
+        """Batch, (depth, height, width) and channels of an input."""
+        if self.data_format == CHANNELS_LAST:
+            batch, *size, channels = input_shape
+        else:
+            batch, channels, *size = input_shape
+        return batch, _three(size), channels
+
+    def _check_shapes(
+        self, input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], bias_shape: tuple[int, ...] | None
+    ) -> None:
+        """Raises ValueError where input, kernel and bias do not belong together."""
+        if len(input_shape) != 5:
+            axes = "depth, height, width"
+            wanted = f"batch, {axes}, channels" if self.data_format == CHANNELS_LAST else f"batch, channels, {axes}"
+            raise ValueError(
+                f"`x` must have five axes, ({wanted}) for data_format={self.data_format!r}. "
+                f"Received: x of shape {input_shape}"
+            )
+        wanted = "(kernel depth, kernel height, kernel width, channels / groups, filters)"
+        if len(kernel_shape) != 5:
+            raise ValueError(f"`w` must have five axes, {wanted}. Received: w of shape {kernel_shape}")
+        channels, filters = self._split(input_shape)[2], kernel_shape[4]
+        if channels % self.groups or filters % self.groups:
+            raise ValueError(
+                "The channels of `x` and the filters of `w` must be divisible by `groups`. "
+                f"Received: {channels} channels, {filters} filters, groups={self.groups}"
+            )
+        if kernel_shape[3] != channels // self.groups:
+            raise ValueError(
+                f"`w` must be {wanted}, with {channels // self.groups} for channels / groups, as `x` has {channels} "
+                f"channels in {self.groups} groups. Received: w of shape {kernel_shape}. torch's weights, (filters, "
+                "channels / groups, depth, height, width), are passed as `w.permute(2, 3, 4, 1, 0)`."
+            )
+        if bias_shape not in (None, (filters,)):
+            raise ValueError(f"`b` must have shape ({filters},), one value a filter. Received: b of shape {bias_shape}")
+
+
+def standard_padding(padding: Any) -> str | AllPads:
+    """`padding` as "valid", "same" or a pair for each axis.
+
+    Args:
+        padding: one of these, an integer for all sides, or an integer or a pair for each axis; negative ones crop.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(padding, str) and padding.lower() in ("valid", "same"):
+        return padding.lower()
+    axes = _elements(padding) or (padding,) * 3
+    pairs = [_elements(axis) or (axis, axis) for axis in axes]
+    if len(pairs) != 3 or not all(len(pair) == 2 and all(map(_is_integer, pair)) for pair in pairs):
+        raise ValueError(
+            '`padding` must be "valid", "same", an integer, three integers, or three pairs of integers (before, '
+            f"after). Received: padding={padding!r}"
+        )
+    return _three(Pads(int(before), int(after)) for before, after in pairs)
+
+
+def fused_chain(post_ops: Any) -> tuple[str, ...]:
+    """A chain of post-ops in its canonical form.
+
+    Raises:
+        ValueError: a step is unknown, or adds a residual operand.
+    """
+    chain = chains.canonical(post_ops)
+    if chains.ADD in chain:
+        raise ValueError(f"There is no residual operand to add. Received: post_ops={post_ops!r}")
+    return chain
+
+
+def integers(name: str, values: Iterable[Any]) -> Triple:
+    """Three numbers as ints; floats pass that are whole.
+
+    Raises:
+        ValueError: one is not whole.
+    """
+    values = tuple(values)
+    if not all(map(_is_integer, values)):
+        raise ValueError(f"`{name}` must be integers. Received: {name}={values}")
+    return _three(map(int, values))
+
+
+def _positive_triple(name: str, value: Any) -> Triple:
+    values = _elements(value) or (value,) * 3
+    if len(values) != 3 or not all(_is_integer(v) and v >= 1 for v in values):
+        raise ValueError(f"`{name}` must be an integer of at least 1, or three. Received: {name}={value!r}")
+    return integers(name, values)
+
+
+def _elements(value: Any) -> tuple[Any, ...] | None:
+    """The elements of a sequence; None where `value` is none."""
+    try:
+        return None if isinstance(value, str) else tuple(value)
+    except TypeError:
+        return None
+
+
+def _is_integer(value: Any) -> bool:
+    """Whether `value` equals an integer: calls are told apart by their arguments, and 1 is 1.0 there."""
+    try:
+        return not isinstance(value, str) and bool(value == int(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _three(values: Iterable[_T]) -> tuple[_T, _T, _T]:
+    first, second, third = values
+    return first, second, third
