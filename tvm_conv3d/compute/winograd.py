@@ -141,8 +141,8 @@ def declare_packing(spec: Conv3DSpec, variant: WinogradVariant, weights: Weights
         return read(taps, channel, *filters.filter_at(block // filters.blocks, block % filters.blocks, vector, lane))
 
     matrices = [transforms(*size).kernel for size in zip(variant.tile, axes.taps, axes.strides, strict=True)]
-    inner = (filters.sharing * filters.blocks, axes.channels // s.groups, variant.vectors, variant.lanes)
-    _, sums = transformed_taps(taps_at, axes.taps, matrices, inner)
+    blocks, channels = filters.sharing * filters.blocks, axes.channels // s.groups
+    _, sums = transformed_taps(taps_at, axes.taps, matrices, (blocks, channels, variant.vectors, variant.lanes))
     kernel = te.compute(sums.shape, lambda *i: sums(*i).astype(s.accumulator), name=PACKED_KERNEL, varargs_names=AXES)
     return kernel, bias_in_blocks(weights, s.filters, (-(-s.filters // variant.lanes) * variant.lanes,))
 
@@ -173,9 +173,8 @@ class _Builder:
         self.filter_blocks = self.filters.sharing * self.filters.blocks
         #: channels that a sum runs over
         self.group_channels = self.axes.channels // spec.groups
-        self.matrices = [
-            transforms(*size) for size in zip(variant.tile, self.axes.taps, self.axes.strides, strict=True)
-        ]
+        sizes = zip(variant.tile, self.axes.taps, self.axes.strides, strict=True)
+        self.matrices = [transforms(*size) for size in sizes]
         #: gathered cells from tile to tile, per axis
         self.steps = triple([m * stride for m, stride in zip(variant.tile, self.axes.strides, strict=True)])
         #: axes with a transform
