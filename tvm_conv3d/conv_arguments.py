@@ -66,7 +66,7 @@ class ConvArguments:
 
     @classmethod
     def of(
-        cls, *, strides: Any, padding: Any, dilation: Any, groups: Any, data_format: Any, post_ops: Any
+        cls, strides: Any, padding: Any, dilation: Any, groups: Any, data_format: Any, post_ops: Any
     ) -> ConvArguments:
         """The arguments as users give them, in their standard form.
 
