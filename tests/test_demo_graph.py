@@ -9,7 +9,7 @@ from tiny_graph import TinyGraph, tiny_unet
 from tvm_conv3d.demo.errors import DemoError
 from tvm_conv3d.demo.graph import Concat, Convolution, MaxPool, Program, TransposedConvolution, lower
 from tvm_conv3d.reference import convolve, relative_error
-from tvm_conv3d.spec import NO_PADS, Conv3DSpec, Triple, same_padding
+from tvm_conv3d.spec import DATA_GRADIENT, Conv3DSpec, Triple, same_padding
 
 pytest.importorskip("tensorboard", reason="the demo's packages are not installed")
 
@@ -159,7 +159,7 @@ def test_network_equals_the_oracle(batch: int, threads: int) -> None:
     plans = [network.plan(step) for step in network.program.steps]
     assert [plan is not None for plan in plans] == [True, False, True, True, False, True]
     specs = [plan.spec for plan in plans if plan is not None]
-    assert specs[0].post_ops == ("relu",) and specs[2].pads == NO_PADS
+    assert specs[0].post_ops == ("relu",) and specs[2].direction == DATA_GRADIENT
 
 
 def test_network_refuses_another_shape() -> None:

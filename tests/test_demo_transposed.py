@@ -1,4 +1,4 @@
-"""Transposed convolution: the rewritten form against the definition."""
+"""Transposed convolutions of the demonstration's network, which TensorFlow's arguments describe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tvm_conv3d.demo.errors import DemoError
-from tvm_conv3d.demo.transposed import to_phases
+from tvm_conv3d.demo.graph import TransposedConvolution
+from tvm_conv3d.demo.network import transposed_spec
 from tvm_conv3d.reference import convolve, relative_error
 from tvm_conv3d.spec import NO_PADS, Conv3DSpec, Pads, same_padding
 
@@ -39,15 +40,8 @@ def stuffed(x: np.ndarray, kernel: np.ndarray, strides: tuple, pads: tuple, out_
     return convolve(spec, spread, np.moveaxis(kernel[::-1, ::-1, ::-1], 3, 4))[0]
 
 
-def rewritten(x: np.ndarray, kernel: np.ndarray, strides: tuple, padding: str, out_size: tuple) -> np.ndarray:
-    phases = to_phases(kernel, strides, padding, x.shape[:3], out_size)
-    taps = phases.kernel.shape[:3]
-    spec = Conv3DSpec(1, x.shape[:3], x.shape[3], phases.kernel.shape[4], taps, pads=phases.pads, bias=False)
-    out = np.full((*out_size, kernel.shape[3]), np.nan)
-    cells = convolve(spec, x[None], phases.kernel)[0]
-    for index in range(out_size[0]):
-        phases.weave(cells, index, out[index])
-    return out
+def as_step(kernel: np.ndarray, strides: tuple, padding: str, out_size: tuple) -> TransposedConvolution:
+    return TransposedConvolution("up", (1, *out_size, kernel.shape[3]), ("x",), kernel, strides, padding)
 
 
 @pytest.mark.parametrize(
@@ -74,20 +68,12 @@ def test_equals_the_definition(taps: tuple, strides: tuple, size: tuple, rest: i
         out_size = tuple((n - 1) * s + k - rest * (s > 1) for n, s, k in zip(size, strides, taps, strict=True))
         pads = NO_PADS
     expected = gradient(x, kernel, strides, pads, out_size)
-    assert relative_error(rewritten(x, kernel, strides, padding, out_size), expected) < 1e-14
+    spec = transposed_spec(as_step(kernel, strides, padding, out_size), (1, *x.shape))
+    assert relative_error(convolve(spec, x[None], kernel)[0], expected) < 1e-14
     assert relative_error(stuffed(x, kernel, strides, pads, out_size), expected) < 1e-14
-
-
-def test_the_networks_own_case_needs_two_taps_an_axis() -> None:
-    phases = to_phases(np.ones((3, 3, 3, 8, 16), np.float32), (2, 2, 2), "same", (4, 4, 4), (8, 8, 8))
-    assert phases.kernel.shape == (2, 2, 2, 16, 64)
-    assert phases.kernel.dtype == np.float32
-    assert phases.pads == (Pads(1, 0),) * 3
-    # Every tap is placed once.
-    assert phases.kernel.sum() == 27 * 8 * 16
 
 
 @pytest.mark.parametrize(("size", "padding"), list(itertools.product([3, 6], ["same", "valid"])))
 def test_sizes_that_do_not_belong_together_are_refused(size: int, padding: str) -> None:
     with pytest.raises(DemoError, match=r"not to the input's"):
-        to_phases(np.ones((3, 3, 3, 1, 1)), (2, 2, 2), padding, (size,) * 3, (9, 9, 9))
+        transposed_spec(as_step(np.ones((3, 3, 3, 1, 1)), (2, 2, 2), padding, (9, 9, 9)), (1, *(size,) * 3, 1))

@@ -173,8 +173,8 @@ def _rows(network: Network, program: Program) -> dict[str, Row]:
         plan = network.plan(step)
         if plan is not None:
             rows[step.name] = Row(step.name.split("/")[0], plan.spec.key(), plan.origin_name, plan.spec.gflop)
-        if plan is None or network.is_transposed(step):
-            what = "max-pools" if plan is None and not isinstance(step, Concat) else "interleaving and concatenation"
+        if plan is None:
+            what = "concatenation" if isinstance(step, Concat) else "max-pools"
             rows[f"{step.name} (rest)"] = Row(step.name, what)
     return rows
 

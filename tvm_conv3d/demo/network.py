@@ -1,4 +1,4 @@
-"""Runs a lowered graph: every convolution is a `tvm_conv3d.Conv3D`, the rest is NumPy."""
+"""Runs a lowered graph: convolutions, the transposed ones included, are kernels of this package, the rest is NumPy."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ from typing import Any
 
 import numpy as np
 
-from tvm_conv3d import Conv3D
+from tvm_conv3d import Conv3D, tensors
 from tvm_conv3d.demo.errors import DemoError
 from tvm_conv3d.demo.graph import Concat, Convolution, MaxPool, Program, Shape, Step, TransposedConvolution
-from tvm_conv3d.demo.transposed import Phases, as_cells, to_phases
+from tvm_conv3d.runtime import Executor
+from tvm_conv3d.spec import DATA_GRADIENT, NO_PADS, Conv3DSpec, Triple, same_padding
 
 #: Told the step and the seconds of its convolution and of all of it.
 Observer = Callable[[Step, float, float], None]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Layer:
-    """A convolution step's layer; `phases` and `padded` belong to a transposed one."""
+    """What computes a convolution step.
 
-    conv: Any
-    input_shape: Shape
-    phases: Phases | None = None
-    padded: np.ndarray | None = None
+    Attributes:
+        run: the step's value of its source.
+        plan: tells how.
+    """
+
+    run: Callable[[np.ndarray], Any]
+    plan: Callable[[], Any]
 
 
 class Network:
@@ -42,7 +46,6 @@ class Network:
         self.threads = max(1, threads)
         self._shapes = {program.input: program.input_shape} | {step.name: step.shape for step in program.steps}
         self._layers = {step.name: layer for step in program.steps if (layer := self._layer(step)) is not None}
-        self._unsorted = self._read_by_concats_alone()
         # Kept between runs: fresh memory costs more (page faults) than the copies into it.
         self._buffers = {
             step.name: np.zeros(step.shape, np.float32) for step in program.steps if isinstance(step, Concat | MaxPool)
@@ -79,84 +82,47 @@ class Network:
         """Whether the step runs a kernel of this package."""
         return step.name in self._layers
 
-    def is_transposed(self, step: Step) -> bool:
-        """Whether the step also pads and interleaves in NumPy."""
-        return isinstance(step, TransposedConvolution)
-
     def plan(self, step: Step) -> Any | None:
         """What is known of a convolution step's kernel (`spec`, `origin`), None for other steps."""
         layer = self._layers.get(step.name)
-        return None if layer is None else layer.conv.plan_for(layer.input_shape)
+        return None if layer is None else layer.plan()
 
     def _layer(self, step: Step) -> _Layer | None:
         if isinstance(step, Convolution):
             shape = self._shapes[step.sources[0]]
-            return _Layer(_build(step, shape, step.kernel, step.bias, step.padding, step.strides, step.dilation), shape)
+            conv = _build(step, shape)
+            return _Layer(conv, lambda: conv.plan_for(shape))
         if isinstance(step, TransposedConvolution):
-            batch, *size, channels = self._shapes[step.sources[0]]
-            phases = to_phases(step.kernel, step.strides, step.padding, tuple(size), step.shape[1:4])  # type: ignore[arg-type]
-            shape = (batch, *(n + sum(p) for n, p in zip(size, phases.pads, strict=True)), channels)
-            bias = None if step.bias is None else np.tile(step.bias, phases.kernel.shape[-1] // step.bias.size)
-            conv = _build(step, shape, phases.kernel, bias, "valid")
-            return _Layer(conv, shape, phases, np.zeros(shape, np.float32))
+            spec, executor = transposed_spec(step, self._shapes[step.sources[0]]), Executor()
+            return _Layer(
+                lambda x: executor(spec, tensors.wrap(x), step.kernel, step.bias, version=0),
+                lambda: executor.plan_for(spec),
+            )
         return None
-
-    def _read_by_concats_alone(self) -> set[str]:
-        """Transposed convolutions whose cells are sorted by the concatenation that is their only reader."""
-        readers: dict[str, list[Step]] = {}
-        for step in self.program.steps:
-            for source in step.sources:
-                readers.setdefault(source, []).append(step)
-        return {
-            step.name
-            for step in self.program.steps
-            if isinstance(step, TransposedConvolution)
-            and [type(reader) for reader in readers.get(step.name, [])] == [Concat]
-        }
 
     def _execute(self, step: Step, values: dict[str, np.ndarray], pool: ThreadPoolExecutor) -> tuple[np.ndarray, float]:
         """The step's value and the seconds of its convolution."""
         sources = [values[name] for name in step.sources]
         layer = self._layers.get(step.name)
-        if layer is not None and layer.phases is not None:
-            return self._transposed(step, layer, sources[0], pool)
         if layer is not None:
             start = time.perf_counter()
-            return layer.conv(sources[0]), time.perf_counter() - start
+            return layer.run(sources[0]), time.perf_counter() - start
         buffer = self._buffers[step.name]
         if isinstance(step, MaxPool):
             self._in_slabs(pool, step.shape[1], _pool_slab, step.window, sources[0], buffer)
         elif isinstance(step, Concat):
-            self._concat(step, sources, buffer, pool)
+            self._concat(step.shape[1], sources, buffer, pool)
         return buffer, 0.0
 
-    def _transposed(
-        self, step: Step, layer: _Layer, source: np.ndarray, pool: ThreadPoolExecutor
-    ) -> tuple[np.ndarray, float]:
-        assert layer.phases is not None and layer.padded is not None
-        inner = tuple(slice(p.before, p.before + n) for p, n in zip(layer.phases.pads, source.shape[1:4], strict=True))
-        layer.padded[(slice(None), *inner)] = source
-        start = time.perf_counter()
-        phases = layer.conv(layer.padded)
-        convolving = time.perf_counter() - start
-        if step.name in self._unsorted:
-            return phases, convolving
-        out = np.empty(step.shape, np.float32)
-        self._in_slabs(pool, step.shape[1], _weave_slab, layer.phases, phases, out)
-        return out, convolving
-
-    def _concat(self, step: Step, sources: list[np.ndarray], buffer: np.ndarray, pool: ThreadPoolExecutor) -> None:
+    def _concat(self, depth: int, sources: list[np.ndarray], buffer: np.ndarray, pool: ThreadPoolExecutor) -> None:
         """All sources slab by slab: a cache line of the buffer that two of them share is written while it is near."""
         parts: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         channel = 0
-        for name, source in zip(step.sources, sources, strict=True):
-            into = buffer[..., channel : channel + self._shapes[name][-1]]
+        for source in sources:
+            into = buffer[..., channel : channel + source.shape[-1]]
             channel += into.shape[-1]
-            if name in self._unsorted:
-                parts.append((_weave_slab, (self._layers[name].phases, source, into)))
-            else:
-                parts.append((_copy_slab, (source, into)))
-        self._in_slabs(pool, step.shape[1], _all_parts, parts)
+            parts.append((_copy_slab, (source, into)))
+        self._in_slabs(pool, depth, _all_parts, parts)
 
     def _in_slabs(self, pool: ThreadPoolExecutor, depth: int, work: Callable[..., None], *arguments: Any) -> None:
         """`work(sample, depth index, *arguments)` for each slab of depth: slabs fit into cache."""
@@ -171,22 +137,48 @@ class Network:
         list(pool.map(some, range(0, len(jobs), share)))
 
 
-def _build(
-    step: Convolution | TransposedConvolution,
-    input_shape: Shape,
-    kernel: np.ndarray,
-    bias: np.ndarray | None,
-    padding: str,
-    strides: tuple[int, ...] = (1, 1, 1),
-    dilation: tuple[int, ...] = (1, 1, 1),
-) -> Conv3D:
+def transposed_spec(step: TransposedConvolution, input_shape: Shape) -> Conv3DSpec:
+    """The problem that a transposed convolution is.
+
+    Args:
+        step: its kernel's layout is the spec's.
+        input_shape: of its source.
+
+    Raises:
+        DemoError: no convolution with these arguments takes the step's output to its input.
+    """
+    batch, *size, channels = input_shape
+    out_size: Triple = (step.shape[1], step.shape[2], step.shape[3])
+    taps: Triple = step.kernel.shape[:3]
+    pads = same_padding(out_size, taps, step.strides, (1, 1, 1)) if step.padding == "same" else NO_PADS
+    spec = Conv3DSpec(
+        batch,
+        out_size,
+        channels=step.kernel.shape[3],
+        filters=channels,
+        kernel=taps,
+        strides=step.strides,
+        pads=pads,
+        bias=step.bias is not None,
+        post_ops=(step.activation,),
+        direction=DATA_GRADIENT,
+    )
+    if spec.out_size != tuple(size):
+        raise DemoError(
+            f"A `{step.padding}` convolution takes {out_size} to {spec.out_size}, not to the input's {tuple(size)}."
+        )
+    return spec
+
+
+def _build(step: Convolution, input_shape: Shape) -> Conv3D:
+    kernel, bias = step.kernel, step.bias
     conv = Conv3D(
         kernel.shape[-1],
         kernel.shape[:3],
-        strides=strides,
-        padding=padding,
+        strides=step.strides,
+        padding=step.padding,
         data_format="channels_last",
-        dilation_rate=dilation,
+        dilation_rate=step.dilation,
         activation=step.activation,
         use_bias=bias is not None,
         dtype="float32",
@@ -204,12 +196,13 @@ def _pool_slab(sample: int, index: int, window: tuple[int, int, int], source: np
     np.maximum.reduce([rows[:, w::width] for w in range(width)], out=out[sample, index])
 
 
-def _weave_slab(sample: int, index: int, phases: Phases, source: np.ndarray, out: np.ndarray) -> None:
-    phases.weave(source[sample], index, out[sample, index])
-
-
 def _copy_slab(sample: int, index: int, source: np.ndarray, out: np.ndarray) -> None:
-    as_cells(out[sample, index])[...] = as_cells(source[sample, index])
+    _as_cells(out[sample, index])[...] = _as_cells(source[sample, index])
+
+
+def _as_cells(array: np.ndarray) -> np.ndarray:
+    """A view without the axis of channels: NumPy moves opaque cells twice as fast as the numbers in them."""
+    return array.view(np.dtype((np.void, array.itemsize * array.shape[-1])))[..., 0]
 
 
 def _all_parts(sample: int, index: int, parts: list[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
