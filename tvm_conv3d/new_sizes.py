@@ -30,7 +30,7 @@ MOST_CYCLES = 1e9
 def layer_of(spec: Conv3DSpec) -> Conv3DSpec:
     """What the specs of one layer have in common, those of its sums of signs (:mod:`tvm_conv3d.nonfinite`) included."""
     sizes: dict[str, Any] = {"batch": 0, "size": (0, 0, 0), "pads": NO_PADS}
-    return replace(spec, **sizes, dtype="float32", bias=False, activation="linear")
+    return replace(spec, **sizes, dtype="float32", bias=False, post_ops=())
 
 
 class NewSizes:
