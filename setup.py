@@ -20,5 +20,5 @@ setup(
     ],
     package_dir=PLACES,
     # LLVM's text, and logs in sub-folders named after targets, which are no packages.
-    package_data={"tvm_conv3d": ["*.ll"], "tvm_conv3d.tuning_logs": ["**/*"]},
+    package_data={"tvm_conv3d.runtime": ["*.ll"], "tvm_conv3d.tuning_logs": ["**/*"]},
 )

@@ -1,7 +1,7 @@
 """Long sums in parts, as an accumulator that takes every term loses digits of each that is small beside it.
 
-The loop in which a sum outgrows :func:`~tvm_conv3d.compute.stages.terms_of_part` is split: the registers sum a part,
-and are then added to the totals. This is done after scheduling: design spaces and short sums stay as they are.
+The loop in which a sum outgrows :func:`~tvm_conv3d.compute.shared.stages.terms_of_part` is split: the registers sum a
+part, and are then added to the totals. This is done after scheduling: design spaces and short sums stay as they are.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from tvm import IRModule, ir, tirx
 from tvm.s_tir import SBlock, SBlockRealize
 from tvm.tirx.buffer import BufferType
 
-from tvm_conv3d.compute.stages import terms_of_part
+from tvm_conv3d.compute.shared.stages import terms_of_part
+from tvm_conv3d.schedules import index_analysis
 from tvm_conv3d.schedules.decisions import largest_divisor
-from tvm_conv3d.schedules.llvm.rewrites import loops
 
 Stmt = Any
 
@@ -47,7 +47,9 @@ def add_elements(start: SBlock, part: Any) -> SBlock:
     store, (region,) = start.body, start.writes
     value = tirx.BufferLoad(store.buffer, store.indices) + tirx.BufferLoad(part, store.indices)
     body = tirx.BufferStore(store.buffer, value, store.indices)
-    return SBlock(start.iter_vars, [region, loops.put_all(region, {store.buffer: part})], [region], TOTAL, body)
+    return SBlock(
+        start.iter_vars, [region, index_analysis.put_all(region, {store.buffer: part})], [region], TOTAL, body
+    )
 
 
 def in_parts(module: IRModule, on_gpu: bool = False, terms: int = 1, add: Adding = add_elements) -> IRModule:
@@ -55,7 +57,7 @@ def in_parts(module: IRModule, on_gpu: bool = False, terms: int = 1, add: Adding
 
     Args:
         module: scheduled.
-        on_gpu: parts are as long as :func:`~tvm_conv3d.compute.stages.terms_of_part` says of GPUs.
+        on_gpu: parts are as long as :func:`~tvm_conv3d.compute.shared.stages.terms_of_part` says of GPUs.
         terms: that a block adds to a sum, where it is an instruction.
         add: (block that sets totals to zero, buffer of a part) -> block that adds the part to them.
     """
@@ -95,7 +97,7 @@ def _cut(reduction: Stmt, terms: int, on_gpu: bool) -> _Cut | None:
         for axis, value in zip(realize.block.iter_vars, realize.iter_values, strict=True)
         if axis.iter_type == tirx.IterVar.CommReduce
     ]
-    over = [loop for loop in nest if any(loops.uses(value, loop.loop_var) for value in added)]
+    over = [loop for loop in nest if any(index_analysis.uses(value, loop.loop_var) for value in added)]
     most = terms_of_part(terms * math.prod(int(loop.extent) for loop in over), on_gpu)
     for loop in reversed(over):
         if terms * int(loop.extent) > most:
@@ -144,7 +146,7 @@ def _split(start: Stmt, reduction: Stmt, cut: _Cut, buffers: tuple[Any, Any], ad
         size = largest_divisor(extent, cut.trips)
     trips = tirx.const(size, dtype) if extent % size == 0 else tirx.min(size, extent - number * size)
     zero, parts = tirx.const(0, dtype), tirx.const(-(-extent // size), dtype)
-    body = loops.put_all(loop.body, {total: part, loop.loop_var: number * size + within})
+    body = index_analysis.put_all(loop.body, {total: part, loop.loop_var: number * size + within})
     inner = tirx.For(within, zero, trips, loop.kind, body, loop.thread_binding, loop.annotations)
     adding = tvm_ffi.structural_map(start, (SBlock, lambda block: add(block, part)))
     around = tirx.SeqStmt([_again(start, {total: part}), inner, _again(adding, {})])

@@ -6,8 +6,8 @@ from typing import Any
 
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.argument import PACKED_KERNEL
-from tvm_conv3d.compute.winograd_packing import STAGES, TAPS
+from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
+from tvm_conv3d.compute.shared.winograd_packing import STAGES, TAPS
 
 LoopRV = Any
 

@@ -3,7 +3,7 @@
 Reads the journals that tuning keeps in the cache for this machine and its number of threads. Prints the costs in force
 and the fitted ones, in cycles, how far their estimates are from what was measured, and what is lost by taking the
 variant with the least estimate instead of the fastest trial. Costs are changed by hand in
-`schedules/llvm/rules/winograd_cost.py`, after a look at both.
+`schedules/llvm/costs/winograd_cost.py`, after a look at both.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import numpy as np
 from scipy.optimize import lsq_linear
 from tvm.target import Target
 
-from tvm_conv3d import folders
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.compute.canonical import canonicalize
-from tvm_conv3d.schedules.llvm.rules import winograd_cost
+from tvm_conv3d.compute.shared.canonical import canonicalize
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.schedules.llvm.costs import winograd_cost
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import available_cpus, cpu_traits, host_target, target_key, thread_count
+from tvm_conv3d.support import folders
+from tvm_conv3d.target.cpu import available_cpus, cpu_traits, host_target, thread_count
+from tvm_conv3d.target.resolve import target_key
 
 #: Rounds of reweighting, and the error below which a sample's weight grows no more.
 ROUNDS, LEAST_ERROR = 30, 0.02

@@ -22,12 +22,12 @@ from tvm.s_tir import meta_schedule
 from tvm.s_tir.meta_schedule.database import MemoryDatabase, TuningRecord
 from tvm.s_tir.meta_schedule.runner import RunnerResult
 
-from tvm_conv3d import threads
-from tvm_conv3d.bench.layers import read_csv
-from tvm_conv3d.build import compile_plan
-from tvm_conv3d.planner import default_plan, make_plan
+from tvm_conv3d.engine.build import compile_plan
+from tvm_conv3d.engine.planner import default_plan, make_plan
+from tvm_conv3d.reference.layers import read_csv
+from tvm_conv3d.runtime import threads
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import available_cpus, host_target
+from tvm_conv3d.target.cpu import available_cpus, host_target
 from tvm_conv3d.tuning.measure import Bench, contest
 
 LAYERS = ("r3d18_l1", "c3dnet_conv1a", "r3d18_l2_down", "i3d_4f_b0_1x1x1", "x3dm_dw_54")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tvm_conv3d import threads
-from tvm_conv3d.cuda import driver
+from tvm_conv3d.runtime import threads
+from tvm_conv3d.runtime.cuda import driver
 
 
 def _has_gpu() -> bool:

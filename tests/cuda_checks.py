@@ -11,13 +11,16 @@ from cuda_on_cpu import compile_modules, lower_module
 from cuda_on_cpu.execute import Order
 from cuda_on_cpu.lower import GlobalBuffer
 from problems import BOUNDS, data, residual_of
-from tvm_conv3d import build, loader, packing, reference, scheduling
-from tvm_conv3d.algorithms import named
-from tvm_conv3d.cuda.architectures import gpu_traits
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import default_plan
+from tvm_conv3d.engine import build, scheduling
+from tvm_conv3d.engine.algorithms import named
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import default_plan
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.runtime import loader, packing
+from tvm_conv3d.runtime.compatibility import gpu_target
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import gpu_target, resolve
+from tvm_conv3d.target.gpu import gpu_traits
+from tvm_conv3d.target.resolve import resolve
 from tvm_conv3d.tuning.gpu_kernel import GpuKernel
 
 #: Kernels that one call of the compiler takes.
@@ -129,5 +132,5 @@ def _bits(array: np.ndarray, parameter: GlobalBuffer) -> np.ndarray:
 def relative_error(
     spec: Conv3DSpec, out: np.ndarray, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None
 ) -> float:
-    expected = reference.finish(spec, reference.convolve(spec, x, kernel, bias), residual_of(spec))
-    return reference.relative_error(out, expected)
+    expected = oracle.finish(spec, oracle.convolve(spec, x, kernel, bias), residual_of(spec))
+    return oracle.relative_error(out, expected)

@@ -15,14 +15,14 @@ import tvm_ffi  # noqa: F401  (looks at `torch` where it is imported: before the
 
 from cuda_on_cpu import compile_kernels, run_program
 from cuda_on_cpu.execute import Launch
-from tvm_conv3d import targets
-from tvm_conv3d.cuda import driver as drivers
-from tvm_conv3d.cuda.driver import CudaError, Device, Driver
-from tvm_conv3d.cuda.image import Image
+from tvm_conv3d.engine.cuda.image import Image
+from tvm_conv3d.runtime import compatibility
+from tvm_conv3d.runtime.cuda import driver as drivers
+from tvm_conv3d.runtime.cuda.driver import CudaError, Device, Driver
 
 
 class FakeDriver:
-    """In the place of `tvm_conv3d.cuda.driver.Driver`."""
+    """In the place of `tvm_conv3d.runtime.cuda.driver.Driver`."""
 
     def __init__(self, capability: int = 80, count: int = 1) -> None:
         self.capability = capability
@@ -292,7 +292,7 @@ def driver_of(library: FakeLibrary) -> Driver:
 def fake_gpu(monkeypatch: Any, **facts: int) -> Iterator[FakeDriver]:
     """A :class:`FakeDriver` in the place of the driver, and fake libraries whose tensors lie in its memory."""
     fake = FakeDriver(**facts)
-    cached = (targets.gpu_target, targets.check_runs_here)
+    cached = (compatibility.gpu_target, compatibility.check_runs_here)
     with monkeypatch.context() as patch:
         patch.setattr(drivers, "get", lambda: fake)
         for name, module in (("cupy", FakeCupy), ("jax", FakeJax), ("torch", FakeTorch)):

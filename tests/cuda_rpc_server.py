@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from cuda_fakes import FakeDriver
-from tvm_conv3d.cuda import driver
+from tvm_conv3d.runtime.cuda import driver
 from tvm_conv3d.tuning import gpu_rpc
 
 

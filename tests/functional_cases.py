@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from problems import BOUNDS, WINOGRAD_BOUND, numpy_dtype
-from tvm_conv3d import reference
+from tvm_conv3d.reference import oracle
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
 
 SIZE, CHANNELS, FILTERS, KERNEL = (6, 7, 9), 4, 6, (3, 2, 3)
@@ -32,13 +32,13 @@ def expected(x: Any, w: Any, b: Any, pads: Any = ((0, 0),) * 3, data_format: str
         x = np.take(x, np.arange(max(0, -pair[0]), x.shape[axis] - max(0, -pair[1])), axis)
     kept = tuple(Pads(*(max(0, pad) for pad in pair)) for pair in pads)
     spec = Conv3DSpec(x.shape[0], x.shape[1:4], x.shape[4], w.shape[4], w.shape[:3], pads=kept, **more)
-    result = reference.convolve(spec, x, np.asarray(w), None if b is None else np.asarray(b))
+    result = oracle.convolve(spec, x, np.asarray(w), None if b is None else np.asarray(b))
     return np.moveaxis(result, -1, 1) if data_format == CHANNELS_FIRST else result
 
 
 def check(result: Any, wanted: np.ndarray, dtype: str = "float32") -> None:
     assert result.shape == wanted.shape
-    assert reference.relative_error(np.asarray(result), wanted) < max(BOUNDS[dtype], WINOGRAD_BOUND)
+    assert oracle.relative_error(np.asarray(result), wanted) < max(BOUNDS[dtype], WINOGRAD_BOUND)
 
 
 #: Arrays with the values of their argument.

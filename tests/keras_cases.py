@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tvm_conv3d import reference
-from tvm_conv3d.layer import Conv3D
+from tvm_conv3d.layer.conv3d import Conv3D
+from tvm_conv3d.reference import oracle
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec
 
 #: Of layers that are compared with Keras's own.
@@ -79,5 +79,5 @@ def expected(layer: Conv3D, x: np.ndarray) -> np.ndarray:
     """A built layer's output in float64, from the definition of a convolution."""
     spec = layer._geometry.spec(x.shape, "float64", layer.bias is not None, "linear")
     bias = None if layer.bias is None else layer.bias.numpy()
-    out = reference.convolve(spec, x.astype(np.float64), np.asarray(layer.kernel), bias)
+    out = oracle.convolve(spec, x.astype(np.float64), np.asarray(layer.kernel), bias)
     return layer.activation(out)

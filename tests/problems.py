@@ -10,12 +10,14 @@ import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 
-from tvm_conv3d import build, loader, reference, tensors
-from tvm_conv3d.algorithms import named
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.runtime import Executor
+from tvm_conv3d.engine import build
+from tvm_conv3d.engine.algorithms import named
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.runtime import interchange, loader
+from tvm_conv3d.runtime.executor import Executor
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DATA_GRADIENT, NO_PADS, Conv3DSpec, Pads, same_padding
-from tvm_conv3d.targets import host_target
+from tvm_conv3d.target.cpu import host_target
 
 #: Largest relative error (2-norm) of a result: some roundings of the output's type,.
 BOUNDS = {"float64": 1e-14, "float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
@@ -147,19 +149,19 @@ def fenced(array: np.ndarray) -> np.ndarray:
 
 
 def run(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-    return Executor()(spec, tensors.wrap(x), kernel, bias, version=0)
+    return Executor()(spec, interchange.wrap(x), kernel, bias, version=0)
 
 
 def assert_right(spec: Conv3DSpec, seed: int = 0) -> None:
     """Runs `spec` on random data and compares with the oracle."""
     x, kernel, bias = data(spec, seed)
     result = run(spec, x, kernel, bias)
-    expected = reference.finish(spec, reference.convolve(spec, x, kernel, bias))
+    expected = oracle.finish(spec, oracle.convolve(spec, x, kernel, bias))
     assert result.shape == spec.output_shape
     assert result.dtype == numpy_dtype(spec.dtype)
     winograd = Executor().plan_for(spec).algorithm.startswith("winograd")
     bound = max(BOUNDS[spec.dtype], WINOGRAD_BOUND) if winograd else BOUNDS[spec.dtype]
-    assert reference.relative_error(result, expected) < bound, spec.key()
+    assert oracle.relative_error(result, expected) < bound, spec.key()
 
 
 def execute(
@@ -189,7 +191,7 @@ def execute(
         "residual": residual_of(plan.spec) if residual is None else residual,
         **flags,
     }
-    code(*function.ordered({a.name: tensors.exported(arrays[a.name], a.shape) for a in function.arguments}))
+    code(*function.ordered({a.name: interchange.exported(arrays[a.name], a.shape) for a in function.arguments}))
     return out, all(np.isfinite(array).all() for array in flags.values())
 
 
@@ -198,5 +200,5 @@ def run_plan(plan: Plan) -> float:
     x, kernel, bias = data(plan.spec)
     out, trusted = execute(plan, x, kernel, bias)
     assert trusted
-    expected = reference.finish(plan.spec, reference.convolve(plan.spec, x, kernel, bias), residual_of(plan.spec))
-    return reference.relative_error(out, expected)
+    expected = oracle.finish(plan.spec, oracle.convolve(plan.spec, x, kernel, bias), residual_of(plan.spec))
+    return oracle.relative_error(out, expected)

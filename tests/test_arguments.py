@@ -11,9 +11,10 @@ import warnings
 import numpy as np
 import pytest
 
-from tvm_conv3d import dtypes, keras_config
-from tvm_conv3d.layer import Conv3D, Convolution3D
-from tvm_conv3d.naming import snake_case
+from tvm_conv3d.layer import dtype_policy, keras_config
+from tvm_conv3d.layer.conv3d import Conv3D, Convolution3D
+from tvm_conv3d.layer.naming import snake_case
+from tvm_conv3d.support import dtypes
 
 KERNEL_TEXT = "The `kernel_size` argument must be a tuple of 3 integers. Received kernel_size="
 
@@ -278,7 +279,7 @@ def test_automatic_names_are_numbered_and_unique_over_threads():
         (np.dtype("float16"), "float16", "float16"),
         (dtypes.numpy_dtype("bfloat16"), "bfloat16", "bfloat16"),
         (float, "float32", "float32"),
-        (dtypes.DTypePolicy("mixed_float16"), "float16", "float32"),
+        (dtype_policy.DTypePolicy("mixed_float16"), "float16", "float32"),
         ({"class_name": "DTypePolicy", "config": {"name": "float16"}}, "float16", "float16"),
         (
             {
@@ -324,7 +325,7 @@ def test_policy_repr_and_setting_it():
     assert repr(layer.dtype_policy) == '<DTypePolicy "mixed_float16">'
     assert layer.compute_dtype == "float16"
     with pytest.raises(TypeError, match="'name' must be a string"):
-        dtypes.DTypePolicy(3)
+        dtype_policy.DTypePolicy(3)
 
 
 # keras.json

@@ -13,9 +13,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tvm_conv3d import Conv3D, buffers, conversion, helper_code, tensors
-from tvm_conv3d.compute import copy_order
-from tvm_conv3d.dtypes import numpy_dtype
+from tvm_conv3d import Conv3D
+from tvm_conv3d.compute.shared import copy_order
+from tvm_conv3d.runtime import conversion, helper_code, interchange, output_pool
+from tvm_conv3d.support.dtypes import numpy_dtype
 
 SHAPE = (2, 9, 12, 70, 5)
 RNG = np.random.default_rng(0)
@@ -84,7 +85,7 @@ def test_casts_are_numpys(source: str) -> None:
     x = samples(source)
     halves = ("float16", "bfloat16") if source in ("int64", "uint64", *TARGETS) else ()
     for target in ("float32", *halves):
-        result = tensors.prepare(x, target)
+        result = interchange.prepare(x, target)
         assert result.dtype == numpy_dtype(target)
         np.testing.assert_array_equal(bits(result), bits(x.astype(result.dtype)))
 
@@ -94,7 +95,7 @@ def test_casts_are_numpys(source: str) -> None:
 @pytest.mark.parametrize("source", ["uint8", "int64", "float16", "bfloat16", "float32"])
 def test_casts_to_double(source: str) -> None:
     x = samples(source)
-    np.testing.assert_array_equal(tensors.prepare(x, "float64"), x.astype(np.float64))
+    np.testing.assert_array_equal(interchange.prepare(x, "float64"), x.astype(np.float64))
 
 
 def _any_array(rng: np.random.Generator) -> np.ndarray:
@@ -157,10 +158,10 @@ def test_what_lies_right_is_not_copied() -> None:
     for dtype in TARGETS:
         x = np.zeros((2, 300, 600, 1, 3), numpy_dtype(dtype))
         x.setflags(write=False)
-        assert tensors.prepare(x, dtype) is x
+        assert interchange.prepare(x, dtype) is x
     # an axis of one element has no stride
     odd = np.zeros((2, 300, 600, 3), np.float32)[:, :, :, None]
-    assert np.shares_memory(tensors.prepare(odd, "float32"), odd)
+    assert np.shares_memory(interchange.prepare(odd, "float32"), odd)
 
 
 @pytest.fixture
@@ -220,7 +221,7 @@ def test_a_call_makes_one_copy(name: str, dtype: str) -> None:
     layer = Conv3D(1, 1, strides=8)
     x = LAYOUTS[name](np.ones((1, 64, 256, 256, 4), dtype))
     layer(x)
-    buffers.release()
+    output_pool.release()
     tracemalloc.start()
     try:
         layer(x)
@@ -234,7 +235,7 @@ def test_the_copys_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None
     layer = Conv3D(1, 1, strides=8)
     x = np.asfortranarray(np.ones((1, 64, 64, 64, 4), np.float32))
     layer(x)
-    monkeypatch.setattr(buffers, "_aligned", lambda size: pytest.fail(f"{size} bytes of new memory"))
+    monkeypatch.setattr(output_pool, "_aligned", lambda size: pytest.fail(f"{size} bytes of new memory"))
     layer(x)
 
 
@@ -283,12 +284,12 @@ def test_subclasses_of_numpys_arrays_are_taken_as_their_data(tmp_path: Any) -> N
 def test_tensorflow_results_are_not_copied() -> None:
     tensorflow = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
     for shape, dtype in (((64, 64, 64), np.float32), ((3, 5), np.float32), ((0, 2), np.float32)):
-        array = buffers.empty(shape, np.dtype(dtype))
+        array = output_pool.empty(shape, np.dtype(dtype))
         array[...] = 7
-        restored = tensors.wrap(tensorflow.zeros((1,))).restore(array)
+        restored = interchange.wrap(tensorflow.zeros((1,))).restore(array)
         assert isinstance(restored, tensorflow.Tensor)
         np.testing.assert_array_equal(restored.numpy(), array)
         if array.nbytes >= MEGABYTE:
             assert np.shares_memory(np.asarray(restored), array)
-    half = tensors.wrap(tensorflow.zeros((1,))).restore(np.ones(4, ml_dtypes.bfloat16))
+    half = interchange.wrap(tensorflow.zeros((1,))).restore(np.ones(4, ml_dtypes.bfloat16))
     assert half.dtype == tensorflow.bfloat16

@@ -13,17 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tvm_conv3d import records, reference
-from tvm_conv3d.bench import cli, plots, problem, report, stats
+from tvm_conv3d.bench import cli, plots, report, stats
 from tvm_conv3d.bench.client import Client, WorkerError
-from tvm_conv3d.bench.draw import draw
-from tvm_conv3d.bench.layers import COLUMNS, Layer, adapt, family, from_key, read_csv
-from tvm_conv3d.bench.machine import Roof
 from tvm_conv3d.bench.rows import Row, Timing
 from tvm_conv3d.bench.timing import Contest, Effort
-from tvm_conv3d.planner import default_plan
+from tvm_conv3d.engine import records
+from tvm_conv3d.engine.planner import default_plan
+from tvm_conv3d.reference import oracle as reference
+from tvm_conv3d.reference import problem
+from tvm_conv3d.reference.layers import COLUMNS, Layer, adapt, family, from_key, read_csv
+from tvm_conv3d.reference.random_layers import draw
 from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, same_padding
-from tvm_conv3d.targets import host_target, instruction_set, target_key
+from tvm_conv3d.support.roofline import Roof
+from tvm_conv3d.target.cpu import host_target
+from tvm_conv3d.target.resolve import instruction_set, target_key
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ROOT / "scripts" / "layers.csv"

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from tvm_conv3d import buffers, set_kept_memory
+from tvm_conv3d import set_kept_memory
+from tvm_conv3d.runtime import output_pool
 
 SHAPE = (4, 1 << 18)
 FLOAT = np.dtype(np.float32)
@@ -20,20 +21,20 @@ def address(array: np.ndarray) -> int:
 
 
 def test_memory_comes_back_when_nobody_holds_it() -> None:
-    first = buffers.empty(SHAPE, FLOAT)
+    first = output_pool.empty(SHAPE, FLOAT)
     place = address(first)
     del first
     gc.collect()
-    assert address(buffers.empty(SHAPE, FLOAT)) == place
+    assert address(output_pool.empty(SHAPE, FLOAT)) == place
 
 
 def test_a_view_keeps_the_memory() -> None:
-    first = buffers.empty(SHAPE, FLOAT)
+    first = output_pool.empty(SHAPE, FLOAT)
     first[...] = 7
     view = first[1:2, ::3].T
     del first
     gc.collect()
-    others = [buffers.empty(SHAPE, FLOAT) for _ in range(3)]
+    others = [output_pool.empty(SHAPE, FLOAT) for _ in range(3)]
     for other in others:
         assert not np.shares_memory(other, view)
         other[...] = 0
@@ -41,44 +42,44 @@ def test_a_view_keeps_the_memory() -> None:
 
 
 def test_arrays_are_plain() -> None:
-    array = buffers.empty((3, 1 << 19), np.dtype(np.float16))
+    array = output_pool.empty((3, 1 << 19), np.dtype(np.float16))
     assert array.shape == (3, 1 << 19)
     assert array.dtype == np.float16
     assert array.flags.c_contiguous
     assert array.flags.writeable
-    assert buffers.empty((2, 0, 3), FLOAT).shape == (2, 0, 3)
+    assert output_pool.empty((2, 0, 3), FLOAT).shape == (2, 0, 3)
 
 
 def test_little_is_kept() -> None:
-    store = buffers._Store()
-    blocks = [np.empty(buffers.MOST_KEPT // 4, np.uint8) for _ in range(6)]
+    store = output_pool._Store()
+    blocks = [np.empty(output_pool.MOST_KEPT // 4, np.uint8) for _ in range(6)]
     for block in blocks:
         store.put_back(block)
-    assert store._kept <= buffers.MOST_KEPT
+    assert store._kept <= output_pool.MOST_KEPT
     assert sum(len(free) for free in store._free.values()) == 4
 
 
 @pytest.fixture
 def _usual_limit() -> Iterator[None]:
     yield
-    set_kept_memory(buffers.MOST_KEPT)
+    set_kept_memory(output_pool.MOST_KEPT)
 
 
 @pytest.mark.usefixtures("_usual_limit")
 def test_the_user_bounds_what_is_kept() -> None:
     set_kept_memory(0)
-    assert buffers._store._kept == 0
-    array = buffers.empty(SHAPE, FLOAT)
+    assert output_pool._store._kept == 0
+    array = output_pool.empty(SHAPE, FLOAT)
     del array
     gc.collect()
-    assert buffers._store._kept == 0
+    assert output_pool._store._kept == 0
     set_kept_memory(8 << 20)
-    arrays = [buffers.empty(SHAPE, FLOAT) for _ in range(3)]
+    arrays = [output_pool.empty(SHAPE, FLOAT) for _ in range(3)]
     del arrays
     gc.collect()
-    assert buffers._store._kept == 8 << 20
-    buffers.renew()
-    assert buffers._store.most == 8 << 20
+    assert output_pool._store._kept == 8 << 20
+    output_pool.renew()
+    assert output_pool._store.most == 8 << 20
 
 
 @pytest.mark.parametrize("most", [-1, 1.5, "1", True, None])
@@ -88,7 +89,7 @@ def test_bad_bounds(most: object) -> None:
 
 
 def test_kept_memory_is_given_up_before_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = buffers._Store()
+    store = output_pool._Store()
     store.put_back(np.empty(4 << 20, np.uint8))
     real = np.empty
 
@@ -97,14 +98,14 @@ def test_kept_memory_is_given_up_before_memory_runs_out(monkeypatch: pytest.Monk
             raise MemoryError
         return real(*arguments)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(buffers.np, "empty", scarce)
+    monkeypatch.setattr(output_pool.np, "empty", scarce)
     assert store.take(5 << 20).nbytes == 5 << 20
 
 
 def test_threads_never_share() -> None:
     def work(number: int) -> None:
         for _ in range(50):
-            array = buffers.empty(SHAPE, FLOAT)
+            array = output_pool.empty(SHAPE, FLOAT)
             array[...] = number
             if not (array == number).all():
                 wrong.append(number)

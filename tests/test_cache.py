@@ -21,19 +21,25 @@ import numpy as np
 import pytest
 
 from problems import assert_right
-from tvm_conv3d import artifact, build, cache, folders, loader, packing
-from tvm_conv3d.artifact import Artifact, artifact_key
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import make_plan
-from tvm_conv3d.recent import Recent
+from tvm_conv3d.engine import artifact, build, cache
+from tvm_conv3d.engine.artifact import Artifact, artifact_key
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import make_plan
+from tvm_conv3d.runtime import loader, packing
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import host_target, resolve
+from tvm_conv3d.support import folders
+from tvm_conv3d.support.lru import Recent
+from tvm_conv3d.target.cpu import host_target
+from tvm_conv3d.target.resolve import resolve
 
 SPEC = Conv3DSpec(1, (3, 4, 5), 3, 4, (2, 2, 2))
 
 CONVOLVE = """
 import numpy as np, warnings
-from tvm_conv3d import Conv3D, artifact, build, cache, folders, loader
+from tvm_conv3d import Conv3D
+from tvm_conv3d.engine import artifact, build, cache
+from tvm_conv3d.support import folders
+from tvm_conv3d.runtime import loader
 layer = Conv3D(4, 2, kernel_initializer="ones")
 print(float(layer(np.ones((1, 3, 4, 5, 3), "float32")).sum()))
 """
@@ -280,12 +286,12 @@ bare = types.ModuleType("tvm_conv3d")
 bare.__path__ = found.submodule_search_locations
 sys.modules["tvm_conv3d"] = bare
 from dataclasses import replace
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.build import compile_plan
-from tvm_conv3d.cuda import toolkit
-from tvm_conv3d.plan import Plan
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.build import compile_plan
+from tvm_conv3d.engine.cuda import toolkit
+from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import resolve, traits_of
+from tvm_conv3d.target.resolve import resolve, traits_of
 toolkit.find_nvcc = toolkit.find_nvrtc = lambda: None  # they take long
 spec = Conv3DSpec(1, (2, 4, 4), 16, 16, (3, 3, 3), pads=((1, 1),) * 3)
 specs = (spec, replace(spec, groups=16), replace(spec, groups=16, data_format="channels_first"))
@@ -324,7 +330,7 @@ def test_all_that_is_imported_while_compiling_is_in_the_key() -> None:
     # and the key is of nothing else, but for the code of functions that no plan describes
     for part in artifact.COMPILING:
         others = [other for other in artifact.COMPILING if other != part]
-        assert bool(uncovered(imported, others)) == (part != "tvm_conv3d.helper_code"), part
+        assert bool(uncovered(imported, others)) == (part != "tvm_conv3d.runtime.helper_code"), part
 
 
 def test_another_tvm_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

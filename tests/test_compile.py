@@ -11,13 +11,13 @@ import tvm_ffi
 from tvm import ir, te
 from tvm.tirx import PrimFunc
 
-from tvm_conv3d import build
-from tvm_conv3d.algorithms import named
-from tvm_conv3d.compute import parameters
-from tvm_conv3d.planner import default_plan
-from tvm_conv3d.schedules.llvm.rewrites import lower
+from tvm_conv3d.compute.shared import parameters
+from tvm_conv3d.engine import build
+from tvm_conv3d.engine.algorithms import named
+from tvm_conv3d.engine.planner import default_plan
+from tvm_conv3d.schedules.llvm.passes import lower_to_loops
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads
-from tvm_conv3d.targets import host_target
+from tvm_conv3d.target.cpu import host_target
 
 SPEC = Conv3DSpec(1, (8, 14, 14), 32, 32, (3, 3, 3), pads=(Pads(1, 1),) * 3)  # type: ignore[arg-type]
 
@@ -28,7 +28,7 @@ def test_buffers_are_made_small_once(change: dict[str, object], exact: bool, mon
     target = host_target(2)
     plan = default_plan(replace(SPEC, **change), target, exact)  # type: ignore[arg-type]
     once = build.compile_plan(plan, target)
-    monkeypatch.setattr(lower, "DONE", ())
+    monkeypatch.setattr(lower_to_loops, "DONE", ())
     assert build.compile_plan(plan, target).object_code == once.object_code
 
 

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from tvm_conv3d.layer import Conv3D
-from tvm_conv3d.objects import activations, constraints, initializers, regularizers
+from tvm_conv3d.layer.conv3d import Conv3D
+from tvm_conv3d.layer.objects import activations, constraints, initializers, regularizers
 
 KEYS = {
     "name",

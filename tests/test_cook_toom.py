@@ -7,8 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from tvm_conv3d.compute.cook_toom import amplification, transforms
-from tvm_conv3d.compute.winograd_stages import row_sums
+from tvm_conv3d.compute.shared.cook_toom import amplification, transforms
+from tvm_conv3d.compute.shared.winograd_stages import row_sums
 
 SIZES = [(m, r) for r in range(1, 8) for m in range(1, 7) if m + r - 2 <= 11]
 

@@ -11,15 +11,18 @@ import pytest
 from cuda_checks import default_plans
 from cuda_fakes import FakeDriver, FakeJax, FakeLibrary, FakeTorch, GpuArray, JaxArray, TorchTensor, driver_of, fake_gpu
 from problems import data
-from tvm_conv3d import Conv3D, reference, scheduling, tensors
-from tvm_conv3d.cuda import driver as drivers
-from tvm_conv3d.cuda.driver import CudaError
-from tvm_conv3d.cuda.executor import LoadedImage, Memory
-from tvm_conv3d.cuda.image import Image, Launch, Launches
-from tvm_conv3d.cuda.lower import lower
-from tvm_conv3d.runtime import Executor
+from tvm_conv3d import Conv3D
+from tvm_conv3d.engine import scheduling
+from tvm_conv3d.engine.cuda.image import Image, Launch, Launches
+from tvm_conv3d.engine.cuda.lower import lower
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.runtime import interchange
+from tvm_conv3d.runtime.cuda import driver as drivers
+from tvm_conv3d.runtime.cuda.driver import CudaError
+from tvm_conv3d.runtime.executor import Executor
+from tvm_conv3d.runtime.gpu import LoadedImage, Memory
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec
-from tvm_conv3d.targets import resolve
+from tvm_conv3d.target.resolve import resolve
 
 SPEC = Conv3DSpec(1, (3, 4, 5), 64, 64, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
 
@@ -137,7 +140,7 @@ def test_results_without_elements(gpu: FakeDriver, batch: int, size: tuple[int, 
     spec = replace(SPEC, batch=batch, size=size, channels=3, filters=4)
     x, kernel, bias = data(spec)
     for source in (x, GpuArray(gpu, x)):
-        result = Executor(TARGET)(spec, tensors.wrap(source), kernel, bias, version=0)
+        result = Executor(TARGET)(spec, interchange.wrap(source), kernel, bias, version=0)
         assert isinstance(result, type(source))
         assert result.shape == spec.output_shape
     assert bool(gpu.launched) == (0 not in (batch, *size))
@@ -150,10 +153,10 @@ def small(**changes: object) -> Conv3DSpec:
 def test_jax_waits_for_its_result(gpu: FakeDriver) -> None:
     """JAX works on streams of its own; packing of weights is waited for, too."""
     x, kernel, bias = data(small())
-    result = Executor()(small(), tensors.wrap(JaxArray(gpu, x)), kernel, bias, version=0)
+    result = Executor()(small(), interchange.wrap(JaxArray(gpu, x)), kernel, bias, version=0)
     assert isinstance(result, JaxArray)
     assert gpu.waited == [0, 0]
-    assert reference.relative_error(result.array, reference.convolve(small(), x, kernel, bias)) < 2e-6
+    assert oracle.relative_error(result.array, oracle.convolve(small(), x, kernel, bias)) < 2e-6
 
 
 def test_jax_without_64_bits_is_refused(gpu: FakeDriver) -> None:
@@ -161,7 +164,7 @@ def test_jax_without_64_bits_is_refused(gpu: FakeDriver) -> None:
     spec = small(dtype="float64")
     x, kernel, bias = data(spec)
     with pytest.raises(TypeError, match=r"dense float64 tensor .* Received: float32, .*jax_enable_x64"):
-        Executor()(spec, tensors.wrap(JaxArray(gpu, x.astype("float32"))), kernel, bias, version=0)
+        Executor()(spec, interchange.wrap(JaxArray(gpu, x.astype("float32"))), kernel, bias, version=0)
     assert not gpu.launched
 
 
@@ -169,21 +172,21 @@ def test_jax_without_64_bits_is_refused(gpu: FakeDriver) -> None:
 def test_torch_computes_on_its_current_stream(gpu: FakeDriver, number: int) -> None:
     gpu.devices = 2
     x, kernel, bias = data(small())
-    result = Executor("cuda")(small(), tensors.wrap(TorchTensor(gpu, x, number)), kernel, bias, version=0)
+    result = Executor("cuda")(small(), interchange.wrap(TorchTensor(gpu, x, number)), kernel, bias, version=0)
     assert isinstance(result, TorchTensor) and result.number == number
     # weights and bias are packed on the default stream, for calls on all streams
     assert gpu.launched == [*2 * [(number, 0)], (number, FakeTorch.STREAM + number)]
     assert gpu.waited == [0]
-    assert reference.relative_error(result.array, reference.convolve(small(), x, kernel, bias)) < 2e-6
+    assert oracle.relative_error(result.array, oracle.convolve(small(), x, kernel, bias)) < 2e-6
 
 
 def test_other_types_are_cast_there(gpu: FakeDriver) -> None:
     x, kernel, bias = data(small())
     whole = np.round(4 * x).astype("int32")
-    expected = reference.convolve(small(), whole.astype("float32"), kernel, bias)
-    result = Executor()(small(), tensors.wrap(TorchTensor(gpu, whole)), kernel, bias, version=0)
+    expected = oracle.convolve(small(), whole.astype("float32"), kernel, bias)
+    result = Executor()(small(), interchange.wrap(TorchTensor(gpu, whole)), kernel, bias, version=0)
     assert result.array.dtype == np.float32
-    assert reference.relative_error(result.array, expected) < 2e-6
+    assert oracle.relative_error(result.array, expected) < 2e-6
 
 
 @pytest.mark.usefixtures("gpu")
@@ -199,7 +202,7 @@ def test_unknown_libraries_are_refused(gpu: FakeDriver) -> None:
 
     x, kernel, bias = data(small())
     with pytest.raises(TypeError, match="may come from torch, CuPy or JAX"):
-        Executor()(small(), tensors.wrap(Other(gpu, x)), kernel, bias, version=0)
+        Executor()(small(), interchange.wrap(Other(gpu, x)), kernel, bias, version=0)
 
 
 def test_activations_that_no_kernel_computes_refuse_gpu_tensors(gpu: FakeDriver) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from cuda_fakes import FakeDriver, FakeLibrary, driver_of, fake_gpu
-from tvm_conv3d import doctor
-from tvm_conv3d.cuda import driver as drivers
-from tvm_conv3d.cuda import findings as module
-from tvm_conv3d.cuda import toolkit
-from tvm_conv3d.cuda.findings import findings
+from tvm_conv3d.diagnostics import cuda_doctor as module
+from tvm_conv3d.diagnostics import doctor
+from tvm_conv3d.diagnostics.cuda_doctor import findings
+from tvm_conv3d.engine.cuda import toolkit
+from tvm_conv3d.runtime.cuda import driver as drivers
 
 GPUS, COMPILER, RUNTIME, ATTEMPT = (
     f"CUDA, {part}" for part in ("driver and GPUs", "compiler", "TVM's runtime", "a convolution")

@@ -12,11 +12,12 @@ from cuda_checks import assert_right, default_plans
 from cuda_fakes import fake_gpu
 from keras_cases import CALLS, FORWARD, expected, grid, input_shape, spec_of
 from problems import BOUNDS, data
-from tvm_conv3d import Conv3D, reference
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.cuda.architectures import ARCHITECTURES
-from tvm_conv3d.plan import Plan
+from tvm_conv3d import Conv3D
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.reference import oracle
 from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.target.gpu import ARCHITECTURES
 
 
 def plans_of(spec: Conv3DSpec) -> list[Plan]:
@@ -60,7 +61,7 @@ def test_layers(arguments: dict[str, Any], machine: str, monkeypatch: pytest.Mon
     assert isinstance(y, np.ndarray) and y.shape == layer.compute_output_shape(x.shape)
     # the input is rounded to bfloat16 before
     bound = 1e-2 if layer.compute_dtype == "bfloat16" else BOUNDS[layer.compute_dtype]
-    assert reference.relative_error(y, expected(layer, x)) < bound
+    assert oracle.relative_error(y, expected(layer, x)) < bound
 
 
 def test_the_same_checks_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from cuda_checks import default_plans
-from tvm_conv3d import scheduling
-from tvm_conv3d.build import compile_image
-from tvm_conv3d.cuda import nvrtc, places, toolkit
-from tvm_conv3d.cuda.architectures import ARCHITECTURES
-from tvm_conv3d.cuda.findings import findings
-from tvm_conv3d.cuda.lower import lower
+from tvm_conv3d.diagnostics.cuda_doctor import findings
+from tvm_conv3d.engine import scheduling
+from tvm_conv3d.engine.build import compile_image
+from tvm_conv3d.engine.cuda import nvrtc, places, toolkit
+from tvm_conv3d.engine.cuda.lower import lower
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import resolve
+from tvm_conv3d.target.gpu import ARCHITECTURES
+from tvm_conv3d.target.resolve import resolve
 
 LIBRARY = toolkit.find_nvrtc()
 

@@ -9,16 +9,16 @@ import pytest
 
 from cuda_checks import assert_right, compute, default_plans
 from problems import data
-from tvm_conv3d import planner, scheduling
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.compute.canonical import canonicalize
-from tvm_conv3d.compute.implicit_gemm import extents_of
-from tvm_conv3d.cuda.architectures import ARCHITECTURES
-from tvm_conv3d.cuda.lower import lower
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import default_plan, make_plan
+from tvm_conv3d.compute.cuda.implicit_gemm import extents_of
+from tvm_conv3d.compute.shared.canonical import canonicalize
+from tvm_conv3d.engine import planner, scheduling
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.cuda.lower import lower
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import default_plan, make_plan
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads
-from tvm_conv3d.targets import resolve
+from tvm_conv3d.target.gpu import ARCHITECTURES
+from tvm_conv3d.target.resolve import resolve
 
 TARGET = "cuda:sm_80"
 

@@ -14,11 +14,11 @@ from cuda_on_cpu import Report, compile_modules, lower_module, run_program, with
 from cuda_on_cpu.compile import compile_kernels
 from cuda_on_cpu.execute import Order
 from problems import data
-from tvm_conv3d import scheduling
-from tvm_conv3d.compute.winograd_gemm import WinogradGemmVariant
-from tvm_conv3d.plan import Plan
+from tvm_conv3d.compute.cuda.winograd_gemm import WinogradGemmVariant
+from tvm_conv3d.engine import scheduling
+from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.spec import Conv3DSpec, Pads
-from tvm_conv3d.targets import resolve
+from tvm_conv3d.target.resolve import resolve
 
 TARGET = resolve("cuda:sm_80", 1)
 

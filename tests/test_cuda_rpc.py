@@ -10,10 +10,10 @@ import pytest
 
 from cuda_checks import default_plans
 from rpc_device import tracked
-from tvm_conv3d import build
-from tvm_conv3d.cuda.architectures import ARCHITECTURES
+from tvm_conv3d.engine import build
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import resolve
+from tvm_conv3d.target.gpu import ARCHITECTURES
+from tvm_conv3d.target.resolve import resolve
 
 pytest.importorskip("tornado", reason="TVM's RPC needs tornado")
 

@@ -10,17 +10,22 @@ import pytest
 
 from cuda_fakes import FakeCupy, FakeDriver, FakeLibrary, GpuArray, driver_of, fake_gpu
 from problems import data
-from tvm_conv3d import Conv3D, artifact, conv3d, functional, kept_weights, reference, targets, tensors
-from tvm_conv3d.build import compile_image
-from tvm_conv3d.cuda import driver as drivers
-from tvm_conv3d.cuda import toolkit
-from tvm_conv3d.cuda.architectures import ARCHITECTURES, nearest
-from tvm_conv3d.cuda.driver import CudaError
-from tvm_conv3d.cuda.executor import LoadedImage, Memory
-from tvm_conv3d.cuda.image import Image, Launch, Launches
-from tvm_conv3d.recent import Recent
-from tvm_conv3d.runtime import Executor
+from tvm_conv3d import Conv3D, conv3d, functional
+from tvm_conv3d.engine import artifact
+from tvm_conv3d.engine.build import compile_image
+from tvm_conv3d.engine.cuda import toolkit
+from tvm_conv3d.engine.cuda.image import Image, Launch, Launches
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.runtime import compatibility, interchange, kept_weights
+from tvm_conv3d.runtime.cuda import driver as drivers
+from tvm_conv3d.runtime.cuda.driver import CudaError
+from tvm_conv3d.runtime.executor import Executor
+from tvm_conv3d.runtime.gpu import LoadedImage, Memory
 from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.support.lru import Recent
+from tvm_conv3d.target import cpu
+from tvm_conv3d.target.gpu import ARCHITECTURES, nearest
+from tvm_conv3d.target.resolve import instruction_set, resolve, target_key, traits_of
 from tvm_conv3d.tuning.lab import target_of
 
 SPEC = Conv3DSpec(1, (4, 5, 6), 8, 12, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
@@ -40,26 +45,26 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
 
 
 def expected(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-    return reference.convolve(SPEC, x, kernel, bias)
+    return oracle.convolve(SPEC, x, kernel, bias)
 
 
 def test_numpy_goes_there_and_back(gpu: FakeDriver) -> None:
     x, kernel, bias = data(SPEC)
     executor = Executor("cuda:sm_80")
     for _ in range(2):
-        result = executor(SPEC, tensors.wrap(x), kernel, bias, version=0)
+        result = executor(SPEC, interchange.wrap(x), kernel, bias, version=0)
         assert isinstance(result, np.ndarray)
-        assert reference.relative_error(result, expected(x, kernel, bias)) < 2e-6
+        assert oracle.relative_error(result, expected(x, kernel, bias)) < 2e-6
     # kernel and bias once, the input at each call
     assert gpu.uploads == 4
-    executor(SPEC, tensors.wrap(x), 2 * kernel, bias, version=1)
+    executor(SPEC, interchange.wrap(x), 2 * kernel, bias, version=1)
     assert gpu.uploads == 7
 
 
 def test_what_was_brought_there_is_freed(gpu: FakeDriver) -> None:
     x, kernel, bias = data(SPEC)
     executor = Executor("cuda")
-    executor(SPEC, tensors.wrap(x), kernel, bias, version=0)
+    executor(SPEC, interchange.wrap(x), kernel, bias, version=0)
     assert len(gpu.memory) == 2
     del executor
     assert not gpu.memory
@@ -69,11 +74,11 @@ def test_what_was_brought_there_is_freed(gpu: FakeDriver) -> None:
 def test_tensors_on_the_gpu_stay_there(gpu: FakeDriver, target: str | None) -> None:
     x, kernel, bias = data(SPEC)
     there = GpuArray(gpu, x)
-    result = Executor(target)(SPEC, tensors.wrap(there), kernel, bias, version=0)
+    result = Executor(target)(SPEC, interchange.wrap(there), kernel, bias, version=0)
     assert isinstance(result, GpuArray)
     assert gpu.launched == [*2 * [(0, 0)], (0, FakeCupy.STREAM)]
     assert gpu.uploads == 2
-    assert reference.relative_error(result.array, expected(x, kernel, bias)) < 2e-6
+    assert oracle.relative_error(result.array, expected(x, kernel, bias)) < 2e-6
 
 
 def test_a_layer_takes_them_too(gpu: FakeDriver) -> None:
@@ -101,10 +106,10 @@ def test_the_function_takes_weights_from_there(gpu: FakeDriver) -> None:
         weights = [GpuArray(gpu, changed), GpuArray(gpu, bias)]
         result = conv3d(GpuArray(gpu, x), *weights, padding=1)
         assert isinstance(result, GpuArray)
-        assert reference.relative_error(result.array, expected(x, changed, bias)) < 1e-5
+        assert oracle.relative_error(result.array, expected(x, changed, bias)) < 1e-5
         # and to an input in the CPU's memory
         result = conv3d(x, *weights, padding=1, target="cuda")
-        assert reference.relative_error(result, expected(x, changed, bias)) < 1e-5
+        assert oracle.relative_error(result, expected(x, changed, bias)) < 1e-5
 
 
 @pytest.mark.usefixtures("_nothing_kept")
@@ -114,13 +119,13 @@ def test_the_function_reads_channels_inside_there_too(gpu: FakeDriver) -> None:
     result = conv3d(there, kernel, bias, padding=1, data_format="channels_first")
     back = result.array.transpose(0, 2, 3, 4, 1)
     assert back.flags.c_contiguous
-    assert reference.relative_error(back, expected(x, kernel, bias)) < 1e-5
+    assert oracle.relative_error(back, expected(x, kernel, bias)) < 1e-5
 
 
 def test_the_second_gpu(gpu: FakeDriver) -> None:
     gpu.devices = 2
     x, kernel, bias = data(SPEC)
-    Executor()(SPEC, tensors.wrap(GpuArray(gpu, x, device=1)), kernel, bias, version=0)
+    Executor()(SPEC, interchange.wrap(GpuArray(gpu, x, device=1)), kernel, bias, version=0)
     assert gpu.launched == [*2 * [(1, 0)], (1, FakeCupy.STREAM + 1)]
     assert gpu.current == 0
 
@@ -128,16 +133,16 @@ def test_the_second_gpu(gpu: FakeDriver) -> None:
 def test_a_gpu_of_another_architecture(gpu: FakeDriver) -> None:
     x, kernel, bias = data(SPEC)
     with pytest.raises(ValueError, match=r"compute capability 8.0: it can't run code for sm_90"):
-        Executor("cuda:sm_90")(SPEC, tensors.wrap(GpuArray(gpu, x)), kernel, bias, version=0)
+        Executor("cuda:sm_90")(SPEC, interchange.wrap(GpuArray(gpu, x)), kernel, bias, version=0)
     with pytest.raises(ValueError, match="target is a CPU, and the input lies on GPU 0"):
-        Executor("llvm")(SPEC, tensors.wrap(GpuArray(gpu, x)), kernel, bias, version=0)
+        Executor("llvm")(SPEC, interchange.wrap(GpuArray(gpu, x)), kernel, bias, version=0)
     gpu.capability = 61
     with pytest.raises(ValueError, match=r"no code for GPUs of compute capability 6.1"):
-        Executor()(SPEC, tensors.wrap(GpuArray(gpu, x)), kernel, bias, version=0)
+        Executor()(SPEC, interchange.wrap(GpuArray(gpu, x)), kernel, bias, version=0)
 
 
 def test_a_tensor_that_is_gone_says_so(gpu: FakeDriver) -> None:
-    source = tensors.wrap(GpuArray(gpu, data(SPEC)[0]))
+    source = interchange.wrap(GpuArray(gpu, data(SPEC)[0]))
     with pytest.raises(ValueError, match="CPU memory only"):
         source.numpy()
 
@@ -181,7 +186,7 @@ def two_functions() -> Any:
 
 
 def test_an_image_may_have_several_functions(gpu: FakeDriver) -> None:
-    image = Image.from_bytes(compile_image(two_functions(), targets.resolve("cuda:sm_80", 1)).to_bytes())
+    image = Image.from_bytes(compile_image(two_functions(), resolve("cuda:sm_80", 1)).to_bytes())
     rng = np.random.default_rng(0)
     arrays = {name: rng.standard_normal(40, np.float32) for name in ("x", "kernel", "packed", "out")}
     memory = {name: Memory.holding(0, array) for name, array in arrays.items()}
@@ -205,28 +210,28 @@ def test_an_image_may_have_several_functions(gpu: FakeDriver) -> None:
 )
 def test_unknown_architectures(target: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        targets.resolve(target, 1)  # type: ignore[arg-type]
+        resolve(target, 1)  # type: ignore[arg-type]
 
 
 def test_targets_of_gpus() -> None:
-    target = targets.resolve("cuda:sm_90", 4)
-    assert targets.traits_of(target) is ARCHITECTURES["sm_90"]
-    assert targets.target_key(target) == targets.instruction_set(target) == "cuda-sm_90"
-    assert targets.thread_count(target) == 1
-    assert targets.resolve({"kind": "cuda", "arch": "sm_90"}, 1) is targets.resolve(target, 1)
+    target = resolve("cuda:sm_90", 4)
+    assert traits_of(target) is ARCHITECTURES["sm_90"]
+    assert target_key(target) == instruction_set(target) == "cuda-sm_90"
+    assert cpu.thread_count(target) == 1
+    assert resolve({"kind": "cuda", "arch": "sm_90"}, 1) is resolve(target, 1)
     # as the tuner's building processes get it
     again = target_of(artifact.target_text(target))
     assert artifact.target_text(again) == artifact.target_text(target)
-    assert targets.traits_of(again) is ARCHITECTURES["sm_90"]
+    assert traits_of(again) is ARCHITECTURES["sm_90"]
 
 
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
 def test_no_gpu_is_said_in_words() -> None:
     with pytest.raises(ValueError, match=r"name its architecture: \"cuda:sm_90\""):
-        targets.requested_target("cuda", 1)
+        compatibility.requested_target("cuda", 1)
     x, kernel, bias = data(SPEC)
     with pytest.raises(ValueError, match=r"can't be used|no NVIDIA driver"):
-        Executor("cuda:sm_80")(SPEC, tensors.wrap(x), kernel, bias, version=0)
+        Executor("cuda:sm_80")(SPEC, interchange.wrap(x), kernel, bias, version=0)
 
 
 def test_a_driver_that_fails_is_named() -> None:

@@ -15,15 +15,16 @@ from cuda_checks import assert_right, compute, default_plans
 from cuda_on_cpu import lower_module
 from cuda_on_cpu.execute import Order
 from problems import data, specs
-from tvm_conv3d import reference, scheduling
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.cuda.architectures import ARCHITECTURES
-from tvm_conv3d.cuda.lower import lower
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.post_ops import FUSED_ACTIVATIONS
+from tvm_conv3d.engine import scheduling
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.cuda.lower import lower
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.reference import oracle
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads, same_padding
-from tvm_conv3d.targets import resolve, traits_of
+from tvm_conv3d.spec.post_ops import FUSED_ACTIVATIONS
+from tvm_conv3d.target.gpu import ARCHITECTURES
+from tvm_conv3d.target.resolve import resolve, traits_of
 
 #: Points drawn from the spaces of each problem.
 POINTS = 20
@@ -147,7 +148,7 @@ def test_non_finite_values_reach_exactly_their_windows(value: float, dtype: str,
     (out,) = compute([plan], [(x, kernel, None)], TARGET, machine=machine)
     touched = np.zeros(spec.input_shape)
     touched[0, 2, 3, 4, 5] = 1
-    reached = reference.convolve(spec, touched, kernel) != 0
+    reached = oracle.convolve(spec, touched, kernel) != 0
     np.testing.assert_array_equal(~np.isfinite(out), reached)
 
 

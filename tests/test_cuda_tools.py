@@ -14,21 +14,24 @@ import pytest
 from cuda_checks import arguments, default_plans
 from cuda_fakes import FakeDriver
 from problems import data
-from tvm_conv3d import build, loader, reference
-from tvm_conv3d.artifact import Artifact
-from tvm_conv3d.bench.layers import read_csv
 from tvm_conv3d.cli import main
-from tvm_conv3d.compute.argument import Function
-from tvm_conv3d.cuda import driver as drivers
-from tvm_conv3d.cuda import report, toolkit
-from tvm_conv3d.cuda.architectures import ARCHITECTURES
-from tvm_conv3d.cuda.executor import LoadedImage, Memory
-from tvm_conv3d.cuda.image import Image, Launch
-from tvm_conv3d.cuda.toolkit import Resources
-from tvm_conv3d.cuda.work import works_of
-from tvm_conv3d.planner import default_plan
+from tvm_conv3d.compute.shared.argument import Function
+from tvm_conv3d.diagnostics import cuda_report
+from tvm_conv3d.diagnostics.cuda_work import works_of
+from tvm_conv3d.engine import build
+from tvm_conv3d.engine.artifact import Artifact
+from tvm_conv3d.engine.cuda import toolkit
+from tvm_conv3d.engine.cuda.image import Image, Launch
+from tvm_conv3d.engine.cuda.toolkit import Resources
+from tvm_conv3d.engine.planner import default_plan
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.reference.layers import read_csv
+from tvm_conv3d.runtime import loader
+from tvm_conv3d.runtime.cuda import driver as drivers
+from tvm_conv3d.runtime.gpu import LoadedImage, Memory
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import resolve
+from tvm_conv3d.target.gpu import ARCHITECTURES
+from tvm_conv3d.target.resolve import resolve
 
 LAYERS = Path(__file__).parents[1] / "scripts" / "layers.csv"
 
@@ -60,7 +63,7 @@ def test_compiling_for_a_gpu_elsewhere(tmp_path: Path, monkeypatch: pytest.Monke
     kernels = LoadedImage(Image.from_bytes(files["module.bin"])).functions["main"]
     kernels(0, 0, {name: block.address for name, block in memory.items()})
     gpu.download(0, out, memory["out"].address)
-    assert reference.relative_error(out, reference.convolve(SPEC, *given)) < 2e-6
+    assert oracle.relative_error(out, oracle.convolve(SPEC, *given)) < 2e-6
 
 
 @needs_nvcc
@@ -103,10 +106,10 @@ def test_occupancy_is_cudas() -> None:
     """Against NVIDIA's occupancy calculator."""
     launch = Launch("k", (1, 1, 1), (256, 1, 1), 0, ())
     hopper, ampere = ARCHITECTURES["sm_90"], ARCHITECTURES["sm_86"]
-    assert report.resident_blocks(hopper, Resources(64, 0, 0, 0), launch) == (4, "registers")
-    assert report.resident_blocks(hopper, Resources(32, 0, 0, 0), launch) == (8, "threads")
-    assert report.resident_blocks(hopper, Resources(32, 0, 0, 47 << 10), launch) == (4, "shared memory")
-    assert report.resident_blocks(ampere, Resources(40, 0, 0, 0), launch) == (6, "threads")
+    assert cuda_report.resident_blocks(hopper, Resources(64, 0, 0, 0), launch) == (4, "registers")
+    assert cuda_report.resident_blocks(hopper, Resources(32, 0, 0, 0), launch) == (8, "threads")
+    assert cuda_report.resident_blocks(hopper, Resources(32, 0, 0, 47 << 10), launch) == (4, "shared memory")
+    assert cuda_report.resident_blocks(ampere, Resources(40, 0, 0, 0), launch) == (6, "threads")
 
 
 _ENTRY = 'extern "C" __global__ void __launch_bounds__({}) {}(float* x) {{}}\n'
@@ -147,7 +150,7 @@ def test_a_kernel_that_spills_whatever_it_gets_stays_as_it_was() -> None:
 def test_default_kernels_do_not_spill(capsys: pytest.CaptureFixture[str]) -> None:
     """A few of the layers whose table is in docs/cuda.md."""
     arguments = ["--layers", str(LAYERS), "--arch", "sm_90"]
-    assert report.main([*arguments, "--filter", "voxnet"]) == 0
+    assert cuda_report.main([*arguments, "--filter", "voxnet"]) == 0
     table = capsys.readouterr().out
     assert "4 kernels, 0 with spills" in table
     assert "| voxnet_2 | float16 | tensor_gemm |" in table
@@ -165,8 +168,8 @@ def test_committed_tables_are_of_the_default_plans(arch: str) -> None:
             kernels = {"winograd_gemm": 3}.get(plan.algorithm, 1 if getattr(plan.variant, "parts", 1) == 1 else 2)
             works = works_of(plan, (1,) * kernels)
             nothing = (Resources(1, 0, 0, 0), Launch("", (1, 1, 1), (1, 1, 1), 0, ()))
-            rows = [report.Row(layer.name, plan, traits, *nothing, work, 1, "") for work in works]
-            found += [tuple(map(str.strip, report.line(row).split("|")[1:5])) for row in rows]
+            rows = [cuda_report.Row(layer.name, plan, traits, *nothing, work, 1, "") for work in works]
+            found += [tuple(map(str.strip, cuda_report.line(row).split("|")[1:5])) for row in rows]
     assert told == found
 
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from cuda_checks import assert_right, compute, default_plans
 from problems import data, data_gradients
 from test_transposed import GEOMETRIES, gradient
-from tvm_conv3d import reference
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.compute.canonical import canonicalize
-from tvm_conv3d.cuda.architectures import ARCHITECTURES
-from tvm_conv3d.plan import Plan
+from tvm_conv3d.compute.shared.canonical import canonicalize
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.reference import oracle
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.target.gpu import ARCHITECTURES
 
 TRAITS = ARCHITECTURES["sm_80"]
 
@@ -75,7 +75,7 @@ def test_nonfinite_data_reach_the_cells_of_their_windows(machine: str) -> None:
         x.flat[::37] = np.nan
         inputs.append((x, kernel, bias))
     for spec, given_, out in zip(specs, inputs, compute(plans, inputs, machine=machine), strict=True):
-        np.testing.assert_array_equal(np.isnan(out), np.isnan(reference.convolve(spec, *given_)))
+        np.testing.assert_array_equal(np.isnan(out), np.isnan(oracle.convolve(spec, *given_)))
 
 
 FORMATS = (CHANNELS_LAST, CHANNELS_FIRST)

@@ -12,19 +12,21 @@ import pytest
 from cuda_checks import Data, assert_right, compute, default_plans
 from cuda_fakes import FakeCupy, FakeDriver, GpuArray, fake_gpu
 from problems import WINOGRAD_BOUND, data
-from tvm_conv3d import planner, reference, scheduling, tensors
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.bench.layers import read_csv
-from tvm_conv3d.compute.canonical import canonicalize
-from tvm_conv3d.compute.winograd_gemm import WinogradGemmVariant
-from tvm_conv3d.cuda.architectures import ARCHITECTURES
-from tvm_conv3d.cuda.lower import lower
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import default_plan, make_plan
-from tvm_conv3d.runtime import Executor
-from tvm_conv3d.schedules.cuda import winograd_rule
+from tvm_conv3d.compute.cuda.winograd_gemm import WinogradGemmVariant
+from tvm_conv3d.compute.shared.canonical import canonicalize
+from tvm_conv3d.engine import planner, scheduling
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.cuda.lower import lower
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import default_plan, make_plan
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.reference.layers import read_csv
+from tvm_conv3d.runtime import interchange
+from tvm_conv3d.runtime.executor import Executor
+from tvm_conv3d.schedules.cuda.costs import winograd
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads, same_padding
-from tvm_conv3d.targets import resolve
+from tvm_conv3d.target.gpu import ARCHITECTURES
+from tvm_conv3d.target.resolve import resolve
 
 LAYERS = Path(__file__).parents[1] / "scripts" / "layers.csv"
 
@@ -111,7 +113,7 @@ def test_non_finite_values_reach_exactly_their_windows(
     result = run(plan, (x, kernel, None), machine)
     touched = np.zeros(plan.spec.input_shape)
     touched[0, 2, 3, 4, 5] = 1
-    reached = reference.convolve(plan.spec, touched, kernel) != 0
+    reached = oracle.convolve(plan.spec, touched, kernel) != 0
     np.testing.assert_array_equal(~np.isfinite(result), reached)
     np.testing.assert_allclose(result[~reached], before[~reached], rtol=1e-4, atol=1e-4)
 
@@ -124,7 +126,7 @@ def test_weights_that_are_not_finite(value: float, machine: str) -> None:
     kernel[0, 1, 2, 3, 5] = value
     result = run(plan, (x, kernel, bias), machine)
     with np.errstate(invalid="ignore"):
-        expected = reference.convolve(BASE, x, kernel, bias)
+        expected = oracle.convolve(BASE, x, kernel, bias)
     assert not np.isfinite(expected[..., 5]).any()
     np.testing.assert_array_equal(np.isnan(result), np.isnan(expected))
     np.testing.assert_array_equal(np.isposinf(result), np.isposinf(expected))
@@ -137,7 +139,7 @@ def test_sums_that_overflow_in_a_transform_only(machine: str) -> None:
     x[0, 1, 1, 1, :] = np.float32(2e38)
     kernel /= 32
     result = run(plan, (x, kernel, None), machine)
-    expected = reference.convolve(plan.spec, x, kernel)
+    expected = oracle.convolve(plan.spec, x, kernel)
     assert np.abs(expected).max() < 3e38
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 
@@ -188,15 +190,15 @@ def test_memory_between_kernels_is_counted_and_limited() -> None:
 def test_dearer_than_the_matrix_product_where_it_moves_more_than_it_saves() -> None:
     traits = ARCHITECTURES["sm_90"]
     temporal = Conv3DSpec(1, (16, 56, 56), 64, 64, (3, 1, 1), pads=(Pads(1, 1), Pads(0, 0), Pads(0, 0)))
-    assert winograd_rule.candidates(canonicalize(temporal), traits)
-    assert winograd_rule.worthwhile(canonicalize(temporal), traits) is None
+    assert winograd.candidates(canonicalize(temporal), traits)
+    assert winograd.worthwhile(canonicalize(temporal), traits) is None
 
 
 @pytest.mark.parametrize(("kernel", "depths"), [((1, 1, 11), set()), ((3, 16, 1), set()), ((31, 3, 3), {1})])
 def test_kernels_too_long_for_a_transform(kernel: tuple[int, int, int], depths: set[int]) -> None:
     """Along depth the product sums their taps; along other axes Winograd is no choice."""
     spec = like_base(kernel, size=(32, 40, 40), channels=64, filters=64)
-    found = winograd_rule.candidates(canonicalize(spec), ARCHITECTURES["sm_80"])
+    found = winograd.candidates(canonicalize(spec), ARCHITECTURES["sm_80"])
     assert {variant.tile[0] for variant in found} == depths
     assert default_plans([spec])
 
@@ -210,11 +212,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
 def test_calls_bring_the_memory_between_kernels(gpu: FakeDriver) -> None:
     x, kernel, bias = data(TAKEN)
     executor = Executor(TARGET)
-    expected = reference.convolve(TAKEN, x, kernel, bias)
-    result = executor(TAKEN, tensors.wrap(x), kernel, bias, version=0)
-    assert reference.relative_error(result, expected) < WINOGRAD_BOUND
+    expected = oracle.convolve(TAKEN, x, kernel, bias)
+    result = executor(TAKEN, interchange.wrap(x), kernel, bias, version=0)
+    assert oracle.relative_error(result, expected) < WINOGRAD_BOUND
     # the weights stay, the rest was freed
     assert len(gpu.memory) == 2
-    there = executor(TAKEN, tensors.wrap(GpuArray(gpu, x)), kernel, bias, version=0)
-    assert reference.relative_error(there.array, expected) < WINOGRAD_BOUND
+    there = executor(TAKEN, interchange.wrap(GpuArray(gpu, x)), kernel, bias, version=0)
+    assert oracle.relative_error(there.array, expected) < WINOGRAD_BOUND
     assert [stream for _, stream in gpu.launched] == (2 + 3) * [0] + 3 * [FakeCupy.STREAM]

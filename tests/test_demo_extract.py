@@ -13,15 +13,7 @@ nib = pytest.importorskip("nibabel", reason="the demo's packages are not install
 pytest.importorskip("skimage", reason="the demo's packages are not installed")
 
 from tvm_conv3d.demo.errors import DemoError  # noqa: E402
-from tvm_conv3d.demo.extract import (  # noqa: E402
-    SIZE,
-    Brain,
-    load_scan,
-    postprocess,
-    prepare,
-    preprocess,
-    save_mask,
-)
+from tvm_conv3d.demo.extract import SIZE, Brain, load_scan, postprocess, prepare, preprocess, save_mask  # noqa: E402
 
 SHAPE = (6, 7, 8)
 AFFINE = np.array([[-2.0, 0, 0, 90], [0, 3.0, 0, -126], [0, 0, 1.5, -72], [0, 0, 0, 1]])

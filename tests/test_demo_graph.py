@@ -8,7 +8,7 @@ import pytest
 from tiny_graph import TinyGraph, tiny_unet
 from tvm_conv3d.demo.errors import DemoError
 from tvm_conv3d.demo.graph import Concat, Convolution, MaxPool, Program, TransposedConvolution, lower
-from tvm_conv3d.reference import convolve, relative_error
+from tvm_conv3d.reference.oracle import convolve, relative_error
 from tvm_conv3d.spec import DATA_GRADIENT, Conv3DSpec, Triple, same_padding
 
 pytest.importorskip("tensorboard", reason="the demo's packages are not installed")

@@ -10,7 +10,7 @@ import pytest
 from tvm_conv3d.demo.errors import DemoError
 from tvm_conv3d.demo.graph import TransposedConvolution
 from tvm_conv3d.demo.network import transposed_spec
-from tvm_conv3d.reference import convolve, relative_error
+from tvm_conv3d.reference.oracle import convolve, relative_error
 from tvm_conv3d.spec import NO_PADS, Conv3DSpec, Pads, same_padding
 
 CHANNELS, FILTERS = 3, 2

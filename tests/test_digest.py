@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tvm_conv3d import digest
+from tvm_conv3d.runtime import digest
 
 
 def test_digests_tell_contents_apart() -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from tvm.target import codegen
 
-from tvm_conv3d import records, targets
-from tvm_conv3d.planner import default_plan
-from tvm_conv3d.records import Record
+from tvm_conv3d.engine import records
+from tvm_conv3d.engine.planner import default_plan
+from tvm_conv3d.engine.records import Record
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import cpu_traits, instruction_set, resolve
+from tvm_conv3d.target import cpu
+from tvm_conv3d.target.cpu import cpu_traits
+from tvm_conv3d.target.resolve import instruction_set, resolve, target_key
 
 SPEC = Conv3DSpec(1, (4, 12, 12), 8, 16, (3, 3, 3))
 ARM = "aarch64-linux-gnu"
@@ -57,11 +59,11 @@ def test_units_that_the_system_hides_are_switched_off(monkeypatch: pytest.Monkey
     zen = {"kind": "llvm", "mcpu": "znver4"}
     monkeypatch.setattr(codegen, "llvm_get_system_cpu", lambda: "znver4")
     flags = frozenset({"avx512f", "avx2", "avx", "fma", "f16c", "avx512_vnni"})
-    monkeypatch.setattr(targets, "_linux_cpu_flags", lambda: flags)
-    found = targets.host_target.__wrapped__(2)
+    monkeypatch.setattr(cpu, "_linux_cpu_flags", lambda: flags)
+    found = cpu.host_target.__wrapped__(2)
     assert cpu_traits(found).dot_units("bfloat16") == ()
     assert [unit.feature for unit in cpu_traits(found).dot_units("int8")] == ["avx512vnni"]
-    assert targets.target_key(found) == targets.target_key(resolve(zen, 2))
+    assert target_key(found) == target_key(resolve(zen, 2))
     assert instruction_set(found) == instruction_set(resolve(zen, 2))
 
 

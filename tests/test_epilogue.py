@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from problems import BOUNDS, WINOGRAD_BOUND, data, execute, numpy_dtype, run
-from tvm_conv3d import reference
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.post_ops import FUSED_ACTIVATIONS, PARAMETERS, PostOp
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.reference import oracle
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
-from tvm_conv3d.targets import cpu_traits, host_target
+from tvm_conv3d.spec.post_ops import FUSED_ACTIVATIONS, PARAMETERS, PostOp
+from tvm_conv3d.target.cpu import cpu_traits, host_target
 
 #: Every activation, and those with parameters with other ones, too.
 STEPS = (
@@ -54,12 +54,12 @@ def test_without_a_bias(activation: str, dtype: str, data_format: str) -> None:
     for kind in KINDS:
         spec = replace(kind, post_ops=(activation,), dtype=dtype, data_format=data_format)
         x, kernel, _ = data(spec)
-        expected = reference.finish(spec, reference.convolve(spec, x, kernel, None))
+        expected = oracle.finish(spec, oracle.convolve(spec, x, kernel, None))
         for name, algorithm in algorithms("llvm").items():
             for variant in algorithm.variants(spec, traits)[:1]:
                 out, trusted = execute(Plan(spec, name, variant, {}), x, kernel, None)
                 assert trusted
-                assert reference.relative_error(out, expected) < max(BOUNDS[dtype], WINOGRAD_BOUND), name
+                assert oracle.relative_error(out, expected) < max(BOUNDS[dtype], WINOGRAD_BOUND), name
                 tried.add(name)
     planes_or_rows = {"planes"} if data_format == CHANNELS_FIRST else {"depthwise"}
     assert tried == {"direct", "grouped", "winograd", "winograd_rows"} | planes_or_rows
@@ -75,7 +75,7 @@ def test_chains(post_ops: tuple[str, ...]) -> None:
     spec = replace(BROAD, post_ops=post_ops)
     x = np.random.default_rng(1).uniform(-4, 4, spec.input_shape).astype(np.float32)
     result = run(spec, x, np.eye(24, dtype=np.float32).reshape(1, 1, 1, 24, 24), None)
-    np.testing.assert_allclose(result, reference.finish(spec, x), rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(result, oracle.finish(spec, x), rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -86,7 +86,7 @@ def test_values(name: str, dtype: str) -> None:
     x = x.reshape(IDENTITY.input_shape).astype(numpy_dtype(dtype))
     spec = replace(IDENTITY, post_ops=(name,), dtype=dtype)
     result = run(spec, x, np.ones((1, 1, 1, 1, 1), x.dtype), None)
-    expected = reference.finish(spec, x)
+    expected = oracle.finish(spec, x)
     # sums cancel against tanh and near zero: what counts is the error against the size of the terms
     scale = np.maximum(np.abs(expected), np.minimum(np.abs(x.astype(np.float64)), 1) * 0.1 + 1e-3)
     assert np.max(np.abs(result.astype(np.float64) - expected) / scale) < 30 * BOUNDS[dtype]
@@ -98,7 +98,7 @@ def test_in_vectors(name: str, data_format: str) -> None:
     spec = replace(BROAD, post_ops=(name,), data_format=data_format)
     x = np.random.default_rng(1).uniform(-4, 4, spec.input_shape).astype(np.float32)
     result = run(spec, x, np.eye(24, dtype=np.float32).reshape(1, 1, 1, 24, 24), None)
-    np.testing.assert_allclose(result, reference.finish(spec, x), rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(result, oracle.finish(spec, x), rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -115,5 +115,5 @@ def test_large_values_do_not_overflow_on_the_way(name: str) -> None:
     spec = replace(IDENTITY, post_ops=(name,))
     result = run(spec, x, np.ones((1, 1, 1, 1, 1), np.float32), None)
     with np.errstate(over="ignore"):
-        expected = reference.finish(spec, x).astype(np.float32)
+        expected = oracle.finish(spec, x).astype(np.float32)
     np.testing.assert_allclose(result, expected, rtol=2e-5, atol=1e-6)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from tvm_conv3d import folders
 from tvm_conv3d.bench import cli, first_calls
 from tvm_conv3d.bench.first_calls import Calls
-from tvm_conv3d.bench.layers import from_key
+from tvm_conv3d.reference.layers import from_key
+from tvm_conv3d.support import folders
 
 LAYER = from_key(first_calls.USUAL)
 SMALL = "n1_i6x6x6x3_o4_k2x2x2_s1x1x1_d1x1x1_p0.0x0.0x0.0_g1_ncdhw_float32_nobias_relu"

@@ -8,12 +8,12 @@ from types import ModuleType
 
 import pytest
 
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.compute.canonical import canonicalize
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.schedules.llvm.rules import winograd_cost
+from tvm_conv3d.compute.shared.canonical import canonicalize
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.schedules.llvm.costs import winograd_cost
 from tvm_conv3d.spec import Conv3DSpec, Pads
-from tvm_conv3d.targets import cpu_traits, host_target
+from tvm_conv3d.target.cpu import cpu_traits, host_target
 
 GHZ = 2.0
 

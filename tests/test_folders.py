@@ -8,11 +8,14 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from tvm_conv3d import Conv3D, folders, keras_config, records
-from tvm_conv3d.planner import make_plan
-from tvm_conv3d.records import RecordWarning
+from tvm_conv3d import Conv3D
+from tvm_conv3d.engine import records
+from tvm_conv3d.engine.planner import make_plan
+from tvm_conv3d.engine.records import RecordWarning
+from tvm_conv3d.layer import keras_config
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import host_target
+from tvm_conv3d.support import folders
+from tvm_conv3d.target.cpu import host_target
 
 NOBODY = "~nosuchuser/kept"
 SPEC = Conv3DSpec(1, (2, 2, 2), 2, 2, (1, 1, 1))

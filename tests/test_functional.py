@@ -16,8 +16,9 @@ import pytest
 
 from functional_cases import FILTERS, KERNEL, RNG, VIEWS, check, data, expected
 from problems import WINOGRAD_BOUND, numpy_dtype
-from tvm_conv3d import Conv3D, conv3d, functional, reference
+from tvm_conv3d import Conv3D, conv3d, functional
 from tvm_conv3d.conv_arguments import standard_padding
+from tvm_conv3d.reference import oracle
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST
 
 #: As given, and as three pairs.
@@ -340,8 +341,7 @@ def test_options_decide_the_plan() -> None:
     w = RNG.standard_normal((3, 3, 3, 32, 32)).astype(np.float32)
     wanted = expected(x, w, None, ((1, 1),) * 3)
     errors = [
-        reference.relative_error(conv3d(x, w, padding=1, accuracy=accuracy), wanted)
-        for accuracy in ("strict", "default")
+        oracle.relative_error(conv3d(x, w, padding=1, accuracy=accuracy), wanted) for accuracy in ("strict", "default")
     ]
     assert errors[0] < errors[1] < WINOGRAD_BOUND
     host = {"kind": "llvm", "mcpu": "haswell"}

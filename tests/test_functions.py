@@ -14,15 +14,20 @@ import pytest
 from cuda_checks import default_plans
 from cuda_fakes import GpuArray, fake_gpu
 from problems import data
-from tvm_conv3d import algorithms, build, folders, loader, planner, reference, scheduling, tensors
-from tvm_conv3d.algorithms import named
-from tvm_conv3d.compute import direct, implicit_gemm, winograd
-from tvm_conv3d.compute.argument import ROLES, Argument, Function
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.recent import Recent
-from tvm_conv3d.runtime import Executor
+from tvm_conv3d.compute.cuda import implicit_gemm
+from tvm_conv3d.compute.llvm import direct, winograd
+from tvm_conv3d.compute.shared.argument import ROLES, Argument, Function
+from tvm_conv3d.engine import algorithms, build, planner, scheduling
+from tvm_conv3d.engine.algorithms import named
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.runtime import interchange, loader
+from tvm_conv3d.runtime.executor import Executor
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads
-from tvm_conv3d.targets import host_target, resolve, traits_of
+from tvm_conv3d.support import folders
+from tvm_conv3d.support.lru import Recent
+from tvm_conv3d.target.cpu import host_target
+from tvm_conv3d.target.resolve import resolve, traits_of
 from tvm_conv3d.tuning.measure import Bench, Request, perform
 
 LAYER = Conv3DSpec(1, (4, 6, 7), 16, 24, (3, 3, 3), pads=(Pads(1, 1),) * 3)
@@ -93,14 +98,14 @@ def test_a_call_finds_its_arguments_in_any_order(accuracy: str) -> None:
     assert plan.algorithm == ("direct" if accuracy == "strict" else "winograd")
     for _ in range(2):
         # compiled, then of the cache
-        result = Executor(accuracy=accuracy)(spec, tensors.wrap(x), kernel, bias, version=0)
-        assert reference.relative_error(result, reference.convolve(spec, x, kernel, bias)) < 1e-5
+        result = Executor(accuracy=accuracy)(spec, interchange.wrap(x), kernel, bias, version=0)
+        assert oracle.relative_error(result, oracle.convolve(spec, x, kernel, bias)) < 1e-5
         entry = loader.get_loaded(plan, host_target(2)).main
         assert entry.function.arguments[-1].role == "input"
         loader._loaded.clear()
     # not finite: what the flags tell is found, too
     x[0, 0, 0, 0, 0] = np.inf
-    result = executor(spec, tensors.wrap(x), kernel, bias, version=0)
+    result = executor(spec, interchange.wrap(x), kernel, bias, version=0)
     assert np.isinf(result[0, 0, 0, 0]).all()
     assert np.isfinite(result[0, 2:]).all()
 
@@ -119,9 +124,9 @@ def test_so_do_the_tuner_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan.algorithm == "gemm"
     with fake_gpu(monkeypatch) as gpu:
         for source in (x, GpuArray(gpu, x)):
-            result = Executor(GPU, accuracy="strict")(LAYER, tensors.wrap(source), kernel, bias, version=0)
+            result = Executor(GPU, accuracy="strict")(LAYER, interchange.wrap(source), kernel, bias, version=0)
             out = result if isinstance(result, np.ndarray) else result.array
-            assert reference.relative_error(out, reference.convolve(LAYER, x, kernel, bias)) < 2e-6
+            assert oracle.relative_error(out, oracle.convolve(LAYER, x, kernel, bias)) < 2e-6
 
 
 FUNCTION = Function(

@@ -6,14 +6,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tvm_conv3d import Conv3D, reference, tensors
+from tvm_conv3d import Conv3D
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.runtime import interchange
 from tvm_conv3d.spec import Conv3DSpec
 
 SHAPE = (2, 5, 6, 7, 3)
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal(SHAPE).astype(np.float32)
 KERNEL = RNG.standard_normal((3, 3, 3, 3, 8)).astype(np.float32)
-EXPECTED = reference.convolve(Conv3DSpec(2, SHAPE[1:4], 3, 8, (3, 3, 3), bias=False), X, KERNEL)
+EXPECTED = oracle.convolve(Conv3DSpec(2, SHAPE[1:4], 3, 8, (3, 3, 3), bias=False), X, KERNEL)
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +37,14 @@ def misaligned(array: np.ndarray, offset: int) -> np.ndarray:
 
 @pytest.mark.parametrize("offset", [0, 4, 16, 36])
 def test_alignment(layer: Conv3D, offset: int) -> None:
-    assert reference.relative_error(layer(misaligned(X, offset)), EXPECTED) < 1e-6
+    assert oracle.relative_error(layer(misaligned(X, offset)), EXPECTED) < 1e-6
 
 
 def test_elements_that_are_not_aligned(layer: Conv3D) -> None:
     packed = np.zeros(SHAPE, [("flag", "u1"), ("value", "f4")])
     packed["value"] = X
     assert not packed["value"].flags.aligned
-    assert reference.relative_error(layer(packed["value"]), EXPECTED) < 1e-6
+    assert oracle.relative_error(layer(packed["value"]), EXPECTED) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -59,13 +61,13 @@ def test_elements_that_are_not_aligned(layer: Conv3D) -> None:
 def test_layouts_and_types(layer: Conv3D, make: object) -> None:
     result = layer(make(X))  # type: ignore[operator]
     assert result.dtype == np.float32
-    assert reference.relative_error(result, EXPECTED) < 1e-6
+    assert oracle.relative_error(result, EXPECTED) < 1e-6
 
 
 def test_read_only_and_broadcast(layer: Conv3D) -> None:
     fixed = X.copy()
     fixed.setflags(write=False)
-    assert reference.relative_error(layer(fixed), EXPECTED) < 1e-6
+    assert oracle.relative_error(layer(fixed), EXPECTED) < 1e-6
     constant = np.broadcast_to(np.float32(1), SHAPE)
     np.testing.assert_array_equal(layer(constant), layer(np.ones(SHAPE, np.float32)))
 
@@ -94,14 +96,14 @@ def test_any_batch_and_size_after_one_build(layer: Conv3D) -> None:
     for shape in ((1, 3, 3, 3, 3), (3, 9, 4, 5, 3), (0, 5, 6, 7, 3)):
         x = RNG.standard_normal(shape).astype(np.float32)
         spec = Conv3DSpec(shape[0], shape[1:4], 3, 8, (3, 3, 3), bias=False)
-        assert reference.relative_error(layer(x), reference.convolve(spec, x, KERNEL)) < 1e-6
+        assert oracle.relative_error(layer(x), oracle.convolve(spec, x, KERNEL)) < 1e-6
 
 
 def test_tvm_tensors(layer: Conv3D) -> None:
     tvm_ffi = pytest.importorskip("tvm_ffi")
     result = layer(tvm_ffi.from_dlpack(X.copy()))
     assert isinstance(result, tvm_ffi.Tensor)
-    assert reference.relative_error(np.from_dlpack(result), EXPECTED) < 1e-6
+    assert oracle.relative_error(np.from_dlpack(result), EXPECTED) < 1e-6
 
 
 def test_torch_tensors(layer: Conv3D) -> None:
@@ -111,13 +113,13 @@ def test_torch_tensors(layer: Conv3D) -> None:
         result = layer(tensor)
         assert isinstance(result, torch.Tensor)
         assert result.dtype == torch.float32
-        assert reference.relative_error(result.numpy(), EXPECTED) < 1e-6
+        assert oracle.relative_error(result.numpy(), EXPECTED) < 1e-6
     half = Conv3D(8, 3, use_bias=False, dtype="bfloat16")
     half.build(SHAPE)
     half.set_weights([KERNEL])
     result = half(x.bfloat16())
     assert result.dtype == torch.bfloat16
-    assert reference.relative_error(result.float().numpy(), EXPECTED) < 2e-2
+    assert oracle.relative_error(result.float().numpy(), EXPECTED) < 2e-2
 
 
 def test_a_gradient_is_not_silently_lost(layer: Conv3D) -> None:
@@ -126,14 +128,14 @@ def test_a_gradient_is_not_silently_lost(layer: Conv3D) -> None:
     with pytest.raises(RuntimeError, match="computes no gradients"):
         layer(x)
     with torch.no_grad():
-        assert reference.relative_error(layer(x).numpy(), EXPECTED) < 1e-6
+        assert oracle.relative_error(layer(x).numpy(), EXPECTED) < 1e-6
 
 
 def test_jax_arrays(layer: Conv3D) -> None:
     jax = pytest.importorskip("jax", reason="jax is not installed")
     result = layer(jax.numpy.asarray(X))
     assert isinstance(result, jax.Array)
-    assert reference.relative_error(np.asarray(result), EXPECTED) < 1e-6
+    assert oracle.relative_error(np.asarray(result), EXPECTED) < 1e-6
 
 
 def test_memory_of_another_device_is_refused() -> None:
@@ -144,7 +146,7 @@ def test_memory_of_another_device_is_refused() -> None:
             return (10, 0)  # AMD's GPUs
 
     with pytest.raises(ValueError, match="memory of the CPU or a CUDA GPU"):
-        tensors.wrap(OnDevice())
+        interchange.wrap(OnDevice())
 
 
 def test_bfloat16_numpy() -> None:
@@ -153,4 +155,4 @@ def test_bfloat16_numpy() -> None:
     layer.set_weights([KERNEL])
     result = layer(X)
     assert result.dtype == ml_dtypes.bfloat16
-    assert reference.relative_error(result, EXPECTED) < 2e-2
+    assert oracle.relative_error(result, EXPECTED) < 2e-2

@@ -12,15 +12,17 @@ import pytest
 from tvm import ir, tirx
 
 from problems import data, execute
-from tvm_conv3d import build, loader, planner, reference, scheduling
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.compute import declaration
-from tvm_conv3d.compute.canonical import canonicalize
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import default_plan
-from tvm_conv3d.schedules.llvm.rules.tile_rule import task_box
+from tvm_conv3d.compute.shared import declaration
+from tvm_conv3d.compute.shared.canonical import canonicalize
+from tvm_conv3d.engine import build, planner, scheduling
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import default_plan
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.runtime import loader
+from tvm_conv3d.schedules.llvm.costs.tile_rule import task_box
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
-from tvm_conv3d.targets import cpu_traits, host_target
+from tvm_conv3d.target.cpu import cpu_traits, host_target
 
 PADS = (Pads(1, 1),) * 3
 CUBE = (3, 3, 3)
@@ -100,14 +102,14 @@ def test_indices_of_64_bits_give_the_same_numbers(
         replace(plan, variant=replace(plan.variant, stream=True)) for plan in plans if hasattr(plan.variant, "stream")
     ]
     x, kernel, bias = data(spec)
-    result = reference.finish(spec, reference.convolve(spec, x, kernel, bias))
+    result = oracle.finish(spec, oracle.convolve(spec, x, kernel, bias))
     monkeypatch.setattr(declaration, "WIDE", 1)
     if not narrowed:
         monkeypatch.setattr(tirx.transform, "NarrowDataType", lambda bits: ir.transform.Sequential([]))
     for plan in plans:
         out, trusted = execute(plan, x, kernel, bias)
         assert trusted
-        assert reference.relative_error(out, result) < 1e-5, plan.describe()
+        assert oracle.relative_error(out, result) < 1e-5, plan.describe()
 
 
 COMPILED = {

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from keras_cases import CALLS, expected
-from tvm_conv3d import dtypes, reference
-from tvm_conv3d.layer import Conv3D
-from tvm_conv3d.objects import activations, initializers, regularizers
+from tvm_conv3d.layer.conv3d import Conv3D
+from tvm_conv3d.layer.objects import activations, initializers, regularizers
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.support import dtypes
 
 SHAPE = (2, 5, 5, 5, 4)
 
@@ -232,7 +233,7 @@ def test_result(arguments):
     assert isinstance(y, np.ndarray)
     assert y.dtype == np.float32
     assert y.shape == layer.compute_output_shape(shape)
-    assert reference.relative_error(y, expected(layer, x)) < 1e-5
+    assert oracle.relative_error(y, expected(layer, x)) < 1e-5
 
 
 def test_bias_belongs_to_channels():
@@ -246,7 +247,7 @@ def test_any_size_follows_any_other():
     layer = Conv3D(3, 2)
     for shape in (SHAPE, (1, 2, 3, 4, 4), SHAPE, (3, 6, 2, 2, 4)):
         x = sample(shape)
-        assert reference.relative_error(layer(x), expected(layer, x)) < 1e-5
+        assert oracle.relative_error(layer(x), expected(layer, x)) < 1e-5
 
 
 def test_call_builds_and_repeats():
@@ -345,7 +346,7 @@ def test_ints_and_bools_are_cast(dtype):
     layer = Conv3D(3, 2)
     y = layer(x)
     assert y.dtype == np.float32
-    assert reference.relative_error(y, expected(layer, x)) < 1e-5
+    assert oracle.relative_error(y, expected(layer, x)) < 1e-5
 
 
 def test_no_sample():
@@ -448,7 +449,7 @@ def test_arguments_may_change_between_calls():
 
 
 def test_seen_shapes_are_bounded(monkeypatch):
-    monkeypatch.setattr("tvm_conv3d.layer._MAX_SHAPES", 2)
+    monkeypatch.setattr("tvm_conv3d.layer.conv3d._MAX_SHAPES", 2)
     layer = Conv3D(1, 1)
     for batch in (0, 1, 2, 3):
         layer(sample((batch, 2, 2, 2, 1)))
@@ -476,7 +477,7 @@ def test_dtype_policies(policy, variable, output, tolerance):
     assert y.dtype == dtypes.numpy_dtype(output)
     assert [weight.dtype for weight in layer.weights] == [variable, variable]
     assert [loss.dtype.name for loss in layer.losses] == [output, variable]
-    assert reference.relative_error(y, expected(layer, x)) < tolerance
+    assert oracle.relative_error(y, expected(layer, x)) < tolerance
 
 
 def test_autocast_is_kept():
@@ -616,12 +617,12 @@ def test_constraints_wait_for_apply():
     layer.build(SHAPE)
     random_weights(layer)
     x = sample()
-    assert reference.relative_error(layer(x), expected(layer, x)) < 1e-5
+    assert oracle.relative_error(layer(x), expected(layer, x)) < 1e-5
     assert layer.kernel.numpy().min() < 0
     layer.apply_constraints()
     assert layer.kernel.numpy().min() == 0
     assert layer.bias.numpy().min() < 0
-    assert reference.relative_error(layer(x), expected(layer, x)) < 1e-5
+    assert oracle.relative_error(layer(x), expected(layer, x)) < 1e-5
 
 
 # LoRA, quantization
@@ -640,7 +641,7 @@ def test_lora():
     random_weights(layer)
     kernel, _, a, b = layer.get_weights()
     np.testing.assert_allclose(layer.kernel, kernel + 2 * (a @ b), rtol=1e-5, atol=1e-6)
-    assert reference.relative_error(layer(x), expected(layer, x)) < 1e-5
+    assert oracle.relative_error(layer(x), expected(layer, x)) < 1e-5
     assert (layer.get_config()["lora_rank"], layer.get_config()["lora_alpha"]) == (2, 4)
     with pytest.raises(ValueError, match=r"lora is already enabled\. This can only be done once per layer\."):
         layer.enable_lora(2)
@@ -715,7 +716,7 @@ def test_threads_share_a_layer():
         thread.join()
     assert len(layer.weights) == 2
     for number, x in enumerate(inputs):
-        assert reference.relative_error(results[number], expected(layer, x)) < 1e-5
+        assert oracle.relative_error(results[number], expected(layer, x)) < 1e-5
 
 
 def test_threads_build_once():

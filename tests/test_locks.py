@@ -11,16 +11,18 @@ from pathlib import Path
 import pytest
 
 import tvm_conv3d
-from tvm_conv3d.locks import ForkSafeLock
+from tvm_conv3d.support.locks import ForkSafeLock
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
 
 CHILD = """
 import os, sys, threading, warnings
 import numpy as np
-from tvm_conv3d import Conv3D, loader, naming
-from tvm_conv3d.objects.seeds import SeedGenerator
-from tvm_conv3d.records import store
+from tvm_conv3d import Conv3D
+from tvm_conv3d.runtime import loader
+from tvm_conv3d.layer import naming
+from tvm_conv3d.layer.objects.seeds import SeedGenerator
+from tvm_conv3d.engine.records import store
 warnings.simplefilter("ignore")
 x = np.ones((1, 2, 2, 2, 1), np.float32)
 layer, unbuilt, seeds = Conv3D(2, 1, bias_initializer="ones"), Conv3D(2, 1), SeedGenerator(1)
@@ -79,7 +81,7 @@ def test_a_fork_while_holding() -> None:
     """The child of the holder leaves the block as its parent does, and may take the lock again."""
     code = """
 import os, warnings
-from tvm_conv3d.locks import ForkSafeLock
+from tvm_conv3d.support.locks import ForkSafeLock
 warnings.simplefilter("ignore")
 lock = ForkSafeLock()
 with lock:

@@ -11,14 +11,17 @@ import pytest
 import cuda_checks
 import test_spaces
 from problems import BOUNDS, execute, numpy_dtype, run_plan
-from tvm_conv3d import Conv3D, reference, scheduling
-from tvm_conv3d.algorithms import algorithms, named
-from tvm_conv3d.compute import stages
-from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import make_plan
+from tvm_conv3d import Conv3D
+from tvm_conv3d.compute.llvm.winograd_rows import WinogradRowsVariant
+from tvm_conv3d.compute.shared import stages
+from tvm_conv3d.engine import scheduling
+from tvm_conv3d.engine.algorithms import algorithms, named
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import make_plan
+from tvm_conv3d.reference import oracle
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
-from tvm_conv3d.targets import cpu_traits, host_target, resolve, traits_of
+from tvm_conv3d.target.cpu import cpu_traits, host_target
+from tvm_conv3d.target.resolve import resolve, traits_of
 
 GPU = resolve("cuda:sm_80", 1)
 
@@ -94,7 +97,7 @@ def test_long_sums_of_positive_numbers(name: str, spec: Conv3DSpec) -> None:
     plan, given = plan_of(name, spec), positive(spec)
     out, trusted = execute(plan, *given)
     assert trusted
-    assert reference.relative_error(out, reference.convolve(spec, *given)) < 5e-7
+    assert oracle.relative_error(out, oracle.convolve(spec, *given)) < 5e-7
 
 
 @pytest.mark.parametrize("channels", [4096, 8191, 262144])
@@ -104,7 +107,7 @@ def test_equal_terms(channels: int) -> None:
     x = np.full(spec.input_shape, 0.3, np.float32) * np.linspace(0.4, 1, 6, dtype=np.float32)[:, None]
     kernel = np.full(spec.kernel_shape, 0.7, np.float32)
     out, _ = execute(plan_of("direct", spec), x, kernel, None)
-    assert reference.relative_error(out, reference.convolve(spec, x, kernel)) < 1.2e-5
+    assert oracle.relative_error(out, oracle.convolve(spec, x, kernel)) < 1.2e-5
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
@@ -115,7 +118,7 @@ def test_other_types(dtype: str) -> None:
     x, kernel = x.astype(numpy_dtype(dtype)), (kernel / 1024).astype(numpy_dtype(dtype))
     out, _ = execute(plan_of("direct", spec), x, kernel, None)
     bound = {"float64": 1e-15, "float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
-    assert reference.relative_error(out, reference.convolve(spec, x, kernel)) < bound
+    assert oracle.relative_error(out, oracle.convolve(spec, x, kernel)) < bound
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -124,7 +127,7 @@ def test_not_finite_numbers_are_neither_lost_nor_changed(value: float) -> None:
     x, kernel, _ = positive(spec)
     x[0, 4, 4, 5, 3] = value
     out, _ = execute(plan_of("direct", spec), x, kernel, None)
-    np.testing.assert_array_equal(np.isfinite(out), np.isfinite(expected := reference.convolve(spec, x, kernel)))
+    np.testing.assert_array_equal(np.isfinite(out), np.isfinite(expected := oracle.convolve(spec, x, kernel)))
     np.testing.assert_array_equal(out[~np.isfinite(out)], expected[~np.isfinite(expected)].astype(np.float32))
 
 
@@ -198,10 +201,10 @@ def test_long_sums_of_bad_tiles_on_gpus() -> None:
     plan = gpu_plan("winograd_gemm", spec)
     assert "direct_local_part = " in str(scheduling.scheduled_module(plan, GPU).script())
     (out,) = cuda_checks.compute([plan], [(x, kernel, None)])
-    expected = reference.convolve(spec, x, kernel)
+    expected = oracle.convolve(spec, x, kernel)
     finite = np.isfinite(expected)
     np.testing.assert_array_equal(np.isfinite(out), finite)
-    assert reference.relative_error(out[finite], expected[finite]) < 1e-6
+    assert oracle.relative_error(out[finite], expected[finite]) < 1e-6
 
 
 def test_parts_of_very_long_sums_are_no_fewer_terms_than_parts() -> None:

@@ -12,25 +12,16 @@ import numpy as np
 import pytest
 
 from cuda_fakes import fake_gpu
-from tvm_conv3d import (
-    Conv3D,
-    build,
-    cache,
-    conv3d,
-    folders,
-    functional,
-    get_num_threads,
-    loader,
-    new_sizes,
-    reference,
-    runtime,
-    set_num_threads,
-)
-from tvm_conv3d.algorithms import named
-from tvm_conv3d.artifact import Artifact
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.recent import Recent
+from tvm_conv3d import Conv3D, conv3d, functional, get_num_threads, set_num_threads
+from tvm_conv3d.engine import build, cache
+from tvm_conv3d.engine.algorithms import named
+from tvm_conv3d.engine.artifact import Artifact
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.runtime import executor, loader, new_sizes
 from tvm_conv3d.spec import Conv3DSpec, Pads
+from tvm_conv3d.support import folders
+from tvm_conv3d.support.lru import Recent
 
 FIRST, NEW, OTHER = (1, 8, 14, 14, 32), (1, 9, 12, 15, 32), (1, 7, 16, 13, 32)
 #: Relative error of a result, whichever plan it is of.
@@ -67,8 +58,8 @@ def data(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 def check(layer: Conv3D, x: np.ndarray, result: np.ndarray) -> None:
     kernel, bias = layer.get_weights()
-    expected = np.maximum(reference.convolve(layer.plan_for(x.shape).spec, x, kernel, bias), 0)
-    assert reference.relative_error(result, expected) < BOUND
+    expected = np.maximum(oracle.convolve(layer.plan_for(x.shape).spec, x, kernel, bias), 0)
+    assert oracle.relative_error(result, expected) < BOUND
 
 
 def algorithms(plans: list[Plan]) -> list[str]:
@@ -92,7 +83,7 @@ def test_first_sizes_of_functions_with_one_executor_are_at_their_best(
     for shape, filters in ((FIRST, 32), (FIRST, 48), (NEW, 48)):
         x, kernel = data(shape), data((3, 3, 3, shape[-1], filters), seed=1)
         spec = Conv3DSpec(shape[0], shape[1:4], shape[4], filters, (3, 3, 3), pads=(Pads(1, 1),) * 3, bias=False)
-        error = reference.relative_error(conv3d(x, kernel, padding=1), reference.convolve(spec, x, kernel))
+        error = oracle.relative_error(conv3d(x, kernel, padding=1), oracle.convolve(spec, x, kernel))
         assert error < BOUND
     assert algorithms(compiled[:2]) == ["winograd"] * 2
     assert len(compiled) == 3 and named(compiled[2].algorithm).exact
@@ -160,14 +151,14 @@ def test_large_sizes_are_worth_their_best_plan(compiled: list[Plan], monkeypatch
 
 
 def test_without_an_exact_plan_within_the_limit(compiled: list[Plan], monkeypatch: pytest.MonkeyPatch) -> None:
-    real = runtime.make_plan
+    real = executor.make_plan
 
     def limited(*arguments: Any, exact: bool = False, **options: Any) -> Plan:
         if exact:
             raise ValueError("too much")
         return real(*arguments, **options)
 
-    monkeypatch.setattr(runtime, "make_plan", limited)
+    monkeypatch.setattr(executor, "make_plan", limited)
     layer = layer_of()
     for shape in (FIRST, NEW):
         check(layer, data(shape), layer(data(shape)))

@@ -12,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from problems import data, numpy_dtype, specs
-from tvm_conv3d import Conv3D, nonfinite, reference, runtime, tensors
-from tvm_conv3d.cuda.executor import Weights
-from tvm_conv3d.post_ops import FUSED_ACTIVATIONS
-from tvm_conv3d.runtime import Executor
+from tvm_conv3d import Conv3D
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.runtime import executor as runtime
+from tvm_conv3d.runtime import interchange, nonfinite
+from tvm_conv3d.runtime.executor import Executor
+from tvm_conv3d.runtime.gpu import Weights
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
+from tvm_conv3d.spec.post_ops import FUSED_ACTIVATIONS
 
 VALUES = (np.nan, np.inf, -np.inf)
 
@@ -72,18 +75,18 @@ def assert_kinds(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.n
     def winograd(clean: np.ndarray) -> bool:
         assert np.isfinite(clean.astype(np.float32)).all()
         np.testing.assert_array_equal(clean, np.where(np.isfinite(x.astype(np.float32)), x, np.zeros_like(x)))
-        out[:] = reference.convolve(spec, clean, kernel, bias).astype(out.dtype)
+        out[:] = oracle.convolve(spec, clean, kernel, bias).astype(out.dtype)
         return True
 
     def convolve_signs(signs: np.ndarray, weights: Weights) -> np.ndarray:
-        return reference.convolve(replace(spec, bias=False), signs, weights.kernel).astype(np.float32)
+        return oracle.convolve(replace(spec, bias=False), signs, weights.kernel).astype(np.float32)
 
     doubts = nonfinite.Doubts()
     steps = nonfinite.Steps(winograd, convolve_signs)
     assert nonfinite.fill(out, x, spec, Weights(kernel, bias, 0), doubts, True, steps)
     assert doubts.nonfinite
     with np.errstate(invalid="ignore"):
-        expected = reference.convolve(spec, x, kernel, bias)
+        expected = oracle.convolve(spec, x, kernel, bias)
     np.testing.assert_array_equal(kinds(out), kinds(expected))
 
 
@@ -109,9 +112,9 @@ LAYERS = {
 def both(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """The second result for the same data, and that of the definition."""
     fast, strict = Executor(), Executor(accuracy="strict")
-    fast(spec, tensors.wrap(x), kernel, bias, version=0)
-    second = fast(spec, tensors.wrap(x), kernel, bias, version=0)
-    return second, strict(spec, tensors.wrap(x), kernel, bias, version=0)
+    fast(spec, interchange.wrap(x), kernel, bias, version=0)
+    second = fast(spec, interchange.wrap(x), kernel, bias, version=0)
+    return second, strict(spec, interchange.wrap(x), kernel, bias, version=0)
 
 
 def assert_alike(spec: Conv3DSpec, result: np.ndarray, expected: np.ndarray) -> None:
@@ -119,7 +122,7 @@ def assert_alike(spec: Conv3DSpec, result: np.ndarray, expected: np.ndarray) -> 
     np.testing.assert_array_equal(kinds(result), kinds(expected))
     # some activations amplify the rounding
     bound = {"float32": 1e-5 if not spec.post_ops else 1e-4, "float16": 1e-3, "bfloat16": 8e-3}[spec.dtype]
-    assert reference.relative_error(result[finite], expected[finite]) < bound
+    assert oracle.relative_error(result[finite], expected[finite]) < bound
 
 
 @pytest.mark.parametrize("spec", LAYERS.values(), ids=LAYERS)
@@ -151,7 +154,7 @@ def test_each_activation_makes_the_same_of_sums_that_are_not_finite(activation: 
     spec = Conv3DSpec(3, (1, 1, 1), 1, filters, (1, 1, 1), dtype=dtype, post_ops=(activation,))
     x = np.array(VALUES).reshape(spec.input_shape).astype(numpy_dtype(dtype))
     bias = np.array([0.5, *VALUES, -2.0]).astype(x.dtype)
-    expected = Executor()(spec, tensors.wrap(x), np.ones(spec.kernel_shape, x.dtype), bias, version=0)
+    expected = Executor()(spec, interchange.wrap(x), np.ones(spec.kernel_shape, x.dtype), bias, version=0)
     results = nonfinite._results(spec, bias).view(x.dtype)
     np.testing.assert_array_equal(results.astype(np.float32), expected.reshape(3, filters).astype(np.float32))
 
@@ -183,7 +186,7 @@ def caller(spec: Conv3DSpec) -> tuple[Callable[..., np.ndarray], np.ndarray, np.
     x, kernel, bias = data(spec)
 
     def call(x: np.ndarray, kernel: np.ndarray = kernel, version: int = 0) -> np.ndarray:
-        return executor(spec, tensors.wrap(x), kernel, bias, version=version)
+        return executor(spec, interchange.wrap(x), kernel, bias, version=version)
 
     return call, x, kernel
 
@@ -269,7 +272,7 @@ def test_sums_of_signs_are_whole_where_they_are_trusted() -> None:
         plan = Executor().plan_for(nonfinite.sums_spec(spec))
         kernel, signs = np.ones(spec.kernel_shape, np.int8), np.ones(spec.input_shape, np.float32)
         sums = Executor()._convolve_signs(spec, signs, Weights(kernel, None, 0), 2)
-        expected = reference.convolve(replace(spec, bias=False), signs, kernel)
+        expected = oracle.convolve(replace(spec, bias=False), signs, kernel)
         assert np.abs(sums - expected).max() < 0.1, plan
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from problems import assert_right, data, kinds_of_layers, run, specs
-from tvm_conv3d import reference
+from tvm_conv3d.reference import oracle
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec
 
 BASE = Conv3DSpec(1, (6, 7, 8), 16, 24, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
@@ -25,7 +25,7 @@ slow_examples = settings(
 def test_oracle_is_the_definition(spec: Conv3DSpec) -> None:
     """The oracle at the first and the last output cell, summed number by number."""
     x, kernel, bias = data(replace(spec, dtype="float64"))
-    out = reference.convolve(spec, x, kernel, bias)
+    out = oracle.convolve(spec, x, kernel, bias)
     last = spec.data_format == CHANNELS_LAST
     for cell, f in itertools.product(((0, 0, 0), tuple(n - 1 for n in spec.out_size)), (0, spec.filters - 1)):
         total = 0.0 if bias is None else bias[f]
@@ -72,14 +72,14 @@ def test_non_finite_values_reach_exactly_their_windows(value: float, groups: int
     spec = replace(BASE, groups=groups, filters=16, strides=(1, 2, 1), bias=False)
     x, kernel, _ = data(spec)
     kernel = np.abs(kernel) + np.float32(0.1)
-    clean = reference.convolve(spec, x, kernel)
+    clean = oracle.convolve(spec, x, kernel)
     x[0, 2, 3, 4, 5] = value
     result = run(spec, x, kernel, None)
     touched = np.zeros(spec.input_shape)
     touched[0, 2, 3, 4, 5] = 1
-    reached = reference.convolve(spec, touched, kernel) != 0
+    reached = oracle.convolve(spec, touched, kernel) != 0
     np.testing.assert_array_equal(~np.isfinite(result), reached)
-    assert reference.relative_error(result[~reached], clean[~reached]) < 1e-5
+    assert oracle.relative_error(result[~reached], clean[~reached]) < 1e-5
 
 
 def test_empty_outputs() -> None:

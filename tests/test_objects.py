@@ -9,11 +9,11 @@ import random
 import numpy as np
 import pytest
 
-from tvm_conv3d import dtypes
-from tvm_conv3d.objects import activations, constraints, initializers, regularizers, seeds, special
-from tvm_conv3d.objects.random_initializers import fans
-from tvm_conv3d.objects.registry import is_keras
-from tvm_conv3d.post_ops import FUSED_ACTIVATIONS
+from tvm_conv3d.layer.objects import activations, constraints, initializers, regularizers, seeds, special
+from tvm_conv3d.layer.objects.random_initializers import fans
+from tvm_conv3d.layer.objects.registry import is_keras
+from tvm_conv3d.spec.post_ops import FUSED_ACTIVATIONS
+from tvm_conv3d.support import dtypes
 
 BFLOAT16 = dtypes.numpy_dtype("bfloat16")
 

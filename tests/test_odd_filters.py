@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 
 from problems import data, execute
-from tvm_conv3d import buffers, build, reference, scheduling
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.compute import direct as direct_sums
-from tvm_conv3d.compute.canonical import canonicalize
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import default_plan
+from tvm_conv3d.compute.llvm import direct as direct_sums
+from tvm_conv3d.compute.shared.canonical import canonicalize
+from tvm_conv3d.engine import build, scheduling
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import default_plan
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.runtime import output_pool
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.schedules.llvm import direct
+from tvm_conv3d.schedules.llvm.costs import direct as direct_costs
 from tvm_conv3d.spec import NO_PADS, Conv3DSpec, Pads, same_padding
-from tvm_conv3d.targets import cpu_traits, host_target, resolve
+from tvm_conv3d.target.cpu import cpu_traits, host_target
+from tvm_conv3d.target.resolve import resolve
 
 SAME = (Pads(1, 1),) * 3
 BASE = Conv3DSpec(1, (5, 9, 11), 6, 23, (3, 3, 3), pads=SAME, post_ops=("relu",))
@@ -57,14 +61,14 @@ def stored(plan: Plan, offset: int) -> None:
     spec = plan.spec
     x, kernel, bias = data(spec)
     size = int(np.prod(spec.output_shape))
-    room = buffers.empty((max(size + 2 * FENCE + offset, (1 << 20) // x.itemsize),), x.dtype)
+    room = output_pool.empty((max(size + 2 * FENCE + offset, (1 << 20) // x.itemsize),), x.dtype)
     assert room.ctypes.data % 64 == 0
     room.fill(7)
     out = room[FENCE + offset :][:size].reshape(spec.output_shape)
     _, trusted = execute(plan, x, kernel, bias, out)
     assert trusted
-    expected = np.maximum(reference.convolve(spec, x, kernel, bias), 0)
-    assert reference.relative_error(out, expected) < (1e-3 if spec.dtype == "float16" else 1e-5)
+    expected = np.maximum(oracle.convolve(spec, x, kernel, bias), 0)
+    assert oracle.relative_error(out, expected) < (1e-3 if spec.dtype == "float16" else 1e-5)
     assert (room[: FENCE + offset] == 7).all()
     assert (room[FENCE + offset + size :] == 7).all()
 
@@ -89,14 +93,14 @@ def test_parts_of_vectors(name: str, offset: int) -> None:
     "name", [name for name in SPECS if name not in ("half", "depthwise", "depthwise strided", "long rows")]
 )
 def test_runs(name: str, past: bool, offset: int) -> None:
-    variant, decisions = direct.default(canonicalize(SPECS[name]), cpu_traits(host_target(2)))
+    variant, decisions = direct_costs.default(canonicalize(SPECS[name]), cpu_traits(host_target(2)))
     variant = replace(variant, order="strips", stream=past, interleaved=1)
     stored(Plan(SPECS[name], "direct", variant, {**decisions, "strip": 2}), offset)
 
 
 def test_groups_that_share_vectors_have_no_runs() -> None:
     spec = SPECS["groups"]
-    variant, decisions = direct.default(canonicalize(spec), cpu_traits(host_target(2)))
+    variant, decisions = direct_costs.default(canonicalize(spec), cpu_traits(host_target(2)))
     assert variant.interleaved > 1
     with pytest.raises(ValueError, match="strips"):
         scheduling.scheduled_module(Plan(spec, "direct", replace(variant, order="strips"), decisions), host_target(2))
@@ -175,7 +179,7 @@ def test_small_tiles_store_short_sums() -> None:
 
 def test_a_run_of_one_number() -> None:
     spec = replace(SPECS["dense"], size=(5, 9, 1), kernel=(3, 3, 1), pads=(*SAME[:2], Pads(0, 0)), filters=1)
-    variant, decisions = direct.default(canonicalize(spec), cpu_traits(host_target(2)))
+    variant, decisions = direct_costs.default(canonicalize(spec), cpu_traits(host_target(2)))
     strips = replace(variant, order="strips", columns=1)
     stored(Plan(spec, "direct", strips, {**decisions, "columns": 1, "strip": 1}), 1)
 
@@ -185,7 +189,7 @@ def test_random_strips(name: str) -> None:
     from tvm.s_tir import Schedule
 
     spec = SPECS[name]
-    variant, _ = direct.default(canonicalize(spec), cpu_traits(host_target(2)))
+    variant, _ = direct_costs.default(canonicalize(spec), cpu_traits(host_target(2)))
     variant = replace(variant, order="strips", columns=2)
     for seed in range(1, 5):
         schedule = Schedule(direct_sums.declare(canonicalize(spec), variant).module(), seed=seed)

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from processes import VARIABLES, run
-from tvm_conv3d import get_num_threads, threads
-from tvm_conv3d.targets import available_cpus
+from tvm_conv3d import get_num_threads
+from tvm_conv3d.runtime import threads
+from tvm_conv3d.target.cpu import available_cpus
 
 
 @pytest.mark.parametrize("value", ["1", "1,4", " 1 "])
@@ -63,7 +64,7 @@ def test_torch_that_comes_later_is_seen() -> None:
     code = """
 import sys; sys.modules["torch"] = None
 import numpy as np, tvm_conv3d
-from tvm_conv3d import parallel, threads
+from tvm_conv3d.runtime import parallel, threads
 layer, x = tvm_conv3d.Conv3D(16, 3), np.random.rand(1, 6, 14, 14, 16).astype(np.float32)
 expected = layer(x)
 assert not threads.SETTINGS.parallel
@@ -80,7 +81,7 @@ def test_torch_that_only_tvm_brought_is_not_used() -> None:
     pytest.importorskip("torch")
     code = """
 import sys, numpy as np, tvm_conv3d
-from tvm_conv3d import threads
+from tvm_conv3d.runtime import threads
 layer, x = tvm_conv3d.Conv3D(16, 3), np.random.rand(1, 6, 14, 14, 16).astype(np.float32)
 expected = layer(x)
 assert "torch" in sys.modules and not threads.SETTINGS.parallel and threads.owner() == "tvm_conv3d"
@@ -95,7 +96,7 @@ def test_each_thread_has_torchs_count_for_it() -> None:
     pytest.importorskip("torch")
     code = """
 import ctypes, torch, threading, numpy as np, tvm_conv3d
-from tvm_conv3d import parallel
+from tvm_conv3d.runtime import parallel
 layer, x = tvm_conv3d.Conv3D(16, 3), np.random.rand(1, 6, 14, 14, 16).astype(np.float32)
 class Environment(ctypes.Structure):
     _fields_ = (("handle", ctypes.c_void_p), ("tasks", ctypes.c_int32))
@@ -141,7 +142,7 @@ def test_a_loop_within_a_loop_of_openmp() -> None:
     pytest.importorskip("torch")
     code = """
 import torch, ctypes, numpy as np, tvm_conv3d
-from tvm_conv3d import openmp
+from tvm_conv3d.runtime import openmp
 layer, x = tvm_conv3d.Conv3D(16, 3), np.random.rand(1, 6, 14, 14, 16).astype(np.float32)
 expected, results = layer(x), []
 body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: results.append(layer(x)))

@@ -12,23 +12,25 @@ from hypothesis import given, settings
 
 from cuda_on_cpu import compile_modules, lower_module
 from problems import data, specs
-from tvm_conv3d import build, parallel, tensors, threads
-from tvm_conv3d.algorithms import algorithms, named
-from tvm_conv3d.compute import packing
-from tvm_conv3d.compute.argument import PACK
-from tvm_conv3d.compute.canonical import canonicalize
-from tvm_conv3d.compute.depthwise import DepthwiseVariant
-from tvm_conv3d.compute.direct import DirectVariant, declare_packing
-from tvm_conv3d.compute.grouped import GroupedVariant
-from tvm_conv3d.compute.implicit_gemm import GemmVariant
-from tvm_conv3d.compute.planes import PlanesVariant
-from tvm_conv3d.compute.tensor_gemm import TensorVariant
-from tvm_conv3d.compute.window import WindowVariant
-from tvm_conv3d.compute.winograd import WinogradVariant
-from tvm_conv3d.compute.winograd_gemm import WinogradGemmVariant
-from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant
+from tvm_conv3d.compute.cuda.implicit_gemm import GemmVariant
+from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
+from tvm_conv3d.compute.cuda.window import WindowVariant
+from tvm_conv3d.compute.cuda.winograd_gemm import WinogradGemmVariant
+from tvm_conv3d.compute.llvm.depthwise import DepthwiseVariant
+from tvm_conv3d.compute.llvm.direct import DirectVariant, declare_packing
+from tvm_conv3d.compute.llvm.grouped import GroupedVariant
+from tvm_conv3d.compute.llvm.planes import PlanesVariant
+from tvm_conv3d.compute.llvm.winograd import WinogradVariant
+from tvm_conv3d.compute.llvm.winograd_rows import WinogradRowsVariant
+from tvm_conv3d.compute.shared import packing
+from tvm_conv3d.compute.shared.argument import PACK
+from tvm_conv3d.compute.shared.canonical import canonicalize
+from tvm_conv3d.engine import build
+from tvm_conv3d.engine.algorithms import algorithms, named
+from tvm_conv3d.runtime import interchange, parallel, threads
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, same_padding
-from tvm_conv3d.targets import cpu_traits, host_target, resolve
+from tvm_conv3d.target.cpu import cpu_traits, host_target
+from tvm_conv3d.target.resolve import resolve
 
 #: What a case names: algorithm, spec, variant.
 Case = tuple[str, Conv3DSpec, Any]
@@ -203,7 +205,7 @@ def _pack_on_cpu(
     inputs = [_moved(_stored(array)) for array in given]
     outputs = [_moved(np.full(shape, 0xFF, np.uint8).repeat(dtype.itemsize).view(dtype)) for shape, dtype in results]
     outputs = [array.reshape(shape) for array, (shape, _) in zip(outputs, results, strict=True)]
-    threads.run(function, *map(tensors.exported, [*inputs, *outputs]))
+    threads.run(function, *map(interchange.exported, [*inputs, *outputs]))
     return outputs
 
 

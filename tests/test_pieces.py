@@ -11,12 +11,12 @@ import tvm
 from tvm import ir, tirx
 
 from problems import BOUNDS, run_plan
-from tvm_conv3d import scheduling
-from tvm_conv3d.compute.winograd import WinogradVariant
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.schedules.llvm.rewrites import loops
+from tvm_conv3d.compute.llvm.winograd import WinogradVariant
+from tvm_conv3d.engine import scheduling
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.schedules import index_analysis
 from tvm_conv3d.spec import Conv3DSpec, Pads
-from tvm_conv3d.targets import resolve
+from tvm_conv3d.target.resolve import resolve
 
 AVX512 = {"kind": "llvm", "mcpu": "znver4", "mtriple": "x86_64-linux-gnu"}
 
@@ -68,6 +68,6 @@ def test_bounds_of_a_piece_are_those_of_its_cells(
 ) -> None:
     """TVM writes one for the other where it sees that they are the same."""
     w = ir.Var("w", "int32")
-    found = loops.bounds([condition(w), begins(w)], w, 1, cell=7)
+    found = index_analysis.bounds([condition(w), begins(w)], w, 1, cell=7)
     assert max(map(int, found.first)) == 7
     assert min(map(int, found.end)) == 14

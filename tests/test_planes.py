@@ -8,14 +8,15 @@ from dataclasses import replace
 import pytest
 
 from problems import BOUNDS, run_plan
-from tvm_conv3d import planner, scheduling
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.compute.canonical import canonicalize
-from tvm_conv3d.compute.planes import needs_gather
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import default_plan
+from tvm_conv3d.compute.llvm.planes import needs_gather
+from tvm_conv3d.compute.shared.canonical import canonicalize
+from tvm_conv3d.engine import planner, scheduling
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, Pads
-from tvm_conv3d.targets import cpu_traits, host_target, resolve
+from tvm_conv3d.target.cpu import cpu_traits, host_target
+from tvm_conv3d.target.resolve import resolve
 
 AVX512 = {"kind": "llvm", "mcpu": "znver4", "mtriple": "x86_64-linux-gnu"}
 AVX2 = {"kind": "llvm", "mcpu": "haswell", "mtriple": "x86_64-linux-gnu"}

@@ -9,14 +9,14 @@ import pytest
 import tvm
 
 from problems import run_plan
-from tvm_conv3d import scheduling
-from tvm_conv3d.compute.direct import DirectVariant
-from tvm_conv3d.compute.planes import PlanesVariant
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import default_plan
-from tvm_conv3d.schedules.llvm.rewrites import prefetch
+from tvm_conv3d.compute.llvm.direct import DirectVariant
+from tvm_conv3d.compute.llvm.planes import PlanesVariant
+from tvm_conv3d.engine import scheduling
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import default_plan
+from tvm_conv3d.schedules.llvm.costs import prefetch
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec
-from tvm_conv3d.targets import resolve
+from tvm_conv3d.target.resolve import resolve
 
 POINTWISE = Conv3DSpec(1, (4, 8, 14), 24, 48, (1, 1, 1))
 PLANES = Conv3DSpec(1, (4, 8, 32), 24, 48, (1, 1, 1), data_format=CHANNELS_FIRST)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tvm_conv3d import Conv3D, loader, runtime
-from tvm_conv3d.recent import Recent
+from tvm_conv3d import Conv3D
+from tvm_conv3d.runtime import executor, loader
+from tvm_conv3d.support.lru import Recent
 
 
 def test_what_is_asked_for_stays() -> None:
@@ -24,8 +25,8 @@ def test_what_is_asked_for_stays() -> None:
 
 
 def test_a_layer_with_ever_new_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "_MOST_SHAPES", 4)
-    monkeypatch.setattr(runtime, "_MOST_LAYOUTS", 2)
+    monkeypatch.setattr(executor, "_MOST_SHAPES", 4)
+    monkeypatch.setattr(executor, "_MOST_LAYOUTS", 2)
     monkeypatch.setattr(loader, "_loaded", Recent(6))
     layer = Conv3D(2, (2, 1, 1), kernel_initializer="ones")
     for width in (*range(1, 9), 1, 8):

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from tvm_conv3d import records
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import default_plan, make_plan
-from tvm_conv3d.records import FILE_NAME, Record, RecordError, RecordWarning, lookup, store
+from tvm_conv3d.engine import records
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import default_plan, make_plan
+from tvm_conv3d.engine.records import FILE_NAME, Record, RecordError, RecordWarning, lookup, store
 from tvm_conv3d.spec import Conv3DSpec, Pads
-from tvm_conv3d.targets import instruction_set, resolve, target_key
+from tvm_conv3d.target.resolve import instruction_set, resolve, target_key
 
 TARGET: dict[str, Any] = {"kind": "llvm", "mcpu": "haswell"}
 SPEC = Conv3DSpec(1, (8, 14, 14), 16, 16, (3, 3, 3), pads=(Pads(1, 1),) * 3)

@@ -10,12 +10,13 @@ import pytest
 
 import cuda_checks
 from problems import BOUNDS, WINOGRAD_BOUND, data, execute, fenced, residual_of
-from tvm_conv3d import reference
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.post_ops import parsed
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.reference import oracle
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, NO_PADS, Conv3DSpec, Pads
-from tvm_conv3d.targets import cpu_traits, host_target, resolve, traits_of
+from tvm_conv3d.spec.post_ops import parsed
+from tvm_conv3d.target.cpu import cpu_traits, host_target
+from tvm_conv3d.target.resolve import resolve, traits_of
 
 SAME = (Pads(1, 1),) * 3
 DENSE = Conv3DSpec(2, (4, 7, 19), 8, 23, (3, 3, 3), pads=SAME, post_ops=("add", "relu"))  # type: ignore[arg-type]
@@ -50,8 +51,8 @@ def assert_right(plan: Plan) -> None:
     assert residual is not None
     out, trusted = execute(plan, x, kernel, bias, residual=fenced(residual))
     assert trusted
-    expected = reference.finish(spec, reference.convolve(spec, x, kernel, bias), residual)
-    assert reference.relative_error(out, expected) < max(BOUNDS[spec.dtype], WINOGRAD_BOUND), plan
+    expected = oracle.finish(spec, oracle.convolve(spec, x, kernel, bias), residual)
+    assert oracle.relative_error(out, expected) < max(BOUNDS[spec.dtype], WINOGRAD_BOUND), plan
 
 
 @pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])

@@ -9,16 +9,18 @@ from dataclasses import replace
 import pytest
 
 from problems import run_plan
-from tvm_conv3d import scheduling, targets
-from tvm_conv3d.algorithms import algorithms, named
-from tvm_conv3d.compute.canonical import canonicalize
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import make_plan
+from tvm_conv3d.compute.shared.canonical import canonicalize
+from tvm_conv3d.engine import scheduling
+from tvm_conv3d.engine.algorithms import algorithms, named
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import make_plan
+from tvm_conv3d.runtime.compatibility import check_runs_here
 from tvm_conv3d.schedules.decisions import Decisions, largest_divisor
-from tvm_conv3d.schedules.llvm import direct
-from tvm_conv3d.schedules.llvm.rules import tile_rule
+from tvm_conv3d.schedules.llvm.costs import direct, tile_rule
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads, same_padding
-from tvm_conv3d.targets import CpuTraits, check_runs_here, cpu_traits, host_target, resolve, target_key
+from tvm_conv3d.target import cpu
+from tvm_conv3d.target.cpu import CpuTraits, cpu_traits, host_target
+from tvm_conv3d.target.resolve import resolve, target_key
 
 AVX2 = {"kind": "llvm", "mcpu": "haswell"}
 SSE = {"kind": "llvm", "mcpu": "x86-64"}
@@ -109,7 +111,7 @@ def test_algorithms_are_known_by_name_alone() -> None:
 
 
 def test_a_plan_for_another_kind_of_target_is_refused() -> None:
-    gpu = targets.resolve("cuda:sm_80", 1)
+    gpu = resolve("cuda:sm_80", 1)
     with pytest.raises(ValueError, match=r"'direct' is for targets of the kind llvm. Received: target=.*cuda"):
         scheduling.scheduled_module(make_plan(DENSE, host_target(2), exact=True), gpu)
 
@@ -234,18 +236,18 @@ def test_intel_servers_use_whole_vectors() -> None:
 
 
 def test_instructions_that_the_system_hides_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tvm_conv3d import targets
+    from tvm_conv3d.target import cpu
 
-    monkeypatch.setattr(targets, "_linux_cpu_flags", lambda: frozenset({"sse2", "avx", "avx2", "fma", "f16c"}))
-    narrow = targets.host_target.__wrapped__(2)
+    monkeypatch.setattr(cpu, "_linux_cpu_flags", lambda: frozenset({"sse2", "avx", "avx2", "fma", "f16c"}))
+    narrow = cpu.host_target.__wrapped__(2)
     assert cpu_traits(narrow).vector_bits <= 256
 
 
 def test_a_large_host_does_not_promise_its_whole_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "_linux_caches", lambda: {3: 480 << 20})
+    monkeypatch.setattr(cpu, "_linux_caches", lambda: {3: 480 << 20})
     assert cpu_traits(host_target(2)).l3 == 32 << 20
     assert cpu_traits(host_target(64)).l3 == 480 << 20
-    monkeypatch.setattr(targets, "_linux_caches", lambda: {3: 8 << 20})
+    monkeypatch.setattr(cpu, "_linux_caches", lambda: {3: 8 << 20})
     assert cpu_traits(host_target(2)).l3 == 8 << 20
 
 

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 
 from problems import BOUNDS, WINOGRAD_BOUND, data, run, run_plan
-from tvm_conv3d import reference, scheduling
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.compute.canonical import canonicalize
-from tvm_conv3d.compute.direct import declare
-from tvm_conv3d.compute.filter_vectors import FilterVectors
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import make_plan
-from tvm_conv3d.schedules.llvm.rules import tile_rule
+from tvm_conv3d.compute.llvm.direct import declare
+from tvm_conv3d.compute.shared.canonical import canonicalize
+from tvm_conv3d.compute.shared.filter_packing import FilterVectors
+from tvm_conv3d.engine import scheduling
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import make_plan
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.schedules.llvm.costs import tile_rule
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, same_padding
-from tvm_conv3d.targets import cpu_traits, host_target, resolve
+from tvm_conv3d.target.cpu import cpu_traits, host_target
+from tvm_conv3d.target.resolve import resolve
 
 ZEN4 = resolve({"kind": "llvm", "mcpu": "znver4", "mtriple": "x86_64-linux-gnu"}, 2)
 HASWELL = resolve({"kind": "llvm", "mcpu": "haswell", "mtriple": "x86_64-linux-gnu"}, 2)
@@ -87,7 +89,7 @@ def test_infinity_reaches_only_its_window_and_group() -> None:
     x, kernel, bias = data(spec)
     x[0, 1, 2, 3, 40] = np.inf
     result = run(spec, x, kernel, bias)
-    np.testing.assert_array_equal(np.isfinite(result), np.isfinite(reference.convolve(spec, x, kernel, bias)))
+    np.testing.assert_array_equal(np.isfinite(result), np.isfinite(oracle.convolve(spec, x, kernel, bias)))
     assert not np.isfinite(result).all()
     assert np.isfinite(result[..., :32]).all()
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from problems import BOUNDS, run_plan
-from tvm_conv3d import scheduling
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import make_plan
+from tvm_conv3d.engine import scheduling
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import make_plan
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, same_padding
-from tvm_conv3d.targets import host_target, resolve
+from tvm_conv3d.target.cpu import host_target
+from tvm_conv3d.target.resolve import resolve
 
 
 def grouped(channels: int, groups: int, kernel: int = 3, **more: object) -> Conv3DSpec:

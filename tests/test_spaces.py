@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from problems import BOUNDS, run_plan
-from tvm_conv3d.algorithms import Algorithm, algorithms
-from tvm_conv3d.plan import Plan
+from tvm_conv3d.engine.algorithms import Algorithm, algorithms
+from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, same_padding
-from tvm_conv3d.targets import cpu_traits, host_target
+from tvm_conv3d.target.cpu import cpu_traits, host_target
 
 POINTS = 50
 

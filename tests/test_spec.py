@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvm_conv3d import reference
-from tvm_conv3d.post_ops import ADD, FUSED_ACTIVATIONS, PARAMETERS, PostOp
+from tvm_conv3d.reference import oracle
 from tvm_conv3d.spec import (
     CHANNELS_FIRST,
     CHANNELS_LAST,
@@ -22,6 +21,7 @@ from tvm_conv3d.spec import (
     Conv3DSpec,
     Pads,
 )
+from tvm_conv3d.spec.post_ops import ADD, FUSED_ACTIVATIONS, PARAMETERS, PostOp
 
 BASE = Conv3DSpec(1, (6, 7, 8), 4, 6, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
 
@@ -177,9 +177,9 @@ def test_the_oracle_of_gradients(spec: Conv3DSpec) -> None:
     forward, backward = replace(spec, direction=FORWARD), replace(spec, direction=DATA_GRADIENT)
     rng = np.random.default_rng(0)
     x, kernel, y = map(rng.standard_normal, (forward.input_shape, spec.kernel_shape, forward.output_shape))
-    result = reference.convolve(backward, y, kernel)
+    result = oracle.convolve(backward, y, kernel)
     assert result.shape == backward.output_shape
-    assert np.vdot(reference.convolve(forward, x, kernel), y) == pytest.approx(np.vdot(x, result), rel=1e-9, abs=1e-9)
+    assert np.vdot(oracle.convolve(forward, x, kernel), y) == pytest.approx(np.vdot(x, result), rel=1e-9, abs=1e-9)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -198,6 +198,6 @@ def test_the_oracle_of_signed_pads_and_input_dilation(spec: Conv3DSpec) -> None:
             index = [i // z if i % z == 0 else -1 for i, z in zip(at, spec.input_dilation, strict=True)]
             if all(0 <= i < n for i, n in zip(index, spec.size, strict=True)):
                 row += x[(0, *index)] @ kernel[tap]
-    out = reference.convolve(spec, x, kernel)
+    out = oracle.convolve(spec, x, kernel)
     np.testing.assert_allclose([out[cell] for cell in cells], expected, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(reference.convolve_at(spec, x, kernel, None, np.array(cells)), expected, atol=1e-9)
+    np.testing.assert_allclose(oracle.convolve_at(spec, x, kernel, None, np.array(cells)), expected, atol=1e-9)

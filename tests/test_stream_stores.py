@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from problems import data, execute, run_plan
-from tvm_conv3d import buffers, build, reference, scheduling
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import default_plan
+from tvm_conv3d.engine import build, scheduling
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import default_plan
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.runtime import output_pool
 from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, Pads
-from tvm_conv3d.targets import cpu_traits, host_target, resolve
+from tvm_conv3d.target.cpu import cpu_traits, host_target
+from tvm_conv3d.target.resolve import resolve
 
 LARGE = Conv3DSpec(1, (6, 40, 40), 8, 32, (1, 1, 1), pads=NO_PADS, post_ops=("relu",))
 SPECS = {
@@ -39,13 +42,13 @@ def test_the_numbers_are_right_at_any_address(name: str, offset: int) -> None:
     """Aligned results are stored past the caches, others in the ordinary way."""
     plan = streaming_plan(name, SPECS[name])
     x, kernel, bias = data(plan.spec)
-    room = buffers.empty((int(np.prod(plan.spec.output_shape)) + 16,), x.dtype)
+    room = output_pool.empty((int(np.prod(plan.spec.output_shape)) + 16,), x.dtype)
     assert room.ctypes.data % 64 == 0
     out = room[offset : offset + int(np.prod(plan.spec.output_shape))].reshape(plan.spec.output_shape)
     _, trusted = execute(plan, x, kernel, bias, out)
     assert trusted
-    expected = np.maximum(reference.convolve(plan.spec, x, kernel, bias), 0)
-    assert reference.relative_error(out, expected) < 1e-5
+    expected = np.maximum(oracle.convolve(plan.spec, x, kernel, bias), 0)
+    assert oracle.relative_error(out, expected) < 1e-5
 
 
 def test_shuffled_loads_and_streamed_stores_go_together() -> None:

@@ -11,10 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from tvm_conv3d import Conv3D, reference
-from tvm_conv3d.objects import initializers
+from tvm_conv3d import Conv3D
+from tvm_conv3d.layer.objects import initializers
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.runtime.structure import structured
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST
-from tvm_conv3d.structure import structured
 
 CHANNELS = FILTERS = 16
 
@@ -175,7 +176,7 @@ def test_whole_numbers_stay_whole(name: str, data_format: str, more: dict[str, i
     x, kernel = whole_numbers(data_format, channels), STRUCTURED[name]()
     layer = layer_of(kernel, x, data_format=data_format, **more)
     spec = layer.plan_for(x.shape).spec
-    np.testing.assert_array_equal(layer(x), reference.convolve(spec, x, kernel))
+    np.testing.assert_array_equal(layer(x), oracle.convolve(spec, x, kernel))
 
 
 @pytest.mark.parametrize("name", ["box", "gauss"])
@@ -183,7 +184,7 @@ def test_whole_numbers_stay_whole(name: str, data_format: str, more: dict[str, i
 def test_zeros_and_signs_are_kept(name: str, data_format: str) -> None:
     x, kernel = whole_numbers(data_format), STRUCTURED[name]()
     layer = layer_of(kernel, x, data_format=data_format)
-    expected = reference.convolve(layer.plan_for(x.shape).spec, x, kernel)
+    expected = oracle.convolve(layer.plan_for(x.shape).spec, x, kernel)
     result = layer(x)
     np.testing.assert_array_equal(result > 0, expected > 0)
     assert (result >= 0).all()
@@ -240,7 +241,7 @@ def test_the_error_bound_follows_the_weights() -> None:
 
 
 def test_it_is_looked_for_once_for_each_version_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tvm_conv3d import structure
+    from tvm_conv3d.runtime import structure
 
     seen = []
     monkeypatch.setattr(structure, "structured", lambda kernel: bool(seen.append(kernel)))

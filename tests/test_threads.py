@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from processes import run
-from tvm_conv3d import Conv3D, get_num_threads, runtime, set_num_threads
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.reference import relative_error
-from tvm_conv3d.targets import available_cpus
+from tvm_conv3d import Conv3D, get_num_threads, set_num_threads
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.reference.oracle import relative_error
+from tvm_conv3d.runtime import executor
+from tvm_conv3d.target.cpu import available_cpus
 
 X = np.random.default_rng(0).standard_normal((2, 8, 12, 12, 16)).astype(np.float32)
 
@@ -96,7 +97,7 @@ except RuntimeError:
 def test_side_by_side_with_ever_other_counts(beginning: str) -> None:
     code = """
 import random, threading, numpy as np, tvm_conv3d
-from tvm_conv3d import parallel, runtime
+from tvm_conv3d.runtime import parallel, executor as runtime
 layer = tvm_conv3d.Conv3D(16, 3, padding="same")
 inputs = [np.random.rand(1, d, 14, 14, 16).astype(np.float32) for d in (3, 6)]
 expected = [layer(x) for x in inputs]
@@ -149,14 +150,14 @@ print((time.process_time() - cpu) / (time.perf_counter() - wall))
 
 def test_a_wish_during_a_first_call_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A first call compiles for seconds, and then makes its thread's pool: it must not write an older count back."""
-    real = runtime.make_plan
+    real = executor.make_plan
 
     def meanwhile(*arguments: Any, **options: Any) -> Plan:
         set_num_threads(1)
         return real(*arguments, **options)
 
     set_num_threads(2)
-    monkeypatch.setattr(runtime, "make_plan", meanwhile)
+    monkeypatch.setattr(executor, "make_plan", meanwhile)
     caller = threading.Thread(target=Conv3D(8, 3), args=(X,))
     caller.start()
     caller.join()

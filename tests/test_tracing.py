@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tvm_conv3d import Conv3D, tracing
+from tvm_conv3d import Conv3D
+from tvm_conv3d.runtime import tracing
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -102,7 +103,7 @@ def test_dynamo_goes_on_behind_a_layer_that_failed(layer: Conv3D) -> None:
 def test_no_library_is_imported() -> None:
     code = """
 import sys
-from tvm_conv3d import tracing
+from tvm_conv3d.runtime import tracing
 tracing.check(object(), "encoder")
 tracing.untraced(lambda: None)()
 print([name for name in ("torch", "keras", "jax", "tensorflow", "tvm") if name in sys.modules])

@@ -13,14 +13,17 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.transform import CompactBufferAllocation
 
 from problems import assert_right, data, execute, fenced
-from tvm_conv3d import build, reference, scheduling
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.planner import default_plan
+from tvm_conv3d.engine import build, scheduling
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.planner import default_plan
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.schedules import index_analysis
 from tvm_conv3d.schedules.decisions import Decisions
-from tvm_conv3d.schedules.llvm.rewrites import loops, lower, marks, pipeline, transpose
-from tvm_conv3d.schedules.llvm.rewrites.shuffles import turn_function
+from tvm_conv3d.schedules.llvm.passes import lower_to_loops, marks, pipeline, transpose_copies
+from tvm_conv3d.schedules.llvm.passes.transpose_function import turn_function
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
-from tvm_conv3d.targets import cpu_traits, host_target, resolve
+from tvm_conv3d.target.cpu import cpu_traits, host_target
+from tvm_conv3d.target.resolve import resolve
 
 DENSE = Conv3DSpec(
     1,
@@ -136,7 +139,7 @@ def test_buffers_stay_as_large_as_what_is_accessed(algorithm: str, change: dict[
     for variant in rule.variants(spec, cpu_traits(target))[:8]:
         schedule = Schedule(rule.declare(spec, variant).module(), seed=1)
         rule.apply(schedule, spec, variant, Decisions(schedule, None))
-        module = pipeline.lowered(lower.to_small_buffers(rule.finish(schedule.mod, spec)), target)
+        module = pipeline.lowered(lower_to_loops.to_small_buffers(rule.finish(schedule.mod, spec)), target)
         assert written_by_calls(module)
         assert written_by_calls(CompactBufferAllocation()(module)) == written_by_calls(module), variant
 
@@ -148,7 +151,7 @@ def test_strips_stay_as_large_as_the_runs_that_are_copied_from_them() -> None:
     strips = [variant for variant in rule.variants(spec, cpu_traits(target)) if variant.order == "strips"]
     schedule = Schedule(rule.declare(spec, strips[0]).module(), seed=1)
     rule.apply(schedule, spec, strips[0], Decisions(schedule, {"strip": 2}))
-    module = pipeline.lowered(lower.to_small_buffers(rule.finish(schedule.mod, spec)), target)
+    module = pipeline.lowered(lower_to_loops.to_small_buffers(rule.finish(schedule.mod, spec)), target)
     strip = [size for name, size in written_by_calls(module) if name.startswith("out")]
     assert strip == [2 * strips[0].rows * strips[0].columns * spec.filters]
     assert written_by_calls(CompactBufferAllocation()(module)) == written_by_calls(module)
@@ -159,7 +162,7 @@ def test_channels_last_needs_none() -> None:
     for data_format in (CHANNELS_LAST, CHANNELS_FIRST):
         spec = replace(DENSE, channels=32, data_format=data_format)
         module = build.scheduled_module(default_plan(spec, target), target)
-        assert (transpose.TURNS in marks.waiting(module["main"])) == (data_format == CHANNELS_FIRST)
+        assert (transpose_copies.TURNS in marks.waiting(module["main"])) == (data_format == CHANNELS_FIRST)
 
 
 @pytest.mark.parametrize("stride", [2, 3])
@@ -181,13 +184,13 @@ def test_nothing_behind_the_input_is_read(width: int, stride: int) -> None:
     plan = default_plan(spec, host_target(2))
     assert plan.algorithm == "planes"
     out, _ = execute(plan, fenced(x), kernel, bias)
-    assert reference.relative_error(out, reference.convolve(spec, x, kernel, bias)) < 2e-6
+    assert oracle.relative_error(out, oracle.convolve(spec, x, kernel, bias)) < 2e-6
 
 
 @pytest.mark.parametrize("below", [False, True])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_bounds_of_a_row_end_with_its_last_element(stride: int, below: bool) -> None:
     w = ir.Var("w", "int32")
-    found = loops.bounds([w >= 5 if below else w < 33], w, stride)
+    found = index_analysis.bounds([w >= 5 if below else w < 33], w, stride)
     expected = ([5 * stride], []) if below else ([], [32 * stride + 1])
     assert (list(map(int, found.first)), list(map(int, found.end))) == expected

@@ -13,16 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from problems import BOUNDS, WINOGRAD_BOUND, assert_right, data, data_gradients, numpy_dtype, run, run_plan
-from tvm_conv3d import planner, reference, tensors
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.compute.canonical import CanonicalSpec, canonicalize
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import make_plan
-from tvm_conv3d.records.record import Record
-from tvm_conv3d.runtime import Executor
-from tvm_conv3d.scheduling import schedule
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec, canonicalize
+from tvm_conv3d.engine import planner
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import make_plan
+from tvm_conv3d.engine.records.record import Record
+from tvm_conv3d.engine.scheduling import schedule
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.runtime import interchange
+from tvm_conv3d.runtime.executor import Executor
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DATA_GRADIENT, FORWARD, Conv3DSpec, Pads, Triple
-from tvm_conv3d.targets import cpu_traits, host_target, instruction_set
+from tvm_conv3d.target.cpu import cpu_traits, host_target
+from tvm_conv3d.target.resolve import instruction_set
 
 ONE: Triple = (1, 1, 1)
 
@@ -75,11 +78,11 @@ def test_the_canonical_form_is_the_same_problem(spec: Conv3DSpec) -> None:
     y, kernel = rng.standard_normal(spec.input_shape), rng.standard_normal(spec.kernel_shape)
     bias = rng.standard_normal(spec.channels)
     merged = as_spec(canonical)
-    filters = reference.convolve(
+    filters = oracle.convolve(
         merged, y.reshape(merged.input_shape), canonical.weights(kernel), canonical.bias_values(bias)
     )
     result = woven(canonical, filters).reshape(spec.output_shape)
-    np.testing.assert_allclose(result, reference.convolve(spec, y, kernel, bias), atol=1e-12)
+    np.testing.assert_allclose(result, oracle.convolve(spec, y, kernel, bias), atol=1e-12)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -132,8 +135,8 @@ def test_no_geometry_costs_memory(strides: int, dilation: int) -> None:
     x, kernel, bias = data(spec)
     # as far as sizes reach the same, and not too much for the oracle
     alike = of_last_tap(min(strides, 7), min(dilation, 9))
-    expected = reference.convolve(alike, x, kernel, bias)
-    assert reference.relative_error(run(spec, x, kernel, bias), expected) < BOUNDS["float32"]
+    expected = oracle.convolve(alike, x, kernel, bias)
+    assert oracle.relative_error(run(spec, x, kernel, bias), expected) < BOUNDS["float32"]
 
 
 def of_last_tap(strides: int, dilation: int) -> Conv3DSpec:
@@ -180,9 +183,9 @@ def test_an_executor_keeps_apart_what_shares_shapes() -> None:
     small = x[:, :4, :4, :4].copy()
     for spec in (*specs, *specs):
         source = small if spec.input_shape == small.shape else x
-        result = executor(spec, tensors.wrap(source), kernel, bias, version=0)
-        expected = reference.convolve(spec, source, kernel, bias)
-        assert reference.relative_error(result, expected) < WINOGRAD_BOUND, spec.key()
+        result = executor(spec, interchange.wrap(source), kernel, bias, version=0)
+        expected = oracle.convolve(spec, source, kernel, bias)
+        assert oracle.relative_error(result, expected) < WINOGRAD_BOUND, spec.key()
 
 
 def test_shapes_are_checked() -> None:
@@ -205,9 +208,9 @@ def test_accuracy_and_workspace() -> None:
     assert make_plan(spec, target).algorithm.startswith("winograd")
     assert Executor(accuracy="strict").plan_for(spec).algorithm == "direct"
     x, kernel, bias = data(spec)
-    expected = reference.convolve(spec, x, kernel, bias)
-    result = Executor(accuracy="strict")(spec, tensors.wrap(x), kernel, bias, version=0)
-    assert reference.relative_error(result, expected) < BOUNDS["float32"]
+    expected = oracle.convolve(spec, x, kernel, bias)
+    result = Executor(accuracy="strict")(spec, interchange.wrap(x), kernel, bias, version=0)
+    assert oracle.relative_error(result, expected) < BOUNDS["float32"]
     strided = gradient((8, 14, 14), 64, 64, (3, 3, 3), (2, 2, 2), before=ONE)
     needed = planner.bytes_per_thread(make_plan(strided, target), target)
     less = make_plan(strided, target, workspace_limit=needed - 1)
@@ -258,7 +261,7 @@ def test_against_torch(strides: int | Triple, dilation: int, groups: int) -> Non
         weight = np.moveaxis(kernel, (4, 3), (0, 1)).copy()
         given_ = map(torch.from_numpy, (x, weight, bias))
         expected = torch.nn.functional.conv_transpose3d(*given_, steps, pad, more, groups, dilation).numpy()
-        assert reference.relative_error(run(spec, x, kernel, bias), expected) < WINOGRAD_BOUND
+        assert oracle.relative_error(run(spec, x, kernel, bias), expected) < WINOGRAD_BOUND
 
 
 def as_spec(canonical: CanonicalSpec) -> Conv3DSpec:
@@ -292,7 +295,7 @@ def assert_kinds(spec: Conv3DSpec, values: list[float]) -> None:
     at.flat[rng.integers(x.size)] = True
     x[at] = rng.choice(values, int(at.sum())).astype(numpy_dtype(spec.dtype))
     with np.errstate(invalid="ignore"):
-        expected = reference.convolve(spec, x, kernel, bias)
+        expected = oracle.convolve(spec, x, kernel, bias)
         result = run(spec, x, kernel, bias).astype(np.float64)
     for kind in (np.isnan, np.isposinf, np.isneginf):
         np.testing.assert_array_equal(kind(result), kind(expected), err_msg=spec.key())

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from problems import BOUNDS, WINOGRAD_BOUND, assert_right, run_plan
-from tvm_conv3d import Conv3D, reference
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.compute.canonical import canonicalize
-from tvm_conv3d.compute.trim import seen_taps, trim
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import make_plan
+from tvm_conv3d import Conv3D
+from tvm_conv3d.compute.shared.canonical import canonicalize
+from tvm_conv3d.compute.shared.live_taps import seen_taps, trim
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import make_plan
+from tvm_conv3d.reference import oracle
 from tvm_conv3d.spec import (
     CHANNELS_FIRST,
     CHANNELS_LAST,
@@ -26,7 +27,8 @@ from tvm_conv3d.spec import (
     Triple,
     same_padding,
 )
-from tvm_conv3d.targets import cpu_traits, host_target, resolve
+from tvm_conv3d.target.cpu import cpu_traits, host_target
+from tvm_conv3d.target.resolve import resolve
 
 HUGE = 10**6
 
@@ -83,8 +85,8 @@ def test_canonical_forms(spec: Conv3DSpec) -> None:
     merged = Conv3DSpec(**{name: getattr(canonical, name) for name in names})
     rng = np.random.default_rng(0)
     x, kernel = rng.standard_normal(spec.input_shape), rng.standard_normal(spec.kernel_shape)
-    expected = reference.convolve(spec, x, kernel)
-    result = reference.convolve(merged, x.reshape(merged.input_shape), canonical.weights(kernel))
+    expected = oracle.convolve(spec, x, kernel)
+    result = oracle.convolve(merged, x.reshape(merged.input_shape), canonical.weights(kernel))
     np.testing.assert_allclose(result.reshape(spec.output_shape), expected, atol=1e-12)
 
 
@@ -172,8 +174,8 @@ def test_a_huge_dilation_costs_no_memory(kernel: int) -> None:
     huge = Conv3D(6, kernel, padding="same", dilation_rate=HUGE)
     result = huge(x)
     spec = replace(same((8, 8, 8), (kernel,) * 3, dilation=(20,) * 3), batch=2, channels=4, filters=6)
-    expected = reference.convolve(spec, x, huge.get_weights()[0], huge.get_weights()[1])
-    assert reference.relative_error(result, expected) < BOUNDS["float32"]
+    expected = oracle.convolve(spec, x, huge.get_weights()[0], huge.get_weights()[1])
+    assert oracle.relative_error(result, expected) < BOUNDS["float32"]
 
 
 def test_padding_does_not_meet_non_finite_input() -> None:
@@ -190,6 +192,6 @@ def test_sizes_that_see_other_taps_do_not_share_weights() -> None:
         x = np.random.default_rng(depth).standard_normal((1, depth, 2, 2, 3)).astype(np.float32)
         spec = layer.plan_for(x.shape).spec
         found.add((len(seen_taps(spec)[0]), seen_taps(spec)[0].start))
-        expected = reference.convolve(spec, x, *layer.get_weights())
-        assert reference.relative_error(layer(x), expected) < BOUNDS["float32"]
+        expected = oracle.convolve(spec, x, *layer.get_weights())
+        assert oracle.relative_error(layer(x), expected) < BOUNDS["float32"]
     assert len({length for length, _ in found}) < len(found)

@@ -16,12 +16,12 @@ import pytest
 pytest.importorskip("xgboost", reason="tuning needs xgboost")
 pytest.importorskip("psutil", reason="tuning needs psutil")
 
-from tvm_conv3d import records
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import default_plan, make_plan
-from tvm_conv3d.records import FILE_NAME
+from tvm_conv3d.engine import records
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import default_plan, make_plan
+from tvm_conv3d.engine.records import FILE_NAME
 from tvm_conv3d.spec import Conv3DSpec, Pads
-from tvm_conv3d.targets import resolve, target_key
+from tvm_conv3d.target.resolve import resolve, target_key
 from tvm_conv3d.tuning import layer
 from tvm_conv3d.tuning.journal import Journal
 from tvm_conv3d.tuning.lab import Lab, Trial
@@ -244,12 +244,13 @@ def test_an_empty_layer_is_refused(tmp_path: Path) -> None:
 
 PROBE = """
 import json, sys
-from tvm_conv3d.planner import make_plan
+from tvm_conv3d.engine.planner import make_plan
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import resolve
+from tvm_conv3d.target.resolve import resolve
 import numpy as np
-from tvm_conv3d import reference, tensors
-from tvm_conv3d.runtime import Executor
+from tvm_conv3d.reference import oracle as reference
+from tvm_conv3d.runtime import interchange as tensors
+from tvm_conv3d.runtime.executor import Executor
 
 spec = Conv3DSpec.parse(sys.argv[1])
 rng = np.random.default_rng(1)

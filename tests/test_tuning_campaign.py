@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("rich", reason="tuning's display needs rich")
 
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import default_plan
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import resolve
+from tvm_conv3d.target.resolve import resolve
 from tvm_conv3d.tuning import campaign, show
 from tvm_conv3d.tuning.campaign import Campaign
 from tvm_conv3d.tuning.lab import Trial

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import default_plan
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import resolve
+from tvm_conv3d.target.resolve import resolve
 from tvm_conv3d.tuning.journal import Journal
 from tvm_conv3d.tuning.lab import Trial
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from rpc_device import Tracked, free_port, tracked
-from tvm_conv3d.planner import default_plan
+from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.spec import Conv3DSpec, Pads
-from tvm_conv3d.targets import resolve
+from tvm_conv3d.target.resolve import resolve
 from tvm_conv3d.tuning import tasks
 
 SPEC = Conv3DSpec(1, (4, 12, 12), 8, 16, (3, 3, 3), pads=(Pads(1, 1),) * 3, post_ops=("relu",))

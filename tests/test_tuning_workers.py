@@ -17,10 +17,10 @@ import pytest
 pytest.importorskip("xgboost", reason="tuning needs xgboost")
 pytest.importorskip("psutil", reason="tuning needs psutil")
 
-from tvm_conv3d.artifact import Artifact
-from tvm_conv3d.planner import default_plan
+from tvm_conv3d.engine.artifact import Artifact
+from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.spec import Conv3DSpec, Pads
-from tvm_conv3d.targets import resolve
+from tvm_conv3d.target.resolve import resolve
 from tvm_conv3d.tuning import layer, measure
 from tvm_conv3d.tuning.journal import Journal
 from tvm_conv3d.tuning.lab import Lab, Limits

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from keras_cases import FORWARD
-from tvm_conv3d.layer import Conv3D
-from tvm_conv3d.objects import activations, constraints, initializers, regularizers
-from tvm_conv3d.post_ops import FUSED_ACTIVATIONS
-from tvm_conv3d.reference import relative_error
+from tvm_conv3d.layer.conv3d import Conv3D
+from tvm_conv3d.layer.objects import activations, constraints, initializers, regularizers
+from tvm_conv3d.reference.oracle import relative_error
+from tvm_conv3d.spec.post_ops import FUSED_ACTIVATIONS
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 keras = pytest.importorskip("keras", reason="Keras is not installed; what it would do is tested against its definition")

@@ -33,7 +33,8 @@ import json
 from pathlib import Path
 import numpy as np
 import tvm_conv3d
-from tvm_conv3d import Conv3D, reference, schedules
+from tvm_conv3d import Conv3D, schedules
+from tvm_conv3d.reference import oracle as reference
 from tvm_conv3d.spec import Conv3DSpec
 
 home = Path(tvm_conv3d.__file__).parent

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from problems import data, run_plan
-from tvm_conv3d import Conv3D, reference, runtime, tensors
-from tvm_conv3d.compute.canonical import canonicalize
-from tvm_conv3d.compute.winograd import WinogradVariant, error_bound
-from tvm_conv3d.compute.winograd_axes import axes_of
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import make_plan
-from tvm_conv3d.schedules.llvm.rules import winograd_rule
+from tvm_conv3d import Conv3D
+from tvm_conv3d.compute.llvm.winograd import WinogradVariant, error_bound
+from tvm_conv3d.compute.shared.canonical import canonicalize
+from tvm_conv3d.compute.shared.winograd_axes import axes_of
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import make_plan
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.runtime import executor, interchange
+from tvm_conv3d.schedules.llvm.costs import winograd
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, NO_PADS, Conv3DSpec, Triple, same_padding
-from tvm_conv3d.targets import cpu_traits, host_target
+from tvm_conv3d.target.cpu import cpu_traits, host_target
 
 
 def dense(size: Triple, channels: int, filters: int, kernel: Triple, **more: object) -> Conv3DSpec:
@@ -129,7 +131,7 @@ def big(**more: object) -> Conv3DSpec:
 
 def modes_of(spec: Conv3DSpec) -> str:
     """The modes of the default's axes."""
-    variant = winograd_rule.worthwhile(canonicalize(spec), cpu_traits(host_target(2)))
+    variant = winograd.worthwhile(canonicalize(spec), cpu_traits(host_target(2)))
     assert variant is not None
     return variant.modes
 
@@ -160,12 +162,12 @@ def test_default_plans_keep_the_stated_error() -> None:
     for spec in (big(), dense((9, 15, 13), 24, 40, (3, 3, 3)), dense((8, 16, 16), 32, 32, (5, 5, 5))):
         plan = make_plan(spec, target)
         assert plan.algorithm == "winograd"
-        assert plan.error_bound <= winograd_rule.ERROR_LIMIT
+        assert plan.error_bound <= winograd.ERROR_LIMIT
         for seed, make in enumerate((normal, large_range, constant, one_hot)):
             x, kernel, bias = make(spec, seed)
-            result = runtime.Executor()(spec, tensors.wrap(x), kernel, bias, version=0)
-            expected = reference.convolve(spec, x, kernel, bias)
-            assert reference.relative_error(result, expected) < 1e-5, (spec.key(), make.__name__)
+            result = executor.Executor()(spec, interchange.wrap(x), kernel, bias, version=0)
+            expected = oracle.convolve(spec, x, kernel, bias)
+            assert oracle.relative_error(result, expected) < 1e-5, (spec.key(), make.__name__)
 
 
 def normal(spec: Conv3DSpec, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -198,16 +200,16 @@ def test_what_is_not_finite_is_as_by_the_definition(value: float, activation: st
     x, kernel, bias = normal(spec, 0)
     kernel += np.sign(kernel)
     x[0, 2, 3, 4, 5] = value
-    result = runtime.Executor()(spec, tensors.wrap(x), kernel, bias, version=0)
-    strict = runtime.Executor(accuracy="strict")(spec, tensors.wrap(x), kernel, bias, version=0)
+    result = executor.Executor()(spec, interchange.wrap(x), kernel, bias, version=0)
+    strict = executor.Executor(accuracy="strict")(spec, interchange.wrap(x), kernel, bias, version=0)
     finite = np.isfinite(strict)
     np.testing.assert_array_equal(result[~finite], strict[~finite])
-    assert reference.relative_error(result[finite], strict[finite]) < 1e-4
+    assert oracle.relative_error(result[finite], strict[finite]) < 1e-4
     if activation == "linear":
         assert not np.isfinite(result).all()
         touched = np.zeros(spec.input_shape)
         touched[0, 2, 3, 4, 5] = 1
-        reached = reference.convolve(replace(spec, bias=False), touched, np.ones_like(kernel)) != 0
+        reached = oracle.convolve(replace(spec, bias=False), touched, np.ones_like(kernel)) != 0
         assert np.isfinite(result[~reached]).all()
 
 
@@ -216,8 +218,8 @@ def test_there_are_no_points_for_long_kernels(taps: int) -> None:
     """Axes with more taps than points do without a transform, and the layer still has a plan."""
     spec = dense((6, 6, 18), 4, 16, (2, 2, taps))
     x, kernel, bias = normal(spec, 0)
-    result = runtime.Executor()(spec, tensors.wrap(x), kernel, bias, version=0)
-    assert reference.relative_error(result, reference.convolve(spec, x, kernel, bias)) < 1e-5
+    result = executor.Executor()(spec, interchange.wrap(x), kernel, bias, version=0)
+    assert oracle.relative_error(result, oracle.convolve(spec, x, kernel, bias)) < 1e-5
 
 
 def test_a_layer_can_be_strict() -> None:
@@ -231,7 +233,7 @@ def test_a_layer_can_be_strict() -> None:
 
 def test_tiles_leave_a_task_for_every_thread() -> None:
     traits = cpu_traits(host_target(2))
-    for candidate in winograd_rule.priced(canonicalize(dense((16, 28, 28), 64, 64, (3, 3, 3))), traits)[:5]:
+    for candidate in winograd.priced(canonicalize(dense((16, 28, 28), 64, 64, (3, 3, 3))), traits)[:5]:
         variant = candidate.variant
         assert np.prod(variant.block) % variant.columns == 0
         assert variant.columns * variant.vectors + variant.vectors + 1 <= traits.registers

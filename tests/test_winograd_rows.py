@@ -9,13 +9,13 @@ import pytest
 
 from problems import run_plan
 from tvm_conv3d import Conv3D
-from tvm_conv3d.compute.canonical import canonicalize
-from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant, declare, error_bound
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import make_plan
-from tvm_conv3d.schedules.llvm.rules import winograd_rows_rule
+from tvm_conv3d.compute.llvm.winograd_rows import WinogradRowsVariant, declare, error_bound
+from tvm_conv3d.compute.shared.canonical import canonicalize
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import make_plan
+from tvm_conv3d.schedules.llvm.costs import winograd_rows
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Triple, same_padding
-from tvm_conv3d.targets import cpu_traits, host_target
+from tvm_conv3d.target.cpu import cpu_traits, host_target
 
 
 def grouped(size: Triple, channels: int, filters: int, groups: int, kernel: Triple, **more: object) -> Conv3DSpec:
@@ -71,7 +71,7 @@ def test_half_types(dtype: str) -> None:
     ids=["one group", "strided width", "dilated width", "no taps along the width"],
 )
 def test_what_it_does_not_take(spec: Conv3DSpec) -> None:
-    assert winograd_rows_rule.priced(canonicalize(spec), cpu_traits(host_target(2))) == []
+    assert winograd_rows.priced(canonicalize(spec), cpu_traits(host_target(2))) == []
     with pytest.raises(ValueError, match="Received"):
         declare(spec, CASES["depthwise"][1])
 

@@ -15,25 +15,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from problems import BOUNDS, data, specs
-from tvm_conv3d import (
-    Conv3D,
-    cache,
-    loader,
-    planner,
-    records,
-    reference,
-    runtime,
-    scheduling,
-    tensors,
-    workspace,
-)
-from tvm_conv3d.artifact import artifact_key
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import default_plan, make_plan
-from tvm_conv3d.records import RecordWarning
+from tvm_conv3d import Conv3D
+from tvm_conv3d.engine import cache, planner, records, scheduling, workspace
+from tvm_conv3d.engine.artifact import artifact_key
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import default_plan, make_plan
+from tvm_conv3d.engine.records import RecordWarning
+from tvm_conv3d.engine.workspace import Workspace
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.runtime import executor as runtime
+from tvm_conv3d.runtime import interchange, loader
 from tvm_conv3d.spec import Conv3DSpec, same_padding
-from tvm_conv3d.targets import host_target, instruction_set, target_key
-from tvm_conv3d.workspace import Workspace
+from tvm_conv3d.target.cpu import host_target
+from tvm_conv3d.target.resolve import instruction_set, target_key
 
 LAYER = Conv3DSpec(1, (8, 14, 14), 64, 64, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
 SMALL = Conv3DSpec(1, (2, 7, 7), 96, 32, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
@@ -117,8 +111,8 @@ def test_another_plan_within_the_limit(exact: bool) -> None:
     x, kernel, bias = data(spec)
     executor = runtime.Executor(accuracy="strict" if exact else "default", workspace_limit=limit)
     assert executor.plan_for(spec) == plan
-    result = executor(spec, tensors.wrap(x), kernel, bias, version=0)
-    assert reference.relative_error(result, reference.convolve(spec, x, kernel, bias)) < 1e-5
+    result = executor(spec, interchange.wrap(x), kernel, bias, version=0)
+    assert oracle.relative_error(result, oracle.convolve(spec, x, kernel, bias)) < 1e-5
 
 
 def test_a_copy_of_each_task_where_one_of_all_is_too_large() -> None:
@@ -130,8 +124,8 @@ def test_a_copy_of_each_task_where_one_of_all_is_too_large() -> None:
     assert planner.bytes_per_thread(plan, target) <= 12 << 20
     executor = runtime.Executor(workspace_limit=12 << 20)
     x, weights, bias = data(spec)
-    result = executor(spec, tensors.wrap(x), weights, bias, version=0)
-    assert reference.relative_error(result, reference.convolve(spec, x, weights, bias)) < BOUNDS["float32"]
+    result = executor(spec, interchange.wrap(x), weights, bias, version=0)
+    assert oracle.relative_error(result, oracle.convolve(spec, x, weights, bias)) < BOUNDS["float32"]
 
 
 def test_no_plan_within_the_limit() -> None:
@@ -179,7 +173,8 @@ SCARCE = """
 import resource, sys
 import numpy as np
 from dataclasses import replace
-from tvm_conv3d import Conv3D, runtime, set_num_threads
+from tvm_conv3d import Conv3D, set_num_threads
+from tvm_conv3d.runtime import executor as runtime
 
 def memory(more):
     pages = int(open("/proc/self/statm").read().split()[0])

@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tvm_conv3d.buffers import set_kept_memory
     from tvm_conv3d.functional import conv3d
-    from tvm_conv3d.kept_weights import set_kept_weights
-    from tvm_conv3d.layer import Conv3D, Convolution3D
-    from tvm_conv3d.threads import get_num_threads, set_num_threads
+    from tvm_conv3d.layer.conv3d import Conv3D, Convolution3D
+    from tvm_conv3d.runtime.kept_weights import set_kept_weights
+    from tvm_conv3d.runtime.output_pool import set_kept_memory
+    from tvm_conv3d.runtime.threads import get_num_threads, set_num_threads
 
 __all__ = [
     "Conv3D",
@@ -24,13 +24,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Conv3D": "tvm_conv3d.layer",
-    "Convolution3D": "tvm_conv3d.layer",
+    "Conv3D": "tvm_conv3d.layer.conv3d",
+    "Convolution3D": "tvm_conv3d.layer.conv3d",
     "conv3d": "tvm_conv3d.functional",
-    "get_num_threads": "tvm_conv3d.threads",
-    "set_kept_memory": "tvm_conv3d.buffers",
-    "set_kept_weights": "tvm_conv3d.kept_weights",
-    "set_num_threads": "tvm_conv3d.threads",
+    "get_num_threads": "tvm_conv3d.runtime.threads",
+    "set_kept_memory": "tvm_conv3d.runtime.output_pool",
+    "set_kept_weights": "tvm_conv3d.runtime.kept_weights",
+    "set_num_threads": "tvm_conv3d.runtime.threads",
 }
 
 

@@ -6,16 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
-from tvm_conv3d import post_ops as chains
-from tvm_conv3d.spec import (
-    CHANNELS_FIRST,
-    CHANNELS_LAST,
-    NO_PADS,
-    Conv3DSpec,
-    Pads,
-    Triple,
-    same_padding,
-)
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, NO_PADS, Conv3DSpec, Pads, Triple, same_padding
+from tvm_conv3d.spec import post_ops as chains
 
 #: Cells before and after each axis; negative ones are cropped.
 AllPads = tuple[Pads, Pads, Pads]
@@ -54,7 +46,7 @@ class ConvArguments:
         padding: "valid", "same", or cells before and after each axis; negative ones are cropped.
         groups: independent convolutions that channels and filters are split into.
         data_format: "channels_last" or "channels_first".
-        post_ops: what becomes of the sums (:mod:`tvm_conv3d.post_ops`).
+        post_ops: what becomes of the sums (:mod:`tvm_conv3d.spec.post_ops`).
     """
 
     strides: Triple = (1, 1, 1)

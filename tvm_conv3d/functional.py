@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tvm_conv3d import kept_weights, planner, tensors, tracing
 from tvm_conv3d.conv_arguments import ConvArguments, Problem
-from tvm_conv3d.cuda.executor import Weights, to_host
-from tvm_conv3d.dtypes import numpy_dtype
-from tvm_conv3d.recent import Recent
-from tvm_conv3d.runtime import Executor
+from tvm_conv3d.engine import planner
+from tvm_conv3d.runtime import interchange, kept_weights, tracing
+from tvm_conv3d.runtime.executor import Executor
+from tvm_conv3d.runtime.gpu import Weights, to_host
 from tvm_conv3d.spec import CHANNELS_LAST, DTYPES
+from tvm_conv3d.support.dtypes import numpy_dtype
+from tvm_conv3d.support.lru import Recent
 
 #: Calls that the process keeps at hand, told apart by shapes, types and arguments; executors, by their options.
 _MAX_CALLS, _MAX_EXECUTORS = 4096, 32
@@ -42,7 +43,7 @@ _calls: Recent[Any, _Prepared] = Recent(_MAX_CALLS)
 _executors: Recent[Any, Executor] = Recent(_MAX_EXECUTORS)
 
 
-def compute(executor: Executor, problem: Problem, source: tensors.Source, weights: Weights) -> Any:
+def compute(executor: Executor, problem: Problem, source: interchange.Source, weights: Weights) -> Any:
     """The convolution of a door's input, as what the input came in.
 
     An input of channels_first whose memory has the channels innermost is read as it lies there, and so is the result.
@@ -54,12 +55,12 @@ def compute(executor: Executor, problem: Problem, source: tensors.Source, weight
         weights: in the spec's dtype, with a version.
 
     Raises:
-        As :meth:`tvm_conv3d.runtime.Executor.convolve`.
+        As :meth:`tvm_conv3d.runtime.executor.Executor.convolve`.
     """
     if problem.crop is not None:
-        source = tensors.cropped(source, problem.crop)
+        source = interchange.cropped(source, problem.crop)
     if problem.inside is not None:
-        inside = tensors.channels_inside(source)
+        inside = interchange.channels_inside(source)
         if inside is not None:
             return executor.convolve(problem.inside, inside, weights)
     return executor.convolve(problem.spec, source, weights)
@@ -86,7 +87,7 @@ def conv3d(
 
     Arrays of NumPy and tensors of any library that speaks DLPack may be mixed. The result is of the kind and type of
     `x`; integers and booleans are computed in the floating type of `w`, else in float32. Half types are summed up in
-    float32. Weights are told by their content (:mod:`tvm_conv3d.kept_weights`): those that were changed are seen.
+    float32. Weights are told by their content (:mod:`tvm_conv3d.runtime.kept_weights`): changed ones are seen.
 
     Args:
         x: (batch, depth, height, width, channels), or (batch, channels, depth, height, width) with
@@ -138,7 +139,7 @@ def _convolve(x: Any, w: Any, b: Any, arguments: tuple[Any, ...], options: tuple
     return compute(prepared.executor, prepared.problem, source, weights)
 
 
-def _source(name: str, value: Any) -> tensors.Source:
+def _source(name: str, value: Any) -> interchange.Source:
     """An argument as a source, of which a CPU's array is at hand.
 
     Raises:
@@ -146,17 +147,17 @@ def _source(name: str, value: Any) -> tensors.Source:
     """
     if type(value) is np.ndarray:
         # in loops of a tenth of a millisecond nothing is asked in vain
-        return tensors.wrap(value)
+        return interchange.wrap(value)
     tracing.check(value, "conv3d", tracing.FUNCTION)
     tracing.check_gradient(value, f"`{name}`", "conv3d", name)
     try:
-        source = tensors.wrap(value)
+        source = interchange.wrap(value)
     except (TypeError, ValueError) as error:
         raise type(error)(f"`{name}` can't be taken. {error}") from error
     if source.gpu is not None:
         return source
     array = source.numpy()
-    return tensors.Source(source.shape, lambda: array, source.restore)
+    return interchange.Source(source.shape, lambda: array, source.restore)
 
 
 def _on_host(name: str, value: Any) -> np.ndarray:
@@ -166,7 +167,7 @@ def _on_host(name: str, value: Any) -> np.ndarray:
     return source.numpy() if source.gpu is None else to_host(source.gpu)
 
 
-def _kind(source: tensors.Source) -> tuple[tuple[int, ...], Any]:
+def _kind(source: interchange.Source) -> tuple[tuple[int, ...], Any]:
     """Shape and type of a source."""
     return source.shape, source.numpy().dtype if source.gpu is None else numpy_dtype(source.gpu.dtype)
 
@@ -187,7 +188,7 @@ def _prepare(arrays: Any, arguments: Any, options: Any) -> _Prepared:
     (shape, dtype), (kernel_shape, kernel_dtype), bias = arrays
     for name, kind in (("x", dtype), ("w", kernel_dtype), ("b", bias and bias[1])):
         if kind is not None:
-            tensors.check_real(kind, f"`{name}`")
+            interchange.check_real(kind, f"`{name}`")
     use = ConvArguments.of(*arguments)
     found = [kind.name for kind in (dtype, kernel_dtype) if kind.name in DTYPES]
     problem = use.problem(shape, kernel_shape, found[0] if found else "float32", bias and bias[0])

@@ -5,33 +5,17 @@ from __future__ import annotations
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.canonical import CanonicalSpec
-from tvm_conv3d.compute.cut import cut_output
-from tvm_conv3d.compute.implicit_gemm import GemmVariant
-from tvm_conv3d.cuda.architectures import GpuTraits
+from tvm_conv3d.compute.cuda.implicit_gemm import GemmVariant
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.compute.shared.tiled_output import cut_output
 from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.cuda.common import LoopRV, add_parts, spread_over_threads, unroll
-from tvm_conv3d.schedules.cuda.gemm_rule import candidates
 from tvm_conv3d.schedules.cuda.register_tile import bind_tile, clear, fetch_kernel, sum_in_registers
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.spec import CHANNELS_LAST
 
 #: Filters that are brought into shared memory at once, where they are float32.
 WEIGHTS_AT_ONCE = {"float32": 4, "float64": 2}
-
-
-#: Variants that compete while tuning.
-MOST_VARIANTS = 8
-
-
-def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[GemmVariant, dict[str, int]]:
-    """The variant and the decisions taken where nothing was tuned."""
-    return candidates(spec, traits)[0], {}
-
-
-def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[GemmVariant]:
-    """The variants that compete while tuning, the default's first."""
-    return candidates(spec, traits)[:MOST_VARIANTS]
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: GemmVariant, decide: Decisions) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.argument import PACK, PACKED_BIAS
-from tvm_conv3d.compute.canonical import CanonicalSpec
-from tvm_conv3d.compute.packing import DeclarePacking, module
-from tvm_conv3d.compute.winograd_packing import STAGES, TAPS
+from tvm_conv3d.compute.shared.argument import PACK, PACKED_BIAS
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.compute.shared.packing import DeclarePacking, module
+from tvm_conv3d.compute.shared.winograd_packing import STAGES, TAPS
 from tvm_conv3d.schedules.cuda.common import LoopRV
 from tvm_conv3d.schedules.packing import loops_by_name, transforms_of
 
@@ -19,7 +19,7 @@ _THREADS = 128
 
 
 def scheduled(spec: CanonicalSpec, variant: Any, declare_packing: DeclarePacking) -> IRModule:
-    """The function `pack` of :func:`tvm_conv3d.compute.packing.module`: a kernel each for weights and bias."""
+    """The function `pack` of :func:`tvm_conv3d.compute.shared.packing.module`: a kernel each for weights and bias."""
     sch = Schedule(module(spec, variant, declare_packing, aligned=True))
     sch.work_on(PACK)
     _spread(sch, sch.get_loops(sch.get_sblock(PACKED_BIAS)))

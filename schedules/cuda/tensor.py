@@ -9,36 +9,20 @@ from __future__ import annotations
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.canonical import CanonicalSpec
-from tvm_conv3d.compute.cut import cut_output
-from tvm_conv3d.compute.tensor_gemm import TensorVariant
-from tvm_conv3d.cuda.architectures import GpuTraits
+from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.compute.shared.tiled_output import cut_output
 from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.cuda.common import BlockRV, LoopRV, add_parts, spread_over_warps, unroll_by_pragma
-from tvm_conv3d.schedules.cuda.tensor_rule import candidates
 from tvm_conv3d.schedules.cuda.wmma import EDGE, add_fragments, register
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.spec import CHANNELS_LAST
-
-#: Variants that compete while tuning.
-MOST_VARIANTS = 8
 
 #: Elements by which rows in shared memory are lengthened, so that their beginnings lie in different banks.
 _SKEW = 8
 
 #: Weights that one thread brings into shared memory at once: 16 bytes.
 _WEIGHTS_AT_ONCE = 8
-
-
-def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[TensorVariant, dict[str, int]] | None:
-    """The variant and the decisions taken where nothing was tuned; None where tensor cores are no help."""
-    found = candidates(spec, traits)
-    return (found[0], {}) if found else None
-
-
-def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[TensorVariant]:
-    """The variants that compete while tuning, the default's first."""
-    return candidates(spec, traits)[:MOST_VARIANTS]
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: TensorVariant, decide: Decisions) -> None:

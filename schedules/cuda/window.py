@@ -2,58 +2,18 @@
 
 from __future__ import annotations
 
-import math
-
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.canonical import CanonicalSpec
-from tvm_conv3d.compute.cut import cut_output
-from tvm_conv3d.compute.window import WindowVariant
-from tvm_conv3d.cuda.architectures import GpuTraits
+from tvm_conv3d.compute.cuda.window import WindowVariant
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.compute.shared.tiled_output import cut_output
 from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.cuda.common import unroll, unroll_by_pragma
 from tvm_conv3d.schedules.decisions import Decisions
-from tvm_conv3d.spec import CHANNELS_LAST
-
-#: Filters of a group up to which a matrix product would compute mostly padding: of one group, and of several.
-_FEW_FILTERS, _FEW_OF_GROUP = 8, 15
-
-#: Channels of one group of several, below which the same holds of its reduction.
-_FEW_CHANNELS = 8
 
 #: Taps of a slice up to which it is unrolled whole.
 _MOST_UNROLLED = 25
-
-#: Cells of the windows that one thread holds at a time.
-_MOST_HELD = 48
-
-
-def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[WindowVariant, dict[str, int]] | None:
-    """The variant and the decisions taken where nothing was tuned; None where groups have many filters."""
-    found = variants(spec, traits)
-    return (found[0], {}) if found else None
-
-
-def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[WindowVariant]:
-    """The variants that compete while tuning, the default's first; none where groups have many filters."""
-    few = spec.group_filters <= (_FEW_FILTERS if spec.groups == 1 else _FEW_OF_GROUP)
-    if not few and (spec.groups == 1 or spec.group_channels >= _FEW_CHANNELS):
-        return []
-    last = spec.data_format == CHANNELS_LAST
-    # cells along the axis that is not spread over neighbouring threads
-    axis = 2 if last else 1
-    found = []
-    for cells in (4, 8, 2, 1):
-        variant = WindowVariant(1, cells) if last else WindowVariant(cells, 1)
-        threads = math.prod(spec.output_shape) / cells
-        held = (cells - 1) * spec.strides[axis] + spec.window[axis]
-        enough = threads >= traits.multiprocessors * traits.threads_per_multiprocessor / 4
-        overlaps = spec.window[axis] > spec.strides[axis] and spec.dilation[axis] == 1
-        wasted = -(-spec.out_size[axis] // cells) * cells / spec.out_size[axis]
-        if cells == 1 or (enough and overlaps and held <= _MOST_HELD and wasted <= 1.34):
-            found.append(variant)
-    return found
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: WindowVariant, decide: Decisions) -> None:

@@ -13,13 +13,11 @@ import tvm_ffi
 from tvm import IRModule, tirx
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
 
-from tvm_conv3d.compute.canonical import CanonicalSpec
-from tvm_conv3d.compute.cut import cut_output, outside_of_block
-from tvm_conv3d.compute.stages import terms_of_part
-from tvm_conv3d.compute.winograd_gemm import LANES, WinogradGemmVariant, extents_of
-from tvm_conv3d.cuda.architectures import GpuTraits
+from tvm_conv3d.compute.cuda.winograd_gemm import LANES, WinogradGemmVariant, extents_of
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.compute.shared.stages import terms_of_part
+from tvm_conv3d.compute.shared.tiled_output import cut_output, outside_of_block
 from tvm_conv3d.schedules import long_sums
-from tvm_conv3d.schedules.cuda import winograd_rule
 from tvm_conv3d.schedules.cuda.common import LoopRV, spread_over_threads, unroll
 from tvm_conv3d.schedules.cuda.register_tile import bind_tile, clear, fetch_kernel, sum_in_registers
 from tvm_conv3d.schedules.decisions import Decisions, divisors
@@ -36,17 +34,6 @@ _THREADS = 128
 
 #: Annotation of the loop that computes a tile by the definition.
 _IF_BAD = "tvm_conv3d.if_bad"
-
-
-def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[WinogradGemmVariant, dict[str, int]] | None:
-    """The variant and the decisions taken where nothing was tuned; None where other algorithms are as good."""
-    found = winograd_rule.worthwhile(spec, traits)
-    return (found, {}) if found else None
-
-
-def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[WinogradGemmVariant]:
-    """The variants that compete while tuning, the cheapest by the model first."""
-    return winograd_rule.candidates(spec, traits)
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradGemmVariant, decide: Decisions) -> None:

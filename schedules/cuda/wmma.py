@@ -13,7 +13,7 @@ from typing import Any
 from tvm import ir, tirx
 from tvm.s_tir import MatchBufferRegion, SBlock
 
-from tvm_conv3d.schedules.llvm.rewrites import loops
+from tvm_conv3d.schedules import index_analysis
 from tvm_conv3d.schedules.long_sums import TOTAL, alike
 
 #: Rows, columns and depth of one product.
@@ -73,11 +73,11 @@ def _sources(purpose: str, dtype: str) -> tuple[str, str]:
     operands, (reads, writes, axes, statement), instruction = _INTRINSICS[purpose]
     sums = {"C", "S"} if purpose == "store" else {"C"}
     types = {name: "float32" if name in sums else dtype for name in operands}
-    loops = ", ".join("xyz"[: len(axes)])
+    index_analysis = ", ".join("xyz"[: len(axes)])
     description = f"""
-        for {loops} in T.grid({", ".join(["16"] * len(axes))}):
+        for {index_analysis} in T.grid({", ".join(["16"] * len(axes))}):
             with T.sblock(""):
-                {", ".join("ijk"[: len(axes)])} = T.axis.remap("{axes}", [{loops}])
+                {", ".join("ijk"[: len(axes)])} = T.axis.remap("{axes}", [{index_analysis}])
                 {statement}
         """
     # number of the fragment of 16 x 16 among those of the buffer
@@ -124,9 +124,9 @@ def add_fragments(start: SBlock, part: Any) -> SBlock:
     """The block that adds fragments of `part` to totals, made from that which fills a fragment of these with zeros."""
     (match,), (region,) = start.match_buffers, start.writes
     values = alike(match.buffer)
-    source = loops.put_all(region, {region.source: part})
+    source = index_analysis.put_all(region, {region.source: part})
     to, at = start.body.value.args[0], start.body.value.args[4]
-    fragments = (to, at, loops.put_all(to, values), loops.put_all(at, values))
+    fragments = (to, at, index_analysis.put_all(to, values), index_analysis.put_all(at, values))
     call = tirx.Evaluate(tirx.call_extern("void", "tvm_conv3d_add_fragment", *fragments))
     body = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_c", ir.StringImm(_ADD), call)
     matches = [match, MatchBufferRegion(values[match.buffer], source)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.schedules.llvm.rewrites import rows, transpose
+from tvm_conv3d.schedules.llvm.passes import transpose_copies, vectorize_row_stores
 
 LoopRV = Any
 BlockRV = Any
@@ -67,9 +67,9 @@ def turn(sch: Schedule, at: LoopRV, row: LoopRV, length: int | None) -> None:
     """
     turned = place(sch, "turned", at)
     lanes, columns = sch.get_loops(turned)[-2:]
-    transpose.mark(sch, columns, lanes)
+    transpose_copies.mark(sch, columns, lanes)
     if length is not None:
-        rows.mark(sch, row, length)
+        vectorize_row_stores.mark(sch, row, length)
 
 
 def store_in_order(sch: Schedule, filters: LoopRV, lanes: int) -> None:

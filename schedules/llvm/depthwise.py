@@ -7,54 +7,14 @@ serves all rows whose windows hold it, and a vector of weights all rows of the t
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.canonical import CanonicalSpec
-from tvm_conv3d.compute.depthwise import DepthwiseVariant, applies, period
-from tvm_conv3d.schedules.decisions import Decisions, divisors
-from tvm_conv3d.schedules.llvm import grouped
+from tvm_conv3d.compute.llvm.depthwise import DepthwiseVariant
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, vectorize_copy
-from tvm_conv3d.schedules.llvm.rewrites import overhang, pipeline, skip_padding, stream_stores
-from tvm_conv3d.schedules.llvm.rules.tile_rule import TASKS_PER_THREAD
-from tvm_conv3d.targets import CpuTraits
-
-#: Cycles of loading a vector of input, most of which cross a cache line, and of copying one into the task's buffer.
-_LOAD, _COPY = 3.0, 6.0
-
-#: How much longer a task takes whose rows end within a vector, which is stored in part.
-_OVERHANG = 1.1
-
-#: What the cost model of :mod:`grouped` expects for the same time, of what this one does. Fitted to 19 layers of odd
-#: channels.
-_GROUPED_EXPECTS = 0.75
-
-#: Variants that compete while tuning.
-_MOST_VARIANTS = 10
-
-
-def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[DepthwiseVariant, dict[str, int]] | None:
-    """The variant and the decisions taken where nothing was tuned; None where :mod:`grouped` is as good."""
-    if not applies(spec) or spec.channels % traits.lanes(spec.accumulator) == 0:
-        return None
-    cheapest = _candidates(spec, traits)[0]
-    if grouped.cycles(spec, traits) < _GROUPED_EXPECTS * _cost(spec, traits, cheapest)[2]:
-        return None
-    return cheapest.variant, {"depth": cheapest.depth, "rows": cheapest.row_tiles}
-
-
-def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[DepthwiseVariant]:
-    """The variants that compete while tuning, the cheapest first; none where the layer is not depthwise."""
-    if not applies(spec):
-        return []
-    candidates = (candidate.variant for candidate in _candidates(spec, traits))
-    found = list(itertools.islice(dict.fromkeys(candidates), _MOST_VARIANTS))
-    return [*found, *(streamed for variant in found[:2] for streamed in stream_stores.streaming(spec, variant, 1))]
+from tvm_conv3d.schedules.llvm.passes import mask_output_tail, nontemporal_stores, pipeline, skip_padding_taps
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: DepthwiseVariant, decide: Decisions) -> None:
@@ -70,15 +30,15 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: DepthwiseVariant, decide:
     sch.reorder(n, d_task, h_task, v_task, d_in, v_in, h_in, hi, lane)
     task = sch.fuse(n, d_task, h_task, v_task)
     sch.parallel(task)
-    overhang.mark(sch)
+    mask_output_tail.mark(sch)
     if variant.stream:
-        stream_stores.mark(sch)
+        nontemporal_stores.mark(sch)
     sch.compute_inline(sch.get_sblock("tile"))
     sch.unroll(hi)
     sch.vectorize(lane)
     conv = place(sch, "conv", h_in)
     rows, _, lanes, tap_d, tap_h, tap_w = sch.get_loops(conv)[-6:]
-    skip_padding.mark(sch, spec, {0: tap_d}, {0: 1})
+    skip_padding_taps.mark(sch, spec, {0: tap_d}, {0: 1})
     sch.unroll(tap_h)
     keep_in_registers(sch, conv, (tap_d, tap_w, tap_h), (rows, lanes))
     gather = sch.get_sblock("gather")
@@ -92,74 +52,3 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: DepthwiseVariant, decide:
 def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
     """What is changed after scheduling: taps that see only padding are skipped, the last vectors stored in part."""
     return pipeline.finished(module)
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A variant with the depths and row tiles of a task."""
-
-    variant: DepthwiseVariant
-    depth: int
-    row_tiles: int
-
-
-def _candidates(s: CanonicalSpec, traits: CpuTraits) -> list[_Candidate]:
-    """All tiles and tasks, the cheapest first; last those whose copy overflows half of L2 or that are too few."""
-    lanes = traits.lanes(s.accumulator)
-    depth, height, width = s.out_size
-    row_parts = list(dict.fromkeys(_row_parts(s, lanes, -(-width * s.channels // lanes))))
-
-    found = [
-        _Candidate(DepthwiseVariant(lanes, rows, vectors), d, h)
-        for rows in range(1, max(1, min(height, _most_rows(traits))) + 1)
-        for d, h in itertools.product(divisors(depth), divisors(-(-height // rows)))
-        for vectors in row_parts
-    ]
-    return sorted(found, key=lambda candidate: _cost(s, traits, candidate))
-
-
-def _cost(s: CanonicalSpec, traits: CpuTraits, candidate: _Candidate) -> tuple[bool, bool, float, int]:
-    """What candidates are sorted by; the third is the layer's cycles."""
-    variant, (_, height, width) = candidate.variant, s.out_size
-    row = variant.vectors * variant.lanes
-    parts = -(-width * s.channels // row)
-    tasks = s.batch * (s.out_size[0] // candidate.depth) * (-(-height // variant.rows) // candidate.row_tiles) * parts
-    copied = _copied_vectors(s, candidate)
-    whole = width * s.channels % row == 0
-    cells = candidate.depth * candidate.row_tiles * variant.vectors
-    compute = cells * s.kernel[0] * s.kernel[2] * _step(s, traits, variant.rows) * (1 if whole else _OVERHANG)
-    too_large = copied * traits.vector_bits // 8 > traits.l2 // 2
-    too_few = tasks < TASKS_PER_THREAD * traits.cores
-    return too_few, too_large, tasks * (compute + _COPY * copied), -variant.vectors
-
-
-def _most_rows(traits: CpuTraits) -> int:
-    return 12 if traits.registers >= 32 else 6
-
-
-def _step(s: CanonicalSpec, traits: CpuTraits, rows: int) -> float:
-    """Cycles of a register tile for each tap of depth and width."""
-    taps = s.kernel[1]
-    loaded = min((rows - 1) * s.strides[1] + taps, rows * taps)
-    # sums and weights that find no register are loaded and stored each time
-    spilled = max(0, rows + taps + 2 - traits.registers)
-    return max(rows * taps, _LOAD * loaded + taps) + 2 * taps * spilled
-
-
-def _copied_vectors(s: CanonicalSpec, candidate: _Candidate) -> float:
-    """Vectors of input that a task copies."""
-    variant = candidate.variant
-    along_d = (candidate.depth - 1) * s.strides[0] + s.window[0]
-    along_h = (candidate.row_tiles * variant.rows - 1) * s.strides[1] + s.window[1]
-    along_w = variant.vectors + (s.window[2] - 1) // s.strides[2] * s.channels / variant.lanes
-    return along_d * along_h * along_w * s.strides[2]
-
-
-def _row_parts(s: CanonicalSpec, lanes: int, whole: int) -> Iterator[int]:
-    """Vectors of a row that a task may take: all, or equal parts, of whole cells where columns are strided."""
-    unit = period(s, lanes) if s.strides[2] > 1 else 1
-    yield whole
-    for parts in range(2, min(whole, 32) + 1):
-        size = -(-math.ceil(whole / parts) // unit) * unit
-        if size < whole:
-            yield size

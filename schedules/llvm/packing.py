@@ -12,12 +12,12 @@ import tvm_ffi
 from tvm import IRModule, ir, tirx
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.argument import PACK, PACKED_KERNEL
-from tvm_conv3d.compute.canonical import CanonicalSpec
-from tvm_conv3d.compute.packing import DeclarePacking, module
-from tvm_conv3d.compute.winograd_packing import STAGES, TAPS
+from tvm_conv3d.compute.shared.argument import PACK, PACKED_KERNEL
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.compute.shared.packing import DeclarePacking, module
+from tvm_conv3d.compute.shared.winograd_packing import STAGES, TAPS
+from tvm_conv3d.schedules.index_analysis import uses
 from tvm_conv3d.schedules.llvm.common import BlockRV, LoopRV, place
-from tvm_conv3d.schedules.llvm.rewrites.loops import uses
 from tvm_conv3d.schedules.packing import loops_by_name, transforms_of
 
 #: Elements of a packed kernel from which on it is made by several threads.
@@ -28,7 +28,7 @@ _ROW = 256
 
 
 def scheduled(spec: CanonicalSpec, variant: Any, declare_packing: DeclarePacking) -> IRModule:
-    """The function `pack` of :func:`tvm_conv3d.compute.packing.module`, whose arguments may lie at any address."""
+    """The `pack` of :func:`tvm_conv3d.compute.shared.packing.module`, whose arguments may lie at any address."""
     sch = Schedule(module(spec, variant, declare_packing))
     sch.work_on(PACK)
     transforms = transforms_of(sch)

@@ -8,162 +8,30 @@ loaded vector of input serves all rows whose windows hold it.
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import math
-from collections.abc import Iterator
-from dataclasses import replace
-
-import numpy as np
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.canonical import CanonicalSpec
-from tvm_conv3d.compute.planes import MOST_FILTERS, PlanesVariant, applies, copied_steps, needs_gather
-from tvm_conv3d.schedules.decisions import Decisions, LoopRV, divisors
+from tvm_conv3d.compute.llvm.planes import PlanesVariant
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, unroll
-from tvm_conv3d.schedules.llvm.rewrites import pipeline, prefetch, rows, skip_padding, stream_stores, transpose
-from tvm_conv3d.schedules.llvm.rules.tile_rule import (
-    L1_PERIOD,
-    LATENCY,
-    TASKS_PER_THREAD,
-    bytes_moved,
-    seen_share,
-    tiles_of,
-    unevenness,
+from tvm_conv3d.schedules.llvm.costs import prefetch
+from tvm_conv3d.schedules.llvm.costs.planes import _in_registers, _in_rows
+from tvm_conv3d.schedules.llvm.passes import (
+    insert_prefetch,
+    nontemporal_stores,
+    pipeline,
+    skip_padding_taps,
+    transpose_copies,
+    vectorize_row_stores,
 )
-from tvm_conv3d.spec import CHANNELS_FIRST, Triple
-from tvm_conv3d.targets import CpuTraits
-
-#: Cycles of loading a vector of a row, as most of them cross a cache line.
-_LOAD = 1.6
-
-#: Share of the registers that the sums of several rows may take: LLVM loads the rows well ahead.
-_SUMS = 0.5
-
-#: Vectors of a row and rows of a tile, at most.
-_MOST_VECTORS, _MOST_ROWS = 4, 8
-
-#: Channels a task may read as they lie, but for pointwise layers: rows of more planes, which often share a set, fall
-#: out of L1.
-_MOST_PLANES = 64
-
-#: Pointwise: input and output, as a share of the last cache, from which on memory decides; filters of a group from
-#: which on, and channels above which, the sums have their say, too, and a task copies its part of the planes.
-_SHARE_OF_L3, _MANY_SUMS = 0.6, 128
-
-#: Filters for each channel from which on what is written decides: plane by plane, not to many planes by turns.
-_MANY_FILTERS = 4
-
-#: Share of the vectors' lanes that rows have to fill, and of layers in groups, for which other algorithms copy more.
-_LEAST_FILLED, _LEAST_IN_GROUPS = 0.8, 0.65
-
-#: In channels_last: filters times padded columns for each column, at most. Vectors of four filters, with which planes
-#: compete, compute a cell in half a cycle whatever the number of filters.
-_MOST_PADDED = 6
-
-#: Filters and channels up to which planes are made although each number of them is used for one tap.
-_MOST_OF_POINTWISE = (2, 16)
-
-#: Cycles of copying a number into a plane.
-_COPY = 0.8
+from tvm_conv3d.spec import CHANNELS_FIRST
 
 #: Taps of a row times channels up to which the taps are unrolled.
 _FEW = 12
 
 #: Channels in one step of the reduction, at most.
 _MOST_UNROLLED = 16
-
-#: Register tiles that compete while tuning.
-_MOST_TILES = 8
-
-
-def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[PlanesVariant, dict[str, int]] | None:
-    """The variant and the decisions taken where nothing was tuned; None where rows fill too few lanes."""
-    if not _pays(spec, traits):
-        return None
-    variant = _default_variant(spec, traits)
-    _, (depth, row_tiles, column_tiles) = _best_box(spec, traits, variant)
-    few = spec.channels if _in_registers(spec) else 1
-    return variant, {"depth": depth, "rows": row_tiles, "columns": column_tiles, "unroll": few}
-
-
-def _default_variant(s: CanonicalSpec, traits: CpuTraits) -> PlanesVariant:
-    if _is_pointwise(s, traits):
-        return _of_pointwise(s, traits)
-    variant = _tiles(s, traits, 1)[0]
-    if _in_registers(s):
-        # memory decides: nothing but the planes of one vector in registers, results past caches that inputs have filled
-        variant = replace(variant, lanes=traits.lanes(s.accumulator), vectors=1)
-        variant = replace(variant, stream=stream_stores.passes_through(s, traits, variant.lanes, variant.lanes))
-    return replace(variant, gather=needs_gather(s, variant) or s.group_channels > _MOST_PLANES)
-
-
-def _is_pointwise(s: CanonicalSpec, traits: CpuTraits) -> bool:
-    """Whether planes of one long row of whole vectors lie there, and each of their numbers is used for one tap."""
-    planes_lie = s.data_format == CHANNELS_FIRST and s.group_channels > 1
-    return planes_lie and all(s.pointwise) and s.size[2] % traits.lanes(s.accumulator) == 0
-
-
-def _of_pointwise(s: CanonicalSpec, traits: CpuTraits) -> PlanesVariant:
-    """The default of a pointwise layer: by its size, and by how many products each number takes part in."""
-    in_caches, copied, past_caches = _ways_of_pointwise(s, traits)
-    if bytes_moved(s) < _SHARE_OF_L3 * traits.l3:
-        return in_caches
-    many = s.group_filters >= _MANY_SUMS or s.group_channels > _MANY_SUMS
-    return copied if many else past_caches
-
-
-def _ways_of_pointwise(s: CanonicalSpec, traits: CpuTraits) -> list[PlanesVariant]:
-    """One vector of many filters, each number being loaded for all of them; the same on a task's copy of its part of
-    the planes; long rows of few filters, stored past the caches."""
-    lanes = traits.lanes(s.accumulator)
-    shared = s.size[2] * np.dtype(s.accumulator).itemsize % L1_PERIOD == 0
-
-    def cost(tile: PlanesVariant) -> tuple[float, ...]:
-        # planes that share a set of L1 fall out of it from one block of filters to the next
-        blocks = -(-s.group_filters // tile.filters) if shared and tile.vectors > 1 else 0
-        return blocks, *_cycles(s, traits, tile, 1.0)
-
-    def of_vectors(vectors: int) -> PlanesVariant:
-        fitting = [t for t in _candidates(s, traits) if (t.lanes, t.vectors, t.rows) == (lanes, vectors, 1)]
-        return min(fitting, key=cost)
-
-    short = of_vectors(1)
-    long = of_vectors(max(count for count in range(1, _MOST_VECTORS + 1) if s.size[2] % (count * lanes) == 0))
-    long = replace(long, gather=needs_gather(s, long), filters_first=False)
-    past_caches = stream_stores.streaming(s, long, lanes, lanes * long.vectors) or [long]
-    return [replace(short, gather=needs_gather(s, short)), replace(short, filters_first=True), *past_caches]
-
-
-def cycles_of_few_filters(spec: CanonicalSpec, traits: CpuTraits) -> float:
-    """What the cost model expects of the default, on one core, to choose between it and Winograd.
-
-    Infinite where there is no default, or filters are many: planes then are what is left when Winograd does not pay.
-    """
-    if spec.groups > 1 or spec.filters > MOST_FILTERS or not _pays(spec, traits):
-        return math.inf
-    variant = _default_variant(spec, traits)
-    planes = spec.batch * spec.out_size[0] * spec.channels * spec.kernel[0] * seen_share(spec, 0) * spec.kernel[2]
-    copied = _best_box(spec, traits, variant)[0] if variant.gather else 0
-    return planes * _cycles(spec, traits, variant, seen_share(spec, 1))[0] + _COPY * copied
-
-
-def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[PlanesVariant]:
-    """The variants that compete while tuning, the cheapest first; none of many filters in channels_last."""
-    if not applies(spec) or spec.empty:
-        return []
-    first = _default_variant(spec, traits)
-    found = [first, replace(first, filters_first=not first.filters_first)]
-    if _is_pointwise(spec, traits):
-        found += _ways_of_pointwise(spec, traits)
-    if _in_rows(spec):
-        found += stream_stores.streaming(spec, first, first.lanes, first.lanes * first.vectors)
-    for tile in _tiles(spec, traits, _MOST_TILES):
-        found.append(tile)
-        if not needs_gather(spec, tile):
-            found.append(replace(tile, gather=False))
-    return list(dict.fromkeys(found))
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: PlanesVariant, decide: Decisions) -> None:
@@ -188,7 +56,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: PlanesVariant, decide: De
     task = sch.fuse(n, g, d_task, h_task, w_task)
     sch.parallel(task)
     if variant.stream:
-        stream_stores.mark(sch)
+        nontemporal_stores.mark(sch)
     if _whole(spec, variant) and _in_rows(spec):
         sch.compute_inline(sch.get_sblock("tile"))
         vectors, lane = sch.split(wi, [None, variant.lanes], preserve_unit_iters=True)
@@ -200,12 +68,14 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: PlanesVariant, decide: De
         sch.vectorize(lane)
         unroll(sch, (fi, hi))
         if _in_rows(spec):
-            rows.mark(sch, wi, spec.out_size[2], padded=0 if spec.residual else variant.lanes)
+            vectorize_row_stores.mark(sch, wi, spec.out_size[2], padded=0 if spec.residual else variant.lanes)
         else:
             sch.reorder(wi, fi)
     few = _sums(sch, spec, variant, decide, at)
     if not variant.gather and prefetch.pays(spec):
-        prefetch.mark(sch, task, few, spec, prefetch.PLANES, (variant.rows, variant.vectors * variant.lanes))
+        insert_prefetch.mark(
+            sch, task, few, spec, insert_prefetch.PLANES, (variant.rows, variant.vectors * variant.lanes)
+        )
     if variant.gather:
         gather = sch.get_sblock("gather")
         if _in_registers(spec):
@@ -214,10 +84,10 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: PlanesVariant, decide: De
             sch.compute_at(gather, task, preserve_unit_loops=True)
         channel, *at_cell, column = sch.get_loops(gather)[-5:]
         if planes_lie:
-            transpose.mark_copy(sch, column)
+            transpose_copies.mark_copy(sch, column)
         else:
             sch.reorder(*at_cell, column, channel)
-            transpose.mark(sch, column, channel)
+            transpose_copies.mark(sch, column, channel)
 
 
 def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
@@ -232,11 +102,11 @@ def _sums(sch: Schedule, s: CanonicalSpec, variant: PlanesVariant, decide: Decis
     outer, few = decide.tile("unroll", channel, default=1, limit=_MOST_UNROLLED)
     sch.unroll(few)
     if variant.rows > 1:
-        skip_padding.mark(sch, s, {0: tap_d}, {0: 3})
+        skip_padding_taps.mark(sch, s, {0: tap_d}, {0: 3})
         reduction = (tap_d, outer, few, tap_w, tap_h)
         sch.unroll(tap_h)
     else:
-        skip_padding.mark(sch, s, {0: tap_d, 1: tap_h}, {0: 3, 1: 4})
+        skip_padding_taps.mark(sch, s, {0: tap_d, 1: tap_h}, {0: 3, 1: 4})
         reduction = (tap_d, tap_h, outer, few, tap_w)
         if s.kernel[2] * s.group_channels <= _FEW:
             sch.unroll(tap_w)
@@ -249,95 +119,3 @@ def _whole(s: CanonicalSpec, variant: PlanesVariant) -> bool:
     sizes = (s.group_filters, *s.out_size[1:])
     of_tile = (variant.filters, variant.rows, variant.vectors * variant.lanes)
     return all(size % part == 0 for size, part in zip(sizes, of_tile, strict=True))
-
-
-def _in_rows(s: CanonicalSpec) -> bool:
-    """Whether the output's columns of a filter lie side by side."""
-    return s.data_format == CHANNELS_FIRST or s.filters == 1
-
-
-def _in_registers(s: CanonicalSpec) -> bool:
-    """Whether planes are made in registers, tile by tile, as each number is used for one tap."""
-    return s.data_format != CHANNELS_FIRST and math.prod(s.kernel) == 1 and s.channels <= _MOST_OF_POINTWISE[1]
-
-
-def _pays(spec: CanonicalSpec, traits: CpuTraits) -> bool:
-    """Whether rows fill enough of the vectors, and planes that have to be made are used often enough."""
-    if not applies(spec) or spec.empty:
-        return False
-    width, lanes = spec.out_size[2], traits.lanes(spec.accumulator)
-    padded = lanes * -(-width // lanes)
-    if spec.data_format == CHANNELS_FIRST:
-        return width >= (_LEAST_FILLED if spec.groups == 1 else _LEAST_IN_GROUPS) * padded
-    few, short = _MOST_OF_POINTWISE
-    reused = math.prod(spec.kernel) > 1 or (spec.filters <= few and spec.channels <= short)
-    return reused and spec.filters * padded <= _MOST_PADDED * width
-
-
-def _tiles(s: CanonicalSpec, traits: CpuTraits, count: int) -> list[PlanesVariant]:
-    """The cheapest register tiles, the best first."""
-    seen = seen_share(s, 1)
-    return heapq.nsmallest(count, _candidates(s, traits), key=lambda tile: _cycles(s, traits, tile, seen))
-
-
-def _candidates(s: CanonicalSpec, traits: CpuTraits) -> Iterator[PlanesVariant]:
-    whole, (_, height, width) = traits.lanes(s.accumulator), s.out_size
-    # of many filters, a loaded vector serves all that the registers have room for
-    several_rows = range(2, min(_MOST_ROWS, height) + 1) if s.kernel[1] > 1 and s.group_filters == 1 else ()
-    filters_first = s.group_filters >= _MANY_FILTERS * s.group_channels
-    for lanes, most in ((whole, _MOST_VECTORS), (whole // 2, 2 * _MOST_VECTORS if whole > 8 else 0)):
-        for vectors in range(1, min(most, -(-width // lanes)) + 1):
-            for filters in range(1, min(s.group_filters, traits.registers // vectors) + 1):
-                for height_of_tile in (1, *several_rows):
-                    if filters * height_of_tile * vectors + vectors + 1 <= traits.registers:
-                        yield PlanesVariant(lanes, vectors, height_of_tile, filters, filters_first=filters_first)
-
-
-def _cycles(s: CanonicalSpec, traits: CpuTraits, tile: PlanesVariant, seen: float) -> tuple[float, int, int, int]:
-    """Cycles for each channel, tap of depth and tap of width; of equals, whole vectors and large tiles come first."""
-    _, height, width = s.out_size
-    taps, sums = s.kernel[1], tile.filters * tile.rows * tile.vectors
-    whole = tile.lanes == traits.lanes(s.accumulator)
-    # two halves of a vector take as long as a whole one
-    share = 1.0 if whole else 0.5
-    if tile.rows == 1:
-        # a CPU that splits vectors loads a whole one in two steps
-        loads = (_LOAD * tile.vectors * (2 if whole and traits.split else 1) + tile.filters) / 2
-        step = taps * seen * max(share * max(sums, LATENCY), loads)
-    else:
-        loaded = min((tile.rows - 1) * s.strides[1] + taps, tile.rows * taps)
-        spilled = max(0, sums - int(_SUMS * traits.registers))
-        step = share * (max(taps * sums, _LOAD * loaded * tile.vectors + taps * tile.filters) + 2 * taps * spilled)
-    tiles = -(-s.group_filters // tile.filters) * -(-height // tile.rows) * -(-width // (tile.vectors * tile.lanes))
-    # plane by plane, long rows are stored best; else many filters share what is loaded
-    return tiles * step, -tile.lanes, -sums, -tile.vectors if tile.filters_first else tile.vectors
-
-
-def _best_box(s: CanonicalSpec, traits: CpuTraits, variant: PlanesVariant) -> tuple[float, Triple]:
-    """Numbers that are copied, and depth, row tiles and column tiles of a task.
-
-    The task is that which leaves enough of them, no thread idle at the end, and copies least, in half of L2; where none
-    fits, in a core's part of L3, or in as few times that as can be.
-    """
-    columns = variant.vectors * variant.lanes
-    whole = tiles_of(s, (variant.rows, columns))
-    item = np.dtype(s.accumulator).itemsize
-
-    def tasks(box: Triple) -> int:
-        return s.batch * s.groups * math.prod(size // inner for size, inner in zip(whole, box, strict=True))
-
-    def copied(box: Triple) -> int:
-        cells = (box[0], box[1] * variant.rows, box[2] * columns)
-        return s.group_channels * math.prod(
-            (cell - 1) * stride + window for cell, stride, window in zip(cells, copied_steps(s), s.window, strict=True)
-        )
-
-    def cost(box: Triple) -> tuple[bool, int, bool, int, int, int, int]:
-        count, size = tasks(box), copied(box) * item
-        too_few = count < TASKS_PER_THREAD * traits.cores
-        in_cache = size // (traits.l3 // traits.cores), size > traits.l2 // 2
-        return too_few, *in_cache, unevenness(count, traits), copied(box) * count, -box[2], -box[1]
-
-    depth_boxes, row_boxes, column_boxes = map(divisors, whole)
-    best = min(itertools.product(depth_boxes, row_boxes, column_boxes), key=cost)
-    return copied(best) * tasks(best), best

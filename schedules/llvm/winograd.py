@@ -11,16 +11,15 @@ one frequency, whose weights stay in the core's cache, and the inverse transform
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.canonical import CanonicalSpec
-from tvm_conv3d.compute.filter_vectors import FilterVectors
-from tvm_conv3d.compute.winograd import WinogradVariant, side_by_side, turns
-from tvm_conv3d.compute.winograd_axes import axes_of
-from tvm_conv3d.compute.winograd_stages import gathered_pieces
+from tvm_conv3d.compute.llvm.winograd import WinogradVariant, side_by_side, turns
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.compute.shared.filter_packing import FilterVectors
+from tvm_conv3d.compute.shared.winograd_axes import axes_of
+from tvm_conv3d.compute.shared.winograd_stages import gathered_pieces
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm.common import (
     gather_in_turns,
@@ -31,47 +30,19 @@ from tvm_conv3d.schedules.llvm.common import (
     unroll,
     vectorize_copy,
 )
-from tvm_conv3d.schedules.llvm.rewrites import overhang, permuted_loads, pieces, pipeline, stream_stores, transpose
-from tvm_conv3d.schedules.llvm.rules import winograd_rule
+from tvm_conv3d.schedules.llvm.costs.winograd import _streamable
+from tvm_conv3d.schedules.llvm.passes import (
+    copy_channel_chunks,
+    mask_output_tail,
+    nontemporal_stores,
+    pipeline,
+    shuffle_permuted_loads,
+    transpose_copies,
+)
 from tvm_conv3d.spec import CHANNELS_LAST
-from tvm_conv3d.targets import CpuTraits
-
-#: Variants that compete while tuning.
-MOST_VARIANTS = 16
 
 #: Groups of tiles in one task of a staged product, at most.
 MOST_GROUPS = 64
-
-
-def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[str, int]] | None:
-    """The variant and the decisions taken where nothing was tuned; None where the direct convolution is as good."""
-    variant = winograd_rule.worthwhile(spec, traits)
-    if variant is None:
-        return None
-    large = stream_stores.outgrows_caches(spec, traits, variant.lanes, _run(spec, variant))
-    return replace(variant, stream=large and _streamable(spec, variant)), {"unroll": 1}
-
-
-def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[WinogradVariant]:
-    """The variants that compete while tuning, the cheapest first; none where Winograd does not apply."""
-    found = [candidate.variant for candidate in winograd_rule.priced(spec, traits)[:MOST_VARIANTS]]
-    whole = [variant for variant in found[:2] if _streamable(spec, variant)]
-    streamed = [s for v in whole for s in stream_stores.streaming(spec, v, v.lanes, _run(spec, v))]
-    # which is faster depends on how fast the caches beyond a core's own are
-    staged = [replace(variant, staged=True) for variant in found[:4]]
-    return [*found[:1], *streamed, *staged, *found[1:]]
-
-
-def _streamable(spec: CanonicalSpec, variant: WinogradVariant) -> bool:
-    """Whether what is stored at once comes from one vector, not from those of several groups."""
-    apart = spec.groups > 1 and variant.interleaved == 1
-    return spec.data_format != CHANNELS_LAST or not apart or spec.group_filters % variant.lanes == 0
-
-
-def _run(spec: CanonicalSpec, variant: WinogradVariant) -> int:
-    """In channels_first, elements of a row that a task stores one after the other; 0 where it goes cell by cell."""
-    in_rows = turns(spec, variant) and axes_of(spec, variant.modes).parts[2] == 1
-    return variant.tile[2] * variant.block[2] if in_rows else 0
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradVariant, decide: Decisions) -> None:
@@ -84,11 +55,11 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradVariant, decide: 
     """
     if variant.stream and not _streamable(spec, variant):
         raise ValueError(f"Vectors of several groups of {spec.key()} can't be streamed. Received: {variant}")
-    overhang.mark(sch)
+    mask_output_tail.mark(sch)
     if variant.interleaved > 1:
-        permuted_loads.mark(sch)
+        shuffle_permuted_loads.mark(sch)
     if variant.stream:
-        stream_stores.mark(sch)
+        nontemporal_stores.mark(sch)
     transformed = [n > 1 for n in axes_of(spec, variant.modes).cells(variant.tile)]
     task = _tasks(sch, spec, variant)
     outputs = [(axis, name) for axis, name in enumerate(("output_d", "output_h", "output_w")) if transformed[axis]]
@@ -197,11 +168,11 @@ def _gather(sch: Schedule, s: CanonicalSpec, variant: WinogradVariant, task: Loo
     elif s.data_format != CHANNELS_LAST:
         vector, lane = sch.split(channels, [None, variant.lanes])
         sch.reorder(vector, width)
-        transpose.mark(sch, lane, width)
+        transpose_copies.mark(sch, lane, width)
     elif side_by_side(s, variant) % variant.lanes == 0:
         vectorize_copy(sch, channels, variant.lanes)
     elif s.groups == 1:
-        pieces.mark(sch, channels, *gathered_pieces(s, axes_of(s, variant.modes)))
+        copy_channel_chunks.mark(sch, channels, *gathered_pieces(s, axes_of(s, variant.modes)))
 
 
 def _product(sch: Schedule, variant: WinogradVariant, decide: Decisions) -> None:

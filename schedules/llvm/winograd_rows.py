@@ -8,46 +8,25 @@ frequencies, which stay in L1, and their inverse transform.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.canonical import CanonicalSpec
-from tvm_conv3d.compute.winograd_rows import WinogradRowsVariant
+from tvm_conv3d.compute.llvm.winograd_rows import WinogradRowsVariant
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm.common import BlockRV, in_registers, keep_in_registers, unroll
-from tvm_conv3d.schedules.llvm.rewrites import overhang, pipeline, rows, stream_stores, transpose
-from tvm_conv3d.schedules.llvm.rules import winograd_rows_rule
+from tvm_conv3d.schedules.llvm.passes import (
+    mask_output_tail,
+    nontemporal_stores,
+    pipeline,
+    transpose_copies,
+    vectorize_row_stores,
+)
 from tvm_conv3d.spec import CHANNELS_LAST
-from tvm_conv3d.targets import CpuTraits
-
-#: Variants that compete while tuning.
-MOST_VARIANTS = 12
 
 #: Multiply-adds of a register tile up to which the taps of height and the channels are unrolled beside it.
 _MOST_UNROLLED = 128
-
-
-def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[WinogradRowsVariant, dict[str, int]] | None:
-    """The variant and the decisions taken where nothing was tuned; None where another algorithm is as good."""
-    variant = winograd_rows_rule.worthwhile(spec, traits)
-    if variant is None:
-        return None
-    stream = stream_stores.outgrows_caches(spec, traits, variant.lanes, _run(variant))
-    return replace(variant, stream=stream), {"depth": 1}
-
-
-def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[WinogradRowsVariant]:
-    """The variants that compete while tuning, the cheapest first; none where rows can't be transformed."""
-    found = [candidate.variant for candidate in winograd_rows_rule.priced(spec, traits)[:MOST_VARIANTS]]
-    streamed = [s for v in found[:2] for s in stream_stores.streaming(spec, v, v.lanes, _run(v))]
-    return [*found, *streamed]
-
-
-def _run(variant: WinogradRowsVariant) -> int:
-    """In channels_first, elements of a row that a register tile stores one after the other."""
-    return variant.tile * variant.columns
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradRowsVariant, decide: Decisions) -> None:
@@ -55,9 +34,9 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradRowsVariant, deci
 
     Decisions: `depth`: output depths for which a frequency is computed before the next one.
     """
-    overhang.mark(sch)
+    mask_output_tail.mark(sch)
     if variant.stream:
-        stream_stores.mark(sch)
+        nontemporal_stores.mark(sch)
     block, depths, depth = _output(sch, variant, decide)
     _product(sch, spec, variant, depths)
     _input(sch, spec, variant, block)
@@ -113,7 +92,7 @@ def _input(sch: Schedule, s: CanonicalSpec, variant: WinogradRowsVariant, at: Lo
     width, channel, lane = sch.get_loops(gather)[-3:]
     if s.data_format != CHANNELS_LAST:
         sch.reorder(channel, lane, width)
-        transpose.mark(sch, lane, width)
+        transpose_copies.mark(sch, lane, width)
     elif s.filters % variant.lanes == 0:
         sch.vectorize(lane)
 
@@ -125,13 +104,13 @@ def _store(sch: Schedule, s: CanonicalSpec, variant: WinogradRowsVariant, depth:
         sch.reverse_compute_at(turned, depth, preserve_unit_loops=True)
         sch.set_scope(turned, 0, "local")
         lane, w = sch.get_loops(turned)[-2:]
-        transpose.mark(sch, w, lane)
+        transpose_copies.mark(sch, w, lane)
     block = sch.get_sblock("out")
     sch.reverse_compute_at(block, depth, preserve_unit_loops=True)
     if not last:
         _, hi, _, lane, w = sch.get_loops(block)[-5:]
         sch.reorder(lane, hi, w)
-        rows.mark(sch, w, s.out_size[2])
+        vectorize_row_stores.mark(sch, w, s.out_size[2])
     else:
         sch.vectorize(sch.get_loops(block)[-1])
 

@@ -12,8 +12,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from tvm_conv3d.bench.machine import THREAD_VARIABLES
 from tvm_conv3d.bench.rows import OURS
+from tvm_conv3d.support.roofline import THREAD_VARIABLES
 
 #: Idle pools give the CPUs back within milliseconds. GNU OpenMP and TVM do so by themselves: told to sleep at once,
 #: they take several times as long for a small layer, and the comparison would be unfair.

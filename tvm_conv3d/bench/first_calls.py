@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tvm_conv3d import folders, reference
-from tvm_conv3d.bench import problem, report
-from tvm_conv3d.bench.layers import Layer
+from tvm_conv3d.bench import report
 from tvm_conv3d.bench.peers.ours import Ours
-from tvm_conv3d.dtypes import numpy_dtype
+from tvm_conv3d.reference import oracle, problem
+from tvm_conv3d.reference.layers import Layer
 from tvm_conv3d.spec import Conv3DSpec, Triple, same_padding
+from tvm_conv3d.support import folders
+from tvm_conv3d.support.dtypes import numpy_dtype
 
 #: The layer that is taken where none is named.
 USUAL = "n1_i24x24x24x16_o32_k3x3x3_s1x1x1_d1x1x1_p1.1x1.1x1.1_g1_ndhwc_float32_bias_relu"
@@ -105,7 +106,7 @@ def _calls(ours: Ours, layer: Layer, specs: Sequence[Conv3DSpec]) -> Iterator[Ca
             result = convolution(x)
             seconds.append(time.perf_counter() - before)
             values = problem.values_at(np.asarray(result), data.positions, spec.data_format)
-            errors.append(reference.relative_error(values, data.expected))
+            errors.append(oracle.relative_error(values, data.expected))
         if spec is not layer.spec:
             algorithm = convolution.plan_for(x.shape).algorithm
             yield Calls(spec, tuple(seconds), tuple(errors), algorithm)

@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
-from tvm_conv3d.bench.machine import Roof
 from tvm_conv3d.bench.rows import Row
 from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.support.roofline import Roof
 
 ITEM_BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tvm_conv3d.bench.rows import Row, Timing
 from tvm_conv3d.bench.stats import Summary, closing
-from tvm_conv3d.targets import available_cpus, cpu_name
+from tvm_conv3d.target.cpu import available_cpus, cpu_name
 
 NOTHING = "-"
 #: Turns of one library on one layer that differ by more than this factor were disturbed by something else.

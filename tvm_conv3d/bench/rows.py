@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tvm_conv3d.bench.layers import Layer
+from tvm_conv3d.reference.layers import Layer
 
 #: Peers that are this package: they are compared, but not what it is measured by where there are others.
 OURS = ("tvm_conv3d", "tuned", "default", "alone", "beside_torch")

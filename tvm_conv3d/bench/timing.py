@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tvm_conv3d.bench import problem
 from tvm_conv3d.bench.client import Client, WorkerError
-from tvm_conv3d.bench.layers import Layer
 from tvm_conv3d.bench.rows import Row, Timing
+from tvm_conv3d.reference import problem
+from tvm_conv3d.reference.layers import Layer
 
 #: Between two turns, for the last one's idle threads to fall asleep.
 PAUSE = 0.02

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tvm_conv3d.bench import peers
-from tvm_conv3d.bench.problem import values_at
+from tvm_conv3d.reference.problem import values_at
 from tvm_conv3d.spec import Conv3DSpec
 
 Answer = dict[str, Any]

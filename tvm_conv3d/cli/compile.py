@@ -25,7 +25,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tvm_conv3d.export import export
+    from tvm_conv3d.deploy.export import export
     from tvm_conv3d.spec import Conv3DSpec
 
     try:

@@ -12,6 +12,6 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tvm_conv3d.doctor import examine
+    from tvm_conv3d.diagnostics.doctor import examine
 
     return examine()

@@ -23,7 +23,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tvm_conv3d.demo.errors import DemoError
-from tvm_conv3d.folders import CACHE_VARIABLE, cache_root
+from tvm_conv3d.support.folders import CACHE_VARIABLE, cache_root
 
 LOCK_SECONDS = 600
 POLL_SECONDS = 0.2

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from tvm_conv3d import Conv3D, tensors
+from tvm_conv3d import Conv3D
 from tvm_conv3d.demo.errors import DemoError
 from tvm_conv3d.demo.graph import Concat, Convolution, MaxPool, Program, Shape, Step, TransposedConvolution
-from tvm_conv3d.runtime import Executor
+from tvm_conv3d.runtime import interchange
+from tvm_conv3d.runtime.executor import Executor
 from tvm_conv3d.spec import DATA_GRADIENT, NO_PADS, Conv3DSpec, Triple, same_padding
 
 #: Told the step and the seconds of its convolution and of all of it.
@@ -95,7 +96,7 @@ class Network:
         if isinstance(step, TransposedConvolution):
             spec, executor = transposed_spec(step, self._shapes[step.sources[0]]), Executor()
             return _Layer(
-                lambda x: executor(spec, tensors.wrap(x), step.kernel, step.bias, version=0),
+                lambda x: executor(spec, interchange.wrap(x), step.kernel, step.bias, version=0),
                 lambda: executor.plan_for(spec),
             )
         return None

@@ -15,18 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_conv3d import records, threads
-from tvm_conv3d.cuda import driver
-from tvm_conv3d.cuda.architectures import gpu_traits
-from tvm_conv3d.targets import (
-    available_cpus,
-    check_runs_here,
-    gpu_target,
-    is_cuda,
-    requested_target,
-    target_key,
-    thread_count,
-)
+from tvm_conv3d.engine import records
+from tvm_conv3d.runtime import threads
+from tvm_conv3d.runtime.compatibility import check_runs_here, gpu_target, requested_target
+from tvm_conv3d.runtime.cuda import driver
+from tvm_conv3d.target.cpu import available_cpus, is_cuda, thread_count
+from tvm_conv3d.target.gpu import gpu_traits
+from tvm_conv3d.target.resolve import target_key
 from tvm_conv3d.tuning import tasks
 from tvm_conv3d.tuning.arguments import address
 from tvm_conv3d.tuning.tasks import Task
@@ -122,9 +117,9 @@ def _run(options: argparse.Namespace, kind: str) -> int:
     os.environ[threads.VARIABLE] = str(thread_count(target))
     threads.set_num_threads(thread_count(target))
     if options.rpc is None and not is_cuda(target):
-        from tvm_conv3d.bench import machine
+        from tvm_conv3d.support import roofline
 
-        run.peak = machine.measure(thread_count(target)).gflops
+        run.peak = roofline.measure(thread_count(target)).gflops
     with _lab(run) as lab:
         return _tune_all(run, lab)
 
@@ -169,8 +164,8 @@ def _list(run: Run) -> None:
     """What a run would tune, and what the records hold."""
     from rich.table import Table
 
-    from tvm_conv3d.plan import DEFAULT_ORIGIN
-    from tvm_conv3d.planner import make_plan
+    from tvm_conv3d.engine.plan import DEFAULT_ORIGIN
+    from tvm_conv3d.engine.planner import make_plan
     from tvm_conv3d.tuning.journal import Journal
 
     out = run.options.out if run.options.out and run.options.out.exists() else None
@@ -234,7 +229,7 @@ def _target(options: argparse.Namespace, kind: str) -> Target:
 
 def _some_gpu() -> str:
     """This machine's GPU, else the newest that code is made for: what the records hold can be told without one."""
-    from tvm_conv3d.cuda.architectures import ARCHITECTURES
+    from tvm_conv3d.target.gpu import ARCHITECTURES
 
     try:
         return f"cuda:{gpu_traits(gpu_target(0)).name}"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tvm_conv3d.compute.argument import OUT, PACK
-from tvm_conv3d.cuda import driver
-from tvm_conv3d.cuda.executor import Kernels, Memory, pack
-from tvm_conv3d.loader import Loaded
+from tvm_conv3d.compute.shared.argument import OUT, PACK
+from tvm_conv3d.runtime.cuda import driver
+from tvm_conv3d.runtime.gpu import Kernels, Memory, pack
+from tvm_conv3d.runtime.loader import Loaded
 
 
 @dataclass

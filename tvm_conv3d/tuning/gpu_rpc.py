@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tvm_conv3d.cuda.architectures import GpuTraits
+from tvm_conv3d.target.gpu import GpuTraits
 from tvm_conv3d.tuning.arguments import address
 from tvm_conv3d.tuning.measure import Bench, Request, perform
 from tvm_conv3d.tuning.rpc import Device, RpcMeasurer
@@ -101,8 +101,8 @@ def _answer(work: Callable[[], dict[str, Any]]) -> str:
 
 
 def _facts(arch: str) -> dict[str, Any]:
-    from tvm_conv3d.cuda import driver
-    from tvm_conv3d.cuda.architectures import known
+    from tvm_conv3d.runtime.cuda import driver
+    from tvm_conv3d.target.gpu import known
 
     driver.check_runs_here(known(arch))
     return {"name": driver.device(0).name}

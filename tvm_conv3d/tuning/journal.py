@@ -12,12 +12,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_conv3d.algorithms import algorithms
-from tvm_conv3d.artifact import PINNED, source_hash, target_text
-from tvm_conv3d.folders import cache_root
-from tvm_conv3d.plan import Plan
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.artifact import PINNED, source_hash, target_text
+from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import target_key, thread_count
+from tvm_conv3d.support.folders import cache_root
+from tvm_conv3d.target.cpu import thread_count
+from tvm_conv3d.target.resolve import target_key
 from tvm_conv3d.tuning.lab import Trial
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tvm_conv3d.artifact import Artifact, target_text
-from tvm_conv3d.build import compile_plan
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.targets import available_cpus, cpu_name
+from tvm_conv3d.engine.artifact import Artifact, target_text
+from tvm_conv3d.engine.build import compile_plan
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.target.cpu import available_cpus, cpu_name
 from tvm_conv3d.tuning import measure
 from tvm_conv3d.tuning.measure import Request
 from tvm_conv3d.tuning.workers import Serve, Worker, WorkerError, answer_requests, ask_all
@@ -196,7 +196,7 @@ def _name(plan: Plan) -> str:
 
 
 def target_of(text: str) -> Target:
-    """The inverse of :func:`tvm_conv3d.artifact.target_text`."""
+    """The inverse of :func:`tvm_conv3d.engine.artifact.target_text`."""
     from tvm.target import Target
 
     return Target(json.loads(text))

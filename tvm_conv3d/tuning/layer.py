@@ -11,14 +11,15 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
-from tvm_conv3d import records
-from tvm_conv3d.bench.problem import TOLERANCE
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import default_plan, make_plan
-from tvm_conv3d.records import FILE_NAME, Record
-from tvm_conv3d.scheduling import schedule
+from tvm_conv3d.engine import records
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import default_plan, make_plan
+from tvm_conv3d.engine.records import FILE_NAME, Record
+from tvm_conv3d.engine.scheduling import schedule
+from tvm_conv3d.reference.problem import TOLERANCE
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import instruction_set, target_key, thread_count
+from tvm_conv3d.target.cpu import thread_count
+from tvm_conv3d.target.resolve import instruction_set, target_key
 from tvm_conv3d.tuning.journal import Journal
 from tvm_conv3d.tuning.lab import Lab, Trial
 from tvm_conv3d.tuning.search import GAIN, Options, Search
@@ -86,7 +87,7 @@ class Tuning:
         spec: the problem.
         lab: where plans are measured.
         options: how long to search.
-        folder: of tuning logs, in which the record is kept; None takes :func:`tvm_conv3d.records.user_logs`.
+        folder: of tuning logs, in which the record is kept; None takes :func:`tvm_conv3d.engine.records.user_logs`.
         report: called after each trial.
 
     Raises:

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from tvm_conv3d import buffers, loader, packing, reference, tensors, threads
-from tvm_conv3d.artifact import MAIN, Artifact
-from tvm_conv3d.bench.problem import choose_positions, values_at
-from tvm_conv3d.compute.argument import OUT, PACK, RESIDUAL, X
-from tvm_conv3d.cuda.image import Image
-from tvm_conv3d.loader import Loaded
-from tvm_conv3d.plan import Plan
+from tvm_conv3d.compute.shared.argument import OUT, PACK, RESIDUAL, X
+from tvm_conv3d.engine.artifact import MAIN, Artifact
+from tvm_conv3d.engine.cuda.image import Image
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.reference.problem import choose_positions, values_at
+from tvm_conv3d.runtime import interchange, loader, output_pool, packing, threads
+from tvm_conv3d.runtime.loader import Loaded
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.tuning.gpu_kernel import GpuKernel
 from tvm_conv3d.tuning.workers import answer_requests
@@ -97,12 +98,12 @@ class Bench:
         """Random data, the same for the same spec."""
         rng = np.random.default_rng(0)
         dtype = np.float64 if spec.dtype == "float64" else np.float32
-        x = tensors.prepare(rng.standard_normal(spec.input_shape, dtype), spec.dtype)
+        x = interchange.prepare(rng.standard_normal(spec.input_shape, dtype), spec.dtype)
         scale = 1 / math.sqrt(math.prod(spec.kernel_shape[:4]))
         kernel = (scale * rng.standard_normal(spec.kernel_shape)).astype(x.dtype)
         bias = rng.standard_normal(spec.filters).astype(x.dtype) if spec.bias else None
         residual = rng.standard_normal(spec.output_shape, dtype).astype(x.dtype) if spec.residual else None
-        return cls(spec, x, kernel, bias, buffers.empty(spec.output_shape, x.dtype), residual)
+        return cls(spec, x, kernel, bias, output_pool.empty(spec.output_shape, x.dtype), residual)
 
     def kernel_of(self, plan: Plan, artifact: Artifact) -> Kernel | GpuKernel:
         """The plan's kernel on this data, into :attr:`out`; weights are packed before."""
@@ -111,7 +112,7 @@ class Bench:
         if Image.recognizes(artifact.object_code):
             return GpuKernel.of(loaded, arrays, self.weights)
         arrays.update(self._packed_weights(plan, loaded))
-        views = {a.name: tensors.exported(arrays[a.name], a.shape) for a in entry.function.arguments}
+        views = {a.name: interchange.exported(arrays[a.name], a.shape) for a in entry.function.arguments}
         flags = [arrays[a.name] for a in entry.function.of("flags")]
         return Kernel(entry.code, entry.function.ordered(views), flags)
 
@@ -139,10 +140,10 @@ class Bench:
         values = values_at(result, positions, self.spec.data_format)
         if not np.isfinite(values.astype(np.float64)).all():
             return math.inf
-        expected = reference.convolve_at(self.spec, self.x, self.kernel, self.bias, positions)
+        expected = oracle.convolve_at(self.spec, self.x, self.kernel, self.bias, positions)
         residual = self.residual
         added = None if residual is None else values_at(residual, positions, self.spec.data_format)
-        return reference.relative_error(values, reference.finish(self.spec, expected, added))
+        return oracle.relative_error(values, oracle.finish(self.spec, expected, added))
 
     def _packed_weights(self, plan: Plan, loaded: Loaded) -> Mapping[str, np.ndarray]:
         """Kernel and bias in the plan's layout, by name."""

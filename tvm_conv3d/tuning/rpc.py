@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from tvm_conv3d import tensors
-from tvm_conv3d.artifact import MAIN, Artifact
-from tvm_conv3d.compute.argument import BIAS, KERNEL, OUT, PACK, PACKED_BIAS, PACKED_KERNEL, Function
+from tvm_conv3d.compute.shared.argument import BIAS, KERNEL, OUT, PACK, PACKED_BIAS, PACKED_KERNEL, Function
+from tvm_conv3d.engine.artifact import MAIN, Artifact
+from tvm_conv3d.runtime import interchange
 from tvm_conv3d.tuning.measure import CONTEST_SECONDS, LEAST_ROUNDS, MOST_ROUNDS, REPEAT_SECONDS, Bench, Request
 from tvm_conv3d.tuning.workers import NoWorkerError, Worker, WorkerError, answer_requests
 
@@ -152,7 +152,7 @@ class CpuDevice(Device):
         device = self._session.cpu()
 
         def upload(function: Function, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-            views = {name: tensors.exportable(array, function[name].shape) for name, array in arrays.items()}
+            views = {name: interchange.exportable(array, function[name].shape) for name, array in arrays.items()}
             return {name: tvm.runtime.tensor(np.ascontiguousarray(view), device) for name, view in views.items()}
 
         main, pack = artifact.functions[MAIN], artifact.functions[PACK]

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tvm_conv3d.algorithms import Algorithm, Variant, algorithms
-from tvm_conv3d.plan import Plan
-from tvm_conv3d.planner import default_plan
+from tvm_conv3d.engine.algorithms import Algorithm, Variant, algorithms
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.targets import traits_of
+from tvm_conv3d.target.resolve import traits_of
 from tvm_conv3d.tuning.journal import Journal
 from tvm_conv3d.tuning.lab import Lab, Trial
 from tvm_conv3d.tuning.space import CostModel, Space

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_conv3d.algorithms import Algorithm, Variant
-from tvm_conv3d.plan import Plan
+from tvm_conv3d.engine.algorithms import Algorithm, Variant
+from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.tuning.lab import Trial
 

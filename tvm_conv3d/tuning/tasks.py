@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvm_conv3d.bench import layers
+from tvm_conv3d.reference import layers
 from tvm_conv3d.spec import Conv3DSpec
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tvm_conv3d import reference
 from tvm_conv3d.bench.peers import Prepared
+from tvm_conv3d.reference import oracle
 from tvm_conv3d.spec import Conv3DSpec
 
 
@@ -23,6 +23,6 @@ class Oracle:
         self, spec: Conv3DSpec, mode: str, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None
     ) -> Prepared:
         def run() -> np.ndarray:
-            return reference.finish(spec, reference.convolve(spec, x, kernel, bias))
+            return oracle.finish(spec, oracle.convolve(spec, x, kernel, bias))
 
         return Prepared(run, np.asarray, "definition")

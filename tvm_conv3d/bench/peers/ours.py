@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tvm_conv3d import post_ops
 from tvm_conv3d.bench.peers import Prepared
-from tvm_conv3d.spec import NO_PADS, Conv3DSpec
+from tvm_conv3d.spec import NO_PADS, Conv3DSpec, post_ops
 
 #: Elements of what is computed between two calls: enough for torch to take several threads.
 _BETWEEN = 1 << 17
@@ -60,7 +59,7 @@ class Untuned(Ours):
     """The same with the default plans, whatever records there are."""
 
     def __init__(self, threads: int) -> None:
-        from tvm_conv3d import records
+        from tvm_conv3d.engine import records
 
         os.environ[records.LOGS_VARIABLE] = records.NO_LOGS
         super().__init__(threads)

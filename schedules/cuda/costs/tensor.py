@@ -1,0 +1,69 @@
+"""The default tile of the implicit matrix product on tensor cores, where nothing was tuned."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import replace
+
+from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.schedules.cuda.costs.tile_cost import cheapest_first, in_parts, is_flat, nanoseconds
+from tvm_conv3d.spec import CHANNELS_LAST
+from tvm_conv3d.target.gpu import GpuTraits
+
+#: Cells and filters of a tile, warps along each. The sums of a tile must fit into shared memory beside two steps.
+TILES = (
+    (128, 64, 4, 2),
+    (64, 128, 2, 4),
+    (64, 64, 2, 2),
+    (128, 32, 4, 1),
+    (32, 64, 1, 4),
+    (64, 32, 4, 1),
+    (32, 32, 2, 1),
+    (64, 16, 4, 1),
+    (16, 32, 1, 2),
+)
+
+#: Terms of the reduction that are gathered at a time.
+_STEP = 32
+
+#: Channels, and filters, of a group from which on tensor cores are taken: fewer leave most of a product to padding.
+_LEAST_TERMS, _LEAST_FILTERS = 16, 9
+
+
+def candidates(spec: CanonicalSpec, traits: GpuTraits) -> list[TensorVariant]:
+    """Variants for `spec`, the cheapest first; none where tensor cores are no help."""
+    terms = math.prod(spec.kernel) * spec.group_channels
+    if not traits.has_tensor_cores(spec.dtype) or terms < _LEAST_TERMS or spec.set_filters < _LEAST_FILTERS:
+        return []
+    costs: dict[TensorVariant, float] = {}
+    for cells, filters, warps_cells, warps_filters in TILES:
+        variant = fitted(spec, TensorVariant(cells, filters, _STEP, warps_cells, warps_filters))
+        # each warp reads its factors from shared memory: the fewer, the larger its tile
+        share = 0.7 / (1 + 16 * warps_cells / cells / 4 + 16 * warps_filters / filters / 4)
+        price = functools.partial(nanoseconds, spec, traits, item=2, tensor=True, share=share)
+        costs |= in_parts(spec, traits, variant, price)
+    return [variant for variant, _ in cheapest_first(costs)]
+
+
+def fitted(spec: CanonicalSpec, variant: TensorVariant) -> TensorVariant:
+    """`variant` with the reduction and the vector of channels that suit `spec`."""
+    last = spec.data_format == CHANNELS_LAST
+    vector = max(v for v in (1, 2, 4, 8) if spec.group_channels % v == 0 and v <= (8 if last else 1))
+    return replace(variant, flat=is_flat(spec, variant.step), vector=vector)
+
+
+#: Variants that compete while tuning.
+MOST_VARIANTS = 8
+
+
+def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[TensorVariant, dict[str, int]] | None:
+    """The variant and the decisions taken where nothing was tuned; None where tensor cores are no help."""
+    found = candidates(spec, traits)
+    return (found[0], {}) if found else None
+
+
+def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[TensorVariant]:
+    """The variants that compete while tuning, the default's first."""
+    return candidates(spec, traits)[:MOST_VARIANTS]

@@ -1,0 +1,122 @@
+"""A cost model of matrix products in tiles, by which default tiles are chosen where nothing was tuned.
+
+The busiest multiprocessor computes ceil(blocks / multiprocessors) tiles. Each takes the time of its arithmetic at the
+published peak, of the index arithmetic of its gather, and of its traffic with the second-level cache. The constants are
+published or usual figures; the model has not been fitted to measurements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from tvm_conv3d.compute.cuda.implicit_gemm import Cut, GemmVariant, extents_of
+from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.schedules.decisions import divisors
+from tvm_conv3d.target.gpu import GpuTraits
+
+V = TypeVar("V", GemmVariant, TensorVariant)
+
+#: Bytes a nanosecond between one multiprocessor and the second-level cache.
+_CACHE_BANDWIDTH = 40.0
+
+#: Cost of finding one gathered vector's place and conditions, in floating-point operations.
+_GATHER = 40.0
+
+#: What a multiprocessor loses while one block alone, or few, wait for their own loads.
+_ALONE, _FEW = 1.5, 1.2
+
+#: Nanoseconds of a further launch and of the GPU's running empty before it.
+LAUNCH = 3000.0
+
+#: Parts of a reduction, at most, and terms of a part, at least.
+MOST_PARTS, LEAST_TERMS = 64, 128
+
+#: What needs several kernels must be cheaper by this factor than one kernel, as both are estimates.
+ADVANTAGE = 0.7
+
+#: Share of a reduction that may be padding before taps and channels are flattened.
+_MOST_WASTE = 0.2
+
+
+def is_flat(spec: CanonicalSpec, step: int) -> bool:
+    """Whether taps and channels are one index of the reduction, as steps of channels alone would be much padding."""
+    waste = 1 - spec.group_channels / (-(-spec.group_channels // step) * step)
+    return waste > _MOST_WASTE and math.prod(spec.kernel) > 1
+
+
+def nanoseconds(spec: CanonicalSpec, traits: GpuTraits, variant: Cut, item: int, tensor: bool, share: float) -> float:
+    """The modelled time of a whole convolution.
+
+    Args:
+        spec: the problem.
+        traits: the GPU.
+        variant: what it is cut into.
+        item: bytes of a factor.
+        tensor: whether tensor cores multiply.
+        share: of the peak that a tile of this kind can reach.
+    """
+    e = extents_of(spec, variant)
+    cells, filters, parts = variant.cells, variant.filters, variant.parts
+    terms = e.turns * variant.step // parts
+    blocks = e.planes * spec.sets * e.cell_blocks * e.filter_blocks * parts
+    product = of_tiles(traits, blocks, cells, filters, terms, item, variant.vector, tensor, share)
+    if parts == 1:
+        return product
+    # sums, which are never of a half type, are written and read
+    moved = 2 * max(4, item) * blocks * cells * filters
+    return product + LAUNCH + moved / traits.gigabytes
+
+
+def in_parts(spec: CanonicalSpec, traits: GpuTraits, variant: V, price: Callable[[V], float]) -> dict[V, float]:
+    """`variant`, and where it has fewer tiles than the GPU has multiprocessors its best cut into parts, with prices."""
+    e = extents_of(spec, variant)
+    found = {variant: price(variant)}
+    blocks = e.planes * spec.sets * e.cell_blocks * e.filter_blocks
+    cuts = [p for p in divisors(e.turns) if 1 < p <= MOST_PARTS and e.turns // p * variant.step >= LEAST_TERMS]
+    if blocks < traits.multiprocessors and cuts:
+        priced = {cut: price(cut) for cut in (replace(variant, parts=p) for p in cuts)}
+        best = min(priced, key=lambda cut: priced[cut])
+        found[best] = priced[best]
+    return found
+
+
+def cheapest_first(costs: dict[V, float]) -> list[tuple[V, float]]:
+    """Variants with their prices; those in parts stand after those in one that are not much dearer."""
+    return sorted(costs.items(), key=lambda pair: pair[1] if pair[0].parts == 1 else pair[1] / ADVANTAGE)
+
+
+def of_tiles(
+    traits: GpuTraits,
+    blocks: int,
+    cells: int,
+    filters: int,
+    terms: int,
+    item: int,
+    vector: int,
+    tensor: bool,
+    share: float,
+) -> float:
+    """The modelled time of `blocks` tiles of cells by filters with sums of `terms`, gathered `vector` at a time."""
+    # operations a nanosecond of one multiprocessor
+    plain = 1e3 * traits.teraflops / traits.multiprocessors
+    if item == 8:
+        plain /= 2
+    peak = 1e3 * traits.tensor_teraflops / traits.multiprocessors if tensor else plain
+    arithmetic = 2 * cells * filters * terms / (peak * share)
+    gather = _GATHER * cells * terms / vector / plain
+    traffic = item * (terms * (cells + filters) + cells * filters) / _CACHE_BANDWIDTH
+    busiest = math.ceil(blocks / traits.multiprocessors)
+    waiting = _ALONE if busiest == 1 else _FEW if busiest < 4 else 1.0
+    return busiest * waiting * (arithmetic + gather + traffic)
+
+
+def share_of_registers(sums: int) -> float:
+    """The share of the peak that threads with so many sums in registers can reach.
+
+    Every product reads its factors from shared memory: the fewer, the larger a thread's tile.
+    """
+    return 1 / (1 + 2 / math.sqrt(sums))

@@ -1,0 +1,121 @@
+"""Which variants of the depthwise convolution there are on a CPU, what they cost, and which one is taken untuned."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tvm_conv3d.compute.llvm.depthwise import DepthwiseVariant, applies, period
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.schedules.decisions import divisors
+from tvm_conv3d.schedules.llvm.costs import grouped, streaming
+from tvm_conv3d.schedules.llvm.costs.tile_rule import TASKS_PER_THREAD
+from tvm_conv3d.target.cpu import CpuTraits
+
+#: Cycles of loading a vector of input, most of which cross a cache line, and of copying one into the task's buffer.
+_LOAD, _COPY = 3.0, 6.0
+
+
+#: How much longer a task takes whose rows end within a vector, which is stored in part.
+_OVERHANG = 1.1
+
+
+#: What the cost model of :mod:`grouped` expects for the same time, of what this one does. Fitted to 19 layers of odd
+#: channels.
+_GROUPED_EXPECTS = 0.75
+
+
+#: Variants that compete while tuning.
+_MOST_VARIANTS = 10
+
+
+def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[DepthwiseVariant, dict[str, int]] | None:
+    """The variant and the decisions taken where nothing was tuned; None where :mod:`grouped` is as good."""
+    if not applies(spec) or spec.channels % traits.lanes(spec.accumulator) == 0:
+        return None
+    cheapest = _candidates(spec, traits)[0]
+    if grouped.cycles(spec, traits) < _GROUPED_EXPECTS * _cost(spec, traits, cheapest)[2]:
+        return None
+    return cheapest.variant, {"depth": cheapest.depth, "rows": cheapest.row_tiles}
+
+
+def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[DepthwiseVariant]:
+    """The variants that compete while tuning, the cheapest first; none where the layer is not depthwise."""
+    if not applies(spec):
+        return []
+    candidates = (candidate.variant for candidate in _candidates(spec, traits))
+    found = list(itertools.islice(dict.fromkeys(candidates), _MOST_VARIANTS))
+    return [*found, *(streamed for variant in found[:2] for streamed in streaming.streaming(spec, variant, 1))]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A variant with the depths and row tiles of a task."""
+
+    variant: DepthwiseVariant
+    depth: int
+    row_tiles: int
+
+
+def _candidates(s: CanonicalSpec, traits: CpuTraits) -> list[_Candidate]:
+    """All tiles and tasks, the cheapest first; last those whose copy overflows half of L2 or that are too few."""
+    lanes = traits.lanes(s.accumulator)
+    depth, height, width = s.out_size
+    row_parts = list(dict.fromkeys(_row_parts(s, lanes, -(-width * s.channels // lanes))))
+
+    found = [
+        _Candidate(DepthwiseVariant(lanes, rows, vectors), d, h)
+        for rows in range(1, max(1, min(height, _most_rows(traits))) + 1)
+        for d, h in itertools.product(divisors(depth), divisors(-(-height // rows)))
+        for vectors in row_parts
+    ]
+    return sorted(found, key=lambda candidate: _cost(s, traits, candidate))
+
+
+def _cost(s: CanonicalSpec, traits: CpuTraits, candidate: _Candidate) -> tuple[bool, bool, float, int]:
+    """What candidates are sorted by; the third is the layer's cycles."""
+    variant, (_, height, width) = candidate.variant, s.out_size
+    row = variant.vectors * variant.lanes
+    parts = -(-width * s.channels // row)
+    tasks = s.batch * (s.out_size[0] // candidate.depth) * (-(-height // variant.rows) // candidate.row_tiles) * parts
+    copied = _copied_vectors(s, candidate)
+    whole = width * s.channels % row == 0
+    cells = candidate.depth * candidate.row_tiles * variant.vectors
+    compute = cells * s.kernel[0] * s.kernel[2] * _step(s, traits, variant.rows) * (1 if whole else _OVERHANG)
+    too_large = copied * traits.vector_bits // 8 > traits.l2 // 2
+    too_few = tasks < TASKS_PER_THREAD * traits.cores
+    return too_few, too_large, tasks * (compute + _COPY * copied), -variant.vectors
+
+
+def _most_rows(traits: CpuTraits) -> int:
+    return 12 if traits.registers >= 32 else 6
+
+
+def _step(s: CanonicalSpec, traits: CpuTraits, rows: int) -> float:
+    """Cycles of a register tile for each tap of depth and width."""
+    taps = s.kernel[1]
+    loaded = min((rows - 1) * s.strides[1] + taps, rows * taps)
+    # sums and weights that find no register are loaded and stored each time
+    spilled = max(0, rows + taps + 2 - traits.registers)
+    return max(rows * taps, _LOAD * loaded + taps) + 2 * taps * spilled
+
+
+def _copied_vectors(s: CanonicalSpec, candidate: _Candidate) -> float:
+    """Vectors of input that a task copies."""
+    variant = candidate.variant
+    along_d = (candidate.depth - 1) * s.strides[0] + s.window[0]
+    along_h = (candidate.row_tiles * variant.rows - 1) * s.strides[1] + s.window[1]
+    along_w = variant.vectors + (s.window[2] - 1) // s.strides[2] * s.channels / variant.lanes
+    return along_d * along_h * along_w * s.strides[2]
+
+
+def _row_parts(s: CanonicalSpec, lanes: int, whole: int) -> Iterator[int]:
+    """Vectors of a row that a task may take: all, or equal parts, of whole cells where columns are strided."""
+    unit = period(s, lanes) if s.strides[2] > 1 else 1
+    yield whole
+    for parts in range(2, min(whole, 32) + 1):
+        size = -(-math.ceil(whole / parts) // unit) * unit
+        if size < whole:
+            yield size

@@ -1,0 +1,212 @@
+"""What a Winograd variant costs: a model that is linear in what the variant does.
+
+Cycles on one core are the sum of the amounts below times :data:`COSTS`, which `scripts/fit_costs.py` fits to the trials
+that tuning keeps. The direct convolution is priced by the same measure.
+
+    product          multiply-adds of vectors in the frequencies' matrix products, by the register tile's cost
+    transform        multiply-adds of vectors in the transforms, forth and back
+    copy             vectors of the gathered input and of the stored output
+    element          numbers of the gathered input that are copied one by one, as groups that take turns fill no vectors
+    piece            the same of those that are copied in pieces, as channels fill no vectors
+    own_l2, own_l3,  bytes of a task's own data, written and read once, where L2 holds them, where half of L3 holds
+    own_memory       those of all cores, and where it does not
+    weights_l3       bytes of weights that are read anew, for each task, from L3
+    waiting          cycles for weights from memory, beyond those of the products that are done meanwhile
+    memory           bytes of input and output
+    task             tasks
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+from tvm_conv3d.compute.llvm.winograd import WinogradVariant, side_by_side
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.compute.shared.cook_toom import transforms
+from tvm_conv3d.compute.shared.filter_packing import FilterVectors
+from tvm_conv3d.compute.shared.winograd_axes import axes_of
+from tvm_conv3d.schedules.llvm.costs.tile_rule import (
+    WIDTH_PENALTY,
+    best_tile,
+    bytes_moved,
+    seen_share,
+    share_of_vector,
+    step_cycles,
+    worthwhile_sharing,
+)
+from tvm_conv3d.spec import CHANNELS_LAST, Triple
+from tvm_conv3d.target.cpu import CpuTraits
+
+#: Cycles for one of each.
+COSTS = {
+    "product": 1.0,
+    "transform": 0.25,
+    "copy": 4.5,
+    "element": 0.6,
+    "piece": 0.3,
+    "own_l2": 0.14,
+    "own_l3": 0.85,
+    "own_memory": 1.3,
+    "weights_l3": 0.028,
+    "waiting": 1.0,
+    "memory": 0.2,
+    "task": 400.0,
+}
+
+#: Cycles for a byte of weights from memory, while all cores read, and share of L3 that may be filled with what stays.
+_WEIGHTS, _SHARE_OF_L3 = 0.13, 0.5
+
+#: Cells that the start of a row costs as much as, in channels_first: each row of a channel lies in a page of its own.
+_ROW = 40.0
+
+#: Cells of a row from which on a direct convolution's tasks are no longer.
+_LONG_ROW = 64
+
+
+def amounts(s: CanonicalSpec, traits: CpuTraits, variant: WinogradVariant) -> dict[str, float]:
+    """How much of each a core does."""
+    return Tasks(s, traits, variant).amounts(variant.block, variant.columns)
+
+
+class Tasks:
+    """What tasks of any size cost: some thousand are compared, so that what they share is worked out once.
+
+    Args:
+        s: the problem.
+        traits: the CPU.
+        variant: its block and columns do not matter.
+    """
+
+    def __init__(self, s: CanonicalSpec, traits: CpuTraits, variant: WinogradVariant) -> None:
+        axes = axes_of(s, variant.modes)
+        blocks = FilterVectors.of(s, variant)
+        width = variant.vectors * variant.lanes
+        self._s, self._traits, self._tile = s, traits, variant.tile
+        self._vectors, self._lanes = variant.vectors, variant.lanes
+        self._axes, self._cells = axes, axes.cells(variant.tile)
+        self._part = axes.part_size(s.out_size)
+        self._filters = blocks.sharing * blocks.blocks * width
+        self._channels = -(-axes.channels // variant.lanes) * variant.lanes
+        self._share = _share(s, traits, variant.lanes)
+        self._frequencies = math.prod(self._cells)
+        self._products = self._frequencies * (axes.channels // s.groups) * (self._filters // width)
+        self._weights = 4.0 * self._frequencies * (axes.channels // s.groups) * self._filters
+        self._own = 4.0 * self._frequencies * (self._channels + self._filters)
+        self._parts = s.batch * math.prod(axes.parts)
+        self._in_pieces = bool(side_by_side(s, variant) % variant.lanes)
+        self._entries = [_entries(size) for size in zip(variant.tile, axes.taps, axes.strides, strict=True)]
+        self._memory = bytes_moved(s) / traits.cores
+
+    def cycles(self, block: Triple, columns: int) -> float:
+        """Estimated cycles on each core, for tasks of `block` tiles in register tiles of `columns`."""
+        return sum(COSTS[name] * amount for name, amount in self.amounts(block, columns).items())
+
+    def amounts(self, block: Triple, columns: int) -> dict[str, float]:
+        """How much of each a core does."""
+        traits, tiles = self._traits, math.prod(block)
+        groups = [-(-o // (m * b)) for o, m, b in zip(self._part, self._tile, block, strict=True)]
+        rounds = -(-self._parts * math.prod(groups) // traits.cores)
+        step = step_cycles(columns, self._vectors, self._share) / columns
+        own = self._own * tiles
+        of_task = {
+            "product": self._products * tiles * step,
+            # loops over a row of tiles cost as much to start as half a tile
+            "transform": self._transform_steps(block) * self._share * (1 + 0.5 / block[2]),
+            **self._copied(block, tiles),
+            _place_of_own(traits, own): own,
+            "task": 1.0,
+        }
+        if self._weights > _SHARE_OF_L3 * traits.l3:
+            # register tiles after the first find the weights of a frequency in the core's own caches
+            of_task["waiting"] = _waiting(of_task["product"] * columns / tiles, self._weights)
+        elif self._weights > traits.l2 / 2:
+            of_task["weights_l3"] = self._weights
+        return {**{name: rounds * amount for name, amount in of_task.items()}, "memory": self._memory}
+
+    def _copied(self, block: Triple, tiles: int) -> dict[str, float]:
+        """What a task reads, writes, or both, without multiplying it."""
+        s, share, lanes = self._s, self._share, self._lanes
+        cells = self._axes.cells([b * m for b, m in zip(block, self._tile, strict=True)])
+        gathered = math.prod(cells) * self._channels
+        stored = tiles * math.prod(self._tile) * self._filters
+        if s.data_format != CHANNELS_LAST:
+            # transposed on the way, each row of a channel by itself
+            row = block[2] * self._tile[2]
+            return {"copy": (3 * gathered + 2 * stored + (gathered + stored) * _ROW / row) * share / lanes}
+        if self._in_pieces:
+            return {"copy": stored * share / lanes, "piece" if s.groups == 1 else "element": gathered}
+        return {"copy": (2 * gathered + stored) * share / lanes}
+
+    def _transform_steps(self, block: Triple) -> float:
+        """Vector multiply-adds of a task's transforms."""
+        steps = 0.0
+        # a row of tiles is transformed by itself: rows that two of them share are transformed twice
+        cells = [b * n for b, n in zip(block, self._cells, strict=True)]
+        for stage, vectors in enumerate((self._channels // self._lanes, self._filters // self._lanes)):
+            for axis, b in enumerate(block):
+                if self._cells[axis] > 1:
+                    rest = math.prod(cells) // cells[axis]
+                    steps += rest * b * self._entries[axis][stage] * vectors
+                    if stage:
+                        cells[axis] = b * self._tile[axis]
+        return steps
+
+
+def _place_of_own(traits: CpuTraits, own: float) -> str:
+    """Where a task's own data of so many bytes is kept."""
+    if own <= traits.l2:
+        return "own_l2"
+    return "own_l3" if own * traits.cores <= _SHARE_OF_L3 * traits.l3 else "own_memory"
+
+
+def direct_cycles(s: CanonicalSpec, traits: CpuTraits) -> float:
+    """Cycles of the direct convolution on each core, by the same measure."""
+    sharing = worthwhile_sharing(s, traits)
+    tile = best_tile(s, traits, s.group_filters, sharing=sharing)
+    depth, height, width = s.out_size
+    tiles = s.batch * depth * -(-height // tile.rows) * -(-width // tile.columns)
+    if sharing is not None:
+        vectors = sharing.cycles(s, traits)
+    else:
+        vectors = s.groups * -(-s.group_filters // (tile.vectors * tile.lanes)) * tile.vectors
+        vectors *= WIDTH_PENALTY[tile.vectors] * share_of_vector(traits, s, tile.lanes)
+    seen = seen_share(s, 0) * (seen_share(s, 1) if tile.rows == 1 else 1)
+    terms = math.prod(s.kernel) * s.group_channels
+    copied = float(math.prod(s.output_shape))
+    if s.window != (1, 1, 1):
+        copied += 2 * math.prod(s.input_shape)
+    if s.data_format != CHANNELS_LAST:
+        both = math.prod(s.input_shape) + math.prod(s.output_shape)
+        copied += both * (1 + _ROW / min(width, _LONG_ROW))
+    product = tiles * tile.rows * tile.columns * vectors * terms * seen
+    done = {
+        "product": product,
+        "copy": copied * _share(s, traits, tile.lanes) / tile.lanes,
+        "memory": bytes_moved(s),
+    }
+    weights = 4.0 * terms * s.filters
+    if weights > _SHARE_OF_L3 * traits.l3:
+        done["waiting"] = _waiting(product, traits.cores * weights)
+    if 4.0 * terms * tile.vectors * tile.lanes > traits.l2 / 2:
+        # each tile reads its weights anew, from behind the core's own cache
+        done["weights_l3"] = tiles * weights * seen
+    return sum(COSTS[name] * amount for name, amount in done.items()) / traits.cores
+
+
+def _share(s: CanonicalSpec, traits: CpuTraits, lanes: int) -> float:
+    """What an operation on `lanes` costs; of groups that share vectors, narrow ones are no better than whole ones."""
+    return share_of_vector(traits, s, lanes) if s.groups == 1 else 1.0
+
+
+def _waiting(product: float, weights: float) -> float:
+    """What weights from memory add to the cycles of products: the longer of both, nearly. Fitted to 13 last stages."""
+    return math.hypot(product, _WEIGHTS * weights) - product
+
+
+@functools.cache
+def _entries(size: tuple[int, int, int]) -> tuple[int, int]:
+    """Numbers that are not zero in the transforms of inputs and of outputs."""
+    output, _, data = transforms(*size)
+    forth, back = (sum(number != 0 for row in matrix for number in row) for matrix in (data, output))
+    return forth, back

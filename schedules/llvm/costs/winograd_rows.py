@@ -1,0 +1,154 @@
+"""Which tiles and tasks Winograd along rows takes where nothing was tuned, and whether it is worth it at all.
+
+The cost of a vector of outputs in cycles, with n = m + k - 1 frequencies for m outputs:
+
+    n / m * taps of depth and height * channels * TAP   products
+    n / m * PRODUCT                                     their way through L1, and the inverse transform
+    n / m * halo * CELL                                 copying and transforming the input, cells of the halo, too
+    VECTOR                                              bias, activation and store
+
+beside taps * channels * TAP + VECTOR by the definition. Cells of overhanging tasks count like all others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from tvm_conv3d.compute.llvm.winograd_rows import WinogradRowsVariant, applies, error_bound, groups_of_cells
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.compute.shared.cook_toom import MOST_TAPS_AND_OUTPUTS
+from tvm_conv3d.compute.shared.stages import window_extents
+from tvm_conv3d.schedules.llvm.costs import streaming, winograd_rows
+from tvm_conv3d.schedules.llvm.costs.priced import Priced
+from tvm_conv3d.schedules.llvm.costs.tile_rule import TASKS_PER_THREAD, fitting_lanes
+from tvm_conv3d.schedules.llvm.costs.winograd import ERROR_LIMIT
+from tvm_conv3d.spec import CHANNELS_LAST
+from tvm_conv3d.target.cpu import CpuTraits
+
+#: Cycles, measured on depthwise layers of 24 to 192 channels with kernels of 3 to 7 (Zen 4).
+_TAP, _PRODUCT, _CELL, _VECTOR = 1.15, 6.0, 8.0, 25.0
+
+#: Columns of a piece of a row in channels_first that take as long to copy as it takes to get to it.
+_ROW = 20
+
+#: The estimate, which is hopeful where tasks are small, must be below that of the definition by this factor.
+_ADVANTAGE = 0.75
+
+#: Output cells of a tile; longer ones take more than 1.5 s to compile for 7 taps.
+_TILES = (2, 4)
+
+#: Rows and columns of the register tiles, for many registers and for few.
+_REGISTER_TILES = {32: ((8, 2), (4, 2), (4, 4), (8, 1)), 16: ((4, 1), (4, 2), (2, 2))}
+
+#: Depths and rows, and tiles of a row, in a task, at most.
+_DEPTHS, _ROWS, _COLUMNS = (1, 2, 4, 8, 16), (4, 8, 16), (2, 4, 8)
+
+
+def priced(spec: CanonicalSpec, traits: CpuTraits) -> list[Priced[WinogradRowsVariant]]:
+    """The variants within the error limit, the cheapest first; empty where rows can't be transformed."""
+    if not applies(spec) or spec.accumulator != "float32" or spec.group_filters >= traits.lanes(spec.accumulator):
+        return []
+    found = [Priced(v, _cycles(spec, traits, v)) for v in _candidates(spec, traits) if _fits(spec, traits, v)]
+    return sorted(found, key=lambda candidate: (candidate.cycles, *_equals(spec, candidate.variant)))
+
+
+def worthwhile(spec: CanonicalSpec, traits: CpuTraits) -> WinogradRowsVariant | None:
+    """The cheapest variant, or None where the definition is as good."""
+    found = priced(spec, traits)
+    if not found or found[0].cycles > _ADVANTAGE * _cycles_of_definition(spec, traits):
+        return None
+    return found[0].variant
+
+
+def _equals(s: CanonicalSpec, variant: WinogradRowsVariant) -> tuple[bool, int]:
+    """What variants of equal cost are sorted by: in channels_first, whole vectors along the rows of a tile, depth."""
+    if s.data_format == CHANNELS_LAST:
+        return False, 0
+    return variant.tile * variant.columns % variant.lanes != 0, -variant.block[0]
+
+
+def _candidates(s: CanonicalSpec, traits: CpuTraits) -> Iterator[WinogradRowsVariant]:
+    """All tiles within the error limit, in all tasks of which no whole register tile overhangs."""
+    lanes = fitting_lanes(traits, s.accumulator, s.filters)
+    unrounded, (depth, height, width) = replace(s, dtype=s.accumulator), s.out_size
+    for m in _TILES:
+        if m + s.kernel[2] > MOST_TAPS_AND_OUTPUTS:
+            continue
+        if error_bound(unrounded, WinogradRowsVariant(m, (1, 1, 1), lanes, 1, 1)) > ERROR_LIMIT:
+            continue
+        tiles = -(-width // m)
+        for vectorize_row_stores, columns in _REGISTER_TILES[min(32, traits.registers)]:
+            for d, h, w in itertools.product(_DEPTHS, _ROWS, _COLUMNS):
+                if (
+                    d < 2 * depth
+                    and h < height + vectorize_row_stores
+                    and w < tiles + columns
+                    and h % vectorize_row_stores == w % columns == 0
+                ):
+                    variant = WinogradRowsVariant(m, (d, h, w), lanes, vectorize_row_stores, columns)
+                    few = math.prod(_tasks(s, variant)[:-1]) < TASKS_PER_THREAD * traits.cores
+                    yield replace(variant, parallel_blocks=few)
+
+
+def _tasks(s: CanonicalSpec, variant: WinogradRowsVariant) -> tuple[int, ...]:
+    """Samples, tasks along each axis, blocks of filters."""
+    return s.batch, *groups_of_cells(s, variant), -(-s.filters // variant.lanes)
+
+
+def _own_bytes(s: CanonicalSpec, variant: WinogradRowsVariant) -> int:
+    """Of the transformed input of a task's block of filters."""
+    window = window_extents(s, (*variant.block[:2], 1))[:2]
+    frequencies = variant.tile + s.kernel[2] - 1
+    return 4 * math.prod(window) * frequencies * variant.block[2] * s.group_channels * variant.lanes
+
+
+def _fits(s: CanonicalSpec, traits: CpuTraits, variant: WinogradRowsVariant) -> bool:
+    # channels_first: longer rows are worth more
+    return _own_bytes(s, variant) <= traits.l2 * (1 if s.data_format == CHANNELS_LAST else 2)
+
+
+def _cycles(s: CanonicalSpec, traits: CpuTraits, variant: WinogradRowsVariant) -> float:
+    frequencies = variant.tile + s.kernel[2] - 1
+    window = window_extents(s, (*variant.block[:2], 1))[:2]
+    vectorize_row_stores = math.prod(variant.block[:2])
+    products = vectorize_row_stores * (math.prod(s.kernel[:2]) * s.group_channels * _TAP + _PRODUCT)
+    # channels_first: short pieces of the rows of many channels
+    short = 1 + _ROW / (variant.block[2] * variant.tile) if s.data_format != CHANNELS_LAST else 1
+    transformed = math.prod(window) * s.group_channels * _CELL * short
+    stored = vectorize_row_stores * variant.tile * _VECTOR
+    tasks = math.prod(_tasks(s, variant))
+    rounds = -(-tasks // traits.cores) if variant.parallel_blocks else tasks / traits.cores
+    return rounds * variant.block[2] * (frequencies * (products + transformed) + stored)
+
+
+def _cycles_of_definition(s: CanonicalSpec, traits: CpuTraits) -> float:
+    vectors = s.batch * math.prod(s.out_size) * -(-s.filters // fitting_lanes(traits, s.accumulator, s.filters))
+    return vectors * (math.prod(s.kernel) * s.group_channels * _TAP + _VECTOR) / traits.cores
+
+
+#: Variants that compete while tuning.
+MOST_VARIANTS = 12
+
+
+def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[WinogradRowsVariant, dict[str, int]] | None:
+    """The variant and the decisions taken where nothing was tuned; None where another algorithm is as good."""
+    variant = winograd_rows.worthwhile(spec, traits)
+    if variant is None:
+        return None
+    stream = streaming.outgrows_caches(spec, traits, variant.lanes, _run(variant))
+    return replace(variant, stream=stream), {"depth": 1}
+
+
+def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[WinogradRowsVariant]:
+    """The variants that compete while tuning, the cheapest first; none where rows can't be transformed."""
+    found = [candidate.variant for candidate in winograd_rows.priced(spec, traits)[:MOST_VARIANTS]]
+    streamed = [s for v in found[:2] for s in streaming.streaming(spec, v, v.lanes, _run(v))]
+    return [*found, *streamed]
+
+
+def _run(variant: WinogradRowsVariant) -> int:
+    """In channels_first, elements of a row that a register tile stores one after the other."""
+    return variant.tile * variant.columns

@@ -1,0 +1,66 @@
+"""Copies of channels that do not fill vectors, piece by piece: each lies in a row, in the input as in the copy.
+
+Where taps or phases became channels, the channels of a gathered cell are those of some input cells, one after the
+other. As one loop, each number would be copied by itself, its place found by divisions. A schedule marks that loop; it
+becomes one over pieces, each copied by vectors (:mod:`transpose`). Of an input cell all channels are there or none, so
+that a piece is bounded by whole cells.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import ir, sym, tirx
+from tvm.s_tir import Schedule
+
+from tvm_conv3d.schedules import index_analysis
+from tvm_conv3d.schedules.decisions import LoopRV
+from tvm_conv3d.schedules.llvm.passes import marks, transpose_copies
+from tvm_conv3d.schedules.llvm.passes.llvm_functions import with_calls
+from tvm_conv3d.target.cpu import CpuTraits
+
+#: Annotation of a loop over the channels of a gathered cell: numbers of a piece, of an input cell, of all pieces.
+PIECES = "tvm_conv3d.pieces"
+
+
+def mark(sch: Schedule, channels: LoopRV, piece: int, cell: int, count: int) -> None:
+    """Marks a loop over the channels of a gathered cell.
+
+    Args:
+        sch: the schedule.
+        channels: the loop; behind all pieces it stores zeros.
+        piece: neighbouring numbers, those of some input cells.
+        cell: numbers of an input cell.
+        count: pieces.
+    """
+    sch.annotate(channels, PIECES, [piece, cell, count])
+
+
+@marks.function_pass("copy_channel_pieces", PIECES)
+def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A function lowered to loops, with marked copies as calls, for the target in whose scope this runs."""
+    return with_calls(function, (PIECES,), calls)
+
+
+def calls(loop: tirx.For, traits: CpuTraits, texts: dict[str, str]) -> Any:
+    """What does the work of a marked loop; the functions that it calls are added to `texts`."""
+    piece, cell, count = map(int, loop.annotations[PIECES])
+    if not isinstance(loop.body, tirx.BufferStore):
+        return marks.without(loop, PIECES)
+    number, within = ir.Var("piece", "int32"), ir.Var("within", "int32")
+    analyzer = sym.Analyzer()
+    analyzer.bind(number, ir.Range(0, count))
+    analyzer.bind(within, ir.Range(0, piece))
+    store = index_analysis.put_all(loop.body, {loop.loop_var: number * piece + within})
+    store = tirx.BufferStore(
+        store.buffer, analyzer.simplify(store.value), [analyzer.simplify(index) for index in store.indices]
+    )
+    row = tirx.For(within, 0, piece, tirx.ForKind.SERIAL, store, annotations={transpose_copies.COPIES: 1})
+    copied = transpose_copies.calls(row, traits, texts, cell)
+    done = [tirx.For(number, 0, count, tirx.ForKind.SERIAL, copied)]
+    rest = int(loop.extent) - piece * count
+    if rest:
+        var, zero = loop.loop_var, tirx.const(0, str(store.buffer.dtype))
+        behind = tirx.BufferStore(store.buffer, zero, loop.body.indices)
+        done.append(tirx.For(var, tirx.const(piece * count, str(var.ty.dtype)), rest, tirx.ForKind.SERIAL, behind))
+    return index_analysis.one_statement(done)

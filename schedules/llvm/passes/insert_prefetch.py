@@ -1,0 +1,145 @@
+"""Fetches the input of the next register tile while this one is computed.
+
+The cells of a tile, or its rows of planes, lie too far apart for the hardware to foresee where the next ones begin, and
+where each is read once, from memory, every tile waits for its first touch: a pointwise layer with 64 channels takes 1.3
+to 1.7 times as long. So the loop over channels asks for lines of the next tile, in each step as many as the steps must
+share.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import tvm_ffi
+from tvm import tirx
+from tvm.s_tir import Schedule
+
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.schedules.decisions import LoopRV
+from tvm_conv3d.schedules.llvm.passes import marks
+from tvm_conv3d.schedules.llvm.passes.lower_to_loops import values_in
+
+#: Annotation of a loop over channels: a :class:`_Tile` as JSON.
+_AHEAD = "tvm_conv3d.fetches_ahead"
+
+#: What a tile reads: cells of all channels, for `compute.direct`, or rows of planes as they lie, for `compute.planes`.
+CELLS, PLANES = "cells", "planes"
+
+#: Bytes of a cache line.
+_LINE = 64
+
+
+_NAME = "tvm_conv3d_prefetch"
+
+#: The address may lie behind the input, where nothing is fetched: so it is computed from a number, not `inbounds`.
+#: A fetch touches no memory that LLVM should think of, or it would store all sums before each.
+_FUNCTION = f"""
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
+define void @{_NAME}(ptr %base, i32 %bytes) alwaysinline nounwind {{
+  %offset = zext i32 %bytes to i64
+  %place = getelementptr i8, ptr %base, i64 %offset
+  call void @llvm.prefetch.p0(ptr %place, i32 0, i32 3, i32 1) memory(inaccessiblemem: readwrite)
+  ret void
+}}
+"""
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """What a marked loop is told: the next tile, and the input that it lies in.
+
+    Attributes:
+        of: what it reads, `CELLS` or `PLANES`.
+        rows, columns: of the register tile.
+        size: depth, height and width of the input.
+        channels: of the input.
+        strides: of the windows.
+        taps: of a window'spec row.
+        item: bytes of an element.
+    """
+
+    of: str
+    rows: int
+    columns: int
+    size: tuple[int, int, int]
+    channels: int
+    strides: tuple[int, int, int]
+    taps: int
+    item: int
+
+    @property
+    def line(self) -> int:
+        """Elements of a cache line."""
+        return _LINE // self.item
+
+
+def mark(sch: Schedule, task: LoopRV, channel: LoopRV, spec: CanonicalSpec, of: str, tile: tuple[int, int]) -> None:
+    """Marks the loop over channels of register tiles, inside of the parallel loop `task`.
+
+    Args:
+        sch: the schedule.
+        task: the loop over tasks.
+        channel: the loop over channels.
+        spec: the problem, axes collapsed.
+        of: what the tile reads, `CELLS` or `PLANES`.
+        tile: rows and columns of it.
+    """
+    item = np.dtype(spec.dtype).itemsize
+    told = _Tile(of, *tile, spec.size, spec.channels, spec.strides, spec.kernel[2], item)
+    sch.annotate(channel, _AHEAD, json.dumps(asdict(told)))
+    sch.annotate(task, "pragma_import_llvm", _FUNCTION)
+
+
+@marks.function_pass("prefetch_next_tile", _AHEAD)
+def insert(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Puts the fetches of the next tile into every marked loop."""
+    x = function.params[0]
+
+    def fetching(loop: tirx.For) -> tirx.For:
+        if _AHEAD not in loop.annotations:
+            return loop
+        # large tensors have indices of 64 bits, which the function does not take
+        if str(loop.loop_var.ty.dtype) != "int32":
+            return marks.without(loop, _AHEAD)
+        tile = _Tile(**json.loads(str(loop.annotations[_AHEAD])))
+        base = tirx.address_of(tirx.BufferLoad(x, [0] * len(x.shape)))
+        places = _LINES[tile.of](values_in(loop), tile)
+        fetches = [tirx.Evaluate(tirx.call_extern("void", _NAME, base, place * tile.item)) for place in places]
+        return marks.without(loop, _AHEAD, body=tirx.SeqStmt([*fetches, loop.body]))
+
+    return function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, fetching)))
+
+
+def _lines_of_cells(values: list[Any], tile: _Tile) -> Iterator[Any]:
+    """Of each row of the next tile the share that a step uses."""
+    n, _, _, d, row_tile, _, column_tile, *_, tap_d, tap_h, tap_w, channel = values
+    depth, height, width = tile.size
+    # a window's row is this long, and as many steps share its columns
+    run = tile.taps * tile.channels
+    for hi, piece in itertools.product(range(tile.rows), range(0, tile.columns, tile.line)):
+        at = (tap_w * tile.channels + channel) * tile.columns + piece
+        if tile.taps < tile.strides[2]:
+            at = at // run * (tile.strides[2] * tile.channels) + at % run
+        row = (n * depth + d * tile.strides[0] + tap_d) * height + (row_tile * tile.rows + hi) * tile.strides[1] + tap_h
+        cell = row * width + (column_tile + 1) * (tile.columns * tile.strides[2])
+        yield cell * tile.channels + at
+
+
+def _lines_of_planes(values: list[Any], tile: _Tile) -> Iterator[Any]:
+    """The same row further on."""
+    n, _, _, d, row_tile, column_tile, *_, tap_d, tap_h, _, channel = values
+    depth, height, width = tile.size
+    for hi, piece in itertools.product(range(tile.rows), range(0, tile.columns, tile.line)):
+        row = ((n * tile.channels + channel) * depth + d * tile.strides[0] + tap_d) * height
+        row += (row_tile * tile.rows + hi) * tile.strides[1] + tap_h
+        yield row * width + (column_tile + 1) * tile.columns + piece
+
+
+#: (values of the axes of block `conv` in one step, tile) -> elements of the input, one in each line that the step asks
+#: for.
+_LINES: dict[str, Callable[[list[Any], _Tile], Iterator[Any]]] = {CELLS: _lines_of_cells, PLANES: _lines_of_planes}

@@ -1,0 +1,97 @@
+"""Vectors that overhang a row of results: only those of their elements that exist are stored.
+
+TVM stores a vector element by element where a condition holds for some of its lanes only. So that condition is taken
+off the lanes and noted beside the store. Once lowered to vectors, a whole vector is stored as such, one that overhangs
+under a mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm_ffi
+from tvm import sym, tirx
+from tvm.s_tir import SBlockRealize, Schedule
+
+from tvm_conv3d.compute.shared.tiled_output import STORE
+from tvm_conv3d.schedules import index_analysis
+from tvm_conv3d.schedules.llvm.passes import marks
+
+#: Mark of a function that stores vectors beyond the end of its rows.
+_OVERHANGS = "tvm_conv3d.stores_overhang"
+
+#: Note at the store of a vector: how many elements of its row are left from its first lane on.
+LEFT = "tvm_conv3d.elements_left"
+
+
+def mark(sch: Schedule) -> None:
+    """Marks a function whose vectors of results may overhang their rows."""
+    marks.on_output(sch, _OVERHANGS)
+
+
+@marks.function_pass("note_output_tails", _OVERHANGS)
+def note(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A scheduled function with a note beside each store of results in vectors of which only some lanes exist."""
+    noted: list[tirx.AttrStmt] = []
+    analyzer = sym.Analyzer()
+
+    def bounded(loop: tirx.For) -> Any:
+        realize = loop.body
+        if loop.kind != tirx.ForKind.VECTORIZED or not isinstance(realize, SBlockRealize):
+            return loop
+        if realize.block.name_hint != STORE:
+            return loop
+        conditions = index_analysis.conjuncts(realize.predicate)
+        bounds = [condition for condition in conditions if index_analysis.uses(condition, loop.loop_var)]
+        if len(bounds) != 1 or not isinstance(bounds[0], tirx.LT):
+            return loop
+        left = analyzer.simplify(bounds[0].b - index_analysis.put_all(bounds[0].a, {loop.loop_var: 0}))
+        others = index_analysis.all_of([condition for condition in conditions if not condition.same_as(bounds[0])])
+        body = SBlockRealize(realize.iter_values, others, realize.block)
+        whole = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, loop.annotations)
+        noted.append(marks.note(LEFT, left, whole))
+        return noted[-1]
+
+    found = function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, bounded)))
+    return marks.adding(found, LEFT) if noted else function
+
+
+@marks.function_pass("mask_output_tails", LEFT)
+def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A function, lowered to vectors, with masked stores of what notes say is left."""
+
+    def masked(note: tirx.AttrStmt) -> Any:
+        return _first_elements(note.body, note.value) if note.attr_key == LEFT else note
+
+    return function.with_body(tvm_ffi.structural_map(function.body, (tirx.AttrStmt, masked)))
+
+
+def _first_elements(statement: Any, left: Any) -> Any:
+    """`statement`, which stores along a vectorized loop, for the lanes that are left.
+
+    TVM takes the lanes one by one where an activation calls a function that has no vector form: then their loop ends
+    earlier.
+    """
+    found: list[tirx.For] = []
+    tvm_ffi.structural_walk(statement, (tirx.For, found.append))
+
+    def shortened(loop: tirx.For) -> tirx.For:
+        extent = tirx.min(loop.extent, tirx.max(left, tirx.const(0, str(loop.extent.ty.dtype))))
+        return tirx.For(loop.loop_var, loop.min, extent, loop.kind, loop.body, loop.thread_binding, loop.annotations)
+
+    def of_vector(store: tirx.BufferStore) -> Any:
+        return _masked(store, left)
+
+    return tvm_ffi.structural_map(statement, (tirx.For, shortened) if found else (tirx.BufferStore, of_vector))
+
+
+def _masked(store: tirx.BufferStore, left: Any) -> Any:
+    """`store` where at least a vector is left, else that of the elements that are."""
+    (place,), lanes = store.indices, int(store.indices[0].lanes)
+    # a number, so that the mask is one, too; of 32 bits, as TVM takes no others
+    count = int(sym.Analyzer().simplify(left % lanes))
+    mask = tirx.op.get_active_lane_mask(f"uint1x{lanes}", tirx.const(0, "int32"), tirx.const(count, "int32"))
+    part = tirx.Evaluate(tirx.op.masked_store(store.buffer, store.value, place, mask))
+    if isinstance(left, tirx.IntImm):
+        return part
+    return tirx.IfThenElse(left >= lanes, store, tirx.IfThenElse(left > 0, part, None))

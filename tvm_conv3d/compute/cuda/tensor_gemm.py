@@ -1,0 +1,96 @@
+"""The implicit matrix product of half types on tensor cores: factors as they are stored, sums in float32.
+
+Stages and arguments are those of :mod:`tvm_conv3d.compute.cuda.implicit_gemm`; the gathered matrix has its rows the way
+the instructions read them, and weights keep the half type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from tvm import te
+
+from tvm_conv3d.compute.cuda import implicit_gemm
+from tvm_conv3d.compute.cuda.implicit_gemm import GemmBuilder, error_bound, pack_bias
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.compute.shared.declaration import Declaration
+from tvm_conv3d.compute.shared.packing import Weights
+
+__all__ = ["TensorVariant", "declare", "declare_packing", "error_bound", "pack_bias", "pack_kernel"]
+
+Expr = Any  # a TVM expression; its classes are not public names
+
+
+@dataclass(frozen=True)
+class TensorVariant:
+    """What the product is cut into; one TE declaration each.
+
+    Attributes:
+        cells, filters: output cells and filters of a tile, which one block of threads computes.
+        step: terms of the reduction that are gathered at a time; a multiple of 16.
+        warps_cells, warps_filters: warps of a block along each side of the tile; each has a multiple of 16 there.
+        vector: neighbouring channels that are read at once; divides the channels of a group and `step`.
+        store: neighbouring output elements that one thread finishes.
+        flat: taps and channels are one axis of the reduction.
+        parts: that the reduction is cut into.
+    """
+
+    cells: int
+    filters: int
+    step: int
+    warps_cells: int
+    warps_filters: int
+    vector: int = 1
+    store: int = 1
+    flat: bool = False
+    parts: int = 1
+
+
+def declare(spec: CanonicalSpec, variant: TensorVariant) -> Declaration:
+    """The TE declaration; arguments: input, packed weights, packed bias, output.
+
+    Raises:
+        ValueError: `spec` is of no half type, or `variant` reads or writes more at once than lies side by side.
+    """
+    if spec.dtype not in ("float16", "bfloat16"):
+        raise ValueError(f"Tensor cores multiply float16 and bfloat16 here. Received: {spec.key()}")
+    return _Builder(spec, variant).declaration()
+
+
+def pack_kernel(spec: CanonicalSpec, variant: TensorVariant, kernel: np.ndarray) -> np.ndarray:
+    """Weights (kd, kh, kw, channels / groups, filters) as (sets, filter blocks, kd, kh, kw, steps, step, filters)."""
+    half = ml_dtypes.bfloat16 if spec.dtype == "bfloat16" else np.float16
+    return implicit_gemm.pack_kernel(spec, variant, kernel).astype(half)
+
+
+def declare_packing(spec: CanonicalSpec, variant: TensorVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say; bfloat16 as its bits."""
+    return implicit_gemm.packed_by(weights.stored, spec, variant, weights)
+
+
+class _Builder(GemmBuilder):
+    def _types(self) -> tuple[str, str]:
+        return self.spec.dtype, self.spec.dtype
+
+    def _factor(self, stored: Expr) -> Expr:
+        return stored
+
+    def _gather(self, x: te.Tensor) -> te.Tensor:
+        """Terms innermost."""
+        variant, e = self.variant, self.e
+        vector = variant.vector
+
+        def at(*index):  # type: ignore[no-untyped-def]
+            n, g, block, *turn, i, term = index
+            taps, step = self._turn(turn)
+            place = (step, term // vector, term % vector)
+            return self._element(x, (n, block * variant.cells + i), g, taps, place)
+
+        shape = (e.planes, self.spec.sets, e.cell_blocks, *self.turns, variant.cells, variant.step)
+        return te.compute(shape, at, name="gather")
+
+    def _place(self, i: Expr, term: Expr) -> tuple[Expr, ...]:
+        return i, term

@@ -1,0 +1,164 @@
+"""Convolution with few filters a group on a GPU: each thread computes a few output cells of one filter.
+
+There are no neighbours to share weights or sums with, so nothing goes through shared memory: a thread holds the input
+under its cells' windows in registers, one depth tap and channel after the other, and caches serve its neighbours.
+
+Stages, each a block that a schedule places:
+
+window    the input under the windows of a thread's cells, zeros outside of the input included
+conv      the sums of a thread's cells
+out       bias, activation and the store in the user's layout
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.compute.shared.declaration import Declaration
+from tvm_conv3d.compute.shared.elements import storage_dtype, widen
+from tvm_conv3d.compute.shared.packing import Weights, bias_in_blocks
+from tvm_conv3d.compute.shared.residual import Residual
+from tvm_conv3d.compute.shared.stages import error_of_sums, finish, reduction, window_extents, zero_padded
+from tvm_conv3d.compute.shared.tiled_output import Term, Tiling, term
+from tvm_conv3d.spec import CHANNELS_LAST
+
+Expr = Any  # a TVM expression; its classes are not public names
+
+
+@dataclass(frozen=True)
+class WindowVariant:
+    """What the output is cut into; one TE declaration each.
+
+    Attributes:
+        rows, columns: output cells of one thread.
+        threads: of a block.
+    """
+
+    rows: int
+    columns: int
+    threads: int = 128
+
+
+def declare(spec: CanonicalSpec, variant: WindowVariant) -> Declaration:
+    """The TE declaration; arguments: input, packed weights, bias, output."""
+    last = spec.data_format == CHANNELS_LAST
+    depth, height, width = spec.out_size
+    rows, columns = variant.rows, variant.columns
+    row_tiles, column_tiles = -(-height // rows), -(-width // columns)
+    x = te.placeholder(spec.input_shape, storage_dtype(spec.dtype), name="x")
+    kd, kh, kw = spec.kernel
+    kernel = te.placeholder((kd, spec.group_channels, kh, kw, spec.filters), spec.accumulator, name="kernel")
+    bias = te.placeholder((spec.filters,), spec.accumulator, name="bias")
+    (tap_d, tap_h, tap_w), channel = reduction(spec)
+
+    # from the fastest to the slowest: what neighbouring threads compute lies side by side
+    sizes = {"f": spec.filters, "w": column_tiles, "h": row_tiles, "d": depth, "n": spec.batch}
+    order = "fwhdn" if last else "whdfn"
+    count = math.prod(sizes.values())
+    blocks = -(-count // variant.threads)
+    strides = {name: math.prod(sizes[faster] for faster in order[:i]) for i, name in enumerate(order)}
+
+    def tile_of(block: Expr, thread: Expr) -> dict[str, Expr]:
+        """Sample, depth, tile of rows, tile of columns and filter of a thread; the last ones' where it has none."""
+        # TVM's numbers have 32 bits
+        p = (block.astype("int64") if count >= 2**31 else block) * variant.threads + thread
+        p = tirx.min(p, count - 1) if blocks * variant.threads > count else p
+        return {name: p // strides[name] % sizes[name] for name in order}
+
+    window = _window(spec, variant, x, blocks, tile_of)
+
+    def conv_at(block, thread, i, j):  # type: ignore[no-untyped-def]
+        y = tap_h if rows == 1 else i * spec.strides[1] + tap_h * spec.dilation[1]
+        z = tap_w if columns == 1 else j * spec.strides[2] + tap_w * spec.dilation[2]
+        weight = kernel[tap_d, channel, tap_h, tap_w, tile_of(block, thread)["f"]]
+        return te.sum(window[block, thread, tap_d, channel, y, z] * weight, axis=[tap_d, channel, tap_h, tap_w])
+
+    conv = te.compute((blocks, variant.threads, rows, columns), conv_at, name="conv")
+
+    def part(name: str, factor: int = 1) -> Term:
+        return term(4, factor, strides[name], sizes[name])
+
+    n, d, f = (part("n"),), (part("d"),), (part("f"),)
+    h, w = (part("h", rows), term(2)), (part("w", columns), term(3))
+    axes = (n, d, h, w, f) if last else (n, f, d, h, w)
+    tiling = Tiling(spec.output_shape, axes, ((0, variant.threads), (1, 1)), count)
+    residual = Residual(spec, spec.output_shape)
+
+    def out_at(*index):  # type: ignore[no-untyped-def]
+        block, thread, _, _ = index
+        added = residual.at(*tiling.real(index))
+        return finish(spec, conv(*index), bias(tile_of(block, thread)["f"]), added)
+
+    out = te.compute(conv.shape, out_at, name="out", varargs_names=["b", "t", "i", "j"])
+    return Declaration((x, kernel, bias, *residual.tensors, out), tiling, aligned=True)
+
+
+def _window(
+    s: CanonicalSpec,
+    variant: WindowVariant,
+    x: te.Tensor,
+    blocks: int,
+    tile_of: Callable[[Expr, Expr], dict[str, Expr]],
+) -> te.Tensor:
+    """What a thread reads under one depth tap in one channel: the cells of all its rows and columns."""
+    tiles = (variant.rows, variant.columns)
+    # of a single cell only the taps, else all cells from the first to the last window's end
+    extents = [
+        k if tile == 1 else (tile - 1) * stride + reach
+        for k, tile, stride, reach in zip(s.kernel[1:], tiles, s.strides[1:], s.window[1:], strict=True)
+    ]
+    steps = [dilation if tile == 1 else 1 for dilation, tile in zip(s.dilation[1:], tiles, strict=True)]
+    covered = [s.out_size[0], *(-(-o // tile) * tile for o, tile in zip(s.out_size[1:], tiles, strict=True))]
+
+    def at(block, thread, tap, c, y, z):  # type: ignore[no-untyped-def]
+        tile = tile_of(block, thread)
+        channel = tile["f"] // s.group_filters * s.group_channels + c
+        where = [
+            tile["d"] * s.strides[0] + tap * s.dilation[0],
+            tile["h"] * (variant.rows * s.strides[1]) + y * steps[0],
+            tile["w"] * (variant.columns * s.strides[2]) + z * steps[1],
+        ]
+
+        def read(cell: list[Expr]) -> Expr:
+            n = tile["n"]
+            position = (n, *cell, channel) if s.data_format == CHANNELS_LAST else (n, channel, *cell)
+            return widen(x[position], s.dtype, s.accumulator)
+
+        return zero_padded(s, window_extents(s, covered), where, read)
+
+    shape = (blocks, variant.threads, s.kernel[0], s.group_channels, *extents)
+    return te.compute(shape, at, name="window")
+
+
+def pack_kernel(spec: CanonicalSpec, variant: WindowVariant, kernel: np.ndarray) -> np.ndarray:
+    """Weights (kd, kh, kw, channels / groups, filters) as (kd, channels / groups, kh, kw, filters)."""
+    return np.ascontiguousarray(kernel.transpose(0, 3, 1, 2, 4).astype(spec.accumulator))
+
+
+def pack_bias(spec: CanonicalSpec, variant: WindowVariant, bias: np.ndarray | None) -> np.ndarray:
+    """Bias (filters,), zeros where there is none."""
+    return np.zeros(spec.filters, spec.accumulator) if bias is None else bias.astype(spec.accumulator)
+
+
+def declare_packing(spec: CanonicalSpec, variant: WindowVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    depth, height, width = spec.kernel
+    kernel = te.compute(
+        (depth, spec.group_channels, height, width, spec.filters),
+        lambda d, channel, h, w, filter_: weights.kernel((d, h, w), channel, filter_),
+        name=PACKED_KERNEL,
+    )
+    return kernel, bias_in_blocks(weights, spec.filters, (spec.filters,))
+
+
+def error_bound(spec: CanonicalSpec, variant: WindowVariant) -> float:
+    """The relative error (2-norm) to expect of data and weights without structure."""
+    return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel), on_gpu=True)

@@ -1,0 +1,412 @@
+"""Winograd convolution on a GPU: a kernel that transforms the input, one of matrix products, one that transforms back.
+
+Axes have the modes of :mod:`tvm_conv3d.compute.shared.winograd_axes`. Depth may go without a transform, its taps summed
+by the product: a layer of 3x3x3 in tiles of 1x4x4 transforms each slice once, in two dimensions. What lies between the
+kernels is kept in the GPU's memory.
+
+Stages, each a block that a schedule places:
+
+window                     input cells of a tile, zeros outside of the input included
+input_w, input_h, input_d  the input's transforms along each transformed axis
+data                       kept: (frequencies, channels, rows of tiles, tiles)
+gather                     a product's step of it
+product                    for each frequency, and tap of an untransformed depth, channels by filters
+sums                       kept: the products, in their tiles
+spectrum                   the sums of a tile of the output
+output_d, output_h, output_w  the inverse transforms
+flag, bad                  whether a sum of the tile is not finite: transforms spread NaN and infinity over the tile
+direct                     where it is bad: the tile's cells by the definition, from weights as they were
+tile                       bias and activation
+out                        the store in the user's layout
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.compute.shared.cook_toom import Transforms, transforms
+from tvm_conv3d.compute.shared.declaration import Declaration
+from tvm_conv3d.compute.shared.elements import storage_dtype
+from tvm_conv3d.compute.shared.packing import Weights, bias_in_blocks
+from tvm_conv3d.compute.shared.residual import Residual
+from tvm_conv3d.compute.shared.stages import finish
+from tvm_conv3d.compute.shared.tiled_output import Term, Tiling, term
+from tvm_conv3d.compute.shared.winograd_axes import Axes, axes_of, triple
+from tvm_conv3d.compute.shared.winograd_packing import taps_of_phases, transformed_taps
+from tvm_conv3d.compute.shared.winograd_stages import (
+    expected_error,
+    gathered,
+    index_names,
+    split_taps,
+    transform,
+    transformed,
+)
+from tvm_conv3d.spec import CHANNELS_LAST, Triple
+
+Expr = Any  # a TVM expression; its classes are not public names
+
+#: Neighbouring elements that are read and written at once.
+LANES = 4
+
+
+@dataclass(frozen=True)
+class WinogradGemmVariant:
+    """What a Winograd convolution is cut into; one TE declaration each.
+
+    Attributes:
+        modes: of depth, height, width, a letter each (:mod:`tvm_conv3d.compute.shared.winograd_axes`).
+        tile: output cells of a tile along each axis; 1 along axes without a transform.
+        cells, filters: tiles of the output and filters of a tile of the product, which one block of threads computes.
+        step: channels that are gathered at a time.
+        threads_cells, threads_filters: threads of a block along each side of the product's tile.
+    """
+
+    modes: str
+    tile: Triple
+    cells: int
+    filters: int
+    step: int
+    threads_cells: int
+    threads_filters: int
+
+
+@dataclass(frozen=True)
+class Extents:
+    """Sizes of one Winograd convolution.
+
+    Attributes:
+        axes: of the spec with its modes.
+        frequencies: per axis.
+        taps: along depth, that the product sums.
+        tiles: of the output, per axis of a part.
+        slice: tiles of height and width as they are counted: whole vectors.
+        rows: slices whose data is kept, along depth.
+        planes: samples times parts.
+        cell_blocks, filter_blocks, steps: number of the product's tiles along each axis.
+    """
+
+    axes: Axes
+    frequencies: Triple
+    taps: int
+    tiles: Triple
+    slice: int
+    rows: int
+    planes: int
+    cell_blocks: int
+    filter_blocks: int
+    steps: int
+
+    @property
+    def data_shape(self) -> tuple[int, int]:
+        """Rows of all planes, and tiles of a row, whose data is kept."""
+        return self.planes * self.rows, self.slice
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of tiles of the output."""
+        return self.planes * self.tiles[0] * self.slice // LANES
+
+
+def extents_of(spec: CanonicalSpec, variant: WinogradGemmVariant) -> Extents:
+    """How `variant` cuts `spec`.
+
+    Raises:
+        ValueError: an axis other than depth has several taps and no transform, or a dilated axis no whole parts.
+    """
+    axes = axes_of(spec, variant.modes)
+    if any(o % parts for o, parts in zip(spec.out_size, axes.parts, strict=True)):
+        raise ValueError(f"Dilated axes need an output of whole parts. Received: {variant} for {spec.key()}")
+    untransformed = [t if m == 1 else 1 for m, t in zip(variant.tile, axes.taps, strict=True)]
+    if max(untransformed[1:]) > 1:
+        raise ValueError(f"Only depth may have taps and no transform. Received: {variant} for {spec.key()}")
+    frequencies = triple([m + t - 1 if m > 1 else 1 for m, t in zip(variant.tile, axes.taps, strict=True)])
+    tiles = triple([-(-(o // p) // m) for o, p, m in zip(spec.out_size, axes.parts, variant.tile, strict=True)])
+    whole = -(-tiles[1] * tiles[2] // LANES) * LANES
+    planes = spec.batch * math.prod(axes.parts)
+    return Extents(
+        axes,
+        frequencies,
+        untransformed[0],
+        tiles,
+        whole,
+        tiles[0] + untransformed[0] - 1,
+        planes,
+        -(-planes * tiles[0] * whole // variant.cells),
+        -(-spec.filters // variant.filters),
+        -(-axes.channels // variant.step),
+    )
+
+
+def declare(spec: CanonicalSpec, variant: WinogradGemmVariant) -> Declaration:
+    """The TE declaration; arguments: input, packed weights, packed bias, output.
+
+    Raises:
+        ValueError: the spec has groups or another type than float32, or `variant` does not suit it.
+    """
+    if spec.groups != 1 or spec.dtype != "float32":
+        raise ValueError(f"Winograd takes one group of float32 on GPUs. Received: {spec.key()}")
+    return _Builder(spec, variant).declaration()
+
+
+def pack_kernel(spec: CanonicalSpec, variant: WinogradGemmVariant, kernel: np.ndarray) -> np.ndarray:
+    """Weights (kd, kh, kw, channels, filters): transformed in float64 as the product reads them, then as they were.
+
+    Returns:
+        (frequencies times depth's taps, then all taps; blocks of filters, channels in whole steps, filters).
+    """
+    e = extents_of(spec, variant)
+    plain = split_taps(e.axes, kernel)
+    # an untransformed depth keeps its taps
+    parts = [plain] if variant.tile[0] > 1 else [plain[i : i + 1] for i in range(e.taps)]
+    there = np.stack([transformed(part, variant.tile) for part in parts], axis=3)
+    shape = plain.shape[3:]
+    both = np.concatenate([there.reshape(-1, *shape), plain.reshape(-1, *shape)])
+    padded = np.zeros((len(both), e.steps * variant.step, e.filter_blocks * variant.filters), spec.accumulator)
+    padded[:, : shape[0], : shape[1]] = both
+    blocked = padded.reshape(*padded.shape[:2], e.filter_blocks, variant.filters)
+    return np.ascontiguousarray(blocked.transpose(0, 2, 1, 3))
+
+
+def pack_bias(spec: CanonicalSpec, variant: WinogradGemmVariant, bias: np.ndarray | None) -> np.ndarray:
+    """Bias (filters,) with zeros up to whole blocks; zeros where there is none."""
+    values = np.zeros(spec.filters) if bias is None else bias
+    return np.pad(values, (0, -spec.filters % variant.filters)).astype(spec.accumulator)
+
+
+def declare_packing(spec: CanonicalSpec, variant: WinogradGemmVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    e = extents_of(spec, variant)
+    read = taps_of_phases(spec, e.axes, weights)
+    channels, filters = e.steps * variant.step, variant.filters
+
+    def taps_at(taps, tap, block, channel, i):  # type: ignore[no-untyped-def]
+        filter_ = block * filters + i
+        inside = [channel < e.axes.channels] if channels > e.axes.channels else []
+        inside += [filter_ < spec.filters] if spec.filters % filters else []
+        # an untransformed depth keeps its taps, and no tap is transformed there
+        depth = tap if e.taps > 1 else taps[0]
+        return read((depth, *taps[1:]), channel, filter_, inside)
+
+    depth, high, wide = e.axes.taps
+    taps = (depth // e.taps, high, wide)
+    matrices = [transforms(m, t).kernel for m, t in zip(variant.tile, taps, strict=True)]
+    plain, there = transformed_taps(taps_at, taps, matrices, (e.taps, e.filter_blocks, channels, filters), False)
+    _, rows, columns = e.frequencies
+    first = math.prod(e.frequencies) * e.taps
+
+    def kernel_at(number, block, channel, i):  # type: ignore[no-untyped-def]
+        f, tap = number // e.taps, number % e.taps
+        sums = there(f // (rows * columns), f // columns % rows, f % columns, tap, block, channel, i)
+        d, h, w = (number - first) // (high * wide), (number - first) // wide % high, (number - first) % wide
+        as_it_was = plain(*((0, h, w, d) if e.taps > 1 else (d, h, w, 0)), block, channel, i)
+        return tirx.if_then_else(number < first, sums, as_it_was).astype(spec.accumulator)
+
+    kernel = te.compute((first + depth * high * wide, *plain.shape[-3:]), kernel_at, name=PACKED_KERNEL)
+    return kernel, bias_in_blocks(weights, spec.filters, (e.filter_blocks * filters,))
+
+
+def error_bound(spec: CanonicalSpec, variant: WinogradGemmVariant) -> float:
+    """The relative error (2-norm) to expect of data and weights without structure."""
+    e = extents_of(spec, variant)
+    pairs = [(m, t) for m, t in zip(variant.tile, e.axes.taps, strict=True) if m > 1]
+    return expected_error(spec, e.axes.channels * e.taps, pairs, on_gpu=True)
+
+
+class _Builder:
+    """The stages of one declaration."""
+
+    def __init__(self, spec: CanonicalSpec, variant: WinogradGemmVariant) -> None:
+        self.spec = spec
+        self.variant = variant
+        self.e = extents_of(spec, variant)
+        self.axes = self.e.axes
+        self.acc = spec.accumulator
+        self.padded_channels = self.e.steps * variant.step
+
+    def declaration(self) -> Declaration:
+        spec, variant, e = self.spec, self.variant, self.e
+        x = te.placeholder(spec.input_shape, storage_dtype(spec.dtype), name="x")
+        weights = math.prod(e.frequencies) * e.taps + math.prod(self.axes.taps)
+        shape = (weights, e.filter_blocks, self.padded_channels, variant.filters)
+        kernel = te.placeholder(shape, self.acc, name="kernel")
+        bias = te.placeholder((e.filter_blocks * variant.filters,), self.acc, name="bias")
+        cell = self._cell(x)
+        data = self._data(cell)
+        sums = self._sums(self._product(data, kernel))
+        totals = self._totals(sums)
+        bad = self._bad(totals)
+        residual = Residual(spec, spec.output_shape)
+        out = self._out(totals, bad, self._direct(cell, kernel, bad), bias, residual)
+        tensors = (x, kernel, bias, *residual.tensors, out)
+        return Declaration(tensors, self._tiling(), (data, sums), aligned=True)
+
+    def _matrices(self, axis: int) -> Transforms:
+        """Of a transformed axis."""
+        return transforms(self.variant.tile[axis], self.axes.taps[axis])
+
+    def _cell(self, x: te.Tensor) -> Callable[..., Expr]:
+        """(sample, part, cell of the part, channel) -> input."""
+        e, variant = self.e, self.variant
+        # vectors of tiles may reach beyond the last
+        high = -(-e.slice // e.tiles[2]) * variant.tile[1]
+        cells = (e.tiles[0] * variant.tile[0], high, e.tiles[2] * variant.tile[2])
+        extents = [o + t - 1 for o, t in zip(cells, self.axes.taps, strict=True)]
+        return gathered(self.spec, self.axes, extents, self.padded_channels, x)
+
+    def _place(self, plane: Expr) -> tuple[Expr, list[Expr]]:
+        """Sample and part of a plane."""
+        parts: list[Expr] = []
+        for extent in reversed(self.axes.parts):
+            parts.insert(0, plane % extent if extent > 1 else tirx.const(0, "int32"))
+            plane = plane // extent if extent > 1 else plane
+        return plane, parts
+
+    def _data(self, cell: Callable[..., Expr]) -> te.Tensor:
+        """The input's transforms, along width, height and depth."""
+        e, (md, mh, mw) = self.e, self.variant.tile
+        rows, count = e.data_shape
+        outer = (self.padded_channels, rows, count)
+
+        def at(c, row, t, i, j, k):  # type: ignore[no-untyped-def]
+            sample, part = self._place(row // e.rows)
+            corner = (row % e.rows * md + i, t // e.tiles[2] * mh + j, t % e.tiles[2] * mw + k)
+            return cell(sample, part, corner, c)
+
+        current = te.compute((*outer, *e.frequencies), at, name="window", varargs_names=index_names((*outer, 1, 1, 1)))
+        for axis, name in ((2, "input_w"), (1, "input_h"), (0, "input_d")):
+            if self.variant.tile[axis] > 1:
+                current = self._along(current, name, axis, self._matrices(axis).input)
+        _, high, wide = e.frequencies
+
+        def spread(f, c, row, t):  # type: ignore[no-untyped-def]
+            return current[c, row, t, f // (high * wide), f // wide % high, f % wide]
+
+        shape = (math.prod(e.frequencies), *outer)
+        return te.compute(shape, spread, name="data", varargs_names=["f", "c", "row", "t"])
+
+    def _along(self, before: te.Tensor, name: str, axis: int, matrix: Any) -> te.Tensor:
+        """One transform of the last three axes."""
+        shape = [int(extent) for extent in before.shape]
+        place = len(shape) - 3 + axis
+        shape[place] = len(matrix)
+
+        def read(i, *index):  # type: ignore[no-untyped-def]
+            return before[(*index[:place], i, *index[place + 1 :])]
+
+        return transform(self.acc, tuple(shape), name, matrix, read, len(shape) - place)
+
+    def _product(self, data: te.Tensor, kernel: te.Tensor) -> te.Tensor:
+        e, variant = self.e, self.variant
+        count = math.prod(e.frequencies)
+
+        def element(f, block, tap, step, term, q, lane):  # type: ignore[no-untyped-def]
+            # all in units of vectors; those beyond the last repeat it
+            vector = tirx.min(block * (variant.cells // LANES) + q, e.vectors - 1)
+            row, t = vector // (e.slice // LANES), vector % (e.slice // LANES)
+            if e.taps > 1 and e.planes > 1:
+                row = row // e.tiles[0] * e.rows + row % e.tiles[0]
+            return data[f, step * variant.step + term, row + tap, t * LANES + lane]
+
+        shape = (count, e.cell_blocks, e.taps, e.steps, variant.step, variant.cells // LANES, LANES)
+        names = ["f", "block", "tap", "step", "term", "q", "lane"]
+        gather = te.compute(shape, element, name="gather", varargs_names=names)
+        tap = te.reduce_axis((0, e.taps), name="tap_d")
+        step = te.reduce_axis((0, e.steps), name="step")
+        term = te.reduce_axis((0, variant.step), name="term")
+
+        def at(f, b, g, i, j):  # type: ignore[no-untyped-def]
+            left = gather[f, b, tap, step, term, i // LANES, i % LANES]
+            return te.sum(left * kernel[f * e.taps + tap, g, step * variant.step + term, j], axis=[tap, step, term])
+
+        return te.compute((count, e.cell_blocks, e.filter_blocks, variant.cells, variant.filters), at, name="product")
+
+    def _sums(self, product: te.Tensor) -> te.Tensor:
+        *outer, filters = (int(extent) for extent in product.shape)
+        shape = (*outer, filters // LANES, LANES)
+        return te.compute(shape, lambda *at: product[(*at[:4], at[4] * LANES + at[5])], name="sums")
+
+    def _totals(self, sums: te.Tensor) -> te.Tensor:
+        """The inverse transforms: (row of tiles, tile, filter, cells of the tile)."""
+        e, variant = self.e, self.variant
+        _, high, wide = e.frequencies
+
+        def at(row, t, g, z, y, x):  # type: ignore[no-untyped-def]
+            p, f = row * e.slice + t, (z * high + y) * wide + x
+            inner = (p % variant.cells, g % variant.filters // LANES, g % LANES)
+            return sums[(f, p // variant.cells, g // variant.filters, *inner)]
+
+        shape = (e.planes * e.tiles[0], e.slice, e.filter_blocks * variant.filters, *e.frequencies)
+        current = te.compute(shape, at, name="spectrum", varargs_names=index_names(shape))
+        for axis, name in enumerate(("output_d", "output_h", "output_w")):
+            if variant.tile[axis] > 1:
+                current = self._along(current, name, axis, self._matrices(axis).output)
+        return current
+
+    def _bad(self, totals: te.Tensor) -> te.Tensor:
+        """1 for tiles with a sum that is not finite; TVM would fold x * 0 and x - x to zero."""
+        axes = [te.reduce_axis((0, m), name=name) for m, name in zip(self.variant.tile, "ijk", strict=True)]
+        tiny = tirx.const(2.0**-64, self.acc)
+        shape = tuple(totals.shape[:3])
+        flag = te.compute(shape, lambda *at: te.sum(totals[(*at, *axes)] * tiny, axis=axes), name="flag")
+        most = tirx.const(float(np.finfo(np.float32).max), self.acc)
+        one, zero = tirx.const(1, "int32"), tirx.const(0, "int32")
+        return te.compute(shape, lambda *at: tirx.Select(tirx.abs(flag[at]) <= most, zero, one), name="bad")
+
+    def _direct(self, cell: Callable[..., Expr], kernel: te.Tensor, bad: te.Tensor) -> te.Tensor:
+        """The cells of a bad tile by the definition."""
+        e, variant = self.e, self.variant
+        first = math.prod(e.frequencies) * e.taps
+        taps = [te.reduce_axis((0, t), name=f"tap_{name}") for t, name in zip(self.axes.taps, "dhw", strict=True)]
+        channel = te.reduce_axis((0, self.axes.channels), name="channel")
+        _, high, wide = self.axes.taps
+
+        def at(*index):  # type: ignore[no-untyped-def]
+            row, t, g, *inside = index
+            sample, part = self._place(row // e.tiles[0])
+            tile = (row % e.tiles[0], t // e.tiles[2], t % e.tiles[2])
+            corner = [p * m + i + tap for p, m, i, tap in zip(tile, variant.tile, inside, taps, strict=True)]
+            number = first + (taps[0] * high + taps[1]) * wide + taps[2]
+            weight = kernel[number, g // variant.filters, channel, g % variant.filters]
+            value = cell(sample, part, corner, channel) * weight
+            wanted = tirx.if_then_else(bad[row, t, g] == 1, value, tirx.const(0, self.acc))
+            return te.sum(wanted, axis=[*taps, channel])
+
+        shape = (e.planes * e.tiles[0], e.slice, e.filter_blocks * variant.filters, *variant.tile)
+        return te.compute(shape, at, name="direct", varargs_names=index_names(shape))
+
+    def _out(
+        self, totals: te.Tensor, bad: te.Tensor, direct: te.Tensor, bias: te.Tensor, residual: Residual
+    ) -> te.Tensor:
+        tiling = self._tiling()
+
+        def at(row, t, g, i, j, k):  # type: ignore[no-untyped-def]
+            total = tirx.if_then_else(bad[row, t, g] == 1, direct[row, t, g, i, j, k], totals[row, t, g, i, j, k])
+            return finish(self.spec, total, bias[g], residual.at(*tiling.real((row, t, g, i, j, k))))
+
+        names = ["row", "t", "g", "i", "j", "k"]
+        return te.compute(direct.shape, at, name="out", varargs_names=names)
+
+    def _tiling(self) -> Tiling:
+        """Declared axes: row, tile, filter, and the cells of a tile; the row holds sample, parts and depth."""
+        spec, e, parts = self.spec, self.e, self.axes.parts
+        depth, _, wide = e.tiles
+        md, mh, mw = self.variant.tile
+
+        def part(axis: int) -> tuple[Term, ...]:
+            faster = depth * math.prod(parts[axis + 1 :])
+            return (term(0, 1, faster, parts[axis]),) if parts[axis] > 1 else ()
+
+        n = (term(0, 1, depth * math.prod(parts)),)
+        d = (term(0, md * parts[0], 1, depth), term(3, parts[0]), *part(0))
+        h = (term(1, mh * parts[1], wide), term(4, parts[1]), *part(1))
+        w = (term(1, mw * parts[2], 1, wide), term(5, parts[2]), *part(2))
+        f = (term(2),)
+        return Tiling(spec.output_shape, (n, d, h, w, f) if spec.data_format == CHANNELS_LAST else (n, f, d, h, w))

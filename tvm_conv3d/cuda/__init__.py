@@ -1,1 +1,0 @@
-"""NVIDIA GPUs: architectures, from schedule to device code, the driver, and the call."""

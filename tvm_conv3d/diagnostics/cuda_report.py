@@ -1,0 +1,201 @@
+"""What can be told of GPU kernels without a GPU: registers, spills, shared memory, occupancy, bounds of the time."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tvm_conv3d.diagnostics.cuda_work import Work, works_of
+from tvm_conv3d.engine.artifact import MAIN
+from tvm_conv3d.engine.cuda import toolkit
+from tvm_conv3d.engine.cuda.lower import Launch, lower
+from tvm_conv3d.engine.cuda.toolkit import Resources
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import default_plan
+from tvm_conv3d.engine.scheduling import scheduled_module
+from tvm_conv3d.spec import DTYPES, Conv3DSpec
+from tvm_conv3d.target.gpu import ARCHITECTURES, GpuTraits
+from tvm_conv3d.target.resolve import resolve
+
+#: Occupancy under which a row says why.
+ENOUGH = 0.25
+
+#: Shared memory that the system takes of each block, from compute capability 8.0 on, in bytes.
+_RESERVED = 1024
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel of a default plan on one architecture.
+
+    Attributes:
+        layer: its name.
+        plan: the default.
+        traits: of the architecture.
+        resources: by ptxas.
+        launch: of the kernel.
+        work: of one block.
+        resident: blocks that fit on a multiprocessor at once.
+        limit: what keeps more from fitting: threads, registers, shared memory or blocks.
+    """
+
+    layer: str
+    plan: Plan
+    traits: GpuTraits
+    resources: Resources
+    launch: Launch
+    work: Work
+    resident: int
+    limit: str
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return math.prod(self.launch.block)
+
+    @property
+    def blocks(self) -> int:
+        return math.prod(self.launch.grid)
+
+    @property
+    def occupancy(self) -> float:
+        """Resident threads relative to what the multiprocessor holds."""
+        return self.resident * self.threads / self.traits.threads_per_multiprocessor
+
+    @property
+    def bound(self) -> float:
+        """Seconds under which no call can stay: arithmetic of the busiest multiprocessor, or memory traffic."""
+        tensor = self.plan.algorithm == "tensor_gemm"
+        peak = 1e12 * (self.traits.tensor_teraflops if tensor else self.traits.teraflops)
+        if self.plan.spec.dtype == "float64":
+            peak /= 2
+        busiest = math.ceil(self.blocks / self.traits.multiprocessors)
+        arithmetic = busiest * self.work.flops * self.traits.multiprocessors / peak
+        return max(arithmetic, self.work.least_bytes / (1e9 * self.traits.gigabytes))
+
+    @property
+    def useful(self) -> float | None:
+        """Multiply-adds of the convolution as a share of those computed; None where none is."""
+        return 2 * self.plan.spec.macs / (self.blocks * self.work.flops) if self.work.flops else None
+
+
+def examine(layer: str, spec: Conv3DSpec, arch: str) -> list[Row]:
+    """The rows of a layer's default plan, one for each kernel.
+
+    Raises:
+        RuntimeError: there is no CUDA compiler, or it refuses the source.
+    """
+    target = resolve(f"cuda:{arch}", 1)
+    plan = default_plan(spec, target)
+    code = lower(scheduled_module(plan, target), target)
+    measured = toolkit.measure(code.source, arch)
+    traits = ARCHITECTURES[arch]
+    found = []
+    launches = code.functions[MAIN].launches
+    works = works_of(plan, [math.prod(launch.grid) for launch in launches])
+    for launch, work in zip(launches, works, strict=True):
+        resources = measured[launch.kernel]
+        found.append(Row(layer, plan, traits, resources, launch, work, *resident_blocks(traits, resources, launch)))
+    return found
+
+
+def resident_blocks(traits: GpuTraits, resources: Resources, launch: Launch) -> tuple[int, str]:
+    """Blocks that fit on a multiprocessor at once, and what keeps more from it (CUDA's occupancy calculation)."""
+    threads = math.prod(launch.block)
+    warps = -(-threads // 32)
+    # registers are given out to warps, 256 at a time
+    of_warp = -(-resources.registers * 32 // 256) * 256
+    shared = resources.shared + launch.shared + (_RESERVED if traits.arch >= 80 else 0)
+    limits = {
+        "threads": traits.threads_per_multiprocessor // (warps * 32),
+        "blocks": traits.blocks_per_multiprocessor,
+        "registers": traits.registers // of_warp // warps,
+        "shared memory": traits.shared_per_multiprocessor // shared if shared else 1 << 30,
+    }
+    limit = min(limits, key=lambda name: limits[name])
+    return limits[limit], limit
+
+
+HEADER = (
+    "| layer | type | algorithm | tile | regs | spills | shared | threads | blocks | occupancy | MFLOP/block | "
+    "KB/block | useful | bound us |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def line(row: Row) -> str:
+    """The row in a table of Markdown."""
+    variant: Any = row.plan.variant  # of one of four algorithms
+    tile = (
+        f"{variant.rows}x{variant.columns}" if row.plan.algorithm == "window" else f"{variant.cells}x{variant.filters}"
+    )
+    if row.plan.algorithm == "winograd_gemm" and row.work.part != "product":
+        tile = "x".join(map(str, variant.tile))
+    if getattr(variant, "parts", 1) > 1:
+        tile += f", {variant.parts} parts"
+    why = "" if row.occupancy >= ENOUGH else f" ({row.limit})"
+    shared = row.resources.shared + row.launch.shared
+    cells = (
+        row.layer,
+        row.plan.spec.dtype,
+        f"{row.plan.algorithm} {row.work.part}".strip(),
+        tile,
+        row.resources.registers,
+        row.resources.spills,
+        shared,
+        row.threads,
+        row.blocks,
+        f"{row.occupancy:.0%}{why}",
+        f"{row.work.flops / 1e6:.2f}",
+        f"{row.work.bytes / 1e3:.0f}",
+        "" if row.useful is None else f"{row.useful:.0%}",
+        f"{1e6 * row.bound:.1f}",
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def rows(layers: Iterable[tuple[str, Conv3DSpec]], arch: str, dtypes: Sequence[str]) -> Iterator[Row]:
+    """Of each layer in each type."""
+    for name, spec in layers:
+        for dtype in dtypes:
+            yield from examine(name, replace(spec, dtype=dtype), arch)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table; returns 1 where a kernel spills or can't be compiled."""
+    options = _parser().parse_args(arguments)
+    from tvm_conv3d.reference.layers import read_csv
+
+    try:
+        layers = [(layer.name, layer.spec) for layer in read_csv(options.layers) if options.filter in layer.name]
+        found = []
+        for arch in options.arch or ("sm_80", "sm_90"):
+            traits = ARCHITECTURES[arch]
+            print(f"\n### {arch}, bounds for {traits.card}\n\n{HEADER}")
+            for row in rows(layers, arch, options.dtype or ("float32", "float16")):
+                print(line(row), flush=True)
+                found.append(row)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"cuda_report: {error}", file=sys.stderr)
+        return 1
+    spilling = sum(row.resources.spills > 0 for row in found)
+    sparse = sum(row.occupancy < ENOUGH for row in found)
+    print(f"\n{len(found)} kernels, {spilling} with spills, {sparse} with an occupancy under {ENOUGH:.0%}.")
+    return 1 if spilling else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        description="Static quality of default GPU kernels; needs nvcc or NVRTC, but no GPU."
+    )
+    found.add_argument(
+        "--layers", type=Path, required=True, metavar="FILE.csv", help="layers in the benchmark's columns"
+    )
+    found.add_argument("--arch", action="append", choices=tuple(ARCHITECTURES), help="may be repeated; default: 80, 90")
+    found.add_argument("--dtype", action="append", choices=DTYPES, help="may be repeated; default: float32, float16")
+    found.add_argument("--filter", default="", metavar="TEXT", help="only layers with this in their name")
+    return found

@@ -1,0 +1,115 @@
+"""How much one block of threads computes and moves, by the variant of a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from tvm_conv3d.engine.plan import Plan
+
+if TYPE_CHECKING:
+    from tvm_conv3d.compute.cuda.implicit_gemm import GemmVariant
+    from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
+    from tvm_conv3d.compute.cuda.window import WindowVariant
+    from tvm_conv3d.compute.cuda.winograd_gemm import WinogradGemmVariant
+
+_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one block of a kernel.
+
+    Attributes:
+        flops: floating-point operations, those on padding included.
+        bytes: read from and written to caches and memory.
+        least_bytes: of the whole kernel: what it reads and writes, once.
+        part: of the plan that the kernel computes; empty for all of it.
+    """
+
+    flops: int
+    bytes: int
+    least_bytes: int
+    part: str = ""
+
+
+def works_of(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
+    """The work of each kernel of a GPU plan, in order, by the blocks that each has."""
+    if plan.algorithm == "winograd_gemm":
+        return _of_winograd(plan, blocks)
+    if getattr(plan.variant, "parts", 1) > 1:
+        return _of_parts(plan, blocks)
+    return (_of_one_kernel(plan),)
+
+
+def _of_one_kernel(plan: Plan) -> Work:
+    item, sums = _BYTES[plan.spec.dtype], _BYTES[plan.spec.accumulator]
+    weight = item if plan.algorithm == "tensor_gemm" else sums
+    whole = math.prod(plan.spec.input_shape) + math.prod(plan.spec.output_shape)
+    least = whole * item + math.prod(plan.spec.kernel_shape) * weight
+    flops, read, weights, written = _of_window(plan) if plan.algorithm == "window" else _of_product(plan)
+    return Work(flops, (read + written) * item + weights * weight, least)
+
+
+def _of_product(plan: Plan) -> tuple[int, int, int, int]:
+    """Operations, and elements of input, weights and output."""
+    from tvm_conv3d.compute.cuda.implicit_gemm import extents_of
+    from tvm_conv3d.compute.shared.canonical import canonicalize
+
+    variant = cast("GemmVariant | TensorVariant", plan.variant)
+    e = extents_of(canonicalize(plan.spec), variant)
+    terms = e.turns * variant.step // variant.parts
+    cells, filters = variant.cells, variant.filters
+    return 2 * cells * filters * terms, cells * terms, filters * terms, cells * filters
+
+
+def _of_parts(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
+    """Of the products of all parts, and of their addition."""
+    spec, variant, whole = plan.spec, cast("GemmVariant | TensorVariant", plan.variant), _of_one_kernel(plan)
+    sums = _BYTES[spec.accumulator] * variant.cells * variant.filters
+    written = math.prod(spec.output_shape) * _BYTES[spec.dtype]
+    tile = _BYTES[spec.dtype] * variant.cells * variant.filters
+    added = blocks[0] * sums + written
+    return (
+        Work(whole.flops, whole.bytes - tile + sums, whole.least_bytes - written + blocks[0] * sums, "product"),
+        Work(0, added // blocks[1], added, "addition"),
+    )
+
+
+def _of_window(plan: Plan) -> tuple[int, int, int, int]:
+    spec, variant = plan.spec, cast("WindowVariant", plan.variant)
+    kd, kh, kw = spec.kernel
+    held = [
+        k if tile == 1 else (tile - 1) * stride + reach
+        for k, tile, stride, reach in zip(
+            (kh, kw), (variant.rows, variant.columns), spec.strides[1:], spec.window[1:], strict=True
+        )
+    ]
+    slices = kd * spec.group_channels
+    cells = variant.threads * variant.rows * variant.columns
+    taps = slices * kh * kw
+    return 2 * cells * taps, variant.threads * slices * math.prod(held), variant.threads * taps, cells
+
+
+def _of_winograd(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
+    """Of the input's transform, the matrix products, and the inverse transform; of transforms, what they move."""
+    from tvm_conv3d.compute.cuda.winograd_gemm import extents_of
+    from tvm_conv3d.compute.shared.canonical import canonicalize
+
+    spec, variant = canonicalize(plan.spec), cast("WinogradGemmVariant", plan.variant)
+    e = extents_of(spec, variant)
+    item, frequencies = _BYTES[spec.dtype], math.prod(e.frequencies)
+    cells, filters, terms = variant.cells, variant.filters, e.taps * e.steps * variant.step
+    data = frequencies * e.steps * variant.step * math.prod(e.data_shape)
+    sums = frequencies * e.cell_blocks * e.filter_blocks * cells * filters
+    weights = frequencies * terms * e.filter_blocks * filters
+    first = item * (math.prod(spec.input_shape) + data)
+    last = item * (math.prod(spec.output_shape) + sums)
+    block = item * (terms * (cells + filters) + cells * filters)
+    return (
+        Work(0, first // blocks[0], first, "data"),
+        Work(2 * cells * filters * terms, block, item * (data + weights + sums), "product"),
+        Work(0, last // blocks[2], last, "result"),
+    )

@@ -1,0 +1,87 @@
+"""From a plan to machine code."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tvm_conv3d.compute.shared.argument import PACK, Function
+from tvm_conv3d.engine import scheduling, workspace
+from tvm_conv3d.engine.algorithms import named
+from tvm_conv3d.engine.artifact import MAIN, Artifact, check_versions
+from tvm_conv3d.engine.cuda import toolkit
+from tvm_conv3d.engine.cuda.image import Image
+from tvm_conv3d.engine.cuda.lower import lower
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.workspace import Workspace
+from tvm_conv3d.target.cpu import is_cuda
+
+if TYPE_CHECKING:
+    from tvm import IRModule
+    from tvm.runtime import Module
+    from tvm.target import Target
+
+
+def compile_plan(plan: Plan, target: Target) -> Artifact:
+    """Compiles `plan` for `target`.
+
+    Raises:
+        RuntimeError: the installed TVM is another version, or TVM can't compile the plan.
+    """
+    check_versions()
+    import tvm
+
+    module, pack = scheduling.scheduled_module(plan, target), scheduling.packing_module(plan)
+    main = named(plan.algorithm).declare(plan.spec, plan.variant).arguments
+    functions = {MAIN: Function(main), PACK: Function(scheduling.packing_arguments(pack))}
+    if is_cuda(target):
+        image = compile_image(together(module, pack), target)
+        between_kernels = sum(image.functions[MAIN].workspaces.values())
+        return Artifact(image.to_bytes(), functions, module.script(), Workspace(between_kernels, 0))
+    small = scheduling.with_small_buffers(module)
+    lowered, done = scheduling.lowered(small, target)
+    lowered = together(lowered, scheduling.with_small_buffers(pack))
+    with tvm.transform.PassContext(disabled_pass=done):
+        code = object_code(tvm.compile(lowered, target=target).mod)
+    if not code:
+        raise RuntimeError(f"LLVM wrote no code for {plan.spec.key()} on {target}.")
+    return Artifact(code, functions, module.script(), workspace.of_small_buffers(small))
+
+
+def together(first: IRModule, second: IRModule) -> IRModule:
+    """One module with the functions of both."""
+    module = first.clone()
+    module.update(second)
+    return module
+
+
+def compile_image(module: IRModule, target: Target) -> Image:
+    """Scheduled functions compiled for a GPU, as source only where no CUDA compiler is found.
+
+    Raises:
+        RuntimeError: TVM or the compiler refuses it.
+    """
+    code = lower(module, target)
+    arch = str(target.attrs["arch"])
+    try:
+        cubin = toolkit.compile_cubin(code.source, arch)
+    except toolkit.NoCompilerError:
+        cubin = b""
+    return Image(arch, code.source, code.functions, cubin)
+
+
+def object_code(module: Module) -> bytes:
+    """The module as an object file; LLVM writes files only, and ends the process when a disk is full."""
+    if hasattr(os, "memfd_create"):
+        number = os.memfd_create("module.o")
+        try:
+            module.write_to_file(f"/proc/self/fd/{number}", "o")
+            return os.pread(number, os.fstat(number).st_size, 0)
+        finally:
+            os.close(number)
+    with tempfile.TemporaryDirectory(prefix="tvm_conv3d-") as folder:
+        path = Path(folder) / "module.o"
+        module.write_to_file(str(path), "o")
+        return path.read_bytes()

@@ -1,0 +1,181 @@
+"""Which plan computes a problem: of a tuning record, else the default, within the limit of workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvm_conv3d.engine import cache, records, scheduling, workspace
+from tvm_conv3d.engine.algorithms import algorithms, named
+from tvm_conv3d.engine.artifact import artifact_key
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.scheduling import schedule
+from tvm_conv3d.engine.workspace import Workspace
+from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.target.cpu import is_cuda, thread_count
+from tvm_conv3d.target.resolve import traits_of
+
+if TYPE_CHECKING:
+    from tvm.target import Target
+
+#: Bytes a thread that a plan may take unless the layer says otherwise.
+DEFAULT_LIMIT = 256 << 20
+
+#: Number in a variant above which a record is taken for a slip of the pen.
+_LARGEST = 1024
+
+
+def check_limit(limit: Any) -> int:
+    """`limit`, where it is a possible number of bytes.
+
+    Raises:
+        ValueError: it is no positive integer.
+    """
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise ValueError(
+            "`workspace_limit` must be a number of bytes a thread, an integer of at least 1. "
+            f"Received: workspace_limit={limit!r}"
+        )
+    return limit
+
+
+def make_plan(
+    spec: Conv3DSpec,
+    target: Target,
+    logs: str | Path | None = None,
+    exact: bool = False,
+    workspace_limit: int = DEFAULT_LIMIT,
+) -> Plan:
+    """The plan for `spec` on `target`: of the first tuning record that fits, else the default.
+
+    Args:
+        spec: the problem.
+        target: what to compile for.
+        logs: a folder of tuning logs, or one file of records, to ask before all others: see
+            :func:`tvm_conv3d.engine.records.find`.
+        exact: only algorithms that sum the products of the definition.
+        workspace_limit: bytes that a plan's intermediates may take for each thread.
+
+    Raises:
+        ValueError: no algorithm takes this spec, none within the limit, or `logs` does not exist.
+    """
+    known = algorithms(str(target.kind.name))
+    for found in records.find(spec, target, logs):
+        if exact and found.record.algorithm in known and not known[found.record.algorithm].exact:
+            continue
+        try:
+            return _recorded_plan(spec, target, found.record, str(found.file), workspace_limit)
+        except ValueError as error:
+            found.reject(str(error))
+    return default_plan(spec, target, exact, workspace_limit)
+
+
+def default_plan(spec: Conv3DSpec, target: Target, exact: bool = False, workspace_limit: int = DEFAULT_LIMIT) -> Plan:
+    """The plan where nothing was tuned: the first algorithm that applies, with its default decisions.
+
+    Where that takes too much memory, the next algorithm, then the smallest tasks, then any other variant.
+
+    Raises:
+        ValueError: no algorithm takes this spec, or none within the limit.
+    """
+    needs = []
+    for plan in _default_plans(spec, target, exact):
+        needs.append(bytes_per_thread(plan, target, workspace_limit))
+        if needs[-1] <= workspace_limit:
+            return plan
+    if not needs:
+        raise ValueError(f"No algorithm takes {spec.key()} on {target}.")
+    raise ValueError(
+        f"{spec.key()} needs at least {min(needs)} bytes a thread for intermediates, more than the limit allows. "
+        f"Pass workspace_limit={min(needs)}, or a smaller input. Received: workspace_limit={workspace_limit}"
+    )
+
+
+def _default_plans(spec: Conv3DSpec, target: Target, exact: bool) -> Iterator[Plan]:
+    """What default plans there are, the first choice first; after the real ones those that take little memory."""
+    traits = traits_of(target)
+    known = [a for a in algorithms(str(target.kind.name)).values() if a.exact or not exact]
+    defaults = []
+    for algorithm in known:
+        found = algorithm.default(spec, traits)
+        if found is not None:
+            defaults.append(Plan(spec, algorithm.name, *found))
+            yield defaults[-1]
+    for plan in defaults:
+        smallest = dict.fromkeys(plan.decisions, 1)
+        others = named(plan.algorithm).variants(spec, traits)
+        for variant in dict.fromkeys((plan.variant, *others)):
+            yield replace(plan, variant=variant, decisions=smallest)
+
+
+def _recorded_plan(spec: Conv3DSpec, target: Target, record: records.Record, origin: str, limit: int) -> Plan:
+    """The plan of a record; raises ValueError, saying why, where the record does not fit the present code."""
+    known = algorithms(str(target.kind.name))
+    if record.algorithm not in known:
+        raise ValueError(f"its algorithm is {record.algorithm!r}, and there are {', '.join(known)}")
+    algorithm = known[record.algorithm]
+    usual_variants = algorithm.variants(spec, traits_of(target))
+    if not usual_variants:
+        raise ValueError(f"the algorithm {record.algorithm} does not take this layer")
+    try:
+        variant = algorithm.variant(record.variant)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"its variant is none of {record.algorithm}: {error}") from error
+    for name, usual in vars(usual_variants[0]).items():
+        value = getattr(variant, name)
+        if not _plausible(value, usual):
+            raise ValueError(f"its variant has {name}={value!r} where {usual!r} would be usual")
+    plan = Plan(spec, record.algorithm, variant, dict(record.decisions), origin)
+    _check_schedule(plan, target)
+    needed = bytes_per_thread(plan, target, limit)
+    if needed > limit:
+        raise ValueError(f"it needs {needed} bytes of workspace a thread, and {limit} are allowed")
+    return plan
+
+
+def _plausible(value: Any, usual: Any) -> bool:
+    """Whether a variant's field has the type of its usual value, and no number is out of all bounds."""
+    if type(value) is not type(usual):
+        return False
+    if isinstance(value, tuple):
+        return len(value) == len(usual) and all(map(_plausible, value, usual))
+    return type(value) is not int or 0 <= value <= _LARGEST
+
+
+def _check_schedule(plan: Plan, target: Target) -> None:
+    """Makes sure that the design space takes the plan's decisions as they are.
+
+    It takes some ten milliseconds, and is left out where the plan was compiled before, and so was checked then.
+    """
+    if cache.holds(artifact_key(plan, target)):
+        return
+    try:
+        taken = schedule(plan)[1].taken()
+    except Exception as error:
+        # TVM raises what it likes: whatever it is, this record can't be used
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{plan.algorithm} can't be scheduled by it: {reason[-1][:200]}") from error
+    if taken != dict(plan.decisions):
+        raise ValueError(f"its decisions are {dict(plan.decisions)}, and the design space makes them {taken}")
+
+
+def workspace_of(plan: Plan, target: Target) -> Workspace:
+    """What the plan's kernel takes: as noted when it was compiled, else worked out from its schedule."""
+    kept = cache.workspace(artifact_key(plan, target))
+    if kept is not None:
+        return kept
+    return workspace.of_small_buffers(scheduling.with_small_buffers(scheduling.scheduled_module(plan, target)))
+
+
+def bytes_per_thread(plan: Plan, target: Target, enough: int = 0) -> int:
+    """Bytes a thread that the plan's kernel takes; an upper bound, found sooner, where that is not above `enough`.
+
+    On a GPU, which counts as one thread, only what lies in its memory between kernels.
+    """
+    declaration = named(plan.algorithm).declare(plan.spec, plan.variant)
+    if is_cuda(target):
+        return declaration.kept_bytes()
+    bound = declaration.intermediate_bytes()
+    return bound if bound <= enough else workspace_of(plan, target).per_thread(thread_count(target))

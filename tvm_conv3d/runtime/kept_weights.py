@@ -1,0 +1,130 @@
+"""Weights that came without a version: told by their content, and kept with their packed forms for later calls.
+
+A call that finds its weights' content here needs neither to look at their values nor to pack them. What is kept are
+copies: whatever becomes of the caller's arrays, a content and its packed forms stay together.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy as np
+
+from tvm_conv3d.runtime import digest, interchange, output_pool, structure
+from tvm_conv3d.runtime.gpu import Weights
+from tvm_conv3d.support.locks import ForkSafeLock
+from tvm_conv3d.support.lru import Recent
+
+#: Bytes of weights and their packed forms that are kept, at most, unless the user says otherwise.
+MAX_BYTES = 1 << 30
+
+#: Contents that are kept, at most, and packed forms of each.
+_MAX_ENTRIES, _MAX_FORMS = 1024, 32
+
+
+class _Forms(Recent[Any, Any]):
+    """Packed forms of one content; tells when there is one more."""
+
+    def __init__(self, grown: Callable[[], None]) -> None:
+        super().__init__(_MAX_FORMS)
+        self._grown = grown
+
+    def put(self, key: Any, value: Any) -> None:
+        super().put(key, value)
+        self._grown()
+
+
+class Store:
+    """Weights by content, the longest unused forgotten first; several threads may use it.
+
+    Args:
+        max_bytes: of copies and packed forms; what was asked for last is kept whatever it takes.
+        max_entries: contents.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES, max_entries: int = _MAX_ENTRIES) -> None:
+        self._lock = ForkSafeLock()
+        self._entries: OrderedDict[Hashable, Weights] = OrderedDict()
+        self._max_entries = max_entries
+        self.max_bytes = max_bytes
+
+    def get(self, kernel: np.ndarray, bias: np.ndarray | None, dtype: str, use: Hashable) -> Weights:
+        """The weights with what is kept of their content.
+
+        Args:
+            kernel, bias: arrays of any strides and real type; they may change after the call.
+            dtype: which they are cast to.
+            use: of equal contents, those of one use share their packed forms.
+
+        Raises:
+            TypeError: they hold something other than real numbers or booleans.
+            MemoryError: there is none for the copies.
+        """
+        if not digest.is_dense(kernel):
+            kernel = np.ascontiguousarray(kernel)
+        kind = (kernel.shape, kernel.strides, kernel.dtype, dtype, use)
+        key = (*_content(kernel, bias), kind)
+        with self._lock:
+            found = self._entries.get(key)
+            if found is not None:
+                self._entries.move_to_end(key)
+                return found
+        kernel, bias = kernel.copy("K"), None if bias is None else bias.copy()
+        prepared = interchange.prepare(kernel, dtype)
+        values = None if bias is None else interchange.prepare(bias, dtype)
+        made = Weights(prepared, values, object(), structure.structured(prepared), _Forms(self.trim))
+        # of the copies: another thread may have changed the caller's arrays meanwhile
+        key = (*_content(kernel, bias), kind)
+        with self._lock:
+            found = self._entries.setdefault(key, made)
+        self.trim()
+        return found
+
+    def trim(self) -> None:
+        """Forgets what is too much."""
+        with self._lock:
+            sizes = {key: _nbytes(weights) for key, weights in self._entries.items()}
+            total = sum(sizes.values())
+            while len(self._entries) > 1 and (total > self.max_bytes or len(self._entries) > self._max_entries):
+                key, _ = self._entries.popitem(last=False)
+                total -= sizes[key]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept."""
+        with self._lock:
+            return sum(map(_nbytes, self._entries.values()))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+#: That of the process.
+STORE = Store()
+
+
+def set_kept_weights(most: int) -> None:
+    """Sets how much memory the weights of :func:`tvm_conv3d.conv3d`, with their packed forms, may take between calls.
+
+    Models whose weights take more are packed anew at each call.
+
+    Args:
+        most: bytes; 1 GiB at the start. The weights of the last call are kept in any case.
+
+    Raises:
+        ValueError: `most` is no integer of at least 0.
+    """
+    STORE.max_bytes = output_pool.check_bytes(most)
+    STORE.trim()
+
+
+def _content(kernel: np.ndarray, bias: np.ndarray | None) -> tuple[Hashable, ...]:
+    return digest.of(kernel), None if bias is None else (bias.dtype, bias.tobytes())
+
+
+def _nbytes(weights: Weights) -> int:
+    forms = [] if weights.packed is None else weights.packed.values()
+    arrays = [weights.kernel, *([] if weights.bias is None else [weights.bias]), *forms]
+    return sum(array.nbytes for array in arrays)

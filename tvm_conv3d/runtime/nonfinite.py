@@ -1,0 +1,259 @@
+"""Data with NaN and infinity at the speed of Winograd's algorithm, which would spread them over its tiles.
+
+Convolution is linear. Of the data with zeros for what is not finite, Winograd's algorithm computes all outputs whose
+windows are finite. The sum of any other window is NaN where it holds a NaN. Else it is infinite where each infinity in
+it, times its weight, has the same sign, and NaN otherwise: the products' signs are summed up by a second convolution,
+of the infinities' signs by the weights', and must be as many as there are infinities.
+
+What is left are sums that are not finite for finite data, by weights that are not or by overflow: those are computed as
+defined.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tvm_conv3d.compute.shared.canonical import canonicalize, forward_of
+from tvm_conv3d.compute.shared.live_taps import trim
+from tvm_conv3d.engine.algorithms import named
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.runtime import helper_code, interchange, output_pool, threads
+from tvm_conv3d.runtime.gpu import Weights
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.support.dtypes import numpy_dtype
+
+if TYPE_CHECKING:
+    from tvm import IRModule
+
+#: Terms of a window that float32 counts one by one.
+_MOST_TERMS = 1 << 24
+
+#: Channels of a group that :mod:`tvm_conv3d.compute.shared.nonfinite` counts.
+_MOST_CHANNELS = (1 << 15) - 1
+
+#: Sums of marks that a task makes.
+_SUMS = 2048
+
+#: Error of a sum whose terms all agree, in expected relative errors: 4 at most as measured, for 256 channels; 32 if all
+#: roundings of 600 channels agreed, too.
+_WORST = 32
+
+
+@dataclass
+class Doubts:
+    """What calls of one spec leave for the next ones to know; true where there is something.
+
+    Attributes:
+        nonfinite: the last data had NaN or infinity.
+        overflow: a version of the weights, and the largest magnitude of finite data, whose sums were not finite.
+        signs: the weights' signs.
+    """
+
+    nonfinite: bool = False
+    overflow: tuple[Hashable, float] | None = None
+    signs: Weights | None = None
+
+    def __bool__(self) -> bool:
+        return self.nonfinite or self.overflow is not None
+
+    def overflows_from(self, weights: Weights) -> float | None:
+        """The magnitude from which on the sums of finite data were not finite with these weights, if they were."""
+        overflow = self.overflow
+        return overflow[1] if overflow is not None and overflow[0] == weights.version else None
+
+    def signs_of(self, weights: Weights) -> Weights:
+        """The signs of the weights, without bias."""
+        signs = self.signs
+        if signs is None or signs.version != weights.version:
+            values = np.sign(weights.kernel).astype(np.int8)
+            self.signs = signs = weights._replace(kernel=values, bias=None)
+        return signs
+
+
+class Steps(NamedTuple):
+    """The convolutions that a result is put together of.
+
+    Attributes:
+        winograd: fills the output with the convolution of some input; False where a sum is not finite.
+        convolve_signs: the convolution of an input by some weights, both of -1, 0 and 1, in float32 and without bias
+            and post-ops, to the nearest whole number.
+    """
+
+    winograd: Callable[[np.ndarray], bool]
+    convolve_signs: Callable[[np.ndarray, Weights], np.ndarray]
+
+
+def fill(
+    out: np.ndarray,
+    x: np.ndarray,
+    spec: Conv3DSpec,
+    weights: Weights,
+    doubts: Doubts,
+    failed: bool,
+    steps: Steps,
+) -> bool:
+    """Fills `out` with the convolution of data that may hold NaN or infinity.
+
+    Args:
+        out, x: output and input, C-contiguous, of the spec's shapes and type.
+        spec: the problem.
+        weights: its weights.
+        doubts: what earlier calls left, and this one changes.
+        failed: whether Winograd's algorithm has failed on `x` already.
+        steps: the convolutions.
+
+    Returns:
+        Whether it is done; otherwise `out` is left to the products of the definition.
+    """
+    # of a data gradient, the convolution that computes it, which has no phases where Winograd's algorithm does
+    spec = forward_of(spec).spec
+    # the results of sums that are not finite are told by filter, a residual operand has a value for each
+    if spec.residual or spec.group_channels > _MOST_CHANNELS:
+        return False
+    if spec.group_channels * math.prod(spec.kernel) >= _MOST_TERMS:
+        return False
+    least = doubts.overflows_from(weights)
+    if least == 0:
+        return False
+    clean, marks = _split(spec, x)
+    # other threads, with other data, write it too
+    doubts.nonfinite = found = bool(marks.any())
+    if least is not None and _largest(clean) >= least:
+        return False
+    if (failed and not found) or not steps.winograd(clean):
+        # weights that are not finite spoil all data
+        doubts.overflow = (weights.version, _largest(clean) if np.isfinite(weights.kernel).all() else 0.0)
+        return False
+    doubts.overflow = None
+    if found:
+        marks = _of_windows(spec, marks)
+        sums = None
+        if ((marks > 0) & (marks < np.inf)).any():
+            sums = steps.convolve_signs(_signs(spec, x), doubts.signs_of(weights))
+        _mend(spec, out, marks, sums, _results(spec, weights.bias))
+    return True
+
+
+def sums_spec(spec: Conv3DSpec) -> Conv3DSpec:
+    """The same convolution in float32, without bias and post-ops."""
+    return replace(spec, dtype="float32", bias=False, post_ops=())
+
+
+def sums_are_whole(plan: Plan) -> bool:
+    """Whether sums of signs by `plan` tell by rounding whether all terms agree."""
+    spec = canonicalize(plan.spec)
+    terms = spec.group_channels * math.prod(spec.kernel)
+    return named(plan.algorithm).exact or _WORST * plan.error_bound * terms < 0.5
+
+
+def _split(spec: Conv3DSpec, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`x` with zeros for what is not finite, and the marks of its positions: as `x`, with groups for channels."""
+    groups, channels = spec.groups, spec.group_channels
+    clean = output_pool.empty(x.shape, x.dtype)
+    last = spec.data_format == CHANNELS_LAST
+    shape = (spec.batch, *spec.size, groups) if last else (spec.batch, groups, *spec.size)
+    marks = output_pool.empty(shape, np.dtype(np.float32))
+    if channels == 1:
+        _call(spec, "split_planes", _bits(x, (1, 1, -1)), _bits(clean, (1, 1, -1)), marks.reshape(1, -1))
+    elif last:
+        _call(spec, "split_rows", _bits(x, (-1,)), _bits(clean, (-1,)), marks.reshape(-1), channels)
+    else:
+        planes = (spec.batch * groups, channels, math.prod(spec.size))
+        _call(spec, "split_planes", _bits(x, planes), _bits(clean, planes), marks.reshape(planes[0], -1))
+    return clean, marks
+
+
+def _signs(spec: Conv3DSpec, x: np.ndarray) -> np.ndarray:
+    """-1 or 1 for each infinity, 0 for all else."""
+    signs = output_pool.empty(x.shape, np.dtype(np.float32))
+    _call(spec, "signs", _bits(x, (-1,)), signs.reshape(-1))
+    return signs
+
+
+def _of_windows(spec: Conv3DSpec, marks: np.ndarray) -> np.ndarray:
+    """The marks of windows by those of positions."""
+    seen = trim(spec)
+    first = 1 if spec.data_format == CHANNELS_LAST else 2
+    for number, windows in enumerate(seen.out_size):
+        taps, stride, dilation = seen.kernel[number], seen.strides[number], seen.dilation[number]
+        before = seen.pads[number].before
+        axis, shape = first + number, marks.shape
+        if taps == stride == 1 and before == 0 and windows == shape[axis]:
+            continue
+        sums = output_pool.empty((*shape[:axis], windows, *shape[axis + 1 :]), marks.dtype)
+        outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+        views = marks.reshape(outer, -1, inner), sums.reshape(outer, windows, inner)
+        _call(spec, "box", *views, taps, stride, dilation, before, max(1, _SUMS // inner))
+        marks = sums
+    return marks
+
+
+def _mend(spec: Conv3DSpec, out: np.ndarray, marks: np.ndarray, sums: np.ndarray | None, table: np.ndarray) -> None:
+    """Writes the results of windows that are not finite; there are no sums of signs where all of them hold NaN."""
+    groups, filters = spec.groups, spec.group_filters
+    read = np.empty(1, np.float32) if sums is None else sums.reshape(-1)
+    table = table.reshape(3, groups, filters)
+    if spec.data_format == CHANNELS_LAST:
+        into = _bits(out, (-1, groups, filters))
+        _call(spec, "mend_rows", marks.reshape(-1, groups), read, table, into)
+    else:
+        into = _bits(out, (spec.batch, groups, filters, -1))
+        _call(spec, "mend_planes", marks.reshape(spec.batch, groups, -1), read, table, into, int(sums is not None))
+
+
+def _results(spec: Conv3DSpec, bias: np.ndarray | None) -> np.ndarray:
+    """What the layer makes of sums that are NaN, infinity and minus infinity: (3, filters), as integers."""
+    values = np.zeros(spec.filters, spec.accumulator) if bias is None else bias.astype(spec.accumulator)
+    results = np.empty((3, spec.filters), numpy_dtype(spec.dtype))
+    sums = np.array([np.nan, np.inf, -np.inf], spec.accumulator)
+    threads.run(
+        _results_code(spec.dtype, spec.bias, spec.post_ops), *map(interchange.exported, (values, sums, results))
+    )
+    return _bits(results, results.shape)
+
+
+def _largest(x: np.ndarray) -> float:
+    """The largest magnitude of finite numbers."""
+    return float(max(x.max(), -x.min()))
+
+
+def _bits(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """`x` as integers of the same size."""
+    return x.view(np.dtype(f"i{x.itemsize}")).reshape(shape)
+
+
+def _call(spec: Conv3DSpec, name: str, *arguments: np.ndarray | int) -> None:
+    views = (interchange.exported(a) if isinstance(a, np.ndarray) else a for a in arguments)
+    threads.run(_code(spec.dtype).get_function(name), *views)
+
+
+@functools.cache
+def _code(dtype: str) -> Any:
+    """The loaded functions for data of a type."""
+    return _loaded({"name": f"data of {dtype} that are not finite"}, lambda loops: loops.module(dtype))
+
+
+@functools.cache
+def _results_code(dtype: str, bias: bool, post_ops: tuple[str, ...]) -> Any:
+    one = (1, 1, 1)
+    spec = Conv3DSpec(1, one, 1, 1, one, dtype=dtype, bias=bias, post_ops=post_ops)
+    identity = {"name": "results of sums that are not finite", "of": spec.key()}
+    return _loaded(identity, lambda loops: loops.results_module(canonicalize(spec))).get_function("results")
+
+
+def _loaded(identity: Mapping[str, object], module_of: Callable[[ModuleType], IRModule]) -> Any:
+    """The loaded code of a module that :mod:`tvm_conv3d.compute.shared.nonfinite` makes."""
+
+    def make_module() -> IRModule:
+        from tvm_conv3d.compute.shared import nonfinite
+
+        return module_of(nonfinite)
+
+    return helper_code.get(identity, make_module)

@@ -1,0 +1,56 @@
+"""Memory for a kernel's intermediates, made sure of before it runs."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+
+from tvm_conv3d.engine.workspace import Workspace
+from tvm_conv3d.runtime import output_pool
+from tvm_conv3d.runtime.threads import get_num_threads
+
+#: Bytes a thread up to which a kernel's memory is taken for granted.
+_LITTLE = 1 << 20
+
+
+class _OfThread(threading.local):
+    """Kernels that this Python thread has run: TVM keeps their memory in the thread's pool for the next call."""
+
+    def __init__(self) -> None:
+        self.kernels: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+_mine = _OfThread()
+
+
+def reserve(kernel: Any, workspace: Workspace) -> None:
+    """Makes sure, before this thread's first call of `kernel`, that there is memory for its intermediates.
+
+    In the midst of compiled code a failing allocation would end the process.
+
+    Args:
+        kernel: any object that lives as long as the kernel.
+        workspace: what it takes.
+
+    Raises:
+        MemoryError: there is not so much memory.
+    """
+    if workspace.shared + workspace.own <= _LITTLE or kernel in _mine.kernels:
+        return
+    threads = get_num_threads()
+    needed = workspace.shared + workspace.own * threads
+    try:
+        np.empty(needed, np.uint8)
+    except MemoryError:
+        output_pool.release()
+        try:
+            np.empty(needed, np.uint8)
+        except MemoryError:
+            raise MemoryError(
+                f"There is no memory for the convolution's intermediates: {needed} bytes for {threads} threads. "
+                "Use fewer threads (tvm_conv3d.set_num_threads), a smaller `workspace_limit` or a smaller batch."
+            ) from None
+    _mine.kernels.add(kernel)

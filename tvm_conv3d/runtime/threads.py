@@ -1,0 +1,198 @@
+"""How many threads a convolution uses, and whether they are those of an OpenMP runtime.
+
+The pool that runs the loops is in :mod:`tvm_conv3d.runtime.parallel`; it reads :data:`SETTINGS` at each loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tvm_conv3d.runtime import openmp
+from tvm_conv3d.target.cpu import available_cpus
+
+#: Names the number of threads; TVM's own name for it.
+VARIABLE = "TVM_NUM_THREADS"
+
+#: OpenMP's; a list of numbers, one for each level of nested loops.
+_OPENMP_VARIABLE = "OMP_NUM_THREADS"
+
+
+class Settings(ctypes.Structure):
+    """What the pool of threads reads at each loop; see `pool.ll`."""
+
+    _fields_ = (("count", ctypes.c_int32), ("parallel", ctypes.c_void_p), ("thread_number", ctypes.c_void_p))
+
+
+#: Of the process: threads that a loop takes whose thread does not say; OpenMP's entries where its threads are taken.
+SETTINGS = Settings(1, None, None)
+
+#: Bit of a process's flags in Linux: it was forked and runs the same program still.
+_FORKED = 0x40
+
+
+class _State:
+    """What the process has settled on.
+
+    Attributes:
+        requested: by :func:`set_num_threads`.
+        runtime: the OpenMP runtime that is loaded; it counts.
+        used: whether anybody uses it but TVM, which imports torch wherever it is installed.
+        forked: whether this is a forked child, in which OpenMP would wait for its parent's threads for ever; None
+            before anybody asked.
+        modules: of Python when a runtime was last looked for: libraries come with them.
+        tvm: whether TVM's was among them.
+        set_count: tells the pool how many threads this thread's loops take; None before there is a pool.
+    """
+
+    requested: int | None = None
+    runtime: openmp.OpenMP | None = None
+    used: bool = False
+    forked: bool | None = None
+    modules: int = 0
+    tvm: bool = False
+    set_count: Callable[[int], Any] | None = None
+
+
+class _OfThread(threading.local):
+    """How many threads the pool has been told to take for this one's loops."""
+
+    told: int = 0
+
+
+_mine = _OfThread()
+
+_renewals: list[Callable[[], None]] = []
+
+
+def after_fork(renew: Callable[[], None]) -> None:
+    """Has `renew` called in forked children, which inherit locks but not the threads that would release them."""
+    _watch_forks()
+    if renew not in _renewals:
+        _renewals.append(renew)
+
+
+def set_num_threads(count: int) -> None:
+    """Sets how many threads a convolution uses, in all Python threads, from the next call on.
+
+    Args:
+        count: at least 1.
+
+    Raises:
+        ValueError: `count` is no positive integer.
+    """
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"`count` must be a positive integer. Received: count={count!r}")
+    _State.requested = count
+
+
+def get_num_threads() -> int:
+    """Threads that a convolution uses.
+
+    What was set, else $TVM_NUM_THREADS, else all CPUs the process may use, but not more than what
+    `torch.get_num_threads()` or another OpenMP runtime that is loaded says for the calling thread, without one
+    $OMP_NUM_THREADS.
+    """
+    runtime = _openmp()
+    known = _State.requested or _positive(os.environ.get(VARIABLE, ""))
+    if known:
+        return known
+    if runtime is not None:
+        most = runtime.count()
+    else:
+        most = _positive(os.environ.get(_OPENMP_VARIABLE, "").partition(",")[0].strip())
+    return min(most, available_cpus()) if most else available_cpus()
+
+
+def owner() -> str:
+    """Whose threads run the loops: the file of an OpenMP runtime, or "tvm_conv3d"."""
+    runtime = _openmp()
+    return runtime.path if runtime is not None and SETTINGS.parallel else "tvm_conv3d"
+
+
+def tell_pool(set_count: Callable[[int], Any]) -> None:
+    """Makes `set_count` known, which tells the pool how many threads the loops of the calling thread take."""
+    _State.set_count = set_count
+
+
+def torch_is_used() -> None:
+    """Notes that the program uses torch, whose OpenMP threads run the loops from now on."""
+    if not _State.used:
+        _State.used = True
+        _take_openmp()
+
+
+def run(function: Callable[..., Any], *arguments: Any) -> None:
+    """Calls a compiled function with as many threads as are wanted now."""
+    count = get_num_threads()
+    if _mine.told != count and _State.set_count is not None:
+        _State.set_count(count)
+        _mine.told = count
+    SETTINGS.count = count
+    function(*arguments)
+
+
+def _positive(text: str) -> int:
+    """The number, 0 where `text` is none."""
+    return int(text) if text.isdecimal() else 0
+
+
+def _openmp() -> openmp.OpenMP | None:
+    """The OpenMP runtime of the process, looked for anew once Python has loaded more modules."""
+    if len(sys.modules) != _State.modules:
+        _look_for_openmp()
+    return _State.runtime
+
+
+def _look_for_openmp() -> None:
+    if _State.forked is None:
+        _State.forked = _was_forked()
+        _watch_forks()
+    found = _State.runtime
+    # a library that can't be looked into is none of ours, and no reason for a call to fail
+    with contextlib.suppress(Exception):
+        found = openmp.loaded()
+    tvm = "tvm_ffi" in sys.modules
+    if found is not None and _State.runtime is None:
+        # torch that comes together with TVM is no choice of the program's
+        _State.used = not found.of_torch or not tvm or _State.tvm
+    # the modules after the search, which loads some itself
+    _State.runtime, _State.tvm, _State.modules = found, tvm, len(sys.modules)
+    _take_openmp()
+
+
+def _take_openmp() -> None:
+    """Has loops run on the threads of OpenMP where it is used, and can be."""
+    runtime = _State.runtime
+    if runtime is not None and _State.used and not _State.forked:
+        SETTINGS.thread_number = runtime.thread_number
+        SETTINGS.parallel = runtime.parallel
+
+
+def _was_forked() -> bool:
+    """Whether this process was forked and runs its parent's program still; False where the system does not tell."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        return bool(int(fields[6]) & _FORKED)
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+@functools.cache
+def _watch_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_in_forked_child)
+
+
+def _in_forked_child() -> None:
+    _State.forked = True
+    SETTINGS.parallel = None
+    for renew in _renewals:
+        renew()
