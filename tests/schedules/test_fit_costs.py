@@ -25,7 +25,7 @@ THREADS = 3
 def script() -> ModuleType:
     pytest.importorskip("scipy")
     pytest.importorskip("xgboost")
-    path = Path(__file__).resolve().parents[1] / "scripts" / "fit_costs.py"
+    path = Path(__file__).resolve().parents[2] / "scripts" / "fit_costs.py"
     spec = importlib.util.spec_from_file_location("fit_costs", path)
     assert spec is not None
     assert spec.loader is not None

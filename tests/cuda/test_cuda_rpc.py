@@ -19,14 +19,14 @@ pytest.importorskip("tornado", reason="TVM's RPC needs tornado")
 
 SPEC = Conv3DSpec(1, (3, 4, 5), 8, 12, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
 
-HERE = Path(__file__).parent
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(HERE))
-        with tracked(tmp_path_factory.mktemp("device"), [str(HERE / "cuda_rpc_server.py")]) as found:
+        patch.setenv("PYTHONPATH", str(HELPERS))
+        with tracked(tmp_path_factory.mktemp("device"), [str(HELPERS / "cuda_rpc_server.py")]) as found:
             yield found.port
 
 

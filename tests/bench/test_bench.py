@@ -28,7 +28,7 @@ from tvm_conv3d.support.roofline import Roof
 from tvm_conv3d.target.cpu import host_target
 from tvm_conv3d.target.resolve import instruction_set, target_key
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LAYERS = ROOT / "scripts" / "layers.csv"
 HEAD = ",".join(COLUMNS)
 QUICK = Effort(rounds=2, min_time=0.001, pause=0.0)
@@ -53,7 +53,7 @@ SMALL = Layer("small", SPECS[0], "same")
 
 @pytest.fixture
 def client(monkeypatch):
-    paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
+    paths = (str(ROOT / "tests/helpers"), os.environ.get("PYTHONPATH", ""))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     started = []
 

@@ -22,7 +22,7 @@ SPEC = Conv3DSpec(1, (4, 12, 12), 8, 16, (3, 3, 3), pads=(Pads(1, 1),) * 3, post
 
 
 def test_layers_of_a_file(tmp_path: Path) -> None:
-    path = Path(__file__).resolve().parents[1] / "scripts" / "layers.csv"
+    path = Path(__file__).resolve().parents[2] / "scripts" / "layers.csv"
     found = tasks.from_csv(path)
     assert len(found) > 10
     assert len(tasks.distinct([*found, *found])) == len(tasks.distinct(found)) <= len(found)

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import test_spaces
 
 import cuda_checks
-import test_spaces
 from problems import BOUNDS, execute, numpy_dtype, run_plan
 from tvm_conv3d import Conv3D
 from tvm_conv3d.compute.llvm.winograd_rows import WinogradRowsVariant

