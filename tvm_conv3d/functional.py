@@ -19,6 +19,7 @@ from tvm_conv3d.dtypes import numpy_dtype
 from tvm_conv3d.recent import Recent
 from tvm_conv3d.runtime import Executor
 from tvm_conv3d.spec import CHANNELS_LAST, DTYPES
+from tvm_conv3d.transpose_arguments import TransposeArguments
 
 #: Calls that the process keeps at hand, told apart by shapes, types and arguments; executors, by their options.
 _MAX_CALLS, _MAX_EXECUTORS = 4096, 32
@@ -37,6 +38,14 @@ class _Prepared(NamedTuple):
     problem: Problem
     use: ConvArguments
 
+
+_ARGUMENTS = ("strides", "padding", "dilation", "groups", "data_format", "post_ops")
+
+#: By the public function's name: what its arguments make, and their names.
+_FUNCTIONS: dict[str, tuple[type[ConvArguments], tuple[str, ...]]] = {
+    "conv3d": (ConvArguments, _ARGUMENTS),
+    "conv3d_transpose": (TransposeArguments, (*_ARGUMENTS, "output_padding")),
+}
 
 _calls: Recent[Any, _Prepared] = Recent(_MAX_CALLS)
 _executors: Recent[Any, Executor] = Recent(_MAX_EXECUTORS)
@@ -133,32 +142,102 @@ def conv3d(
     """
     if residual is not None:
         raise ValueError("`residual` is not taken yet: it must be None. Add it to the result.")
-    source, kernel = _source("x", x), _on_host("w", w)
-    bias = None if b is None else _on_host("b", b)
-    arrays = (_kind(source), (kernel.shape, kernel.dtype), None if bias is None else (bias.shape, bias.dtype))
-    options = (target, accuracy, workspace_limit)
     arguments = (strides, padding, dilation, groups, data_format, post_ops)
-    key = (arrays, arguments, options)
+    return _call("conv3d", (x, w, b), arguments, (target, accuracy, workspace_limit))
+
+
+@functools.partial(tracing.untraced, what="tvm_conv3d.conv3d_transpose")
+def conv3d_transpose(
+    x: Any,
+    w: Any,
+    b: Any = None,
+    *,
+    strides: Any = 1,
+    padding: Any = "valid",
+    output_padding: Any = None,
+    dilation: Any = 1,
+    groups: Any = 1,
+    data_format: Any = CHANNELS_LAST,
+    post_ops: Any = (),
+    target: Any = None,
+    accuracy: str = "default",
+    workspace_limit: int = planner.DEFAULT_LIMIT,
+) -> Any:
+    """Transposed 3-D convolution of any array or tensor: `post_ops(transposed convolution(x, w) + b)`.
+
+    Each cell of `x` adds its products with the kernel to the cells of the result from `cell * stride` on, tap after
+    tap: this is the gradient of a convolution's input. Arrays and weights are taken as by :func:`conv3d`.
+
+    Args:
+        x: (batch, depth, height, width, channels), or (batch, channels, depth, height, width) with
+            `data_format="channels_first"`, of any strides.
+        w: (kernel depth, kernel height, kernel width, filters / groups, channels), the order of Keras's
+            Conv3DTranspose, of any strides; torch's weights are passed as `w.permute(2, 3, 4, 1, 0)`.
+        b: (filters,), or None.
+        strides: an integer, or three for depth, height and width: cells of the result between those of `x`.
+        padding: "valid" for none; "same" for a result of size * stride, or as Keras has it with `output_padding`; or
+            cells that are cut off the result: an integer for all sides, three integers for depth, height and width, or
+            three pairs (before, after). Negative ones add cells, which hold the bias.
+        output_padding: None for Keras's default, which is 0 where padding is explicit; else an integer of at least 0,
+            or three: cells that the result is longer by, at its end.
+        dilation: an integer, or three: the distance of the kernel's taps.
+        groups: the channels and filters are split into so many independent convolutions.
+        data_format: "channels_last" or "channels_first"; None for Keras's setting.
+        post_ops: () or one activation, such as ("relu",): a name of :data:`tvm_conv3d.spec.FUSED_ACTIVATIONS`.
+        target, accuracy, workspace_limit: as in :func:`conv3d`.
+
+    Returns:
+        A new array or tensor, (batch, depth, height, width, filters), or the channels first as in `x`, with
+        (size - 1) * stride + dilation (kernel - 1) + 1 - before - after + output_padding along each spatial axis.
+
+    Raises:
+        As :func:`conv3d`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> x, w = np.ones((1, 4, 4, 4, 2), "float32"), np.ones((2, 2, 2, 5, 2), "float32")
+    >>> conv3d_transpose(x, w, strides=2, post_ops=("relu",)).shape
+    (1, 8, 8, 8, 5)
+    """
+    arguments = (strides, padding, dilation, groups, data_format, post_ops, output_padding)
+    return _call("conv3d_transpose", (x, w, b), arguments, (target, accuracy, workspace_limit))
+
+
+def _call(name: str, given: tuple[Any, Any, Any], arguments: tuple[Any, ...], options: tuple[Any, str, int]) -> Any:
+    """A call of the function `name`.
+
+    Args:
+        name: one of :data:`_FUNCTIONS`.
+        given: input, kernel and bias.
+        arguments: those that :data:`_FUNCTIONS` names.
+        options: of the executor.
+    """
+    x, w, b = given
+    source, kernel = _source(name, "x", x), _on_host(name, "w", w)
+    bias = None if b is None else _on_host(name, "b", b)
+    arrays = (_kind(source), (kernel.shape, kernel.dtype), None if bias is None else (bias.shape, bias.dtype))
+    key = (name, arrays, arguments, options)
     try:
         prepared = _calls.get(key)
     except TypeError:
         key = _hashable(key)
         prepared = _calls.get(key)
     if prepared is None:
-        prepared = _prepare(arrays, arguments, options)
+        prepared = _prepare(name, arrays, arguments, options)
         _calls.put(key, prepared)
     weights = kept_weights.STORE.get(kernel, bias, prepared.problem.spec.dtype, prepared.use)
     return compute(prepared.executor, prepared.problem, source, weights)
 
 
-def _source(name: str, value: Any) -> tensors.Source:
+def _source(function: str, name: str, value: Any) -> tensors.Source:
     """An argument as a source, of which a CPU's array is at hand.
 
     Raises:
         TypeError, ValueError, RuntimeError: it can't be taken.
     """
-    tracing.check(value, "conv3d", tracing.FUNCTION)
-    tracing.check_gradient(value, f"`{name}`", "conv3d", name)
+    tracing.check(value, function, tracing.FUNCTION)
+    tracing.check_gradient(value, f"`{name}`", function, name)
     try:
         source = tensors.wrap(value)
     except (TypeError, ValueError) as error:
@@ -169,8 +248,8 @@ def _source(name: str, value: Any) -> tensors.Source:
     return source._replace(numpy=lambda: array)
 
 
-def _on_host(name: str, value: Any) -> np.ndarray:
-    source = _source(name, value)
+def _on_host(function: str, name: str, value: Any) -> np.ndarray:
+    source = _source(function, name, value)
     return source.numpy() if source.gpu is None else to_host(source.gpu)
 
 
@@ -186,7 +265,7 @@ def _hashable(value: Any) -> Any:
     return value if isinstance(value, Hashable) else repr(value)
 
 
-def _prepare(arrays: Any, arguments: Any, options: Any) -> _Prepared:
+def _prepare(function: str, arrays: Any, arguments: Any, options: Any) -> _Prepared:
     """Checks a call of a kind that is not at hand.
 
     Raises:
@@ -196,8 +275,8 @@ def _prepare(arrays: Any, arguments: Any, options: Any) -> _Prepared:
     for name, kind in (("x", dtype), ("w", kernel_dtype), ("b", bias and bias[1])):
         if kind is not None:
             tensors.check_real(kind, f"`{name}`")
-    names = ("strides", "padding", "dilation", "groups", "data_format", "post_ops")
-    use = ConvArguments.of(**dict(zip(names, arguments, strict=True)))
+    kind_of_arguments, names = _FUNCTIONS[function]
+    use = kind_of_arguments.of(**dict(zip(names, arguments, strict=True)))
     found = [kind.name for kind in (dtype, kernel_dtype) if kind.name in DTYPES]
     problem = use.problem(shape, kernel_shape, found[0] if found else "float32", bias and bias[0])
     return _Prepared(_executor(options), problem, use)
