@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import threading
 import tracemalloc
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,49 +14,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from problems import BOUNDS, WINOGRAD_BOUND, numpy_dtype
-from tvm_conv3d import Conv3D, conv3d, digest, functional, kept_weights, reference, set_kept_weights, structure
+from functional_cases import FILTERS, KERNEL, RNG, VIEWS, check, data, expected
+from problems import WINOGRAD_BOUND, numpy_dtype
+from tvm_conv3d import Conv3D, conv3d, functional, reference
 from tvm_conv3d.conv_arguments import standard_padding
-from tvm_conv3d.kept_weights import Store
-from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
-
-SIZE, CHANNELS, FILTERS, KERNEL = (6, 7, 9), 4, 6, (3, 2, 3)
-RNG = np.random.default_rng(0)
-
-
-def data(dtype: str = "float32", groups: int = 1, data_format: str = CHANNELS_LAST) -> tuple[np.ndarray, ...]:
-    """An input of two samples, a kernel and a bias."""
-    shape = (2, *SIZE, CHANNELS) if data_format == CHANNELS_LAST else (2, CHANNELS, *SIZE)
-    shapes = (shape, (*KERNEL, CHANNELS // groups, FILTERS), (FILTERS,))
-    x, w, b = (RNG.standard_normal(shape).astype(numpy_dtype(dtype)) for shape in shapes)
-    return x, w, b
-
-
-def expected(x: Any, w: Any, b: Any, pads: Any = ((0, 0),) * 3, data_format: str = CHANNELS_LAST, **more: Any) -> Any:
-    """The oracle's result; negative pads are cut off beforehand."""
-    x = np.asarray(x).astype(np.float64)
-    if data_format == CHANNELS_FIRST:
-        x = np.moveaxis(x, 1, -1)
-    for axis, pair in enumerate(pads, 1):
-        x = np.take(x, np.arange(max(0, -pair[0]), x.shape[axis] - max(0, -pair[1])), axis)
-    kept = tuple(Pads(*(max(0, pad) for pad in pair)) for pair in pads)
-    spec = Conv3DSpec(x.shape[0], x.shape[1:4], x.shape[4], w.shape[4], w.shape[:3], pads=kept, **more)
-    result = reference.convolve(spec, x, np.asarray(w), None if b is None else np.asarray(b))
-    return np.moveaxis(result, -1, 1) if data_format == CHANNELS_FIRST else result
-
-
-def check(result: Any, wanted: np.ndarray, dtype: str = "float32") -> None:
-    assert result.shape == wanted.shape
-    assert reference.relative_error(np.asarray(result), wanted) < max(BOUNDS[dtype], WINOGRAD_BOUND)
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Store:
-    """In place of the process's, with nothing in it."""
-    store = Store()
-    monkeypatch.setattr(kept_weights, "STORE", store)
-    return store
-
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST
 
 #: As given, and as three pairs.
 PADDINGS: dict[str, tuple[Any, Any]] = {
@@ -142,17 +102,6 @@ def test_weights_are_cast_to_the_inputs_type() -> None:
         result = conv3d(x, v, c)
         assert result.dtype == np.float32
         check(result, expected(x, v, c))
-
-
-#: Arrays with the values of their argument.
-VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "fortran": np.asfortranarray,
-    "sliced": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
-    "flipped": lambda a: np.ascontiguousarray(a[..., ::-1])[..., ::-1],
-    "read-only": lambda a: np.broadcast_to(a, a.shape),
-    "big endian": lambda a: a.astype(">f4"),
-    "misaligned": lambda a: np.frombuffer(b"\0" + a.tobytes(), np.uint8)[1:].view(np.float32).reshape(a.shape),
-}
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -282,208 +231,6 @@ def test_jax() -> None:
     check(result, expected(x, w, b))
     with pytest.raises(TypeError, match=r"tvm_conv3d.conv3d .*hidden from jax.jit"):
         jax.jit(lambda kernel: conv3d(x, kernel))(arrays[1])
-
-
-# Weights
-
-
-@pytest.mark.parametrize("change", ["in place", "a view", "bias", "back"])
-def test_changed_weights_are_seen(change: str) -> None:
-    x, w, b = data()
-    before = conv3d(x, w, b)
-    check(before, expected(x, w, b))
-    if change == "in place":
-        w *= 2
-    elif change == "a view":
-        w.reshape(-1)[-1:] += 1
-    elif change == "bias":
-        b[3] += 1
-    else:
-        kept = w.copy()
-        w[...] = 0
-        check(conv3d(x, w, b), expected(x, w, b))
-        w[...] = kept
-        np.testing.assert_array_equal(conv3d(x, w, b), before)
-    check(conv3d(x, w, b), expected(x, w, b))
-
-
-def test_torchs_ways_to_change_weights_are_seen() -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    x, w, _ = data(data_format=CHANNELS_FIRST)
-    module = torch.nn.Conv3d(CHANNELS, FILTERS, KERNEL)
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-
-    def step() -> None:
-        module(torch.from_numpy(x)).square().mean().backward()
-        optimizer.step()
-
-    def assign() -> None:
-        module.weight.data = torch.from_numpy(np.ascontiguousarray(w.transpose(4, 3, 0, 1, 2)))
-
-    changes = [
-        step,
-        lambda: module.weight.data.add_(1),
-        lambda: module.weight.detach().numpy().__imul__(3),
-        lambda: module.bias.data.zero_(),
-        assign,
-    ]
-    for change in (lambda: None, *changes):
-        change()
-        with torch.no_grad():
-            result = conv3d(
-                torch.from_numpy(x), module.weight.permute(2, 3, 4, 1, 0), module.bias, data_format=CHANNELS_FIRST
-            )
-            torch.testing.assert_close(result, module(torch.from_numpy(x)), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.usefixtures("store")
-def test_contents_are_packed_and_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[Any] = []
-    real = structure.structured
-    monkeypatch.setattr(structure, "structured", lambda kernel: looked.append(kernel) or real(kernel))
-    x, w, b = data()
-    for kernel in (w, w.copy(), np.asfortranarray(w).copy("C"), w + 1, w):
-        conv3d(x, kernel, b)
-    assert len(looked) == 2
-    forms = [weights.packed.values() for weights in kept_weights.STORE._entries.values() if weights.packed]
-    assert [len(found) for found in forms] == [1, 1]
-    # of another type they are other weights; and so are they in other groups, whatever their bytes
-    conv3d(x.astype(np.float64), w, b)
-    assert len(looked) == 3
-    both = np.concatenate([x, x], axis=-1)
-    check(conv3d(both, w, b, groups=2), expected(both, w, b, groups=2))
-    assert len(looked) == 4
-
-
-def test_arrays_of_any_strides_are_found_again(store: Store) -> None:
-    x, w, b = data()
-    for view in VIEWS.values():
-        before = len(store)
-        conv3d(x, view(w), b)
-        there = len(store)
-        conv3d(x, view(w), b)
-        assert len(store) == there <= before + 1
-
-
-def test_structured_kernels_keep_their_exactness() -> None:
-    x = RNG.integers(-8, 8, (1, 8, 16, 16, 16)).astype(np.float32)
-    box = np.ones((3, 3, 3, 16, 16), np.float32)
-    result = conv3d(x, box, padding=1)
-    np.testing.assert_array_equal(result, expected(x, box, None, ((1, 1),) * 3))
-
-
-def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, w, b = data()
-    store = Store(max_bytes=1 << 40, max_entries=3)
-    monkeypatch.setattr(kept_weights, "STORE", store)
-    for number in range(5):
-        conv3d(x, w + number, b)
-    assert len(store) == 3
-    one = store.nbytes // 3
-    assert one >= w.nbytes + b.nbytes
-    set_kept_weights(2 * one)
-    assert len(store) == 2
-    conv3d(x, w + 3, b)  # the longest unused goes, not this one
-    conv3d(x, w + 9, b)
-    contents = [weights.kernel for weights in store._entries.values()]
-    assert [np.array_equal(kernel, w + k) for kernel, k in zip(contents, (3, 9), strict=True)] == [True, True]
-    set_kept_weights(0)
-    for number in range(3):
-        check(conv3d(x, w + number, b), expected(x, w + number, b))
-    assert len(store) == 1
-    with pytest.raises(ValueError, match="number of bytes"):
-        set_kept_weights(-1)
-
-
-def test_callers_may_change_their_arrays_behind_a_call(store: Store) -> None:
-    """What is kept of a content are copies: a further form of it is packed from these."""
-    x, w, b = data()
-    conv3d(x, w, b)
-    (kept,) = store._entries.values()
-    w[...] = 0
-    b[...] = 0
-    assert np.abs(kept.kernel).min() > 0
-    assert kept.bias is not None and np.abs(kept.bias).min() > 0
-
-
-def test_many_threads_with_weights_of_their_own() -> None:
-    x, w, b = data()
-    kernels = [w + number for number in range(6)]
-    wanted = [expected(x, kernel, b) for kernel in kernels]
-    barrier = threading.Barrier(6)
-
-    def work(number: int) -> float:
-        barrier.wait(60)
-        mine = kernels[number].copy()
-        worst = 0.0
-        for step in range(40):
-            which = (number + step) % len(kernels)
-            mine[...] = kernels[which]
-            worst = max(worst, reference.relative_error(conv3d(x, mine, b), wanted[which]))
-        return worst
-
-    with ThreadPoolExecutor(6) as pool:
-        assert max(pool.map(work, range(6))) < WINOGRAD_BOUND
-
-
-# Digests
-
-
-def test_digests_tell_contents_apart() -> None:
-    rng = np.random.default_rng(1)
-    for size in (0, 1, 3, 8, 255, 256, 257, 5000, (1 << 16) + 1, 300_001):
-        octets = rng.integers(0, 256, size, np.uint8)
-        found = digest.of(octets)
-        assert digest.of(np.frombuffer(b"\0" + octets.tobytes(), np.uint8)[1:]) == found
-        assert digest.of(np.append(octets, np.uint8(0))) != found
-        places = {int(place) for place in np.linspace(0, size - 1, 60)} if size else set()
-        others = set()
-        for place in places:
-            for bit in (0, 7):
-                octets[place] ^= 1 << bit
-                others.add(digest.of(octets))
-                octets[place] ^= 1 << bit
-        assert len(others - {found}) == 2 * len(places)
-
-
-@pytest.mark.parametrize("distance", [8, 256, 1 << 16])
-def test_digests_depend_on_places(distance: int) -> None:
-    """Words that change places, or signs that change in pairs, as far apart as words of one lane are."""
-    values = np.random.default_rng(2).standard_normal(1 << 16)
-    swapped, negated = values.copy(), values.copy()
-    other = distance // 8
-    swapped[[0, other]] = values[[other, 0]]
-    negated[[0, other]] *= -1
-    assert len({digest.of(a) for a in (values, swapped, negated, np.roll(values, other))}) == 4
-
-
-def test_digests_mix_all_bits() -> None:
-    """A changed bit changes half of the digest's, wherever it is."""
-    octets = np.random.default_rng(3).integers(0, 256, 3000, np.uint8)
-    found = int.from_bytes(digest.of(octets), "little")
-    flips = []
-    for place in range(0, 3000, 7):
-        octets[place] ^= 0x80
-        flips.append(bin(found ^ int.from_bytes(digest.of(octets), "little")).count("1"))
-        octets[place] ^= 0x80
-    assert 30 < np.mean(flips) < 34
-    assert min(flips) > 10
-
-
-@pytest.mark.parametrize(
-    ("array", "dense"),
-    [
-        (np.zeros((2, 3, 4)), True),
-        (np.zeros((2, 3, 4)).transpose(2, 0, 1), True),
-        (np.zeros((2, 1, 4)).transpose(2, 0, 1), True),
-        (np.zeros((2, 3, 4))[:, ::-1], False),
-        (np.zeros((2, 3, 4))[:, :2], False),
-        (np.broadcast_to(np.zeros(4), (3, 4)), False),
-        (np.zeros((0, 3)), True),
-    ],
-)
-def test_dense_arrays(array: np.ndarray, dense: bool) -> None:
-    assert digest.is_dense(array) is dense
 
 
 # Errors

@@ -16,7 +16,9 @@ from tvm_conv3d import (
     Conv3D,
     build,
     cache,
+    conv3d,
     folders,
+    functional,
     get_num_threads,
     loader,
     new_sizes,
@@ -28,6 +30,7 @@ from tvm_conv3d.algorithms import named
 from tvm_conv3d.artifact import Artifact
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.recent import Recent
+from tvm_conv3d.spec import Conv3DSpec, Pads
 
 FIRST, NEW, OTHER = (1, 8, 14, 14, 32), (1, 9, 12, 15, 32), (1, 7, 16, 13, 32)
 #: Relative error of a result, whichever plan it is of.
@@ -78,6 +81,21 @@ def test_the_first_size_is_at_its_best_at_once(compiled: list[Plan]) -> None:
         check(layer, data(FIRST), layer(data(FIRST)))
     assert compiled == [layer.plan_for(FIRST)]
     assert algorithms(compiled) == ["winograd"]
+
+
+def test_first_sizes_of_functions_with_one_executor_are_at_their_best(
+    compiled: list[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are no further sizes of each other; another size of one of them is."""
+    monkeypatch.setattr(functional, "_executors", Recent(2))
+    monkeypatch.setattr(functional, "_calls", Recent(8))
+    for shape, filters in ((FIRST, 32), (FIRST, 48), (NEW, 48)):
+        x, kernel = data(shape), data((3, 3, 3, shape[-1], filters), seed=1)
+        spec = Conv3DSpec(shape[0], shape[1:4], shape[4], filters, (3, 3, 3), pads=(Pads(1, 1),) * 3, bias=False)
+        error = reference.relative_error(conv3d(x, kernel, padding=1), reference.convolve(spec, x, kernel))
+        assert error < BOUND
+    assert algorithms(compiled[:2]) == ["winograd"] * 2
+    assert len(compiled) == 3 and named(compiled[2].algorithm).exact
 
 
 @pytest.mark.parametrize("shape", [NEW, (2, *FIRST[1:])])

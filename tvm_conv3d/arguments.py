@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm_conv3d import keras_config
-from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST
+from tvm_conv3d import conv_arguments, keras_config
 
 _PADDINGS = ("valid", "same")
 
@@ -86,15 +85,7 @@ def standard_data_format(value: Any) -> str:
     Raises:
         ValueError: not a data format.
     """
-    if value is None:
-        return keras_config.image_data_format()
-    data_format = str(value).lower()
-    if data_format not in (CHANNELS_FIRST, CHANNELS_LAST):
-        raise ValueError(
-            "The `data_format` argument must be one of {'channels_first', 'channels_last'}. "
-            + f"Received: data_format={data_format}"
-        )
-    return data_format
+    return keras_config.image_data_format() if value is None else conv_arguments.standard_data_format(value)
 
 
 def check_filters_and_groups(filters: Any, groups: Any) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from tvm_conv3d import post_ops as chains
-from tvm_conv3d.arguments import standard_data_format
 from tvm_conv3d.spec import (
     CHANNELS_FIRST,
     CHANNELS_LAST,
@@ -67,7 +66,7 @@ class ConvArguments:
 
     @classmethod
     def of(
-        cls, *, strides: Any, padding: Any, dilation: Any, groups: Any, data_format: Any, post_ops: Any
+        cls, strides: Any, padding: Any, dilation: Any, groups: Any, data_format: Any, post_ops: Any
     ) -> ConvArguments:
         """The arguments as users give them, in their standard form.
 
@@ -199,6 +198,21 @@ class ConvArguments:
             )
         if len(kernel_shape) != 5:
             raise ValueError(f"`w` must have five axes, {wanted}. Received: w of shape {kernel_shape}")
+
+
+def standard_data_format(value: Any) -> str:
+    """`value` in lower case.
+
+    Raises:
+        ValueError: not a data format.
+    """
+    data_format = str(value).lower()
+    if data_format not in (CHANNELS_FIRST, CHANNELS_LAST):
+        raise ValueError(
+            "The `data_format` argument must be one of {'channels_first', 'channels_last'}. "
+            + f"Received: data_format={data_format}"
+        )
+    return data_format
 
 
 def standard_padding(padding: Any) -> str | AllPads:

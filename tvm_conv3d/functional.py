@@ -39,13 +39,8 @@ class _Prepared(NamedTuple):
     use: ConvArguments
 
 
-_ARGUMENTS = ("strides", "padding", "dilation", "groups", "data_format", "post_ops")
-
-#: By the public function's name: what its arguments make, and their names.
-_FUNCTIONS: dict[str, tuple[type[ConvArguments], tuple[str, ...]]] = {
-    "conv3d": (ConvArguments, _ARGUMENTS),
-    "conv3d_transpose": (TransposeArguments, (*_ARGUMENTS, "output_padding")),
-}
+#: What takes the arguments of each public function.
+_ARGUMENTS: dict[str, type[ConvArguments]] = {"conv3d": ConvArguments, "conv3d_transpose": TransposeArguments}
 
 _calls: Recent[Any, _Prepared] = Recent(_MAX_CALLS)
 _executors: Recent[Any, Executor] = Recent(_MAX_EXECUTORS)
@@ -93,57 +88,40 @@ def conv3d(
 ) -> Any:
     """3-D convolution of any array or tensor: `post_ops(convolution(x, w) + b)`.
 
-    Arrays of NumPy and tensors of any library that speaks DLPack (torch, JAX, TensorFlow, tvm_ffi, ...) may be mixed;
-    the result is what `x` is. It is computed in the type of `x`, and `w` and `b` are cast to it; integers and booleans
-    are computed in the floating type of `w`, in float32 if it has none. Half types are summed up in float32.
-
-    Weights are told by their content: what a call has packed serves the next one that brings the same values, and
-    values that were changed in place are seen. In a GPU's memory they are copied to the CPU's at each call for it.
+    Arrays of NumPy and tensors of any library that speaks DLPack may be mixed. The result is of the kind and type of
+    `x`; integers and booleans are computed in the floating type of `w`, else in float32. Half types are summed up in
+    float32. Weights are told by their content (:mod:`tvm_conv3d.kept_weights`): those that were changed are seen.
 
     Args:
         x: (batch, depth, height, width, channels), or (batch, channels, depth, height, width) with
-            `data_format="channels_first"`. Of any strides: what lies in order is read without a copy, as is an `x` of
-            channels_first whose memory has the channels innermost (`torch.channels_last_3d`, transposed NumPy arrays);
-            the result's memory is then of that order, too, as torch's is.
-        w: (kernel depth, kernel height, kernel width, channels / groups, filters), Keras's order, of any strides;
-            torch's weights are passed as `w.permute(2, 3, 4, 1, 0)`.
+            `data_format="channels_first"`. Where its memory has the channels innermost (`torch.channels_last_3d`), it
+            is read without a copy, too, and the result's memory is of that order, as torch's is.
+        w: (kernel depth, kernel height, kernel width, channels / groups, filters), of any strides; torch's weights are
+            passed as `w.permute(2, 3, 4, 1, 0)`. From a GPU's memory, weights are copied to the CPU's at each call.
         b: (filters,), or None.
-        strides: an integer, or three for depth, height and width: the step of the window.
+        strides, dilation: an integer, or three for depth, height and width: steps of the window, distances of taps.
         padding: "valid" for none; "same" for an output of ceil(size / stride), the odd zero behind; or zeros around the
-            input: an integer for all sides, three integers for depth, height and width, or three pairs (before,
-            after). Negative ones crop.
-        dilation: an integer, or three: the distance of the kernel's taps.
+            input: an integer, three, or three pairs (before, after). Negative ones crop.
         groups: the channels and filters are split into so many independent convolutions.
-        data_format: "channels_last" or "channels_first"; None for Keras's setting.
+        data_format: "channels_last" or "channels_first".
         post_ops: () or one activation, such as ("relu",): a name of :data:`tvm_conv3d.spec.FUSED_ACTIVATIONS`.
-        residual: None; to be added before the activation in a version to come.
-        target: the machine to compile for: None for this one (its GPU, where `x` lies there), "cuda" for its GPU, which
-            NumPy arrays are copied to and back from, or what :func:`tvm_conv3d.targets.resolve` takes.
-        accuracy: when Winograd's algorithm, whose rounding is larger, may be taken: "default" for not where the
-            kernel's values carry exact meaning (:mod:`tvm_conv3d.structure`), "strict" for never, "fast" for always.
-        workspace_limit: bytes that intermediates may take for each thread.
+        residual: None; not taken yet.
+        target, accuracy, workspace_limit: as of :class:`tvm_conv3d.Conv3D`.
 
     Returns:
-        A new array or tensor, (batch, depth, height, width, filters), or the channels first as in `x`, with
-        floor((size + before + after - dilation (kernel - 1) - 1) / stride) + 1 along each spatial axis.
+        A new array or tensor: `x` with `filters` channels and, along each spatial axis, a size of
+        floor((size + before + after - dilation (kernel - 1) - 1) / stride) + 1.
 
     Raises:
         ValueError: an argument is not what it may be, shapes do not fit together, or memory is of another device.
         TypeError: something is no array or tensor, or holds no real numbers, as what a tool traces with.
         RuntimeError: a gradient would be lost, or a tool that records operations would miss this one.
         MemoryError: there is none for the result, the packed weights or the intermediates.
-
-    Example:
-
-    >>> import numpy as np
-    >>> x, w = np.ones((1, 4, 4, 4, 2), "float32"), np.ones((3, 3, 3, 2, 5), "float32")
-    >>> conv3d(x, w, padding=1, post_ops=("relu",)).shape
-    (1, 4, 4, 4, 5)
     """
     if residual is not None:
         raise ValueError("`residual` is not taken yet: it must be None. Add it to the result.")
     arguments = (strides, padding, dilation, groups, data_format, post_ops)
-    return _call("conv3d", (x, w, b), arguments, (target, accuracy, workspace_limit))
+    return _convolve("conv3d", (x, w, b), arguments, (target, accuracy, workspace_limit))
 
 
 @functools.partial(tracing.untraced, what="tvm_conv3d.conv3d_transpose")
@@ -182,7 +160,7 @@ def conv3d_transpose(
             or three: cells that the result is longer by, at its end.
         dilation: an integer, or three: the distance of the kernel's taps.
         groups: the channels and filters are split into so many independent convolutions.
-        data_format: "channels_last" or "channels_first"; None for Keras's setting.
+        data_format: "channels_last" or "channels_first".
         post_ops: () or one activation, such as ("relu",): a name of :data:`tvm_conv3d.spec.FUSED_ACTIVATIONS`.
         target, accuracy, workspace_limit: as in :func:`conv3d`.
 
@@ -201,17 +179,17 @@ def conv3d_transpose(
     (1, 8, 8, 8, 5)
     """
     arguments = (strides, padding, dilation, groups, data_format, post_ops, output_padding)
-    return _call("conv3d_transpose", (x, w, b), arguments, (target, accuracy, workspace_limit))
+    return _convolve("conv3d_transpose", (x, w, b), arguments, (target, accuracy, workspace_limit))
 
 
-def _call(name: str, given: tuple[Any, Any, Any], arguments: tuple[Any, ...], options: tuple[Any, str, int]) -> Any:
-    """A call of the function `name`.
+def _convolve(name: str, given: tuple[Any, Any, Any], arguments: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
+    """What the public function `name` computes.
 
     Args:
-        name: one of :data:`_FUNCTIONS`.
+        name: one of :data:`_ARGUMENTS`.
         given: input, kernel and bias.
-        arguments: those that :data:`_FUNCTIONS` names.
-        options: of the executor.
+        arguments: as `of` of what :data:`_ARGUMENTS` says takes them.
+        options: of an executor.
     """
     x, w, b = given
     source, kernel = _source(name, "x", x), _on_host(name, "w", w)
@@ -236,6 +214,9 @@ def _source(function: str, name: str, value: Any) -> tensors.Source:
     Raises:
         TypeError, ValueError, RuntimeError: it can't be taken.
     """
+    if type(value) is np.ndarray:
+        # in loops of a tenth of a millisecond nothing is asked in vain
+        return tensors.wrap(value)
     tracing.check(value, function, tracing.FUNCTION)
     tracing.check_gradient(value, f"`{name}`", function, name)
     try:
@@ -245,10 +226,12 @@ def _source(function: str, name: str, value: Any) -> tensors.Source:
     if source.gpu is not None:
         return source
     array = source.numpy()
-    return source._replace(numpy=lambda: array)
+    return tensors.Source(source.shape, lambda: array, source.restore)
 
 
 def _on_host(function: str, name: str, value: Any) -> np.ndarray:
+    if type(value) is np.ndarray:
+        return value
     source = _source(function, name, value)
     return source.numpy() if source.gpu is None else to_host(source.gpu)
 
@@ -275,14 +258,13 @@ def _prepare(function: str, arrays: Any, arguments: Any, options: Any) -> _Prepa
     for name, kind in (("x", dtype), ("w", kernel_dtype), ("b", bias and bias[1])):
         if kind is not None:
             tensors.check_real(kind, f"`{name}`")
-    kind_of_arguments, names = _FUNCTIONS[function]
-    use = kind_of_arguments.of(**dict(zip(names, arguments, strict=True)))
+    use = _ARGUMENTS[function].of(*arguments)
     found = [kind.name for kind in (dtype, kernel_dtype) if kind.name in DTYPES]
     problem = use.problem(shape, kernel_shape, found[0] if found else "float32", bias and bias[0])
     return _Prepared(_executor(options), problem, use)
 
 
-def _executor(options: tuple[Any, str, int]) -> Executor:
+def _executor(options: tuple[Any, ...]) -> Executor:
     """The executor of all calls with these options.
 
     Raises:
@@ -291,6 +273,7 @@ def _executor(options: tuple[Any, str, int]) -> Executor:
     key = _hashable(options)
     found = _executors.get(key)
     if found is None:
-        found = Executor(*options, most_specs=_MAX_CALLS)
+        target, accuracy, workspace_limit = options
+        found = Executor(target, accuracy, workspace_limit, _MAX_CALLS)
         _executors.put(key, found)
     return found

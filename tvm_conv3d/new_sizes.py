@@ -9,10 +9,12 @@ and all later ones take it.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from tvm_conv3d.algorithms import named
 from tvm_conv3d.recent import Recent
+from tvm_conv3d.spec import NO_PADS, Conv3DSpec
 from tvm_conv3d.targets import cpu_traits, is_cuda
 
 if TYPE_CHECKING:
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
 #: Cycles a core that the products of the definition may take in a first call: a third of a second, about what a plan
 #: that is compiled fast saves.
 MOST_CYCLES = 1e9
+
+
+def layer_of(spec: Conv3DSpec) -> Conv3DSpec:
+    """What the specs of one layer have in common, those of its sums of signs (:mod:`tvm_conv3d.nonfinite`) included."""
+    sizes: dict[str, Any] = {"batch": 0, "size": (0, 0, 0), "pads": NO_PADS}
+    return replace(spec, **sizes, dtype="float32", bias=False, post_ops=())
 
 
 class NewSizes:

@@ -16,12 +16,12 @@ from tvm_conv3d.cuda.executor import GpuExecutor, Weights, without_elements
 from tvm_conv3d.dtypes import numpy_dtype
 from tvm_conv3d.loader import Entry, Loaded, at_hand, get_loaded
 from tvm_conv3d.locks import ForkSafeLock
-from tvm_conv3d.new_sizes import NewSizes
+from tvm_conv3d.new_sizes import NewSizes, layer_of
 from tvm_conv3d.plan import Plan
 from tvm_conv3d.planner import make_plan
 from tvm_conv3d.recent import Recent
 from tvm_conv3d.reserve import reserve
-from tvm_conv3d.spec import NO_PADS, Conv3DSpec
+from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.targets import check_runs_here, gpu_target, is_cuda, requested_target, target_key
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class Executor:
         if ready is None:
             check_runs_here(target, number)
             plan = self._sizes.best(key) or self._make_plan(spec, target, exact)
-            layer = (_without_size(spec), *key[1:])
+            layer = (layer_of(spec), *key[1:])
             quick = self._quick_plan(layer, key, plan, target)
             ready = _ready_of(quick or plan, target)
             if not quick:
@@ -284,7 +284,7 @@ class Executor:
             target = self._target(count)
             check_runs_here(target)
             plan = self._sizes.best(key) or self._make_plan(spec, target, exact)
-            layer = (_without_size(spec), count)
+            layer = (layer_of(spec), count)
             quick = self._quick_plan(layer, key, plan, target)
             ready = _ready_of(quick or plan, target)
             self._ready.put((spec, count, True) if quick else key, ready)
@@ -321,11 +321,6 @@ class Executor:
                     )
                     table.put(key, packed)
         return packed
-
-
-def _without_size(spec: Conv3DSpec) -> Conv3DSpec:
-    """What the specs of one layer have in common, those of its sums of signs included."""
-    return replace(nonfinite.sums_spec(spec), batch=0, size=(0, 0, 0), pads=NO_PADS)
 
 
 def _ready_of(plan: Plan, target: Target) -> _Ready:

@@ -57,7 +57,6 @@ def wrap(value: Any) -> Source:
     """
     if isinstance(value, np.ndarray):
         return _numpy_source(value)
-    module = type(value).__module__.partition(".")[0]
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         _check_torch(value, torch)
@@ -65,6 +64,7 @@ def wrap(value: Any) -> Source:
             return _torch_source(value, torch)
     if arrays.on_gpu(value):
         return _gpu_source(value)
+    module = type(value).__module__.partition(".")[0]
     if module in ("jax", "jaxlib"):
         return _array_source(value, _jax_restore)
     if module == "tensorflow":
@@ -206,10 +206,10 @@ def _torch_source(tensor: Any, torch: Any) -> Source:
     def numpy() -> np.ndarray:
         # a subclass would make each step one of its own
         with torch._C.DisableTorchFunctionSubclass():
-            plain = tensor.detach().resolve_conj().resolve_neg()
-        if plain.dtype == torch.bfloat16:
-            return plain.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return plain.numpy()
+            if tensor.dtype == torch.bfloat16:
+                return tensor.detach().resolve_neg().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+            # detached, and as the values that it shows
+            return tensor.numpy(force=True)
 
     def restore(array: np.ndarray) -> Any:
         if array.dtype == ml_dtypes.bfloat16:

@@ -33,7 +33,6 @@ class TransposeArguments(ConvArguments):
     @classmethod
     def of(
         cls,
-        *,
         strides: Any,
         padding: Any,
         dilation: Any,
@@ -48,14 +47,7 @@ class TransposeArguments(ConvArguments):
             ValueError: one of them is not what it may be.
         """
         more = None if output_padding is None else triple("output_padding", output_padding, 0)
-        common = ConvArguments.of(
-            strides=strides,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            data_format=data_format,
-            post_ops=post_ops,
-        )
+        common = ConvArguments.of(strides, padding, dilation, groups, data_format, post_ops)
         return cls(**vars(common), output_padding=more)
 
     def problem(

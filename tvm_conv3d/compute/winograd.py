@@ -171,9 +171,8 @@ class _Builder:
         self.filter_blocks = self.filters.sharing * self.filters.blocks
         #: channels that a sum runs over
         self.group_channels = self.axes.channels // spec.groups
-        self.matrices = [
-            transforms(*size) for size in zip(variant.tile, self.axes.taps, self.axes.strides, strict=True)
-        ]
+        sizes = zip(variant.tile, self.axes.taps, self.axes.strides, strict=True)
+        self.matrices = [transforms(*size) for size in sizes]
         #: gathered cells from tile to tile, per axis
         self.steps = triple([m * stride for m, stride in zip(variant.tile, self.axes.strides, strict=True)])
         #: axes with a transform

@@ -198,8 +198,7 @@ def declare_packing(spec: CanonicalSpec, variant: WinogradGemmVariant, weights: 
     def kernel_at(number, block, channel, i):  # type: ignore[no-untyped-def]
         f, tap = number // e.taps, number % e.taps
         sums = there(f // (rows * columns), f // columns % rows, f % columns, tap, block, channel, i)
-        place = number - first
-        d, h, w = place // (high * wide), place // wide % high, place % wide
+        d, h, w = (number - first) // (high * wide), (number - first) // wide % high, (number - first) % wide
         as_it_was = plain(*((0, h, w, d) if e.taps > 1 else (d, h, w, 0)), block, channel, i)
         return tirx.if_then_else(number < first, sums, as_it_was).astype(spec.accumulator)
 
