@@ -68,9 +68,9 @@ class ConvArguments:
         if not _is_integer(groups) or groups < 1:
             raise ValueError(f"`groups` must be an integer of at least 1. Received: groups={groups!r}")
         return cls(
-            _positive_triple("strides", strides),
+            triple("strides", strides, 1),
             standard_padding(padding),
-            _positive_triple("dilation", dilation),
+            triple("dilation", dilation, 1),
             int(groups),
             standard_data_format(data_format),
             fused_chain(post_ops),
@@ -96,15 +96,15 @@ class ConvArguments:
         """
         self._check_shapes(input_shape, kernel_shape, bias_shape)
         _, size, _ = self._split(input_shape)
-        pads = self.explicit_pads(size, _three(kernel_shape[:3]))
+        pads = self.explicit_pads(size, three(kernel_shape[:3]))
         crop = [slice(max(0, -p.before), n - max(0, -p.after)) for n, p in zip(size, pads, strict=True)]
-        left = _three([c.stop - c.start for c in crop])
+        left = three([c.stop - c.start for c in crop])
         if any(rest < min(n, 1) for rest, n in zip(left, size, strict=True)):
             raise ValueError(
                 f"`padding` crops more than there is. Received: padding={tuple(map(tuple, pads))}, depth, height and "
                 f"width {size}"
             )
-        kept = _three(Pads(max(0, before), max(0, after)) for before, after in pads)
+        kept = three(Pads(max(0, before), max(0, after)) for before, after in pads)
         spec = self._spec(input_shape, kernel_shape, dtype, bias_shape is not None, left, kept)
         return problem_of(spec, None if left == size else crop)
 
@@ -115,7 +115,7 @@ class ConvArguments:
             ValueError: there is no room for one window.
         """
         _, size, _ = self._split(input_shape)
-        pads = self.explicit_pads(size, _three(kernel_shape[:3]))
+        pads = self.explicit_pads(size, three(kernel_shape[:3]))
         return self._spec(input_shape, kernel_shape, dtype, bias, size, pads)
 
     def explicit_pads(self, size: Triple, kernel: Triple) -> AllPads:
@@ -139,7 +139,7 @@ class ConvArguments:
             size=size,
             channels=channels,
             filters=kernel_shape[4],
-            kernel=_three(kernel_shape[:3]),
+            kernel=three(kernel_shape[:3]),
             strides=self.strides,
             dilation=self.dilation,
             pads=pads,
@@ -156,22 +156,14 @@ class ConvArguments:
             batch, *size, channels = input_shape
         else:
             batch, channels, *size = input_shape
-        return batch, _three(size), channels
+        return batch, three(size), channels
 
     def _check_shapes(
         self, input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], bias_shape: tuple[int, ...] | None
     ) -> None:
         """Raises ValueError where input, kernel and bias do not belong together."""
-        if len(input_shape) != 5:
-            axes = "depth, height, width"
-            wanted = f"batch, {axes}, channels" if self.data_format == CHANNELS_LAST else f"batch, channels, {axes}"
-            raise ValueError(
-                f"`x` must have five axes, ({wanted}) for data_format={self.data_format!r}. "
-                f"Received: x of shape {input_shape}"
-            )
         wanted = "(kernel depth, kernel height, kernel width, channels / groups, filters)"
-        if len(kernel_shape) != 5:
-            raise ValueError(f"`w` must have five axes, {wanted}. Received: w of shape {kernel_shape}")
+        self._check_axes(input_shape, kernel_shape, wanted)
         channels, filters = self._split(input_shape)[2], kernel_shape[4]
         if channels % self.groups or filters % self.groups:
             raise ValueError(
@@ -186,6 +178,18 @@ class ConvArguments:
             )
         if bias_shape not in (None, (filters,)):
             raise ValueError(f"`b` must have shape ({filters},), one value a filter. Received: b of shape {bias_shape}")
+
+    def _check_axes(self, input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], wanted: str) -> None:
+        """Raises ValueError unless both have five axes; the kernel's are `wanted`."""
+        if len(input_shape) != 5:
+            axes = "depth, height, width"
+            known = f"batch, {axes}, channels" if self.data_format == CHANNELS_LAST else f"batch, channels, {axes}"
+            raise ValueError(
+                f"`x` must have five axes, ({known}) for data_format={self.data_format!r}. "
+                f"Received: x of shape {input_shape}"
+            )
+        if len(kernel_shape) != 5:
+            raise ValueError(f"`w` must have five axes, {wanted}. Received: w of shape {kernel_shape}")
 
 
 def standard_data_format(value: Any) -> str:
@@ -221,7 +225,7 @@ def standard_padding(padding: Any) -> str | AllPads:
             '`padding` must be "valid", "same", an integer, three integers, or three pairs of integers (before, '
             f"after). Received: padding={padding!r}"
         )
-    return _three(Pads(int(before), int(after)) for before, after in pairs)
+    return three(Pads(int(before), int(after)) for before, after in pairs)
 
 
 def fused_chain(post_ops: Any) -> tuple[str, ...]:
@@ -245,13 +249,18 @@ def integers(name: str, values: Iterable[Any]) -> Triple:
     values = tuple(values)
     if not all(map(_is_integer, values)):
         raise ValueError(f"`{name}` must be integers. Received: {name}={values}")
-    return _three(map(int, values))
+    return three(map(int, values))
 
 
-def _positive_triple(name: str, value: Any) -> Triple:
+def triple(name: str, value: Any, least: int) -> Triple:
+    """`value`, an integer for all axes or three, as three.
+
+    Raises:
+        ValueError: it is something else, or one is less than `least`.
+    """
     values = _elements(value) or (value,) * 3
-    if len(values) != 3 or not all(_is_integer(v) and v >= 1 for v in values):
-        raise ValueError(f"`{name}` must be an integer of at least 1, or three. Received: {name}={value!r}")
+    if len(values) != 3 or not all(_is_integer(v) and v >= least for v in values):
+        raise ValueError(f"`{name}` must be an integer of at least {least}, or three. Received: {name}={value!r}")
     return integers(name, values)
 
 
@@ -271,6 +280,7 @@ def _is_integer(value: Any) -> bool:
         return False
 
 
-def _three(values: Iterable[_T]) -> tuple[_T, _T, _T]:
+def three(values: Iterable[_T]) -> tuple[_T, _T, _T]:
+    """Three values as a triple; raises ValueError where there are more or fewer."""
     first, second, third = values
     return first, second, third

@@ -20,6 +20,7 @@ from tvm_conv3d.runtime.gpu import Weights, to_host
 from tvm_conv3d.spec import CHANNELS_LAST, DTYPES
 from tvm_conv3d.support.dtypes import numpy_dtype
 from tvm_conv3d.support.lru import Recent
+from tvm_conv3d.transpose_arguments import TransposeArguments
 
 #: Calls that the process keeps at hand, told apart by shapes, types and arguments; executors, by their options.
 _MAX_CALLS, _MAX_EXECUTORS = 4096, 32
@@ -38,6 +39,9 @@ class _Prepared(NamedTuple):
     problem: Problem
     use: ConvArguments
 
+
+#: What takes the arguments of each public function.
+_ARGUMENTS: dict[str, type[ConvArguments]] = {"conv3d": ConvArguments, "conv3d_transpose": TransposeArguments}
 
 _calls: Recent[Any, _Prepared] = Recent(_MAX_CALLS)
 _executors: Recent[Any, Executor] = Recent(_MAX_EXECUTORS)
@@ -100,7 +104,7 @@ def conv3d(
         padding: "valid" for none; "same" for an output of ceil(size / stride), the odd zero behind; or zeros around the
             input: an integer, three, or three pairs (before, after). Negative ones crop.
         groups: the channels and filters are split into so many independent convolutions.
-        data_format: "channels_last" or "channels_first"; None for Keras's setting.
+        data_format: "channels_last" or "channels_first".
         post_ops: () or one activation, such as ("relu",): a name of :data:`tvm_conv3d.spec.FUSED_ACTIVATIONS`.
         residual: None; not taken yet.
         target, accuracy, workspace_limit: as of :class:`tvm_conv3d.Conv3D`.
@@ -118,28 +122,94 @@ def conv3d(
     if residual is not None:
         raise ValueError("`residual` is not taken yet: it must be None. Add it to the result.")
     arguments = (strides, padding, dilation, groups, data_format, post_ops)
-    return _convolve(x, w, b, arguments, (target, accuracy, workspace_limit))
+    return _convolve("conv3d", (x, w, b), arguments, (target, accuracy, workspace_limit))
 
 
-def _convolve(x: Any, w: Any, b: Any, arguments: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
-    """The convolution by arguments as :meth:`ConvArguments.of` takes them, and options of an executor."""
-    source, kernel = _source("x", x), _on_host("w", w)
-    bias = None if b is None else _on_host("b", b)
+@functools.partial(tracing.untraced, what="tvm_conv3d.conv3d_transpose")
+def conv3d_transpose(
+    x: Any,
+    w: Any,
+    b: Any = None,
+    *,
+    strides: Any = 1,
+    padding: Any = "valid",
+    output_padding: Any = None,
+    dilation: Any = 1,
+    groups: Any = 1,
+    data_format: Any = CHANNELS_LAST,
+    post_ops: Any = (),
+    target: Any = None,
+    accuracy: str = "default",
+    workspace_limit: int = planner.DEFAULT_LIMIT,
+) -> Any:
+    """Transposed 3-D convolution of any array or tensor: `post_ops(transposed convolution(x, w) + b)`.
+
+    Each cell of `x` adds its products with the kernel to the cells of the result from `cell * stride` on, tap after
+    tap: this is the gradient of a convolution's input. Arrays and weights are taken as by :func:`conv3d`.
+
+    Args:
+        x: (batch, depth, height, width, channels), or (batch, channels, depth, height, width) with
+            `data_format="channels_first"`, of any strides.
+        w: (kernel depth, kernel height, kernel width, filters / groups, channels), the order of Keras's
+            Conv3DTranspose, of any strides; torch's weights are passed as `w.permute(2, 3, 4, 1, 0)`.
+        b: (filters,), or None.
+        strides: an integer, or three for depth, height and width: cells of the result between those of `x`.
+        padding: "valid" for none; "same" for a result of size * stride, or as Keras has it with `output_padding`; or
+            cells that are cut off the result: an integer for all sides, three integers for depth, height and width, or
+            three pairs (before, after). Negative ones add cells, which hold the bias.
+        output_padding: None for Keras's default, which is 0 where padding is explicit; else an integer of at least 0,
+            or three: cells that the result is longer by, at its end.
+        dilation: an integer, or three: the distance of the kernel's taps.
+        groups: the channels and filters are split into so many independent convolutions.
+        data_format: "channels_last" or "channels_first".
+        post_ops: () or one activation, such as ("relu",): a name of :data:`tvm_conv3d.spec.FUSED_ACTIVATIONS`.
+        target, accuracy, workspace_limit: as in :func:`conv3d`.
+
+    Returns:
+        A new array or tensor, (batch, depth, height, width, filters), or the channels first as in `x`, with
+        (size - 1) * stride + dilation (kernel - 1) + 1 - before - after + output_padding along each spatial axis.
+
+    Raises:
+        As :func:`conv3d`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> x, w = np.ones((1, 4, 4, 4, 2), "float32"), np.ones((2, 2, 2, 5, 2), "float32")
+    >>> conv3d_transpose(x, w, strides=2, post_ops=("relu",)).shape
+    (1, 8, 8, 8, 5)
+    """
+    arguments = (strides, padding, dilation, groups, data_format, post_ops, output_padding)
+    return _convolve("conv3d_transpose", (x, w, b), arguments, (target, accuracy, workspace_limit))
+
+
+def _convolve(name: str, given: tuple[Any, Any, Any], arguments: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
+    """What the public function `name` computes.
+
+    Args:
+        name: one of :data:`_ARGUMENTS`.
+        given: input, kernel and bias.
+        arguments: as `of` of what :data:`_ARGUMENTS` says takes them.
+        options: of an executor.
+    """
+    x, w, b = given
+    source, kernel = _source(name, "x", x), _on_host(name, "w", w)
+    bias = None if b is None else _on_host(name, "b", b)
     arrays = (_kind(source), (kernel.shape, kernel.dtype), None if bias is None else (bias.shape, bias.dtype))
-    key = (arrays, arguments, options)
+    key = (name, arrays, arguments, options)
     try:
         prepared = _calls.get(key)
     except TypeError:
         key = _hashable(key)
         prepared = _calls.get(key)
     if prepared is None:
-        prepared = _prepare(arrays, arguments, options)
+        prepared = _prepare(name, arrays, arguments, options)
         _calls.put(key, prepared)
     weights = kept_weights.STORE.get(kernel, bias, prepared.problem.spec.dtype, prepared.use)
     return compute(prepared.executor, prepared.problem, source, weights)
 
 
-def _source(name: str, value: Any) -> interchange.Source:
+def _source(function: str, name: str, value: Any) -> interchange.Source:
     """An argument as a source, of which a CPU's array is at hand.
 
     Raises:
@@ -148,8 +218,8 @@ def _source(name: str, value: Any) -> interchange.Source:
     if type(value) is np.ndarray:
         # in loops of a tenth of a millisecond nothing is asked in vain
         return interchange.wrap(value)
-    tracing.check(value, "conv3d", tracing.FUNCTION)
-    tracing.check_gradient(value, f"`{name}`", "conv3d", name)
+    tracing.check(value, function, tracing.FUNCTION)
+    tracing.check_gradient(value, f"`{name}`", function, name)
     try:
         source = interchange.wrap(value)
     except (TypeError, ValueError) as error:
@@ -160,10 +230,10 @@ def _source(name: str, value: Any) -> interchange.Source:
     return interchange.Source(source.shape, lambda: array, source.restore)
 
 
-def _on_host(name: str, value: Any) -> np.ndarray:
+def _on_host(function: str, name: str, value: Any) -> np.ndarray:
     if type(value) is np.ndarray:
         return value
-    source = _source(name, value)
+    source = _source(function, name, value)
     return source.numpy() if source.gpu is None else to_host(source.gpu)
 
 
@@ -179,7 +249,7 @@ def _hashable(value: Any) -> Any:
     return value if isinstance(value, Hashable) else repr(value)
 
 
-def _prepare(arrays: Any, arguments: Any, options: Any) -> _Prepared:
+def _prepare(function: str, arrays: Any, arguments: Any, options: Any) -> _Prepared:
     """Checks a call of a kind that is not at hand.
 
     Raises:
@@ -189,7 +259,7 @@ def _prepare(arrays: Any, arguments: Any, options: Any) -> _Prepared:
     for name, kind in (("x", dtype), ("w", kernel_dtype), ("b", bias and bias[1])):
         if kind is not None:
             interchange.check_real(kind, f"`{name}`")
-    use = ConvArguments.of(*arguments)
+    use = _ARGUMENTS[function].of(*arguments)
     found = [kind.name for kind in (dtype, kernel_dtype) if kind.name in DTYPES]
     problem = use.problem(shape, kernel_shape, found[0] if found else "float32", bias and bias[0])
     return _Prepared(_executor(options), problem, use)
