@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tvm_conv3d.functional import conv3d, conv3d_transpose
+    from tvm_conv3d.functional.convolution import conv3d, conv3d_transpose
     from tvm_conv3d.layer.conv3d import Conv3D, Convolution3D
     from tvm_conv3d.runtime.kept_weights import set_kept_weights
     from tvm_conv3d.runtime.output_pool import set_kept_memory
@@ -27,8 +27,8 @@ __all__ = [
 _HOMES = {
     "Conv3D": "tvm_conv3d.layer.conv3d",
     "Convolution3D": "tvm_conv3d.layer.conv3d",
-    "conv3d": "tvm_conv3d.functional",
-    "conv3d_transpose": "tvm_conv3d.functional",
+    "conv3d": "tvm_conv3d.functional.convolution",
+    "conv3d_transpose": "tvm_conv3d.functional.convolution",
     "get_num_threads": "tvm_conv3d.runtime.threads",
     "set_kept_memory": "tvm_conv3d.runtime.output_pool",
     "set_kept_weights": "tvm_conv3d.runtime.kept_weights",

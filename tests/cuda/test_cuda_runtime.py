@@ -10,11 +10,12 @@ import pytest
 
 from cuda_fakes import FakeCupy, FakeDriver, FakeLibrary, GpuArray, driver_of, fake_gpu
 from problems import data
-from tvm_conv3d import Conv3D, conv3d, functional
+from tvm_conv3d import Conv3D, conv3d
 from tvm_conv3d.engine import artifact
 from tvm_conv3d.engine.build import compile_image
 from tvm_conv3d.engine.cuda import toolkit
 from tvm_conv3d.engine.cuda.image import Image, Launch, Launches
+from tvm_conv3d.functional import convolution
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import compatibility, interchange, kept_weights
 from tvm_conv3d.runtime.cuda import driver as drivers
@@ -94,8 +95,8 @@ def test_a_layer_takes_them_too(gpu: FakeDriver) -> None:
 def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """What calls of the function keep lies in the memory of another test's GPU."""
     monkeypatch.setattr(kept_weights, "STORE", kept_weights.Store())
-    monkeypatch.setattr(functional, "_calls", Recent(8))
-    monkeypatch.setattr(functional, "_executors", Recent(8))
+    monkeypatch.setattr(convolution, "_calls", Recent(8))
+    monkeypatch.setattr(convolution, "_executors", Recent(8))
 
 
 @pytest.mark.usefixtures("_nothing_kept")

@@ -11,9 +11,9 @@ import pytest
 
 from problems import BOUNDS, WINOGRAD_BOUND, numpy_dtype
 from tvm_conv3d import conv3d_transpose
+from tvm_conv3d.functional.transposed_arguments import TransposeArguments
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DATA_GRADIENT, Conv3DSpec, Pads
-from tvm_conv3d.transpose_arguments import TransposeArguments
 
 SIZE, CHANNELS, FILTERS, KERNEL = (3, 4, 5), 4, 6, (3, 2, 4)
 RNG = np.random.default_rng(0)

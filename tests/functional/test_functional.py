@@ -13,11 +13,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from functional_cases import FILTERS, KERNEL, RNG, VIEWS, check, data, expected
 
+from functional_cases import FILTERS, KERNEL, RNG, VIEWS, check, data, expected
 from problems import WINOGRAD_BOUND, numpy_dtype
-from tvm_conv3d import Conv3D, conv3d, functional
-from tvm_conv3d.conv_arguments import standard_padding
+from tvm_conv3d import Conv3D, conv3d
+from tvm_conv3d.functional import convolution
+from tvm_conv3d.functional.arguments import standard_padding
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST
 
@@ -346,7 +347,7 @@ def test_options_decide_the_plan() -> None:
     assert errors[0] < errors[1] < WINOGRAD_BOUND
     host = {"kind": "llvm", "mcpu": "haswell"}
     check(conv3d(x, w, padding=1, target=host), wanted)
-    assert functional._executor((dict(host), "default", 1 << 20)) is functional._executor((host, "default", 1 << 20))
+    assert convolution._executor((dict(host), "default", 1 << 20)) is convolution._executor((host, "default", 1 << 20))
 
 
 def test_the_page_of_the_documentation(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from functional_cases import CHANNELS, FILTERS, KERNEL, RNG, VIEWS, check, data, expected
 
+from functional_cases import CHANNELS, FILTERS, KERNEL, RNG, VIEWS, check, data, expected
 from problems import WINOGRAD_BOUND
 from tvm_conv3d import conv3d, set_kept_weights
 from tvm_conv3d.reference import oracle

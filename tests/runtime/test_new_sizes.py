@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from cuda_fakes import fake_gpu
-from tvm_conv3d import Conv3D, conv3d, functional, get_num_threads, set_num_threads
+from tvm_conv3d import Conv3D, conv3d, get_num_threads, set_num_threads
 from tvm_conv3d.engine import build, cache
 from tvm_conv3d.engine.algorithms import named
 from tvm_conv3d.engine.artifact import Artifact
 from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.functional import convolution
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import executor, loader, new_sizes
 from tvm_conv3d.spec import Conv3DSpec, Pads
@@ -78,8 +79,8 @@ def test_first_sizes_of_functions_with_one_executor_are_at_their_best(
     compiled: list[Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are no further sizes of each other; another size of one of them is."""
-    monkeypatch.setattr(functional, "_executors", Recent(2))
-    monkeypatch.setattr(functional, "_calls", Recent(8))
+    monkeypatch.setattr(convolution, "_executors", Recent(2))
+    monkeypatch.setattr(convolution, "_calls", Recent(8))
     for shape, filters in ((FIRST, 32), (FIRST, 48), (NEW, 48)):
         x, kernel = data(shape), data((3, 3, 3, shape[-1], filters), seed=1)
         spec = Conv3DSpec(shape[0], shape[1:4], shape[4], filters, (3, 3, 3), pads=(Pads(1, 1),) * 3, bias=False)

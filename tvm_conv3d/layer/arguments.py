@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm_conv3d import conv_arguments
+from tvm_conv3d.functional import arguments
 from tvm_conv3d.layer import keras_config
 
 _PADDINGS = ("valid", "same")
@@ -86,7 +86,7 @@ def standard_data_format(value: Any) -> str:
     Raises:
         ValueError: not a data format.
     """
-    return keras_config.image_data_format() if value is None else conv_arguments.standard_data_format(value)
+    return keras_config.image_data_format() if value is None else arguments.standard_data_format(value)
 
 
 def check_filters_and_groups(filters: Any, groups: Any) -> None:

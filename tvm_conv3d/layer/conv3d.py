@@ -7,9 +7,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from tvm_conv3d import functional
-from tvm_conv3d.conv_arguments import Problem, problem_of
 from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.functional import convolution
+from tvm_conv3d.functional.arguments import Problem, problem_of
 from tvm_conv3d.layer import arguments
 from tvm_conv3d.layer.geometry import Geometry
 from tvm_conv3d.layer.input_spec import InputSpec, not_a_tensor
@@ -274,7 +274,7 @@ class Conv3D(KernelLayer):
         return prepared
 
     def _forward(self, source: interchange.Source, prepared: _Prepared) -> Any:
-        output = functional.compute(self._executor, prepared.problem, source, self._cast_weights())
+        output = convolution.compute(self._executor, prepared.problem, source, self._cast_weights())
         _, after, in_numpy = prepared.activation
         if after is None:
             return output

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tvm_conv3d.conv_arguments import ConvArguments, integers
+from tvm_conv3d.functional.arguments import ConvArguments, integers
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 
 Shape = tuple[Any, ...]

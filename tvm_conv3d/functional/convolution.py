@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tvm_conv3d.conv_arguments import ConvArguments, Problem
 from tvm_conv3d.engine import planner
+from tvm_conv3d.functional.arguments import ConvArguments, Problem
+from tvm_conv3d.functional.transposed_arguments import TransposeArguments
 from tvm_conv3d.runtime import interchange, kept_weights, tracing
 from tvm_conv3d.runtime.executor import Executor
 from tvm_conv3d.runtime.gpu import Weights, to_host
 from tvm_conv3d.spec import CHANNELS_LAST, DTYPES
 from tvm_conv3d.support.dtypes import numpy_dtype
 from tvm_conv3d.support.lru import Recent
-from tvm_conv3d.transpose_arguments import TransposeArguments
 
 #: Calls that the process keeps at hand, told apart by shapes, types and arguments; executors, by their options.
 _MAX_CALLS, _MAX_EXECUTORS = 4096, 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tvm_conv3d.conv_arguments import ConvArguments, Problem, problem_of, three, triple
+from tvm_conv3d.functional.arguments import ConvArguments, Problem, problem_of, three, triple
 from tvm_conv3d.spec import DATA_GRADIENT, Conv3DSpec, Pads, Triple
 
 
