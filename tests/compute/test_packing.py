@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cuda_on_cpu import compile_modules, lower_module
-from problems import data, specs
+from problems import data, data_gradients, specs
 from tvm_conv3d.compute.cuda.implicit_gemm import GemmVariant
 from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
 from tvm_conv3d.compute.cuda.window import WindowVariant
@@ -28,7 +29,7 @@ from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine import build
 from tvm_conv3d.engine.algorithms import algorithms, named
 from tvm_conv3d.runtime import interchange, parallel, threads
-from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, same_padding
+from tvm_conv3d.spec import CHANNELS_FIRST, DATA_GRADIENT, Conv3DSpec, same_padding
 from tvm_conv3d.target.cpu import cpu_traits, host_target
 from tvm_conv3d.target.resolve import resolve
 
@@ -46,6 +47,8 @@ def layer(channels: int, filters: int, kernel: tuple[int, int, int], **more: Any
 TRIMMED = layer(5, 18, (3, 3, 3), size=(1, 2, 8))
 #: The last tap along height and width alone sees the input.
 LAST_TAP = Conv3DSpec(1, (4, 1, 1), 3, 5, (2, 3, 3), pads=((0, 0), (2, 0), (2, 0)))  # type: ignore[arg-type]
+#: A transposed convolution: along depth a phase has one tap, the other two; along width one of them has none.
+UPSAMPLED = layer(10, 6, (3, 4, 1), strides=(2, 3, 2), direction=DATA_GRADIENT)
 
 ON_CPUS: list[Case] = [
     ("direct", layer(16, 64, (3, 3, 3)), DirectVariant(16, 2, 1, 6)),
@@ -59,6 +62,9 @@ ON_CPUS: list[Case] = [
     ("direct", layer(16, 32, (3, 3, 3), dtype="bfloat16"), DirectVariant(16, 2, 1, 4)),
     ("direct", TRIMMED, DirectVariant(16, 1, 1, 4)),
     ("direct", LAST_TAP, DirectVariant(4, 1, 1, 1)),
+    ("direct", UPSAMPLED, DirectVariant(8, 2, 1, 4)),
+    ("direct", replace(UPSAMPLED, groups=2, dtype="bfloat16"), DirectVariant(4, 1, 1, 4)),
+    ("direct", replace(UPSAMPLED, strides=(1, 1, 1)), DirectVariant(8, 2, 1, 4)),
     ("grouped", layer(24, 36, (3, 3, 3), groups=12), GroupedVariant(16, 1, 4)),
     ("grouped", layer(32, 32, (3, 1, 2), groups=8), GroupedVariant(16, 1, 4, shuffled=True)),
     ("grouped", layer(12, 12, (2, 2, 2), groups=6, dtype="bfloat16"), GroupedVariant(8, 1, 4, shuffled=True)),
@@ -108,6 +114,9 @@ ON_GPUS: list[Case] = [
     ("gemm", TRIMMED, GemmVariant(32, 16, 8, 8, 4)),
     ("tensor_gemm", layer(13, 21, (3, 3, 3), dtype="float16"), TensorVariant(32, 32, 16, 1, 1)),
     ("tensor_gemm", layer(3, 32, (3, 3, 3), dtype="bfloat16"), TensorVariant(32, 16, 16, 1, 1, flat=True)),
+    ("gemm", UPSAMPLED, GemmVariant(32, 8, 8, 8, 4)),
+    ("gemm", replace(UPSAMPLED, groups=2, bias=False), GemmVariant(32, 8, 8, 8, 4, flat=True)),
+    ("tensor_gemm", replace(UPSAMPLED, dtype="float16"), TensorVariant(32, 16, 16, 1, 1)),
     ("window", layer(12, 18, (3, 2, 3), groups=6), WindowVariant(1, 4)),
     ("window", replace(LAST_TAP, dtype="float16"), WindowVariant(1, 1)),
     ("winograd_gemm", layer(13, 21, (3, 3, 3)), WinogradGemmVariant("ppp", (1, 4, 4), 32, 32, 8, 8, 8)),
@@ -131,8 +140,8 @@ def test_on_a_cpu(case: Case) -> None:
     assert_packed(case, _pack_on_cpu(*case))
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
-@given(spec=specs())
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(spec=st.one_of(specs(), data_gradients()))
 def test_variants_of_any_problem(spec: Conv3DSpec) -> None:
     """Each algorithm's first choice and last resort."""
     for algorithm in algorithms("llvm").values():

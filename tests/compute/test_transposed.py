@@ -94,9 +94,9 @@ def test_numbers(spec: Conv3DSpec) -> None:
 @pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
 @pytest.mark.parametrize(("kernel", "strides", "before", "open_cells"), GEOMETRIES)
 def test_every_variant(kernel: Triple, strides: Triple, before: Triple, open_cells: Triple, data_format: str) -> None:
-    """All algorithms that take it, of which those for strides are fewer; channels that fill vectors, and do not."""
+    """All algorithms that take it, of strides the direct one only; channels that fill vectors, and that do not."""
     traits = cpu_traits(host_target(2))
-    for channels, filters, groups in ((32, 16, 1), (20, 5, 1), (16, 16, 16)):
+    for channels, filters, groups, chain in ((32, 16, 1, ("relu",)), (20, 5, 1, ("add", "relu")), (16, 16, 16, ())):
         spec = gradient(
             (4, 5, 6),
             channels,
@@ -107,7 +107,7 @@ def test_every_variant(kernel: Triple, strides: Triple, before: Triple, open_cel
             open_cells=open_cells,
             groups=groups,
             data_format=data_format,
-            post_ops=("relu",),
+            post_ops=chain,
         )
         for name, algorithm in algorithms("llvm").items():
             variants = algorithm.variants(spec, traits)

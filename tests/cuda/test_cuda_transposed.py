@@ -35,10 +35,10 @@ def plans_of(spec: Conv3DSpec) -> list[Plan]:
 @pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
 def test_geometries(data_format: str, machine: str) -> None:
     plans = []
-    for channels, filters, groups in ((16, 16, 1), (5, 3, 1), (12, 24, 2)):
+    for channels, filters, groups, chain in ((16, 16, 1, ("relu",)), (5, 3, 1, ("add", "relu")), (12, 24, 2, ())):
         for kernel, strides, before, open_cells in GEOMETRIES:
             more = {"before": before, "open_cells": open_cells, "groups": groups, "data_format": data_format}
-            plans += plans_of(gradient((2, 3, 3), channels, filters, kernel, strides, post_ops=("relu",), **more))
+            plans += plans_of(gradient((2, 3, 3), channels, filters, kernel, strides, post_ops=chain, **more))
     strided = {plan.algorithm for plan in plans if canonicalize(plan.spec).phased}
     assert strided == {"gemm", "tensor_gemm"}
     assert {plan.algorithm for plan in plans} > strided

@@ -46,7 +46,7 @@ def make(spec: Conv3DSpec, folder: Path, seed: int = 0) -> Problem:
     rng = np.random.default_rng(seed)
     x, kernel, bias = (
         _rounded(scale * rng.standard_normal(shape, _storage(spec)), spec.dtype)
-        for scale, shape in ((1.0, spec.input_shape), (0.05, spec.kernel_shape), (0.05, (spec.filters,)))
+        for scale, shape in ((1.0, spec.input_shape), (0.05, spec.kernel_shape), (0.05, (spec.result_channels,)))
     )
     used_bias = bias if spec.bias else None
     positions = choose_positions(spec, rng)

@@ -21,7 +21,7 @@ def stored(spec: Conv3DSpec, kernel: np.ndarray, bias: np.ndarray | None) -> dic
     Args:
         spec: the problem.
         kernel: of `spec.kernel_shape`.
-        bias: of `spec.filters` values, None where the spec has none.
+        bias: of `spec.result_channels` values, None where the spec has none.
     """
     weights = {KERNEL: kernel} if bias is None else {KERNEL: kernel, BIAS: bias}
     return {name: interchange.prepare(array, spec.dtype) for name, array in weights.items()}

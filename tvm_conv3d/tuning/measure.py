@@ -101,7 +101,7 @@ class Bench:
         x = interchange.prepare(rng.standard_normal(spec.input_shape, dtype), spec.dtype)
         scale = 1 / math.sqrt(math.prod(spec.kernel_shape[:4]))
         kernel = (scale * rng.standard_normal(spec.kernel_shape)).astype(x.dtype)
-        bias = rng.standard_normal(spec.filters).astype(x.dtype) if spec.bias else None
+        bias = rng.standard_normal(spec.result_channels).astype(x.dtype) if spec.bias else None
         residual = rng.standard_normal(spec.output_shape, dtype).astype(x.dtype) if spec.residual else None
         return cls(spec, x, kernel, bias, output_pool.empty(spec.output_shape, x.dtype), residual)
 

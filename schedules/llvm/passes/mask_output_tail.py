@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import tvm_ffi
-from tvm import sym, tirx
+from tvm import ir, sym, tirx
 from tvm.s_tir import SBlockRealize, Schedule
 
+from tvm_conv3d.compute.shared.argument import RESIDUAL
 from tvm_conv3d.compute.shared.tiled_output import STORE
 from tvm_conv3d.schedules import index_analysis
 from tvm_conv3d.schedules.llvm.passes import marks
@@ -85,13 +86,29 @@ def _first_elements(statement: Any, left: Any) -> Any:
     return tvm_ffi.structural_map(statement, (tirx.For, shortened) if found else (tirx.BufferStore, of_vector))
 
 
+def _with_residual_masked(value: Any, mask: Any) -> Any:
+    """`value`, reading no element of a residual operand that is not added to a valid lane: it may end there."""
+
+    def masked(load: ir.TensorLoad) -> Any:
+        if str(load.source.name) != RESIDUAL:
+            return load
+        return tirx.op.masked_load(str(load.ty.dtype), load.source, *load.indices, mask)
+
+    return tvm_ffi.structural_map(value, (ir.TensorLoad, masked))
+
+
 def _masked(store: tirx.BufferStore, left: Any) -> Any:
     """`store` where at least a vector is left, else that of the elements that are."""
     (place,), lanes = store.indices, int(store.indices[0].lanes)
     # a number, so that the mask is one, too; of 32 bits, as TVM takes no others
     count = int(sym.Analyzer().simplify(left % lanes))
     mask = tirx.op.get_active_lane_mask(f"uint1x{lanes}", tirx.const(0, "int32"), tirx.const(count, "int32"))
-    part = tirx.Evaluate(tirx.op.masked_store(store.buffer, store.value, place, mask))
+    value = _with_residual_masked(store.value, mask)
+    if count == 1:
+        # of a masked store of one narrow lane LLVM 22 makes one of twice its width
+        part: Any = tirx.BufferStore(store.buffer, tirx.Shuffle([value], [tirx.const(0, "int32")]), [place.base])
+    else:
+        part = tirx.Evaluate(tirx.op.masked_store(store.buffer, value, place, mask))
     if isinstance(left, tirx.IntImm):
         return part
     return tirx.IfThenElse(left >= lanes, store, tirx.IfThenElse(left > 0, part, None))

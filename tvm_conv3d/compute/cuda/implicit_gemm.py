@@ -356,7 +356,7 @@ class GemmBuilder:
         spec, variant, e = self.spec, self.variant, self.e
         store = variant.store
         if spec.phased:
-            return self._tiling_of_phases()
+            return phases.tiling_of_product(spec, (variant.cells, variant.filters), store, e.cells)
         plane, group, lane = (term(0),), (term(1),), (term(6),)
         if self.last:
             cells, filters = (term(2, variant.cells), term(4)), (term(3, variant.filters // store), term(5))
@@ -365,30 +365,6 @@ class GemmBuilder:
         filters, cells = (term(3, variant.filters), term(5)), (term(2, variant.cells // store), term(4))
         return Tiling(
             (e.planes, spec.groups, spec.group_filters, e.cells // store, store), (plane, group, filters, cells, lane)
-        )
-
-    def _tiling_of_phases(self) -> Tiling:
-        """The same where windows and cells of the result are not the same."""
-        spec, variant, e = self.spec, self.variant, self.e
-        store = variant.store
-        # number of a window, after the declared axes
-        window = 7
-        _, height, width = spec.out_size
-        windows = (
-            term(window, 1, height * width, spec.out_size[0]),
-            term(window, 1, width, height),
-            term(window, 1, 1, width),
-        )
-        where, group, lane = phases.place(spec, windows, 1), phases.group_of(spec, 1), (term(6),)
-        cells = ((2, variant.cells), (4, 1)), e.cells
-        if self.last:
-            sample = (term(window, 1, math.prod(spec.out_size)),)
-            filters = (term(3, variant.filters // store), term(5))
-            shape = (spec.batch, *spec.result_size, spec.groups, spec.set_filters // store, store)
-            return Tiling(shape, (sample, *where, group, filters, lane), *cells)
-        filters = (term(3, variant.filters), term(5))
-        return Tiling(
-            (spec.batch, spec.groups, spec.set_filters, *spec.result_size), ((term(0),), group, filters, *where), *cells
         )
 
 

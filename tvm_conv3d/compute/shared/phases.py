@@ -96,6 +96,29 @@ def tiling(spec: CanonicalSpec) -> Tiling:
     return Tiling(grouped_shape(spec, spec.result_size, spec.groups, spec.set_filters), axes)
 
 
+def tiling_of_product(spec: CanonicalSpec, tile: tuple[int, int], store: int, count: int) -> Tiling:
+    """Of the output of :mod:`tvm_conv3d.compute.implicit_gemm`, a tile of which is declared as (cells, filters, lanes).
+
+    Args:
+        spec: the problem.
+        tile: windows and filters of a tile.
+        store: filters that are stored at once, of channels_last.
+        count: windows of a plane.
+    """
+    cells, filters = tile
+    # number of a window in its plane, after the declared axes
+    window = 7
+    depth, height, width = spec.out_size
+    windows = (term(window, 1, height * width, depth), term(window, 1, width, height), term(window, 1, 1, width))
+    where, group_, of_plane = place(spec, windows, 1), group_of(spec, 1), ((2, cells), (4, 1))
+    if spec.data_format == CHANNELS_LAST:
+        sample, filter_ = (term(window, 1, math.prod(spec.out_size)),), (term(3, filters // store), term(5))
+        shape = (spec.batch, *spec.result_size, spec.groups, spec.set_filters // store, store)
+        return Tiling(shape, (sample, *where, group_, filter_, (term(6),)), of_plane, count)
+    axes = ((term(0),), group_, (term(3, filters), term(5)), *where)
+    return Tiling((spec.batch, spec.groups, spec.set_filters, *spec.result_size), axes, of_plane, count)
+
+
 def _among(present: Sequence[bool], tap: Expr) -> Expr:
     """Whether `tap` is one that a phase has."""
     known = [number for number, there in enumerate(present) if there]
