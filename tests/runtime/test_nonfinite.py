@@ -83,7 +83,7 @@ def assert_kinds(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.n
 
     doubts = nonfinite.Doubts()
     steps = nonfinite.Steps(winograd, convolve_signs)
-    assert nonfinite.fill(out, x, spec, Weights(kernel, bias, 0), doubts, True, steps)
+    assert nonfinite.fill(out, x, None, spec, Weights(kernel, bias, 0), doubts, True, steps)
     assert doubts.nonfinite
     with np.errstate(invalid="ignore"):
         expected = oracle.convolve(spec, x, kernel, bias)
