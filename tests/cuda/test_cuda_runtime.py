@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cuda_fakes import FakeCupy, FakeDriver, FakeLibrary, GpuArray, driver_of, fake_gpu
+from cuda_fakes import FakeCupy, FakeDriver, FakeLibrary, GpuArray, JaxArray, driver_of, fake_gpu
 from problems import data
 from tvm_conv3d import Conv3D, conv3d
 from tvm_conv3d.engine import artifact
@@ -121,6 +121,52 @@ def test_the_function_reads_channels_inside_there_too(gpu: FakeDriver) -> None:
     back = result.array.transpose(0, 2, 3, 4, 1)
     assert back.flags.c_contiguous
     assert oracle.relative_error(back, expected(x, kernel, bias)) < 1e-5
+
+
+@pytest.mark.usefixtures("_nothing_kept")
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_a_residual_operand_from_anywhere(gpu: FakeDriver, data_format: str) -> None:
+    x, kernel, bias = data(SPEC)
+    residual = np.random.default_rng(1).standard_normal(SPEC.output_shape).astype(np.float32)
+    wanted = np.maximum(expected(x, kernel, bias) + residual, 0)
+    first, last = (0, 4, 1, 2, 3), (0, 2, 3, 4, 1)
+    options = {"padding": 1, "post_ops": ("add", "relu"), "data_format": data_format}
+
+    def placed(array: np.ndarray, kind: type[GpuArray] = GpuArray) -> GpuArray:
+        """In channels_first with the channels innermost in memory, as the input is."""
+        there = kind(gpu, array)
+        return there if data_format == "channels_last" else there.transpose(first)
+
+    here = residual if data_format == "channels_last" else residual.transpose(first)
+    for added in (placed(residual), placed(residual.astype(np.float64)), here, here.copy(), placed(residual, JaxArray)):
+        gpu.waited.clear()
+        uploads = gpu.uploads
+        result = conv3d(placed(x), kernel, bias, residual=added, **options)
+        assert isinstance(result, GpuArray)
+        back = result.array if data_format == "channels_last" else result.array.transpose(last)
+        assert oracle.relative_error(back, wanted) < 1e-5
+        beside = type(added) is GpuArray
+        # what is copied for the call is there before the kernels run, and not freed before they have run
+        assert (FakeCupy.STREAM in gpu.waited) is not beside
+        assert not beside or gpu.uploads - uploads in (0, 2)
+    # and to an input in the CPU's memory
+    given = x if data_format == "channels_last" else x.transpose(first)
+    for added in (here, placed(residual)):
+        result = conv3d(given, kernel, bias, residual=added, target="cuda", **options)
+        back = result if data_format == "channels_last" else result.transpose(last)
+        assert oracle.relative_error(back, wanted) < 1e-5
+    # to the CPU's own code, too
+    result = conv3d(given, kernel, bias, residual=placed(residual), target="llvm", **options)
+    back = result if data_format == "channels_last" else result.transpose(last)
+    assert oracle.relative_error(back, wanted) < 1e-5
+
+
+@pytest.mark.usefixtures("_nothing_kept")
+def test_results_without_elements_take_one_too(gpu: FakeDriver) -> None:
+    x, kernel, bias = data(SPEC)
+    residual = GpuArray(gpu, np.zeros((0, *SPEC.output_shape[1:]), np.float32))
+    result = conv3d(GpuArray(gpu, x[:0]), kernel, bias, padding=1, post_ops=("add",), residual=residual)
+    assert result.shape == residual.shape
 
 
 def test_the_second_gpu(gpu: FakeDriver) -> None:

@@ -172,7 +172,8 @@ class FakeCupy(SimpleNamespace):
         super().__init__(driver=driver, cuda=cuda)
 
     def ascontiguousarray(self, array: GpuArray, dtype: Any) -> GpuArray:
-        return array if array.array.dtype == dtype else GpuArray(self.driver, array.array.astype(dtype))
+        fits = array.array.dtype == dtype and array.array.flags.c_contiguous
+        return array if fits else GpuArray(self.driver, array.array.astype(dtype))
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> GpuArray:
         return GpuArray(self.driver, _rubbish(shape, dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from problems import BOUNDS, WINOGRAD_BOUND, numpy_dtype
 from tvm_conv3d.reference import oracle
+from tvm_conv3d.runtime import output_pool
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
 
 SIZE, CHANNELS, FILTERS, KERNEL = (6, 7, 9), 4, 6, (3, 2, 3)
@@ -39,6 +41,24 @@ def expected(x: Any, w: Any, b: Any, pads: Any = ((0, 0),) * 3, data_format: str
 def check(result: Any, wanted: np.ndarray, dtype: str = "float32") -> None:
     assert result.shape == wanted.shape
     assert oracle.relative_error(np.asarray(result), wanted) < max(BOUNDS[dtype], WINOGRAD_BOUND)
+
+
+def inside(x: np.ndarray) -> np.ndarray:
+    """(N, C, D, H, W) with the channels innermost in memory."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 4, 1)).transpose(0, 4, 1, 2, 3)
+
+
+def peak(call: Callable[[], Any]) -> int:
+    """Bytes that a second call takes at most, its result included."""
+    call()
+    # memory of the first call's copies would be used again, unseen
+    output_pool.release()
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 #: Arrays with the values of their argument.

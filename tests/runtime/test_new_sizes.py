@@ -90,6 +90,20 @@ def test_first_sizes_of_functions_with_one_executor_are_at_their_best(
     assert len(compiled) == 3 and named(compiled[2].algorithm).exact
 
 
+def test_both_plans_of_a_further_size_add_a_residual_operand(
+    compiled: list[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution, "_executors", Recent(2))
+    monkeypatch.setattr(convolution, "_calls", Recent(8))
+    kernel = data((3, 3, 3, 32, 32), seed=1)
+    for shape in (FIRST, NEW, NEW):
+        x, residual = data(shape), data(shape, seed=2)
+        spec = Conv3DSpec(shape[0], shape[1:4], 32, 32, (3, 3, 3), pads=(Pads(1, 1),) * 3, post_ops=("add", "relu"))
+        result = conv3d(x, kernel, padding=1, post_ops=("add", "relu"), residual=residual)
+        assert oracle.relative_error(result, oracle.finish(spec, oracle.convolve(spec, x, kernel), residual)) < BOUND
+    assert algorithms(compiled) == ["winograd", "direct", "winograd"]
+
+
 @pytest.mark.parametrize("shape", [NEW, (2, *FIRST[1:])])
 def test_a_further_size_is_at_its_best_from_its_second_call_on(compiled: list[Plan], shape: tuple[int, ...]) -> None:
     layer, x = layer_of(), data(shape)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from problems import data, numpy_dtype, specs
+from problems import data, numpy_dtype, residual_of, specs
 from tvm_conv3d import Conv3D
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import executor as runtime
@@ -48,11 +48,18 @@ def kinds(x: np.ndarray) -> np.ndarray:
     share=st.sampled_from([0.0, 0.003, 0.1]),
     zero_weights=st.sampled_from([0.0, 0.02, 0.5]),
     alike=st.booleans(),
+    chain=st.sampled_from([(), (), ("add",), ("relu", "add")]),
 )
 def test_the_kind_of_each_sum_is_that_of_the_definition(
-    spec: Conv3DSpec, seed: int, values: list[float], share: float, zero_weights: float, alike: bool
+    spec: Conv3DSpec,
+    seed: int,
+    values: list[float],
+    share: float,
+    zero_weights: float,
+    alike: bool,
+    chain: tuple[str, ...],
 ) -> None:
-    spec = replace(spec, dtype="float32" if spec.dtype == "float64" else spec.dtype)
+    spec = replace(spec, dtype="float32" if spec.dtype == "float64" else spec.dtype, post_ops=chain)
     _, kernel, bias = data(spec, seed)
     kernel = np.abs(kernel) if alike else kernel
     kernel[np.random.default_rng(seed).random(kernel.shape) < zero_weights] = 0
@@ -71,22 +78,26 @@ def test_a_single_element(value: float, data_format: str) -> None:
 def assert_kinds(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None) -> None:
     """Without any compiled convolution: against the oracle."""
     out = np.empty(spec.output_shape, x.dtype)
+    residual = residual_of(spec)
+    if residual is not None:
+        residual.flat[::5] = np.resize(VALUES, residual.flat[::5].shape)
 
     def winograd(clean: np.ndarray) -> bool:
         assert np.isfinite(clean.astype(np.float32)).all()
         np.testing.assert_array_equal(clean, np.where(np.isfinite(x.astype(np.float32)), x, np.zeros_like(x)))
-        out[:] = oracle.convolve(spec, clean, kernel, bias).astype(out.dtype)
+        with np.errstate(invalid="ignore"):
+            out[:] = oracle.finish(spec, oracle.convolve(spec, clean, kernel, bias), residual).astype(out.dtype)
         return True
 
     def convolve_signs(signs: np.ndarray, weights: Weights) -> np.ndarray:
-        return oracle.convolve(replace(spec, bias=False), signs, weights.kernel).astype(np.float32)
+        return oracle.convolve(spec, signs, weights.kernel).astype(np.float32)
 
     doubts = nonfinite.Doubts()
     steps = nonfinite.Steps(winograd, convolve_signs)
-    assert nonfinite.fill(out, x, spec, Weights(kernel, bias, 0), doubts, True, steps)
+    assert nonfinite.fill(out, x, residual, spec, Weights(kernel, bias, 0), doubts, True, steps)
     assert doubts.nonfinite
     with np.errstate(invalid="ignore"):
-        expected = oracle.convolve(spec, x, kernel, bias)
+        expected = oracle.finish(spec, oracle.convolve(spec, x, kernel, bias), residual)
     np.testing.assert_array_equal(kinds(out), kinds(expected))
 
 

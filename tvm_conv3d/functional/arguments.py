@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, NO_PADS, Conv3DSpec, Pads, Triple, same_padding
 from tvm_conv3d.spec import post_ops as chains
 
-#: Cells before and after each axis; negative ones are cropped.
+#: Elements before and after each axis; negative ones are cropped.
 AllPads = tuple[Pads, Pads, Pads]
 
 _T = TypeVar("_T")
@@ -19,22 +19,19 @@ class Problem(NamedTuple):
     """What is computed for an input.
 
     Attributes:
-        spec: of the input, once it is cropped.
+        spec: of the input.
         inside: the same with the channels last, for inputs of channels_first whose memory has them innermost; None
             for channels_last.
-        crop: what is taken of the input, None for all of it.
     """
 
     spec: Conv3DSpec
     inside: Conv3DSpec | None
-    crop: tuple[slice, ...] | None
 
 
-def problem_of(spec: Conv3DSpec, crop: Sequence[slice] | None = None) -> Problem:
-    """The problem of a spec, of an input that `crop`, of depth, height and width, makes of the caller's."""
+def problem_of(spec: Conv3DSpec) -> Problem:
+    """The problem of a spec."""
     first = spec.data_format == CHANNELS_FIRST
-    axes = None if crop is None else (slice(None), *([slice(None)] if first else []), *crop)
-    return Problem(spec, replace(spec, data_format=CHANNELS_LAST) if first else None, axes)
+    return Problem(spec, replace(spec, data_format=CHANNELS_LAST) if first else None)
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class ConvArguments:
             triple("dilation", dilation, 1),
             int(groups),
             standard_data_format(data_format),
-            fused_chain(post_ops),
+            chains.canonical(post_ops),
         )
 
     def problem(
@@ -95,45 +92,22 @@ class ConvArguments:
             ValueError: the shapes do not fit together, or there is no room for one window.
         """
         self._check_shapes(input_shape, kernel_shape, bias_shape)
-        _, size, _ = self._split(input_shape)
+        return problem_of(self.spec(input_shape, kernel_shape, dtype, bias_shape is not None))
+
+    def spec(self, input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], dtype: str, bias: bool) -> Conv3DSpec:
+        """The spec of shapes that fit together.
+
+        Raises:
+            ValueError: there is no room for one window, or nothing is left of the input.
+        """
+        batch, size, channels = self._split(input_shape)
         pads = self.explicit_pads(size, three(kernel_shape[:3]))
-        crop = [slice(max(0, -p.before), n - max(0, -p.after)) for n, p in zip(size, pads, strict=True)]
-        left = three([c.stop - c.start for c in crop])
+        left = (n + min(0, before) + min(0, after) for n, (before, after) in zip(size, pads, strict=True))
         if any(rest < min(n, 1) for rest, n in zip(left, size, strict=True)):
             raise ValueError(
                 f"`padding` crops more than there is. Received: padding={tuple(map(tuple, pads))}, depth, height and "
                 f"width {size}"
             )
-        kept = three(Pads(max(0, before), max(0, after)) for before, after in pads)
-        spec = self._spec(input_shape, kernel_shape, dtype, bias_shape is not None, left, kept)
-        return problem_of(spec, None if left == size else crop)
-
-    def spec(self, input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], dtype: str, bias: bool) -> Conv3DSpec:
-        """The problem of shapes that fit together, where nothing is cropped.
-
-        Raises:
-            ValueError: there is no room for one window.
-        """
-        _, size, _ = self._split(input_shape)
-        pads = self.explicit_pads(size, three(kernel_shape[:3]))
-        return self._spec(input_shape, kernel_shape, dtype, bias, size, pads)
-
-    def explicit_pads(self, size: Triple, kernel: Triple) -> AllPads:
-        """Cells before and after each axis of an input of `size`."""
-        if self.padding == "same":
-            return same_padding(size, kernel, self.strides, self.dilation)
-        return NO_PADS if isinstance(self.padding, str) else self.padding
-
-    def _spec(
-        self,
-        input_shape: tuple[int, ...],
-        kernel_shape: tuple[int, ...],
-        dtype: str,
-        bias: bool,
-        size: Triple,
-        pads: AllPads,
-    ) -> Conv3DSpec:
-        batch, _, channels = self._split(input_shape)
         return Conv3DSpec(
             batch=batch,
             size=size,
@@ -149,6 +123,12 @@ class ConvArguments:
             bias=bias,
             post_ops=self.post_ops,
         )
+
+    def explicit_pads(self, size: Triple, kernel: Triple) -> AllPads:
+        """Cells before and after each axis of an input of `size`."""
+        if self.padding == "same":
+            return same_padding(size, kernel, self.strides, self.dilation)
+        return NO_PADS if isinstance(self.padding, str) else self.padding
 
     def _split(self, input_shape: tuple[int, ...]) -> tuple[int, Triple, int]:
         """Batch, (depth, height, width) and channels of an input."""
@@ -228,16 +208,28 @@ def standard_padding(padding: Any) -> str | AllPads:
     return three(Pads(int(before), int(after)) for before, after in pairs)
 
 
-def fused_chain(post_ops: Any) -> tuple[str, ...]:
-    """A chain of post-ops in its canonical form.
+def check_residual(spec: Conv3DSpec, shape: tuple[int, ...] | None) -> None:
+    """Makes sure that a residual operand of `shape`, None where there is none, is what the post-ops add.
 
     Raises:
-        ValueError: a step is unknown, or adds a residual operand.
+        ValueError: there is one that no post-op adds, none to add, or it has another shape than the result.
     """
-    chain = chains.canonical(post_ops)
-    if chains.ADD in chain:
-        raise ValueError(f"There is no residual operand to add. Received: post_ops={post_ops!r}")
-    return chain
+    if shape is None and not spec.residual:
+        return
+    if shape is None:
+        raise ValueError(
+            f"`post_ops` has {chains.ADD!r}, which adds `residual`, an array of the result's shape {spec.output_shape}."
+            f" Received: post_ops={spec.post_ops}, residual=None"
+        )
+    if not spec.residual:
+        raise ValueError(
+            f"`residual` is added where `post_ops` has {chains.ADD!r}, as in ('add', 'relu'). Received: "
+            f"post_ops={spec.post_ops}, residual of shape {shape}"
+        )
+    if shape != spec.output_shape:
+        raise ValueError(
+            f"`residual` must have the result's shape {spec.output_shape}. Received: residual of shape {shape}"
+        )
 
 
 def integers(name: str, values: Iterable[Any]) -> Triple:

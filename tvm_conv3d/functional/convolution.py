@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tvm_conv3d.engine import planner
-from tvm_conv3d.functional.arguments import ConvArguments, Problem
+from tvm_conv3d.functional.arguments import ConvArguments, Problem, check_residual
 from tvm_conv3d.functional.transposed_arguments import TransposeArguments
 from tvm_conv3d.runtime import interchange, kept_weights, tracing
 from tvm_conv3d.runtime.executor import Executor
-from tvm_conv3d.runtime.gpu import Weights, to_host
+from tvm_conv3d.runtime.gpu import Weights, host_array
 from tvm_conv3d.spec import CHANNELS_LAST, DTYPES
 from tvm_conv3d.support.dtypes import numpy_dtype
 from tvm_conv3d.support.lru import Recent
@@ -47,7 +47,13 @@ _calls: Recent[Any, _Prepared] = Recent(_MAX_CALLS)
 _executors: Recent[Any, Executor] = Recent(_MAX_EXECUTORS)
 
 
-def compute(executor: Executor, problem: Problem, source: interchange.Source, weights: Weights) -> Any:
+def compute(
+    executor: Executor,
+    problem: Problem,
+    source: interchange.Source,
+    weights: Weights,
+    residual: interchange.Source | None = None,
+) -> Any:
     """The convolution of a door's input, as what the input came in.
 
     An input of channels_first whose memory has the channels innermost is read as it lies there, and so is the result.
@@ -55,19 +61,19 @@ def compute(executor: Executor, problem: Problem, source: interchange.Source, we
     Args:
         executor: of the door.
         problem: what is computed.
-        source: the input, before it is cropped.
+        source: the input.
         weights: in the spec's dtype, with a version.
+        residual: what the spec's post-ops add, of the result's shape; None where they add nothing.
 
     Raises:
         As :meth:`tvm_conv3d.runtime.executor.Executor.convolve`.
     """
-    if problem.crop is not None:
-        source = interchange.cropped(source, problem.crop)
     if problem.inside is not None:
         inside = interchange.channels_inside(source)
         if inside is not None:
-            return executor.convolve(problem.inside, inside, weights)
-    return executor.convolve(problem.spec, source, weights)
+            added = None if residual is None else interchange.with_channels_last(residual)
+            return executor.convolve(problem.inside, inside, weights, added)
+    return executor.convolve(problem.spec, source, weights, residual)
 
 
 @functools.partial(tracing.untraced, what="tvm_conv3d.conv3d")
@@ -105,8 +111,11 @@ def conv3d(
             input: an integer, three, or three pairs (before, after). Negative ones crop.
         groups: the channels and filters are split into so many independent convolutions.
         data_format: "channels_last" or "channels_first".
-        post_ops: () or one activation, such as ("relu",): a name of :data:`tvm_conv3d.spec.FUSED_ACTIVATIONS`.
-        residual: None; not taken yet.
+        post_ops: what becomes of the sums, step by step, such as ("add", "leaky_relu:0.01"): names of
+            :data:`tvm_conv3d.spec.post_ops.FUSED_ACTIVATIONS`, some with parameters, and "add", at most once.
+        residual: what "add" adds, of the result's shape in `data_format`, any strides and any real type; cast to the
+            type that is computed in. It is read without a copy where it has that type and the order of the result's
+            memory. None where `post_ops` has no "add".
         target, accuracy, workspace_limit: as of :class:`tvm_conv3d.Conv3D`.
 
     Returns:
@@ -119,10 +128,8 @@ def conv3d(
         RuntimeError: a gradient would be lost, or a tool that records operations would miss this one.
         MemoryError: there is none for the result, the packed weights or the intermediates.
     """
-    if residual is not None:
-        raise ValueError("`residual` is not taken yet: it must be None. Add it to the result.")
     arguments = (strides, padding, dilation, groups, data_format, post_ops)
-    return _convolve("conv3d", (x, w, b), arguments, (target, accuracy, workspace_limit))
+    return _convolve("conv3d", (x, w, b, residual), arguments, (target, accuracy, workspace_limit))
 
 
 @functools.partial(tracing.untraced, what="tvm_conv3d.conv3d_transpose")
@@ -138,6 +145,7 @@ def conv3d_transpose(
     groups: Any = 1,
     data_format: Any = CHANNELS_LAST,
     post_ops: Any = (),
+    residual: Any = None,
     target: Any = None,
     accuracy: str = "default",
     workspace_limit: int = planner.DEFAULT_LIMIT,
@@ -162,7 +170,7 @@ def conv3d_transpose(
         dilation: an integer, or three: the distance of the kernel's taps.
         groups: the channels and filters are split into so many independent convolutions.
         data_format: "channels_last" or "channels_first".
-        post_ops: () or one activation, such as ("relu",): a name of :data:`tvm_conv3d.spec.FUSED_ACTIVATIONS`.
+        post_ops, residual: as in :func:`conv3d`.
         target, accuracy, workspace_limit: as in :func:`conv3d`.
 
     Returns:
@@ -180,22 +188,28 @@ def conv3d_transpose(
     (1, 8, 8, 8, 5)
     """
     arguments = (strides, padding, dilation, groups, data_format, post_ops, output_padding)
-    return _convolve("conv3d_transpose", (x, w, b), arguments, (target, accuracy, workspace_limit))
+    return _convolve("conv3d_transpose", (x, w, b, residual), arguments, (target, accuracy, workspace_limit))
 
 
-def _convolve(name: str, given: tuple[Any, Any, Any], arguments: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
+def _convolve(name: str, given: tuple[Any, Any, Any, Any], arguments: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
     """What the public function `name` computes.
 
     Args:
         name: one of :data:`_ARGUMENTS`.
-        given: input, kernel and bias.
+        given: input, kernel, bias and residual operand.
         arguments: as `of` of what :data:`_ARGUMENTS` says takes them.
         options: of an executor.
     """
-    x, w, b = given
+    x, w, b, added = given
     source, kernel = _source(name, "x", x), _on_host(name, "w", w)
     bias = None if b is None else _on_host(name, "b", b)
-    arrays = (_kind(source), (kernel.shape, kernel.dtype), None if bias is None else (bias.shape, bias.dtype))
+    residual = None if added is None else _source(name, "residual", added)
+    arrays = (
+        _kind(source),
+        (kernel.shape, kernel.dtype),
+        None if bias is None else (bias.shape, bias.dtype),
+        None if residual is None else _kind(residual),
+    )
     key = (name, arrays, arguments, options)
     try:
         prepared = _calls.get(key)
@@ -206,7 +220,7 @@ def _convolve(name: str, given: tuple[Any, Any, Any], arguments: tuple[Any, ...]
         prepared = _prepare(name, arrays, arguments, options)
         _calls.put(key, prepared)
     weights = kept_weights.STORE.get(kernel, bias, prepared.problem.spec.dtype, prepared.use)
-    return compute(prepared.executor, prepared.problem, source, weights)
+    return compute(prepared.executor, prepared.problem, source, weights, residual)
 
 
 def _source(function: str, name: str, value: Any) -> interchange.Source:
@@ -233,8 +247,7 @@ def _source(function: str, name: str, value: Any) -> interchange.Source:
 def _on_host(function: str, name: str, value: Any) -> np.ndarray:
     if type(value) is np.ndarray:
         return value
-    source = _source(function, name, value)
-    return source.numpy() if source.gpu is None else to_host(source.gpu)
+    return host_array(_source(function, name, value))
 
 
 def _kind(source: interchange.Source) -> tuple[tuple[int, ...], Any]:
@@ -255,13 +268,15 @@ def _prepare(function: str, arrays: Any, arguments: Any, options: Any) -> _Prepa
     Raises:
         ValueError, TypeError: it can't be done.
     """
-    (shape, dtype), (kernel_shape, kernel_dtype), bias = arrays
-    for name, kind in (("x", dtype), ("w", kernel_dtype), ("b", bias and bias[1])):
+    (shape, dtype), (kernel_shape, kernel_dtype), bias, residual = arrays
+    kinds = {"x": dtype, "w": kernel_dtype, "b": bias and bias[1], "residual": residual and residual[1]}
+    for name, kind in kinds.items():
         if kind is not None:
             interchange.check_real(kind, f"`{name}`")
     use = _ARGUMENTS[function].of(*arguments)
     found = [kind.name for kind in (dtype, kernel_dtype) if kind.name in DTYPES]
     problem = use.problem(shape, kernel_shape, found[0] if found else "float32", bias and bias[0])
+    check_residual(problem.spec, residual and residual[0])
     return _Prepared(_executor(options), problem, use)
 
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tvm_conv3d.compute.shared.argument import BIAS, FLAGS, KERNEL, OUT, PACK, X
+from tvm_conv3d.compute.shared.argument import BIAS, FLAGS, KERNEL, OUT, PACK, RESIDUAL, X
 from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine import planner
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import make_plan
 from tvm_conv3d.runtime import exit_guard, interchange, nonfinite, output_pool, packing, threads
 from tvm_conv3d.runtime.compatibility import check_runs_here, gpu_target, requested_target
-from tvm_conv3d.runtime.gpu import GpuExecutor, Weights, without_elements
+from tvm_conv3d.runtime.gpu import GpuExecutor, Weights, host_array, without_elements
 from tvm_conv3d.runtime.loader import Entry, Loaded, at_hand, get_loaded
 from tvm_conv3d.runtime.new_sizes import NewSizes, layer_of
 from tvm_conv3d.runtime.reserve import reserve
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 #: What a call of a convolution has at hand, in this order.
-_BOUND = (X, KERNEL, BIAS, OUT, FLAGS)
+_BOUND = (X, KERNEL, BIAS, RESIDUAL, OUT, FLAGS)
 
 
 class _Call(NamedTuple):
@@ -42,21 +42,22 @@ class _Call(NamedTuple):
         code: the function.
         ordered: puts what :data:`_BOUND` names into the order of its arguments.
         x, out: shapes of input and output, as the code sees them.
-        flags: shape of its flags, where it has some.
+        residual, flags: shapes of its residual operand and its flags, where it has some.
     """
 
     code: Any
     ordered: Callable[[Sequence[Any]], Sequence[Any]]
     x: tuple[int, ...]
     out: tuple[int, ...]
+    residual: tuple[int, ...] | None
     flags: tuple[int, ...] | None
 
     @classmethod
     def of(cls, entry: Entry) -> _Call:
         """The call of a convolution on a CPU."""
-        function, flags = entry.function, entry.function.get(FLAGS)
-        shape = None if flags is None else flags.shape
-        return cls(entry.code, function.binder(*_BOUND), function[X].shape, function[OUT].shape, shape)
+        function = entry.function
+        residual, flags = (None if a is None else a.shape for a in map(function.get, (RESIDUAL, FLAGS)))
+        return cls(entry.code, function.binder(*_BOUND), function[X].shape, function[OUT].shape, residual, flags)
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,13 @@ class Executor:
         """As :meth:`convolve`, with the weights one by one."""
         return self.convolve(spec, source, Weights(kernel, bias, version, structured))
 
-    def convolve(self, spec: Conv3DSpec, source: interchange.Source, weights: Weights) -> Any:
+    def convolve(
+        self,
+        spec: Conv3DSpec,
+        source: interchange.Source,
+        weights: Weights,
+        residual: interchange.Source | None = None,
+    ) -> Any:
         """The convolution of `source`, in a fresh buffer of the source's kind.
 
         Args:
@@ -176,6 +183,7 @@ class Executor:
             source: the input; cast to the spec's dtype where it has another.
             weights: kernel of `spec.kernel_shape`, and bias of `spec.result_channels` values, None where the spec has
                 no bias; packed forms are kept under their version.
+            residual: of the output's shape, cast to its type; None where the spec adds none.
 
         Raises:
             ValueError: shapes that don't fit the spec, an unusable target, or no plan within the limit of workspace.
@@ -183,32 +191,35 @@ class Executor:
             RuntimeError: the installed TVM is another version, or can't compile this.
             MemoryError: there is none for the result, the packed weights or the intermediates.
         """
-        _check_shapes(spec, source, weights.kernel, weights.bias)
+        _check_shapes(spec, source, weights.kernel, weights.bias, residual)
         count = threads.get_num_threads()
         exact = self._exact(weights.structured)
         # a layer of a millisecond is called in hot loops: what is known of a spec is not asked for again
         ready = self._ready.get((spec, count, exact)) if source.gpu is None else None
         if ready is None and is_cuda(target := self._target_for(source, count)):
-            return self._on_gpu(spec, source, weights, target, exact)
+            return self._on_gpu(spec, source, weights, residual, target, exact)
         x = interchange.prepare(source.numpy(), spec.dtype)
+        added = None if residual is None else interchange.prepare(host_array(residual), spec.dtype)
         out = output_pool.empty(spec.output_shape, x.dtype)
         if not spec.empty:
             with exit_guard.in_flight():
-                self._fill(out, x, ready or self._get_ready(spec, count, exact), weights, count)
+                self._fill(out, x, added, ready or self._get_ready(spec, count, exact), weights, count)
         return source.restore(out)
 
-    def _fill(self, out: np.ndarray, x: np.ndarray, ready: _Ready, weights: Weights, count: int) -> None:
+    def _fill(
+        self, out: np.ndarray, x: np.ndarray, added: np.ndarray | None, ready: _Ready, weights: Weights, count: int
+    ) -> None:
         failed = not ready.doubts
-        if failed and self._run(ready, x, out, weights):
+        if failed and self._run(ready, x, out, weights, added):
             return
         # a tile of Winograd's spreads NaN, infinity and overflow over its cells
         spec = ready.plan.spec
         steps = nonfinite.Steps(
-            lambda clean: self._run(ready, clean, out, weights),
+            lambda clean: self._run(ready, clean, out, weights, added),
             lambda signs, of_weights: self._convolve_signs(spec, signs, of_weights, count),
         )
-        if not nonfinite.fill(out, x, spec, weights, ready.doubts, failed, steps):
-            self._run(self._get_ready(spec, count, exact=True), x, out, weights)
+        if not nonfinite.fill(out, x, added, spec, weights, ready.doubts, failed, steps):
+            self._run(self._get_ready(spec, count, exact=True), x, out, weights, added)
 
     def _convolve_signs(self, spec: Conv3DSpec, signs: np.ndarray, weights: Weights, count: int) -> np.ndarray:
         spec = nonfinite.sums_spec(spec)
@@ -220,7 +231,13 @@ class Executor:
         return out
 
     def _on_gpu(
-        self, spec: Conv3DSpec, source: interchange.Source, weights: Weights, target: Target, exact: bool
+        self,
+        spec: Conv3DSpec,
+        source: interchange.Source,
+        weights: Weights,
+        residual: interchange.Source | None,
+        target: Target,
+        exact: bool,
     ) -> Any:
         number = source.gpu.device if source.gpu else 0
         if spec.empty:
@@ -240,9 +257,9 @@ class Executor:
                 self._gpu_ready.put(key, ready)
             self._sizes.called(layer, key, plan if quick else None)
         if source.gpu:
-            return source.restore(self._gpu.on_gpu(ready.plan, ready.loaded, target, source.gpu, weights))
+            return source.restore(self._gpu.on_gpu(ready.plan, ready.loaded, target, source.gpu, weights, residual))
         x = interchange.prepare(source.numpy(), spec.dtype)
-        return source.restore(self._gpu.from_host(ready.plan, ready.loaded, target, x, weights))
+        return source.restore(self._gpu.from_host(ready.plan, ready.loaded, target, x, weights, residual))
 
     def _target_for(self, source: interchange.Source, count: int) -> Target:
         """The target for an input: where it lies, unless the user wished for one.
@@ -263,17 +280,20 @@ class Executor:
     def _exact(self, structured: bool) -> bool:
         return self._accuracy == "strict" or (structured and self._accuracy == "default")
 
-    def _run(self, ready: _Ready, x: np.ndarray, out: np.ndarray, weights: Weights) -> bool:
+    def _run(
+        self, ready: _Ready, x: np.ndarray, out: np.ndarray, weights: Weights, residual: np.ndarray | None = None
+    ) -> bool:
         """Fills `out`; False where the code says that its result can't be trusted."""
         packed, call = self._pack(ready, weights), ready.call
         reserve(ready.loaded, ready.loaded.workspace)
         given, result = interchange.exported(x, call.x), interchange.exported(out, call.out)
+        added = None if residual is None else interchange.exported(residual, call.residual)
         if call.flags is None:
-            threads.run(call.code, *call.ordered((given, packed.kernel, packed.bias, result, None)))
+            threads.run(call.code, *call.ordered((given, packed.kernel, packed.bias, added, result, None)))
             return True
         flags = np.empty(call.flags, ready.plan.spec.accumulator)
         told = interchange.exported(flags)
-        threads.run(call.code, *call.ordered((given, packed.kernel, packed.bias, result, told)))
+        threads.run(call.code, *call.ordered((given, packed.kernel, packed.bias, added, result, told)))
         return bool(np.isfinite(flags).all())
 
     def _target(self, count: int) -> Target:
@@ -336,7 +356,13 @@ def _ready_of(plan: Plan, target: Target) -> _Ready:
     return _Ready(plan, loaded, _Call.of(loaded.main), layout)
 
 
-def _check_shapes(spec: Conv3DSpec, source: interchange.Source, kernel: np.ndarray, bias: np.ndarray | None) -> None:
+def _check_shapes(
+    spec: Conv3DSpec,
+    source: interchange.Source,
+    kernel: np.ndarray,
+    bias: np.ndarray | None,
+    residual: interchange.Source | None,
+) -> None:
     if tuple(source.shape) != spec.input_shape:
         raise ValueError(f"The input must have shape {spec.input_shape} for {spec.key()}. Received: {source.shape}")
     if kernel.shape != spec.kernel_shape:
@@ -345,3 +371,7 @@ def _check_shapes(spec: Conv3DSpec, source: interchange.Source, kernel: np.ndarr
     count = spec.result_channels
     if shape != ((count,) if spec.bias else None):
         raise ValueError(f"{spec.key()} takes {count if spec.bias else 'no'} bias values. Received: {shape}")
+    added = None if residual is None else tuple(residual.shape)
+    if added != (spec.output_shape if spec.residual else None):
+        wanted = f"a residual operand of shape {spec.output_shape}" if spec.residual else "no residual operand"
+        raise ValueError(f"{spec.key()} takes {wanted}. Received: {added}")

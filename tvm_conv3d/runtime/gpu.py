@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tvm_conv3d.compute.shared.argument import BIAS, KERNEL, OUT, PACK, PACKED_BIAS, PACKED_KERNEL, X
+from tvm_conv3d.compute.shared.argument import BIAS, KERNEL, OUT, PACK, PACKED_BIAS, PACKED_KERNEL, RESIDUAL, X
 from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine.cuda.image import Image, Launches
 from tvm_conv3d.engine.plan import Plan
-from tvm_conv3d.runtime import packing
+from tvm_conv3d.runtime import interchange, packing
 from tvm_conv3d.runtime.cuda import arrays, driver
 from tvm_conv3d.runtime.cuda.arrays import GpuTensor
 from tvm_conv3d.support.dtypes import numpy_dtype
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tvm.target import Target
 
     from tvm_conv3d.runtime.loader import Entry, Loaded
+    from tvm_conv3d.spec import Conv3DSpec
 
 
 class Memory:
@@ -153,13 +154,16 @@ class Weights(NamedTuple):
     packed: Recent[Any, Any] | None = None
 
 
-def to_host(tensor: GpuTensor) -> np.ndarray:
-    """A copy in the CPU's memory, once the library's current stream is done with the tensor.
+def host_array(source: interchange.Source) -> np.ndarray:
+    """What a source holds; from a GPU's memory a copy, once the library's current stream is done with the tensor.
 
     Raises:
-        TypeError: the tensor is of an unknown library.
+        TypeError: the tensor on a GPU is of an unknown library.
         tvm_conv3d.runtime.cuda.driver.CudaError: the GPU refuses it.
     """
+    tensor = source.gpu
+    if tensor is None:
+        return source.numpy()
     library = arrays.library_of(tensor.value)
     prepared = library.prepare(tensor.value, tensor.dtype)
     driver.get().synchronize(tensor.device, library.stream(tensor.device))
@@ -173,6 +177,22 @@ def without_elements(tensor: GpuTensor, shape: tuple[int, ...], dtype: str) -> A
     return arrays.library_of(tensor.value).empty(shape, dtype, tensor.value)
 
 
+def _beside(tensor: GpuTensor, residual: interchange.Source, spec: Conv3DSpec) -> GpuTensor | Memory:
+    """A residual operand as kernels on the current stream of the tensor's library may read it.
+
+    Returns:
+        One of the same library on the same GPU as it lies there, or what its library makes of it; else a copy.
+    """
+    library, there = arrays.library_of(tensor.value), residual.gpu
+    if there is not None and there.device == tensor.device and arrays.library_of(there.value).name == library.name:
+        prepared = library.prepare(there.value, spec.dtype)
+        return arrays.expect(prepared, spec.output_shape, spec.dtype, tensor.device)
+    copy = Memory.holding(tensor.device, interchange.prepare(host_array(residual), spec.dtype))
+    # streams of libraries do not wait for the default one
+    driver.get().synchronize(tensor.device, 0)
+    return copy
+
+
 class GpuExecutor:
     """Runs the convolutions of one layer on GPUs; safe to call from several threads.
 
@@ -184,8 +204,18 @@ class GpuExecutor:
         self._lock = ForkSafeLock()
         self._packed: Recent[tuple[int, str, str], _Packed] = Recent(most_layouts)
 
-    def on_gpu(self, plan: Plan, loaded: Loaded, target: Target, tensor: GpuTensor, weights: Weights) -> Any:
+    def on_gpu(
+        self,
+        plan: Plan,
+        loaded: Loaded,
+        target: Target,
+        tensor: GpuTensor,
+        weights: Weights,
+        residual: interchange.Source | None,
+    ) -> Any:
         """The result beside a tensor in a GPU's memory, of the same library, queued on its current stream.
+
+        A residual operand from elsewhere is copied to the tensor's GPU, and the result waited for.
 
         Raises:
             ValueError: the code is for another architecture than the tensor's GPU.
@@ -202,14 +232,25 @@ class GpuExecutor:
         stream = library.stream(tensor.device)
         # of the library, which knows when the stream is done with it
         kept = {name: library.empty((size,), "uint8", tensor.value) for name, size in kernels.workspaces.items()}
+        added = None if residual is None else _beside(tensor, residual, plan.spec)
         addresses = {X: x.address, OUT: out.address, **packed.addresses}
+        if added is not None:
+            addresses[RESIDUAL] = added.address
         addresses.update((name, arrays.look(workspace).address) for name, workspace in kept.items())
         kernels(tensor.device, stream, addresses)
-        if library.waits:
+        if library.waits or isinstance(added, Memory):
             driver.get().synchronize(tensor.device, stream)
         return result
 
-    def from_host(self, plan: Plan, loaded: Loaded, target: Target, x: np.ndarray, weights: Weights) -> np.ndarray:
+    def from_host(
+        self,
+        plan: Plan,
+        loaded: Loaded,
+        target: Target,
+        x: np.ndarray,
+        weights: Weights,
+        residual: interchange.Source | None,
+    ) -> np.ndarray:
         """The result for an array in the CPU's memory: it is copied to the first GPU, and the result back.
 
         Raises:
@@ -220,6 +261,8 @@ class GpuExecutor:
         out = np.empty(plan.spec.output_shape, x.dtype)
         kernels, packed = loaded.main.code, self._pack(plan, loaded, 0, weights)
         memory = {X: Memory.holding(0, x), OUT: Memory(0, out.nbytes)}
+        if residual is not None:
+            memory[RESIDUAL] = Memory.holding(0, interchange.prepare(host_array(residual), plan.spec.dtype))
         memory.update((name, Memory(0, size)) for name, size in kernels.workspaces.items())
         addresses = {name: block.address for name, block in memory.items()}
         kernels(0, 0, {**addresses, **packed.addresses})

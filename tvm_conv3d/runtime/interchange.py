@@ -95,14 +95,6 @@ def check_real(dtype: np.dtype, what: str = "The input") -> None:
         raise TypeError(f"{what} must hold real numbers. Received: dtype={dtype}. Cast it first.")
 
 
-def cropped(source: Source, crop: tuple[slice, ...]) -> Source:
-    """A part of a source, a view where its library has views."""
-    if source.gpu is not None:
-        return _gpu_source(source.gpu.value[crop])._replace(restore=source.restore)
-    array = source.numpy()[crop]
-    return Source(array.shape, lambda: array, source.restore)
-
-
 def channels_inside(source: Source) -> Source | None:
     """A source of (batch, channels, depth, height, width) as it lies in memory where the channels lie innermost.
 
@@ -111,8 +103,14 @@ def channels_inside(source: Source) -> Source | None:
         None where the channels lie outside.
     """
     strides = source.numpy().strides if source.gpu is None else source.gpu.strides
-    if not _channels_lie_inside(source.shape, strides):
-        return None
+    return with_channels_last(source) if _channels_lie_inside(source.shape, strides) else None
+
+
+def with_channels_last(source: Source) -> Source:
+    """A source of (batch, channels, depth, height, width) as (batch, depth, height, width, channels).
+
+    It is a view where its library has views; results are restored in the source's order.
+    """
     if source.gpu is not None:
         permute = arrays.library_of(source.gpu.value).permute
         view = _gpu_source(permute(source.gpu.value, _TO_LAST))

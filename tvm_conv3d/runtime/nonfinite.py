@@ -93,6 +93,7 @@ class Steps(NamedTuple):
 def fill(
     out: np.ndarray,
     x: np.ndarray,
+    residual: np.ndarray | None,
     spec: Conv3DSpec,
     weights: Weights,
     doubts: Doubts,
@@ -103,6 +104,7 @@ def fill(
 
     Args:
         out, x: output and input, C-contiguous, of the spec's shapes and type.
+        residual: as `out`, where the spec adds one.
         spec: the problem.
         weights: its weights.
         doubts: what earlier calls left, and this one changes.
@@ -114,8 +116,7 @@ def fill(
     """
     # of a data gradient, the convolution that computes it, which has no phases where Winograd's algorithm does
     spec = forward_of(spec).spec
-    # the results of sums that are not finite are told by filter, a residual operand has a value for each
-    if spec.residual or spec.group_channels > _MOST_CHANNELS:
+    if spec.group_channels > _MOST_CHANNELS:
         return False
     if spec.group_channels * math.prod(spec.kernel) >= _MOST_TERMS:
         return False
@@ -137,7 +138,10 @@ def fill(
         sums = None
         if ((marks > 0) & (marks < np.inf)).any():
             sums = steps.convolve_signs(_signs(spec, x), doubts.signs_of(weights))
-        _mend(spec, out, marks, sums, _results(spec, weights.bias))
+        if residual is None:
+            _mend(spec, out, marks, sums, _results(spec, weights.bias))
+        else:
+            _mend_adding(spec, out, marks, sums, weights.bias, residual)
     return True
 
 
@@ -208,15 +212,42 @@ def _mend(spec: Conv3DSpec, out: np.ndarray, marks: np.ndarray, sums: np.ndarray
         _call(spec, "mend_planes", marks.reshape(spec.batch, groups, -1), read, table, into, int(sums is not None))
 
 
+def _mend_adding(
+    spec: Conv3DSpec,
+    out: np.ndarray,
+    marks: np.ndarray,
+    sums: np.ndarray | None,
+    bias: np.ndarray | None,
+    residual: np.ndarray,
+) -> None:
+    """:func:`_mend` where a residual operand is added: it has a value for each result, not for each filter."""
+    positions = 1 if spec.data_format == CHANNELS_LAST else math.prod(spec.out_size)
+    shape = (out.size // (spec.filters * positions), spec.groups, spec.group_filters, positions)
+    values, kinds = _terms(spec, bias)
+    code = _code_of(spec.dtype, spec.bias, spec.post_ops).get_function("mend_adding")
+    views = (
+        interchange.exported(marks.reshape(shape[0], spec.groups, positions)),
+        interchange.exported(np.empty(1, np.float32) if sums is None else sums.reshape(-1)),
+        interchange.exported(values.reshape(spec.groups, spec.group_filters)),
+        interchange.exported(kinds),
+        interchange.exported(residual, shape),
+        interchange.exported(out, shape),
+    )
+    threads.run(code, *views, max(1, _SUMS // positions))
+
+
 def _results(spec: Conv3DSpec, bias: np.ndarray | None) -> np.ndarray:
     """What the layer makes of sums that are NaN, infinity and minus infinity: (3, filters), as integers."""
-    values = np.zeros(spec.filters, spec.accumulator) if bias is None else bias.astype(spec.accumulator)
     results = np.empty((3, spec.filters), numpy_dtype(spec.dtype))
-    sums = np.array([np.nan, np.inf, -np.inf], spec.accumulator)
-    threads.run(
-        _results_code(spec.dtype, spec.bias, spec.post_ops), *map(interchange.exported, (values, sums, results))
-    )
+    code = _code_of(spec.dtype, spec.bias, spec.post_ops).get_function("results")
+    threads.run(code, *map(interchange.exported, (*_terms(spec, bias), results)))
     return _bits(results, results.shape)
+
+
+def _terms(spec: Conv3DSpec, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Each filter's bias, zero where there is none, and NaN, infinity and minus infinity, in the accumulator's type."""
+    values = np.zeros(spec.filters, spec.accumulator) if bias is None else bias.astype(spec.accumulator)
+    return values, np.array([np.nan, np.inf, -np.inf], spec.accumulator)
 
 
 def _largest(x: np.ndarray) -> float:
@@ -241,11 +272,12 @@ def _code(dtype: str) -> Any:
 
 
 @functools.cache
-def _results_code(dtype: str, bias: bool, post_ops: tuple[str, ...]) -> Any:
+def _code_of(dtype: str, bias: bool, post_ops: tuple[str, ...]) -> Any:
+    """The loaded function that makes results of sums that are not finite: one that adds a residual operand, or not."""
     one = (1, 1, 1)
     spec = Conv3DSpec(1, one, 1, 1, one, dtype=dtype, bias=bias, post_ops=post_ops)
     identity = {"name": "results of sums that are not finite", "of": spec.key()}
-    return _loaded(identity, lambda loops: loops.results_module(canonicalize(spec))).get_function("results")
+    return _loaded(identity, lambda loops: loops.results_module(canonicalize(spec)))
 
 
 def _loaded(identity: Mapping[str, object], module_of: Callable[[ModuleType], IRModule]) -> Any:

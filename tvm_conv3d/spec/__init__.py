@@ -143,7 +143,7 @@ class Convolution:
         """Element type of the sums."""
         return self.dtypes.accumulator
 
-    @property
+    @functools.cached_property
     def residual(self) -> bool:
         """Whether there is a residual operand, of the shape and type of the output."""
         return ADD in self.post_ops

@@ -13,7 +13,7 @@ from tvm import IRModule
 from tvm.script import tirx as T
 
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.compute.shared.elements import storage_dtype
+from tvm_conv3d.compute.shared.elements import storage_dtype, widen
 from tvm_conv3d.compute.shared.stages import finish
 
 
@@ -71,23 +71,78 @@ def _entry(name: str, function: Any) -> Any:
 
 
 def results_module(spec: CanonicalSpec) -> IRModule:
-    """The function `results`: bias (filters,) and sums (3,) to what the layer makes of each, (3, filters).
+    """What the layer makes of sums that are NaN, infinity and minus infinity, the `kinds` (3,).
+
+    results(bias, kinds, out)             bias: (filters,), out: (3, filters); where there is no residual operand
+    mend_adding(marks, sums, bias, kinds, residual, out, together)
+                                          where there is one, in the place of mending: marks: (samples, groups,
+                                          positions), bias: (groups, filters of a group), residual and out: (samples,
+                                          groups, filters of a group, positions); a task has `together` times
+                                          `positions` elements; `sums` as in mending
 
     Of `spec` its types, bias and post-ops count.
     """
+    name, function = ("mend_adding", _mend_adding(spec)) if spec.residual else ("results", _results(spec))
+    return IRModule({name: _entry(name, function)})
+
+
+def _results(spec: CanonicalSpec) -> Any:
     accumulator, stored = spec.accumulator, storage_dtype(spec.dtype)
 
     @T.prim_func
-    def results(bias_: T.handle, sums_: T.handle, out_: T.handle):  # type: ignore[no-untyped-def]
+    def results(bias_: T.handle, kinds_: T.handle, out_: T.handle):  # type: ignore[no-untyped-def]
         filters = T.int64()
         bias = T.match_buffer(bias_, (filters,), accumulator, align=4)
-        sums = T.match_buffer(sums_, (3,), accumulator, align=4)
+        kinds = T.match_buffer(kinds_, (3,), accumulator, align=4)
         out = T.match_buffer(out_, (3, filters), stored, align=2)
         for i in range(3):
             for f in range(filters):
-                out[i, f] = finish(spec, sums[i], bias[f])
+                out[i, f] = finish(spec, kinds[i], bias[f])
 
-    return IRModule({"results": _entry("results", results)})
+    return results
+
+
+def _mend_adding(spec: CanonicalSpec) -> Any:
+    accumulator, output = spec.accumulator, spec.dtypes.output
+    stored = storage_dtype(output)
+
+    @T.prim_func
+    def mend_adding(  # type: ignore[no-untyped-def]
+        marks_: T.handle,
+        sums_: T.handle,
+        bias_: T.handle,
+        kinds_: T.handle,
+        residual_: T.handle,
+        out_: T.handle,
+        together: T.int64,
+    ):
+        samples, groups, filters, positions = T.int64(), T.int64(), T.int64(), T.int64()
+        elements = T.int64()
+        marks = T.match_buffer(marks_, (samples, groups, positions), "float32", align=4)
+        sums = T.match_buffer(sums_, (elements,), "float32", align=4)
+        bias = T.match_buffer(bias_, (groups, filters), accumulator, align=4)
+        kinds = T.match_buffer(kinds_, (3,), accumulator, align=4)
+        residual = T.match_buffer(residual_, (samples, groups, filters, positions), stored, align=2)
+        out = T.match_buffer(out_, (samples, groups, filters, positions), stored, align=2)
+        rows: T.let = samples * groups * filters
+        for task in T.parallel((rows + together - 1) // together):
+            for line in range(T.min(together, rows - task * together)):
+                row: T.let = task * together + line
+                n: T.let = row // (groups * filters)
+                g: T.let = row // filters % groups
+                f: T.let = row % filters
+                for i in range(positions):
+                    mark: T.let = marks[n, g, i]
+                    if mark > T.float32(0):
+                        kind: T.int32 = 0
+                        if mark < T.infinity("float32"):
+                            sum_: T.let = sums[row * positions + i]
+                            negative: T.let = T.Select(sum_ < T.float32(0.5) - mark, 2, 0)
+                            kind = T.Select(sum_ > mark - T.float32(0.5), 1, negative)
+                        added: T.let = widen(residual[n, g, f, i], output, accumulator)
+                        out[n, g, f, i] = finish(spec, kinds[kind], bias[g, f], added)
+
+    return mend_adding
 
 
 def _splits(bits: Bits) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Library:
     """How a library of tensors is spoken to.
 
     Attributes:
+        name: of its module.
         prepare: (tensor, dtype) -> the same in C order, of this type, at a multiple of 16 bytes.
         empty: (shape, dtype, tensor) -> an uninitialised tensor beside it.
         permute: (tensor, axes) -> the same with its axes in another order, a view where the library has views.
@@ -49,6 +50,7 @@ class Library:
         waits: whether results must be complete before the library may see them, as it works on streams of its own.
     """
 
+    name: str
     prepare: Callable[[Any, str], Any]
     empty: Callable[[tuple[int, ...], str, Any], Any]
     permute: Callable[[Any, tuple[int, ...]], Any]
@@ -134,6 +136,7 @@ def _torch(torch: Any) -> Library:
         return dense if dense.data_ptr() % 16 == 0 else dense.clone()
 
     return Library(
+        "torch",
         prepare,
         lambda shape, dtype, like: torch.empty(shape, dtype=getattr(torch, dtype), device=like.device),
         lambda tensor, axes: tensor.permute(axes),
@@ -156,7 +159,7 @@ def _cupy(cupy: Any) -> Library:
         with cupy.cuda.Device(device):
             return int(cupy.cuda.get_current_stream().ptr)
 
-    return Library(prepare, empty, lambda array, axes: array.transpose(axes), stream)
+    return Library("cupy", prepare, empty, lambda array, axes: array.transpose(axes), stream)
 
 
 def _jax(jax: Any) -> Library:
@@ -168,7 +171,7 @@ def _jax(jax: Any) -> Library:
         # a fresh array that nobody else has seen: filling it breaks no promise
         return jax.device_put(jax.numpy.zeros(shape, dtype), device).block_until_ready()
 
-    return Library(prepare, empty, lambda array, axes: array.transpose(axes), lambda device: 0, waits=True)
+    return Library("jax", prepare, empty, lambda array, axes: array.transpose(axes), lambda device: 0, waits=True)
 
 
 def _named(dtype: str) -> Any:
