@@ -88,7 +88,7 @@ def test_compiling_for_cpus(tmp_path: Path) -> None:
     about = json.loads(files["meta.json"])
     functions = {name: Function.from_json(values) for name, values in about["functions"].items()}
     loaded = loader.link(Artifact(files["module.o"], functions, ""))
-    assert callable(loaded.main.code)
+    assert callable(loaded.main.code) and callable(loaded.functions["pack"].code)
     assert b"main" in files["module.s"]
     other = compiled(tmp_path / "arm", '{"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-n1"}')
     assert b"fmla" in other["module.s"]
