@@ -28,6 +28,8 @@ from tvm_conv3d.compute.shared.argument import PACK
 from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine import build
 from tvm_conv3d.engine.algorithms import algorithms, named
+from tvm_conv3d.engine.artifact import MAIN, Artifact
+from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.runtime import interchange, parallel, threads
 from tvm_conv3d.spec import CHANNELS_FIRST, DATA_GRADIENT, Conv3DSpec, same_padding
 from tvm_conv3d.target.cpu import cpu_traits, host_target
@@ -140,7 +142,16 @@ def test_on_a_cpu(case: Case) -> None:
     assert_packed(case, _pack_on_cpu(*case))
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@pytest.mark.parametrize("case", ON_CPUS[::4], ids=named_case)
+def test_beside_the_convolution(case: Case) -> None:
+    """As exported code and remote devices have it, compiled as the convolution is."""
+    name, spec, variant = case
+    artifact = build.compile_plan(Plan(spec, name, variant, {}), host_target(2), with_packing=True)
+    assert set(artifact.functions) == {MAIN, PACK}
+    assert_packed(case, _called(artifact, data(spec)[1:]))
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(spec=st.one_of(specs(), data_gradients()))
 def test_variants_of_any_problem(spec: Conv3DSpec) -> None:
     """Each algorithm's first choice and last resort."""
@@ -181,7 +192,7 @@ def test_large_kernels_have_wide_indices() -> None:
     variant = DirectVariant(16, 2, 1, 1)
     function = packing.module(canonicalize(spec), variant, declare_packing)[PACK]
     assert str(function.params[0].ty.shape[0].ty.dtype) == "int64"
-    assert build.object_code(_compiled(named("direct").packing(spec, variant)))
+    assert build.compile_packing(Plan(spec, "direct", variant, {}), host_target(2)).object_code
 
 
 def assert_packed(case: Case, found: Sequence[np.ndarray]) -> None:
@@ -205,23 +216,19 @@ def assert_packed(case: Case, found: Sequence[np.ndarray]) -> None:
 def _pack_on_cpu(
     name: str, spec: Conv3DSpec, variant: Any, weights: tuple[np.ndarray, np.ndarray | None] | None = None
 ) -> list[np.ndarray]:
-    """Packed kernel and bias by compiled code; all arguments lie at the least aligned addresses that they may."""
-    module = named(name).packing(spec, variant)
-    function = parallel.link(build.object_code(_compiled(module))).get_function(PACK)
-    parameters = module[PACK].params
-    results = [(tuple(map(int, p.ty.shape)), np.dtype(str(p.ty.dtype))) for p in parameters[-2:]]
-    given = [array for array in (weights or data(spec)[1:]) if array is not None]
-    inputs = [_moved(_stored(array)) for array in given]
-    outputs = [_moved(np.full(shape, 0xFF, np.uint8).repeat(dtype.itemsize).view(dtype)) for shape, dtype in results]
-    outputs = [array.reshape(shape) for array, (shape, _) in zip(outputs, results, strict=True)]
+    """Packed kernel and bias by code that packs only."""
+    artifact = build.compile_packing(Plan(spec, name, variant, {}), host_target(2))
+    return _called(artifact, weights or data(spec)[1:])
+
+
+def _called(artifact: Artifact, weights: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+    """Packed kernel and bias; all arguments lie at the least aligned addresses that they may."""
+    inputs = [_moved(_stored(array)) for array in weights if array is not None]
+    results = artifact.functions[PACK].of("output")
+    outputs = [_moved(np.full(a.size_bytes, 0xFF, np.uint8).view(a.dtype).reshape(a.shape)) for a in results]
+    function = parallel.link(artifact.object_code).get_function(PACK)
     threads.run(function, *map(interchange.exported, [*inputs, *outputs]))
     return outputs
-
-
-def _compiled(module: Any) -> Any:
-    import tvm
-
-    return tvm.compile(module, target=host_target(2)).mod
 
 
 def _stored(array: np.ndarray) -> np.ndarray:

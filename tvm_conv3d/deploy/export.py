@@ -48,7 +48,7 @@ def export(spec: Conv3DSpec, target: str | Mapping[str, Any], folder: Path, core
     check_versions()
     resolved = requested_target(target, cores or threads.get_num_threads())
     plan = make_plan(spec, resolved)
-    artifact = compile_plan(plan, resolved)
+    artifact = compile_plan(plan, resolved, with_packing=True)
     files: dict[str, bytes] = {"schedule.py": artifact.schedule.encode()}
     about: dict[str, Any] = {
         "spec": spec.key(),

@@ -7,12 +7,13 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvm_conv3d.compute.shared.argument import Function
+from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.workspace import NO_WORKSPACE, Workspace
 
@@ -44,7 +45,8 @@ class Artifact:
 
     Attributes:
         object_code: a relocatable object file for the target; for a GPU a :class:`tvm_conv3d.engine.cuda.image.Image`.
-        functions: what each compiled function takes, by its name; none where the code is no plan's.
+        functions: what each compiled function takes, by its name: the convolution, the packing of its weights, or
+            both; none where the code is no plan's.
         schedule: the scheduled function as TVMScript, for people.
         workspace: memory of its intermediates.
     """
@@ -72,6 +74,19 @@ def check_versions() -> None:
 def artifact_key(plan: Plan, target: Target) -> str:
     """Hash of all that the machine code depends on: spec, plan, target, versions, and the sources that made it."""
     return key_of({"spec": plan.spec.key(), "plan": plan.describe(), "target": target_text(target)})
+
+
+def packing_key(plan: Plan, main: Function, target: Target) -> str:
+    """The same of the function `pack` alone, which plans share whose weights lie alike, whatever their sizes.
+
+    Args:
+        plan: whose weights are packed.
+        main: what its convolution takes, packed weights among it.
+        target: of the code.
+    """
+    packed = [argument.shape for argument in main.of("weights", "bias")]
+    identity = {"variant": asdict(plan.variant), "weights": canonicalize(plan.spec).packing_identity, "packed": packed}
+    return key_of({"pack": plan.algorithm, **identity, "target": target_text(target)})
 
 
 def key_of(identity: Mapping[str, object]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tvm_conv3d.compute.shared.argument import BIAS, FLAGS, KERNEL, OUT, PACK, RESIDUAL, X
+from tvm_conv3d.compute.shared.argument import BIAS, FLAGS, KERNEL, OUT, RESIDUAL, X
 from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine import planner
 from tvm_conv3d.engine.plan import Plan
@@ -17,7 +17,7 @@ from tvm_conv3d.engine.planner import make_plan
 from tvm_conv3d.runtime import exit_guard, interchange, nonfinite, output_pool, packing, threads
 from tvm_conv3d.runtime.compatibility import check_runs_here, gpu_target, requested_target
 from tvm_conv3d.runtime.gpu import GpuExecutor, Weights, host_array, without_elements
-from tvm_conv3d.runtime.loader import Entry, Loaded, at_hand, get_loaded
+from tvm_conv3d.runtime.loader import Entry, Loaded, at_hand, get_loaded, get_packing
 from tvm_conv3d.runtime.new_sizes import NewSizes, layer_of
 from tvm_conv3d.runtime.reserve import reserve
 from tvm_conv3d.spec import Conv3DSpec
@@ -65,12 +65,14 @@ class _Ready:
     """All that a call of one spec needs but the weights.
 
     Attributes:
-        call: of the plan's code.
+        target: of the plan's code.
+        call: of the same.
         layout: equal for specs that take the same packed weights: algorithm, shapes, and which weights stand where.
         doubts: whether data or weights are not finite, as far as earlier calls know.
     """
 
     plan: Plan
+    target: Target
     loaded: Loaded
     call: _Call
     layout: str
@@ -339,7 +341,8 @@ class Executor:
                 packed = table.get(key)
                 if packed is None or packed.version != weights.version:
                     stored = packing.stored(ready.plan.spec, weights.kernel, weights.bias)
-                    arrays = packing.on_cpu(ready.loaded.functions[PACK], stored)
+                    pack = get_packing(ready.loaded, ready.plan, ready.target)
+                    arrays = packing.on_cpu(pack, stored)
                     function = ready.loaded.main.function
                     views = {name: interchange.exported(a, function[name].shape) for name, a in arrays.items()}
                     packed = _Packed(
@@ -353,7 +356,7 @@ def _ready_of(plan: Plan, target: Target) -> _Ready:
     loaded = get_loaded(plan, target)
     packed = [argument.shape for argument in loaded.main.function.of("weights", "bias")]
     layout = repr((plan.algorithm, packed, canonicalize(plan.spec).weights_identity))
-    return _Ready(plan, loaded, _Call.of(loaded.main), layout)
+    return _Ready(plan, target, loaded, _Call.of(loaded.main), layout)
 
 
 def _check_shapes(

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tvm_conv3d.compute.shared.argument import Function
+from tvm_conv3d.compute.shared.argument import PACK, Function
 from tvm_conv3d.engine import build, cache
-from tvm_conv3d.engine.artifact import MAIN, Artifact, artifact_key, target_text
+from tvm_conv3d.engine.artifact import MAIN, Artifact, artifact_key, packing_key, target_text
 from tvm_conv3d.engine.cuda.image import Image
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.workspace import Workspace
@@ -39,7 +39,7 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """Machine code of one plan in this process.
+    """Machine code in this process: a plan's convolution, the packing of its weights, or both.
 
     Attributes:
         functions: by name.
@@ -67,9 +67,29 @@ def get_loaded(plan: Plan, target: Target) -> Loaded:
         RuntimeError: the installed TVM is another version, or can't compile the plan.
     """
     key = artifact_key(plan, target)
-    found = _loaded.get(key)
-    if found is not None:
-        return found
+    return _loaded.get(key) or _get(key, lambda: build.compile_plan(plan, target), _about(plan, target))
+
+
+def get_packing(loaded: Loaded, plan: Plan, target: Target) -> Entry:
+    """The function that packs weights for a loaded convolution: of the same code, where that has it, else alone.
+
+    Args:
+        loaded: the plan's convolution.
+        plan: the plan.
+        target: of the function, where it is found alone: a CPU that runs it.
+
+    Raises:
+        RuntimeError: the installed TVM is another version, or can't compile it.
+    """
+    if PACK in loaded.functions:
+        return loaded.functions[PACK]
+    key = packing_key(plan, loaded.main.function, target)
+    packing = _loaded.get(key) or _get(key, lambda: build.compile_packing(plan, target), _about(plan, target))
+    return packing.functions[PACK]
+
+
+def _get(key: str, compile_code: Callable[[], Artifact], about: dict[str, object]) -> Loaded:
+    """The machine code under `key`, by one thread at a time."""
     with _loading_lock:
         lock = _loading.setdefault(key, ForkSafeLock())
     try:
@@ -77,7 +97,7 @@ def get_loaded(plan: Plan, target: Target) -> Loaded:
             found = _loaded.get(key)
             if found is None:
                 artifact = cache.load(key)
-                found = (None if artifact is None else _try_link(artifact)) or _compile(key, plan, target)
+                found = (None if artifact is None else _try_link(artifact)) or _compile(key, compile_code, about)
                 _loaded.put(key, found)
     finally:
         # whoever waits has the lock in hand; whoever comes later finds the code
@@ -91,14 +111,14 @@ def at_hand(plan: Plan, target: Target) -> bool:
     return _loaded.get(key) is not None or cache.holds(key)
 
 
-def _compile(key: str, plan: Plan, target: Target) -> Loaded:
+def _compile(key: str, compile_code: Callable[[], Artifact], about: dict[str, object]) -> Loaded:
     with cache.compiling(key):
         # another process may have compiled it while this one waited
         artifact = cache.load(key)
         loaded = None if artifact is None else _try_link(artifact)
         if loaded is None:
-            artifact = build.compile_plan(plan, target)
-            cache.store(key, artifact, _about(plan, target))
+            artifact = compile_code()
+            cache.store(key, artifact, about)
             loaded = link(artifact)
     return loaded
 

@@ -56,13 +56,13 @@ class Measurer(Protocol):
 
 
 def serve_builds(connection: Connection) -> None:
-    """Compiles (target's text, plan) to artifacts: the building process."""
+    """Compiles (target's text, plan, whether packing is in the same code) to artifacts: the building process."""
 
     measure.warm_up()
 
-    def handle(request: tuple[str, Plan]) -> Artifact:
-        text, plan = request
-        return compile_plan(plan, target_of(text))
+    def handle(request: tuple[str, Plan, bool]) -> Artifact:
+        text, plan, with_packing = request
+        return compile_plan(plan, target_of(text), with_packing)
 
     answer_requests(connection, handle)
 
@@ -77,7 +77,7 @@ class Lab:
         target: what is compiled for.
         limits: of time.
         builders: number of processes that compile; None takes one for each CPU.
-        measurer: where kernels run; None takes a process of this machine.
+        measurer: where kernels run; None takes a process of this machine, which compiles packing by itself.
         serve_builds: what a building process runs.
         device: the name of the processor that measures, for the records; None takes this machine's.
     """
@@ -98,6 +98,7 @@ class Lab:
         self._kind = str(target.kind.name)
         self._builders = [Worker(serve_builds) for _ in range(builders or available_cpus())]
         self._measurer = measurer or Worker(measure.serve)
+        self._with_packing = measurer is not None
         self._built: OrderedDict[str, Artifact] = OrderedDict()
 
     def __enter__(self) -> Lab:
@@ -162,7 +163,7 @@ class Lab:
         """An artifact for each plan, or a WorkerError; what was built lately is not built again."""
         known = {plan: self._built[plan] for plan in map(_name, plans) if plan in self._built}
         missing = {_name(plan): plan for plan in plans if _name(plan) not in known}
-        requests = [(self._text, plan) for plan in missing.values()]
+        requests = [(self._text, plan, self._with_packing) for plan in missing.values()]
         found = ask_all(self._builders, requests, self.limits.build)
         killed = [i for i, answer in enumerate(found) if isinstance(answer, WorkerError) and answer.killed]
         again = ask_all(self._builders, [requests[i] for i in killed], self.limits.build)

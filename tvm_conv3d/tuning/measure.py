@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tvm_conv3d.compute.shared.argument import OUT, PACK, RESIDUAL, X
+from tvm_conv3d.compute.shared.argument import OUT, RESIDUAL, X
 from tvm_conv3d.engine.artifact import MAIN, Artifact
 from tvm_conv3d.engine.cuda.image import Image
 from tvm_conv3d.engine.plan import Plan
@@ -21,6 +21,7 @@ from tvm_conv3d.reference.problem import choose_positions, values_at
 from tvm_conv3d.runtime import interchange, loader, output_pool, packing, threads
 from tvm_conv3d.runtime.loader import Loaded
 from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.target.cpu import host_target
 from tvm_conv3d.tuning.gpu_kernel import GpuKernel
 from tvm_conv3d.tuning.workers import answer_requests
 
@@ -151,7 +152,8 @@ class Bench:
         if key not in self.packed:
             while len(self.packed) >= _KEPT_WEIGHTS:
                 self.packed.pop(next(iter(self.packed)))
-            self.packed[key] = packing.on_cpu(loaded.functions[PACK], self.weights)
+            pack = loader.get_packing(loaded, plan, host_target(1))
+            self.packed[key] = packing.on_cpu(pack, self.weights)
         return self.packed[key]
 
 

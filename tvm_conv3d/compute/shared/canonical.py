@@ -96,6 +96,14 @@ class CanonicalSpec(Convolution):
         """Equal where the same weights of the origin stand in the same places."""
         return self.origin.direction, self.phases, self.taps
 
+    @property
+    def packing_identity(self) -> dict[str, object]:
+        """What packing depends on besides the variant and the shapes that it gives: no sizes, and no post-ops."""
+        sizes = {"batch", "size", "pads", "data_format", "post_ops"}
+        own = {f.name: getattr(self, f.name) for f in fields(Convolution) if f.name not in sizes}
+        kernel, channels = self.origin.kernel_shape, self.origin.result_channels
+        return {**own, "origin": [kernel, channels], "places": self.weights_identity}
+
     def __hash__(self) -> int:
         return hash(self.origin)
 
