@@ -1,4 +1,8 @@
-"""The command line: each command's arguments in a module of its own, its work elsewhere."""
+"""The command line: each command's arguments in a module of its own, its work elsewhere.
+
+Never holds: work of its own.
+Entry points: `main`.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,9 @@
 A :class:`Conv3DSpec` names a problem completely and says nothing of how it is solved. Its one-line
 :meth:`~Conv3DSpec.key` is the only identity of a problem in records, logs, file names, benchmark
 tables, error messages and reproduction commands (as oneDNN's benchdnn descriptors are).
+
+Never holds: how it is done, for which machine.
+Entry points: `Conv3DSpec`, `post_ops.PostOp`.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def _copied_vectors(s: CanonicalSpec, candidate: _Candidate) -> float:
 
 
 def _row_parts(s: CanonicalSpec, lanes: int, whole: int) -> Iterator[int]:
-    """Vectors of a row that a task may take: all, or equal parts, of whole cells where columns are strided."""
+    """Vectors of a row that a task may take: all, or equal parts, of whole positions where columns are strided."""
     unit = period(s, lanes) if s.strides[2] > 1 else 1
     yield whole
     for parts in range(2, min(whole, 32) + 1):

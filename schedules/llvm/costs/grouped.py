@@ -31,7 +31,7 @@ _MOST_COLUMNS, _MOST_OF_ONE_CHANNEL = 8, 12
 _COPY, _READ_AGAIN, _HELD_BETWEEN_PASSES = 6.0, 1.6, 2
 
 
-#: How much longer it takes where vectors overhang the filters, as these are copied and stored in pieces.
+#: How much longer it takes where filters end in a tail, as vectors then are copied and stored in parts.
 _OVERHANG = 1.4
 
 
@@ -39,7 +39,7 @@ _OVERHANG = 1.4
 _LEAST_LANES = 8
 
 
-#: Channels and filters of a group from which on its filters alone make vectors that are worth it.
+#: Channels and filters of a group from which on narrow vectors of its filters alone pay.
 _LEAST_NARROW = 4
 
 
@@ -68,7 +68,7 @@ def _cheapest(spec: CanonicalSpec, traits: CpuTraits) -> tuple[GroupedVariant, d
     width = spec.out_size[2]
     most = _MOST_OF_ONE_CHANNEL if spec.group_channels == 1 else _MOST_COLUMNS
     most = most if traits.registers >= 32 else most // 2
-    # overhanging columns are wasted; the taps' weights are loaded once a tile
+    # columns behind the row's end are wasted; the taps' weights are loaded once a tile
     columns = min(range(1, min(most, width) + 1), key=lambda c: -(-width // c) * (c + 1))
     variant = GroupedVariant(lanes, 1, columns, shuffled=shuffles(spec, lanes))
     _, (depth, rows, column_tiles) = _best_box(spec, traits, variant)
@@ -110,7 +110,7 @@ def _best_box(s: CanonicalSpec, traits: CpuTraits, variant: GroupedVariant) -> t
 
 
 def _whole_vectors(s: CanonicalSpec, lanes: int) -> int:
-    """`lanes`, or half of them where only those divide the filters: vectors that overhang are copied in pieces."""
+    """`lanes`, or half of them where only those divide the filters: tails are copied in parts."""
     return lanes // 2 if s.filters % lanes and s.filters % (lanes // 2) == 0 and lanes > _LEAST_LANES else lanes
 
 

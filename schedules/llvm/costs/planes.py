@@ -48,7 +48,7 @@ _MOST_PLANES = 64
 _SHARE_OF_L3, _MANY_SUMS = 0.6, 128
 
 
-#: Filters for each channel from which on what is written decides: plane by plane, not to many planes by turns.
+#: Filters for each channel from which on stores decide: plane by plane, not interleaved over many planes.
 _MANY_FILTERS = 4
 
 
@@ -57,15 +57,15 @@ _LEAST_FILLED, _LEAST_IN_GROUPS = 0.8, 0.65
 
 
 #: In channels_last: filters times padded columns for each column, at most. Vectors of four filters, with which planes
-#: compete, compute a cell in half a cycle whatever the number of filters.
+#: compete, compute an output position in half a cycle whatever the number of filters.
 _MOST_PADDED = 6
 
 
-#: Filters and channels up to which planes are made although each number of them is used for one tap.
+#: Filters and channels up to which planes are made although each element of them is used for one tap.
 _MOST_OF_POINTWISE = (2, 16)
 
 
-#: Cycles of copying a number into a plane.
+#: Cycles of copying an element into a plane.
 _COPY = 0.8
 
 
@@ -95,13 +95,13 @@ def _default_variant(s: CanonicalSpec, traits: CpuTraits) -> PlanesVariant:
 
 
 def _is_pointwise(s: CanonicalSpec, traits: CpuTraits) -> bool:
-    """Whether planes of one long row of whole vectors lie there, and each of their numbers is used for one tap."""
+    """Whether planes of one long row of whole vectors lie there, and each of their elements is used for one tap."""
     planes_lie = s.data_format == CHANNELS_FIRST and s.group_channels > 1
     return planes_lie and all(s.pointwise) and s.size[2] % traits.lanes(s.accumulator) == 0
 
 
 def _of_pointwise(s: CanonicalSpec, traits: CpuTraits) -> PlanesVariant:
-    """The default of a pointwise layer: by its size, and by how many products each number takes part in."""
+    """The default of a pointwise layer: by its size, and by how many products each element takes part in."""
     in_caches, copied, past_caches = _ways_of_pointwise(s, traits)
     if bytes_moved(s) < _SHARE_OF_L3 * traits.l3:
         return in_caches
@@ -110,7 +110,7 @@ def _of_pointwise(s: CanonicalSpec, traits: CpuTraits) -> PlanesVariant:
 
 
 def _ways_of_pointwise(s: CanonicalSpec, traits: CpuTraits) -> list[PlanesVariant]:
-    """One vector of many filters, each number being loaded for all of them; the same on a task's copy of its part of
+    """One vector of many filters, each element being loaded for all of them; the same on a task's copy of its part of
     the planes; long rows of few filters, stored past the caches."""
     lanes = traits.lanes(s.accumulator)
     shared = s.size[2] * np.dtype(s.accumulator).itemsize % L1_PERIOD == 0
@@ -167,7 +167,7 @@ def _in_rows(s: CanonicalSpec) -> bool:
 
 
 def _in_registers(s: CanonicalSpec) -> bool:
-    """Whether planes are made in registers, tile by tile, as each number is used for one tap."""
+    """Whether planes are made in registers, tile by tile, as each element is used for one tap."""
     return s.data_format != CHANNELS_FIRST and math.prod(s.kernel) == 1 and s.channels <= _MOST_OF_POINTWISE[1]
 
 
@@ -224,7 +224,7 @@ def _cycles(s: CanonicalSpec, traits: CpuTraits, tile: PlanesVariant, seen: floa
 
 
 def _best_box(s: CanonicalSpec, traits: CpuTraits, variant: PlanesVariant) -> tuple[float, Triple]:
-    """Numbers that are copied, and depth, row tiles and column tiles of a task.
+    """Elements that are copied, and depth, row tiles and column tiles of a task.
 
     The task is that which leaves enough of them, no thread idle at the end, and copies least, in half of L2; where none
     fits, in a core's part of L3, or in as few times that as can be.

@@ -26,7 +26,7 @@ _SMALL = ((1, 4), (1, 3), (1, 5), (1, 6))
 
 
 def in_strips(variant: DirectVariant) -> DirectVariant:
-    """`variant` with its results stored past the caches, a strip of cells at a time."""
+    """`variant` with its results stored past the caches, a strip of output positions at a time."""
     return replace(variant, order="strips", stream=True)
 
 
@@ -41,7 +41,7 @@ def small_tiles(spec: CanonicalSpec, variant: DirectVariant) -> list[DirectVaria
 def for_output(
     spec: CanonicalSpec, traits: CpuTraits, variant: DirectVariant, box: Triple
 ) -> tuple[DirectVariant, Triple, dict[str, int]]:
-    """The variant, its task and the decisions on strips, where all filters of a cell are computed in one task."""
+    """The variant, its task and the decisions on strips, where a task computes all filters of a position."""
     item = np.dtype(spec.accumulator).itemsize
     past_caches = outgrows_caches(spec, traits)
     in_parts = spec.set_filters % variant.lanes != 0
@@ -81,7 +81,7 @@ def _small_shapes(
 
 
 def _smallest(s: CanonicalSpec, variant: DirectVariant) -> tuple[tuple[int, int], ...]:
-    """Shapes for sums that are hardly longer than their store: one cell, two or three of its vectors side by side."""
+    """Shapes for sums that are hardly longer than their store: two or three neighbouring vectors of one position."""
     vectors = -(-s.filters // variant.lanes)
     return ((3, 1),) if vectors % 3 == 0 else ((2, 1),) if vectors % 2 == 0 else ((2, 2), (2, 3))
 
@@ -99,7 +99,7 @@ _SHARE_OF_CACHE = 0.75
 
 
 def competes(spec: CanonicalSpec) -> bool:
-    """Whether results of `spec` can be copied in runs, and are large enough for that to be tried."""
+    """Whether results of `spec` can be staged and copied in runs, and are large enough for that to be tried."""
     return _stored_bytes(spec) >= LEAST_BYTES
 
 

@@ -55,7 +55,7 @@ def passes_through(spec: CanonicalSpec, traits: CpuTraits, lanes: int, run: int)
 
 
 def output_bytes(spec: CanonicalSpec) -> int:
-    """Bytes of the output, none where no function stores numbers of its type."""
+    """Bytes of the output, none where no function stores elements of its type."""
     return (
         math.prod(spec.output_shape) * llvm_functions.TYPES[spec.dtype][1] if spec.dtype in llvm_functions.TYPES else 0
     )

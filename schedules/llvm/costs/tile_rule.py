@@ -1,14 +1,14 @@
 """The default register tile and task: a small cost model, used where nothing was tuned.
 
 Cost of one step of the reduction (one channel of one tap), in cycles of the vector unit, for a tile of `cells` output
-cells by `vectors` vectors of filters:
+positions by `vectors` vectors of filters:
 
     step = max(share * max(cells * vectors, LATENCY), (cells + vectors) / LOADS) * WIDTH_PENALTY[vectors]
 
 that is, one cycle a multiply-add (a share of it on half a vector, where CPUs split whole ones), at least as many
-independent sums as an addition is deep, and what the load ports take. Times the number of tiles, overhanging ones
-included, this decides: most of what can be lost is lost by tiles that overhang rows, columns or filters. Tiles of one
-row are cheaper by the taps that see only padding, as those are skipped. Tiles whose cells crowd a set of L1 cost more.
+independent sums as an addition has cycles of latency, and what the load ports take. Times the number of tiles, tails
+included, this decides: most of what can be lost is lost in tails of rows, columns or filters. Tiles of one row are
+cheaper by the taps that read only padding, as those are skipped. Tiles whose positions share a set of L1 cost more.
 The penalties were fitted to measured layers (64 to 512 channels, AVX-512).
 """
 
@@ -29,19 +29,19 @@ LATENCY = 8
 LOADS = 2
 WIDTH_PENALTY = {1: 1.03, 2: 1.0, 3: 1.02, 4: 1.1}
 
-#: The same of a single vector whose groups take turns: inputs are loaded apart from the multiplication.
+#: The same of a single vector of interleaved groups: inputs are loaded apart from the multiplication.
 _SINGLE_PENALTY = 1.1
 
-#: Groups of several channels from which LLVM copies in vectors.
+#: Interleaved groups, where these have several channels, up to which LLVM copies in vectors.
 _MOST_IN_TURNS = 8
 
-#: Cycles of copying a number to where the groups that take turns are side by side.
+#: Cycles of copying an element to where interleaved groups are side by side.
 _TURN = 0.75
 
 #: Bytes from one line to the next that shares its set of L1: of 32 KiB in 8 ways as of 48 KiB in 12.
 L1_PERIOD = 4096
 
-#: What a step costs whose cells share more lines of a set than it has: 1024 channels at once in 14 columns.
+#: Factor of a step whose positions share more lines of a set than it has: 1024 channels at once in 14 columns.
 _CONFLICT = 1.35
 
 #: Lanes of the narrowest vectors.
@@ -56,7 +56,7 @@ TASKS_PER_THREAD = 4
 
 @dataclass(frozen=True)
 class Tile:
-    """A register tile: `rows` x `columns` output cells by `vectors` of `lanes` filters of `interleaved` groups."""
+    """A register tile: `rows` x `columns` output positions by `vectors` of `lanes` filters of `interleaved` groups."""
 
     rows: int
     columns: int
@@ -74,7 +74,7 @@ class Sharing:
     lanes: int
 
     def cycles(self, spec: CanonicalSpec, traits: CpuTraits) -> float:
-        """Of the multiply-adds of one channel of one tap for an output cell, all filters."""
+        """Cycles of the multiply-adds of one channel of one tap for an output position, all filters."""
         # a load for each multiply-add where there is one vector
         penalty = _SINGLE_PENALTY if self.vectors == 1 else WIDTH_PENALTY[self.vectors]
         return spec.groups // self.interleaved * self.vectors * penalty * share_of_vector(traits, spec, self.lanes)
@@ -141,7 +141,7 @@ def step_cycles(cells: int, vectors: int, share: float) -> float:
 
 
 def seen_share(spec: CanonicalSpec, axis: int) -> float:
-    """The share of an axis's taps that see the input, over all output cells; the others see padding."""
+    """The share of an axis's taps that lie on the input, over all output positions; the others read padding."""
     taps = spec.kernel[axis]
     return sum(spec.windows_that_see(axis, tap) for tap in range(taps)) / (spec.out_size[axis] * taps)
 
@@ -149,8 +149,8 @@ def seen_share(spec: CanonicalSpec, axis: int) -> float:
 def fitting_lanes(traits: CpuTraits, dtype: str, filters: int) -> int:
     """Lanes of a vector: the register's, or the next power of two when the filters do not fill it.
 
-    Not fewer than four: a narrower operation takes as long, and a result that is stored through the stack in pieces of
-    one element takes longer (a single filter of 1x1x1: five times).
+    At least four: a narrower operation takes as long, and a result that is stored through the stack element by element
+    takes longer (a single filter of 1x1x1: five times).
     """
     lanes = traits.lanes(dtype)
     while lanes > _LEAST_LANES and lanes // 2 >= filters:
@@ -169,11 +169,11 @@ def useful_lanes(traits: CpuTraits, dtype: str, filters: int) -> list[int]:
 def task_box(
     spec: CanonicalSpec, traits: CpuTraits, tile: tuple[int, int], copy_bytes_per_cell: int
 ) -> tuple[int, int, int]:
-    """Depth, row tiles and column tiles of one task, for register tiles of `tile` (rows, columns) cells.
+    """Depth, row tiles and column tiles of one task, for register tiles of `tile` (rows, columns) output positions.
 
     Among the boxes that leave enough tasks for all threads and keep the copied input in half of L2, that which leaves
-    the fewest threads idle at the end, then that which copies the fewest cells for each cell it computes; of equals the
-    longest rows.
+    the fewest threads idle at the end, then that which copies the fewest input positions for each output position; of
+    equals the longest rows.
     """
     whole = tiles_of(spec, tile)
     step = (1, *tile)
@@ -223,7 +223,7 @@ def tasks(spec: CanonicalSpec, tile: tuple[int, int], box: tuple[int, int, int])
 def sharings(spec: CanonicalSpec, traits: CpuTraits) -> list[Sharing]:
     """The ways of sharing vectors among groups of few filters, the cheapest first.
 
-    None for groups of one filter, as then no number is loaded for more than one lane: :mod:`grouped` is as good; none
+    None for groups of one filter, as then no element is loaded for more than one lane: :mod:`grouped` is as good; none
     for phases, which differ in their taps.
     """
     whole = traits.lanes(spec.accumulator)

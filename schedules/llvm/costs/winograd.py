@@ -18,7 +18,7 @@ from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import MOST_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.shared.winograd_axes import DILATED, FOLDED, PLAIN, POLYPHASE, STRIDED, axes_of
 from tvm_conv3d.compute.shared.winograd_stages import expected_error
-from tvm_conv3d.schedules.llvm.costs import grouped, planes, streaming, winograd, winograd_cost
+from tvm_conv3d.schedules.llvm.costs import grouped, planes, streaming, winograd_cost
 from tvm_conv3d.schedules.llvm.costs.priced import Priced
 from tvm_conv3d.schedules.llvm.costs.tile_rule import WIDTH_PENALTY, fitting_lanes, sharings, useful_lanes
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
@@ -30,8 +30,9 @@ ERROR_LIMIT = 1e-5
 #: Filters below which transforming the input costs more than the products that it saves.
 _LEAST_FILTERS = 4
 
-#: Output cells along an axis up to which its transform hardly saves products.
+#: Outputs along an axis up to which its transform hardly saves products.
 _SHORT = 2
+
 #: Ways of sharing vectors among groups of few filters that are priced.
 _SHARINGS = 3
 
@@ -185,7 +186,7 @@ MOST_VARIANTS = 16
 
 def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[str, int]] | None:
     """The variant and the decisions taken where nothing was tuned; None where the direct convolution is as good."""
-    variant = winograd.worthwhile(spec, traits)
+    variant = worthwhile(spec, traits)
     if variant is None:
         return None
     large = streaming.outgrows_caches(spec, traits, variant.lanes, _run(spec, variant))
@@ -194,7 +195,7 @@ def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[WinogradVariant, di
 
 def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[WinogradVariant]:
     """The variants that compete while tuning, the cheapest first; none where Winograd does not apply."""
-    found = [candidate.variant for candidate in winograd.priced(spec, traits)[:MOST_VARIANTS]]
+    found = [candidate.variant for candidate in priced(spec, traits)[:MOST_VARIANTS]]
     whole = [variant for variant in found[:2] if _streamable(spec, variant)]
     streamed = [s for v in whole for s in streaming.streaming(spec, v, v.lanes, _run(spec, v))]
     # which is faster depends on how fast the caches beyond a core's own are
@@ -209,6 +210,6 @@ def _streamable(spec: CanonicalSpec, variant: WinogradVariant) -> bool:
 
 
 def _run(spec: CanonicalSpec, variant: WinogradVariant) -> int:
-    """In channels_first, elements of a row that a task stores one after the other; 0 where it goes cell by cell."""
+    """In channels_first, elements of a row that a task stores one after the other; 0 where it stores by positions."""
     in_rows = turns(spec, variant) and axes_of(spec, variant.modes).parts[2] == 1
     return variant.tile[2] * variant.block[2] if in_rows else 0

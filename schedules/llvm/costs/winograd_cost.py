@@ -6,10 +6,10 @@ that tuning keeps. The direct convolution is priced by the same measure.
     product          multiply-adds of vectors in the frequencies' matrix products, by the register tile's cost
     transform        multiply-adds of vectors in the transforms, forth and back
     copy             vectors of the gathered input and of the stored output
-    element          numbers of the gathered input that are copied one by one, as groups that take turns fill no vectors
-    piece            the same of those that are copied in pieces, as channels fill no vectors
-    own_l2, own_l3,  bytes of a task's own data, written and read once, where L2 holds them, where half of L3 holds
-    own_memory       those of all cores, and where it does not
+    element          scalar copies of gathered elements: chunks of interleaved groups fill no vectors
+    piece            gathered elements that are copied in channel chunks, as channels fill no vectors
+    own_l2, own_l3,  bytes of a task's private data, written and read once, where L2 holds them, where half of L3
+    own_memory       holds those of all cores, and where it does not
     weights_l3       bytes of weights that are read anew, for each task, from L3
     waiting          cycles for weights from memory, beyond those of the products that are done meanwhile
     memory           bytes of input and output
@@ -57,10 +57,10 @@ COSTS = {
 #: Cycles for a byte of weights from memory, while all cores read, and share of L3 that may be filled with what stays.
 _WEIGHTS, _SHARE_OF_L3 = 0.13, 0.5
 
-#: Cells that the start of a row costs as much as, in channels_first: each row of a channel lies in a page of its own.
+#: Cost of starting a row in channels_first, in positions copied: each row of a channel lies in a page of its own.
 _ROW = 40.0
 
-#: Cells of a row from which on a direct convolution's tasks are no longer.
+#: Positions of a row that a task of a direct convolution has at most.
 _LONG_ROW = 64
 
 
@@ -125,7 +125,7 @@ class Tasks:
         return {**{name: rounds * amount for name, amount in of_task.items()}, "memory": self._memory}
 
     def _copied(self, block: Triple, tiles: int) -> dict[str, float]:
-        """What a task reads, writes, or both, without multiplying it."""
+        """What a task copies, gathering its input and storing its output."""
         s, share, lanes = self._s, self._share, self._lanes
         cells = self._axes.cells([b * m for b, m in zip(block, self._tile, strict=True)])
         gathered = math.prod(cells) * self._channels
@@ -154,7 +154,7 @@ class Tasks:
 
 
 def _place_of_own(traits: CpuTraits, own: float) -> str:
-    """Where a task's own data of so many bytes is kept."""
+    """Which cache holds so many bytes of a task's private data."""
     if own <= traits.l2:
         return "own_l2"
     return "own_l3" if own * traits.cores <= _SHARE_OF_L3 * traits.l3 else "own_memory"
@@ -206,7 +206,7 @@ def _waiting(product: float, weights: float) -> float:
 
 @functools.cache
 def _entries(size: tuple[int, int, int]) -> tuple[int, int]:
-    """Numbers that are not zero in the transforms of inputs and of outputs."""
+    """Elements that are not zero in the matrices that transform inputs and outputs."""
     output, _, data = transforms(*size)
     forth, back = (sum(number != 0 for row in matrix for number in row) for matrix in (data, output))
     return forth, back

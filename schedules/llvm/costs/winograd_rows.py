@@ -4,10 +4,10 @@ The cost of a vector of outputs in cycles, with n = m + k - 1 frequencies for m 
 
     n / m * taps of depth and height * channels * TAP   products
     n / m * PRODUCT                                     their way through L1, and the inverse transform
-    n / m * halo * CELL                                 copying and transforming the input, cells of the halo, too
+    n / m * halo * CELL                                 copying and transforming the input, that of the halo, too
     VECTOR                                              bias, activation and store
 
-beside taps * channels * TAP + VECTOR by the definition. Cells of overhanging tasks count like all others.
+beside taps * channels * TAP + VECTOR by the definition. Positions in tails count like all others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tvm_conv3d.compute.llvm.winograd_rows import WinogradRowsVariant, applies, 
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import MOST_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.shared.stages import window_extents
-from tvm_conv3d.schedules.llvm.costs import streaming, winograd_rows
+from tvm_conv3d.schedules.llvm.costs import streaming
 from tvm_conv3d.schedules.llvm.costs.priced import Priced
 from tvm_conv3d.schedules.llvm.costs.tile_rule import TASKS_PER_THREAD, fitting_lanes
 from tvm_conv3d.schedules.llvm.costs.winograd import ERROR_LIMIT
@@ -31,13 +31,13 @@ from tvm_conv3d.target.cpu import CpuTraits
 #: Cycles, measured on depthwise layers of 24 to 192 channels with kernels of 3 to 7 (Zen 4).
 _TAP, _PRODUCT, _CELL, _VECTOR = 1.15, 6.0, 8.0, 25.0
 
-#: Columns of a piece of a row in channels_first that take as long to copy as it takes to get to it.
+#: Cost of starting a row in channels_first, in columns copied.
 _ROW = 20
 
-#: The estimate, which is hopeful where tasks are small, must be below that of the definition by this factor.
+#: The estimate, which is too low where tasks are small, must be below that of the definition by this factor.
 _ADVANTAGE = 0.75
 
-#: Output cells of a tile; longer ones take more than 1.5 s to compile for 7 taps.
+#: Outputs of a tile; longer ones take more than 1.5 s to compile for 7 taps.
 _TILES = (2, 4)
 
 #: Rows and columns of the register tiles, for many registers and for few.
@@ -71,7 +71,7 @@ def _equals(s: CanonicalSpec, variant: WinogradRowsVariant) -> tuple[bool, int]:
 
 
 def _candidates(s: CanonicalSpec, traits: CpuTraits) -> Iterator[WinogradRowsVariant]:
-    """All tiles within the error limit, in all tasks of which no whole register tile overhangs."""
+    """All tiles within the error limit, in all tasks in which each register tile has valid outputs."""
     lanes = fitting_lanes(traits, s.accumulator, s.filters)
     unrounded, (depth, height, width) = replace(s, dtype=s.accumulator), s.out_size
     for m in _TILES:
@@ -80,15 +80,10 @@ def _candidates(s: CanonicalSpec, traits: CpuTraits) -> Iterator[WinogradRowsVar
         if error_bound(unrounded, WinogradRowsVariant(m, (1, 1, 1), lanes, 1, 1)) > ERROR_LIMIT:
             continue
         tiles = -(-width // m)
-        for vectorize_row_stores, columns in _REGISTER_TILES[min(32, traits.registers)]:
+        for rows, columns in _REGISTER_TILES[min(32, traits.registers)]:
             for d, h, w in itertools.product(_DEPTHS, _ROWS, _COLUMNS):
-                if (
-                    d < 2 * depth
-                    and h < height + vectorize_row_stores
-                    and w < tiles + columns
-                    and h % vectorize_row_stores == w % columns == 0
-                ):
-                    variant = WinogradRowsVariant(m, (d, h, w), lanes, vectorize_row_stores, columns)
+                if d < 2 * depth and h < height + rows and w < tiles + columns and h % rows == w % columns == 0:
+                    variant = WinogradRowsVariant(m, (d, h, w), lanes, rows, columns)
                     few = math.prod(_tasks(s, variant)[:-1]) < TASKS_PER_THREAD * traits.cores
                     yield replace(variant, parallel_blocks=few)
 
@@ -99,7 +94,7 @@ def _tasks(s: CanonicalSpec, variant: WinogradRowsVariant) -> tuple[int, ...]:
 
 
 def _own_bytes(s: CanonicalSpec, variant: WinogradRowsVariant) -> int:
-    """Of the transformed input of a task's block of filters."""
+    """Bytes of the transformed input of a task's block of filters."""
     window = window_extents(s, (*variant.block[:2], 1))[:2]
     frequencies = variant.tile + s.kernel[2] - 1
     return 4 * math.prod(window) * frequencies * variant.block[2] * s.group_channels * variant.lanes
@@ -113,12 +108,12 @@ def _fits(s: CanonicalSpec, traits: CpuTraits, variant: WinogradRowsVariant) -> 
 def _cycles(s: CanonicalSpec, traits: CpuTraits, variant: WinogradRowsVariant) -> float:
     frequencies = variant.tile + s.kernel[2] - 1
     window = window_extents(s, (*variant.block[:2], 1))[:2]
-    vectorize_row_stores = math.prod(variant.block[:2])
-    products = vectorize_row_stores * (math.prod(s.kernel[:2]) * s.group_channels * _TAP + _PRODUCT)
-    # channels_first: short pieces of the rows of many channels
+    rows = math.prod(variant.block[:2])
+    products = rows * (math.prod(s.kernel[:2]) * s.group_channels * _TAP + _PRODUCT)
+    # channels_first: short stretches of the rows of many channels
     short = 1 + _ROW / (variant.block[2] * variant.tile) if s.data_format != CHANNELS_LAST else 1
     transformed = math.prod(window) * s.group_channels * _CELL * short
-    stored = vectorize_row_stores * variant.tile * _VECTOR
+    stored = rows * variant.tile * _VECTOR
     tasks = math.prod(_tasks(s, variant))
     rounds = -(-tasks // traits.cores) if variant.parallel_blocks else tasks / traits.cores
     return rounds * variant.block[2] * (frequencies * (products + transformed) + stored)
@@ -135,7 +130,7 @@ MOST_VARIANTS = 12
 
 def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[WinogradRowsVariant, dict[str, int]] | None:
     """The variant and the decisions taken where nothing was tuned; None where another algorithm is as good."""
-    variant = winograd_rows.worthwhile(spec, traits)
+    variant = worthwhile(spec, traits)
     if variant is None:
         return None
     stream = streaming.outgrows_caches(spec, traits, variant.lanes, _run(variant))
@@ -144,7 +139,7 @@ def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[WinogradRowsVariant
 
 def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[WinogradRowsVariant]:
     """The variants that compete while tuning, the cheapest first; none where rows can't be transformed."""
-    found = [candidate.variant for candidate in winograd_rows.priced(spec, traits)[:MOST_VARIANTS]]
+    found = [candidate.variant for candidate in priced(spec, traits)[:MOST_VARIANTS]]
     streamed = [s for v in found[:2] for s in streaming.streaming(spec, v, v.lanes, _run(v))]
     return [*found, *streamed]
 

@@ -1,9 +1,8 @@
 """Fetches the input of the next register tile while this one is computed.
 
-The cells of a tile, or its rows of planes, lie too far apart for the hardware to foresee where the next ones begin, and
-where each is read once, from memory, every tile waits for its first touch: a pointwise layer with 64 channels takes 1.3
-to 1.7 times as long. So the loop over channels asks for lines of the next tile, in each step as many as the steps must
-share.
+The input positions of a tile, or its rows of planes, lie too far apart for the hardware's prefetcher, and where each is
+read once, from memory, every tile waits for its first access: a pointwise layer with 64 channels takes 1.3 to 1.7 times
+as long. So the loop over channels prefetches lines of the next tile, an equal share of them in each step.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from tvm_conv3d.schedules.llvm.passes.lower_to_loops import values_in
 #: Annotation of a loop over channels: a :class:`_Tile` as JSON.
 _AHEAD = "tvm_conv3d.fetches_ahead"
 
-#: What a tile reads: cells of all channels, for `compute.direct`, or rows of planes as they lie, for `compute.planes`.
+#: What a tile reads: positions with all channels, for the direct convolution, or rows of planes as they lie.
 CELLS, PLANES = "cells", "planes"
 
 #: Bytes of a cache line.
@@ -36,7 +35,7 @@ _LINE = 64
 
 _NAME = "tvm_conv3d_prefetch"
 
-#: The address may lie behind the input, where nothing is fetched: so it is computed from a number, not `inbounds`.
+#: The address may lie behind the input, where nothing is fetched: so its offset is an integer, and not `inbounds`.
 #: A fetch touches no memory that LLVM should think of, or it would store all sums before each.
 _FUNCTION = f"""
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
@@ -59,7 +58,7 @@ class _Tile:
         size: depth, height and width of the input.
         channels: of the input.
         strides: of the windows.
-        taps: of a window'spec row.
+        taps: of a window's row.
         item: bytes of an element.
     """
 
@@ -85,7 +84,7 @@ def mark(sch: Schedule, task: LoopRV, channel: LoopRV, spec: CanonicalSpec, of: 
         sch: the schedule.
         task: the loop over tasks.
         channel: the loop over channels.
-        spec: the problem, axes collapsed.
+        spec: the problem.
         of: what the tile reads, `CELLS` or `PLANES`.
         tile: rows and columns of it.
     """
@@ -121,8 +120,8 @@ def _lines_of_cells(values: list[Any], tile: _Tile) -> Iterator[Any]:
     depth, height, width = tile.size
     # a window's row is this long, and as many steps share its columns
     run = tile.taps * tile.channels
-    for hi, piece in itertools.product(range(tile.rows), range(0, tile.columns, tile.line)):
-        at = (tap_w * tile.channels + channel) * tile.columns + piece
+    for hi, line in itertools.product(range(tile.rows), range(0, tile.columns, tile.line)):
+        at = (tap_w * tile.channels + channel) * tile.columns + line
         if tile.taps < tile.strides[2]:
             at = at // run * (tile.strides[2] * tile.channels) + at % run
         row = (n * depth + d * tile.strides[0] + tap_d) * height + (row_tile * tile.rows + hi) * tile.strides[1] + tap_h
@@ -134,10 +133,10 @@ def _lines_of_planes(values: list[Any], tile: _Tile) -> Iterator[Any]:
     """The same row further on."""
     n, _, _, d, row_tile, column_tile, *_, tap_d, tap_h, _, channel = values
     depth, height, width = tile.size
-    for hi, piece in itertools.product(range(tile.rows), range(0, tile.columns, tile.line)):
+    for hi, line in itertools.product(range(tile.rows), range(0, tile.columns, tile.line)):
         row = ((n * tile.channels + channel) * depth + d * tile.strides[0] + tap_d) * height
         row += (row_tile * tile.rows + hi) * tile.strides[1] + tap_h
-        yield row * width + (column_tile + 1) * tile.columns + piece
+        yield row * width + (column_tile + 1) * tile.columns + line
 
 
 #: (values of the axes of block `conv` in one step, tile) -> elements of the input, one in each line that the step asks

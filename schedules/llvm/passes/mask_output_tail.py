@@ -1,8 +1,8 @@
-"""Vectors that overhang a row of results: only those of their elements that exist are stored.
+"""Masked stores of tails: of the last vector of a row of results, only the valid lanes are stored.
 
-TVM stores a vector element by element where a condition holds for some of its lanes only. So that condition is taken
-off the lanes and noted beside the store. Once lowered to vectors, a whole vector is stored as such, one that overhangs
-under a mask.
+TVM stores a vector element by element where a predicate holds for some of its lanes only. So that predicate is taken
+off the lanes and noted beside the store. Once lowered to vectors, a whole vector is stored as such, a tail under a
+mask.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from tvm_conv3d.compute.shared.tiled_output import STORE
 from tvm_conv3d.schedules import index_analysis
 from tvm_conv3d.schedules.llvm.passes import marks
 
-#: Mark of a function that stores vectors beyond the end of its rows.
+#: Mark of a function whose last vectors of rows may be tails.
 _OVERHANGS = "tvm_conv3d.stores_overhang"
 
-#: Note at the store of a vector: how many elements of its row are left from its first lane on.
+#: Note at the store of a vector: valid elements of its row from its first lane on.
 LEFT = "tvm_conv3d.elements_left"
 
 
 def mark(sch: Schedule) -> None:
-    """Marks a function whose vectors of results may overhang their rows."""
+    """Marks a function whose last vectors of rows may be tails."""
     marks.on_output(sch, _OVERHANGS)
 
 
 @marks.function_pass("note_output_tails", _OVERHANGS)
 def note(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """A scheduled function with a note beside each store of results in vectors of which only some lanes exist."""
+    """A scheduled function with a note beside each store of results in vectors of which only some lanes are valid."""
     noted: list[tirx.AttrStmt] = []
     analyzer = sym.Analyzer()
 
@@ -59,7 +59,7 @@ def note(function: tirx.PrimFunc) -> tirx.PrimFunc:
 
 @marks.function_pass("mask_output_tails", LEFT)
 def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """A function, lowered to vectors, with masked stores of what notes say is left."""
+    """A function, lowered to vectors, with masked stores of the valid lanes that notes tell."""
 
     def masked(note: tirx.AttrStmt) -> Any:
         return _first_elements(note.body, note.value) if note.attr_key == LEFT else note
@@ -68,7 +68,7 @@ def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
 
 
 def _first_elements(statement: Any, left: Any) -> Any:
-    """`statement`, which stores along a vectorized loop, for the lanes that are left.
+    """`statement`, which stores along a vectorized loop, for the valid lanes.
 
     TVM takes the lanes one by one where an activation calls a function that has no vector form: then their loop ends
     earlier.
@@ -98,9 +98,9 @@ def _with_residual_masked(value: Any, mask: Any) -> Any:
 
 
 def _masked(store: tirx.BufferStore, left: Any) -> Any:
-    """`store` where at least a vector is left, else that of the elements that are."""
+    """`store` where all lanes are valid, else a masked store of those that are."""
     (place,), lanes = store.indices, int(store.indices[0].lanes)
-    # a number, so that the mask is one, too; of 32 bits, as TVM takes no others
+    # a constant, so that the mask is one, too; of 32 bits, as TVM takes no others
     count = int(sym.Analyzer().simplify(left % lanes))
     mask = tirx.op.get_active_lane_mask(f"uint1x{lanes}", tirx.const(0, "int32"), tirx.const(count, "int32"))
     value = _with_residual_masked(store.value, mask)

@@ -2,7 +2,7 @@
 
 An ordinary store first fetches the line that it overwrites: of what a memory-bound layer moves, a third is for nothing.
 LLVM emits non-temporal stores where the IR says so, which TVM's code generator does not: the stores become calls of a
-function given as LLVM IR, which is inlined. The caches' locks at the end of a parallel loop order them before what
+function given as LLVM IR, which is inlined. The atomic operations at the end of a parallel loop order them before what
 other threads read later.
 """
 
@@ -19,7 +19,7 @@ from tvm_conv3d.schedules.llvm.passes import llvm_functions, marks
 #: Mark of a function.
 _PAST_CACHES = "tvm_conv3d.stores_past_caches"
 
-#: Bytes of the vectors that are worth it: whole cache lines, or halves that a core joins.
+#: Bytes of the vectors that are stored so: whole cache lines, or halves that a core combines.
 _VECTOR_BYTES = (32, 64)
 
 

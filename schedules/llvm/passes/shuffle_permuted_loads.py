@@ -42,7 +42,7 @@ def mark(sch: Schedule) -> None:
 @marks.function_pass("shuffle_permuted_loads", _PERMUTES)
 def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """A function lowered to vectors in which permuted loads are shuffles."""
-    # what a loop permutes by is a number once that loop is unrolled
+    # what a loop permutes by is a constant once that loop is unrolled
     function = _UNROLL(IRModule({"main": function}))["main"]
     analyzer = sym.Analyzer()
 

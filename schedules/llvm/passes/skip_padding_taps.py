@@ -1,8 +1,8 @@
-"""Leaves out the taps of a window that see nothing but padding.
+"""Skips the taps of a window that read nothing but padding.
 
-A depth or height tap of a tile lies in the padding for all its cells or for none, as a tile spans one row. Skipping it
-saves a tenth of the work on a 16x14x14 input and a third on 4x4x4. TE's reductions take no condition (`where` is
-dropped without a word), so the loops are guarded after scheduling.
+A depth or height tap lies in the padding for all output positions of a tile or for none, as a tile spans one row.
+Skipping it saves a tenth of the work on a 16x14x14 input and a third on 4x4x4. TE's reductions take no condition
+(`where` is dropped without a word), so the loops are guarded after scheduling.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from tvm_conv3d.schedules.decisions import LoopRV
 from tvm_conv3d.schedules.llvm.passes import marks
 from tvm_conv3d.schedules.llvm.passes.lower_to_loops import values_in
 
-#: Annotation of a loop over taps of an axis: the position of the axis' output cell among the iteration values of the
-#: block; stride, dilation and leading padding; elements of the input.
+#: Annotation of a loop over taps of an axis: where the axis' output position is among the iteration values of the
+#: block; stride, dilation and leading padding; extent of the input.
 SKIPS = "tvm_conv3d.skips_axis"
 
 
@@ -26,9 +26,9 @@ def mark(sch: Schedule, spec: CanonicalSpec, loops: dict[int, LoopRV], cell_axes
 
     Args:
         sch: the schedule.
-        spec: the problem, axes collapsed.
+        spec: the problem.
         loops: axis -> loop over its taps.
-        cell_axes: axis -> position of its output cell among the iteration values of the block.
+        cell_axes: axis -> where its output position is among the iteration values of the block.
     """
     for axis, loop in loops.items():
         if spec.pads[axis] != (0, 0):
@@ -39,7 +39,7 @@ def mark(sch: Schedule, spec: CanonicalSpec, loops: dict[int, LoopRV], cell_axes
 
 @marks.function_pass("skip_padding_taps", SKIPS)
 def guard(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Puts the body of every marked loop under the condition that its tap sees the input."""
+    """Puts the body of every marked loop under the condition that its tap lies on the input."""
 
     def guarded(loop: tirx.For) -> tirx.For:
         if SKIPS not in loop.annotations:

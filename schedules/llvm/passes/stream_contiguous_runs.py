@@ -1,8 +1,8 @@
-"""Results put together in the first-level cache and copied to the output in runs, whole cache lines of it at a time.
+"""Contiguous results staged in the first-level cache, then copied to the output in whole cache lines.
 
-In channels_last a row of cells times all filters is one run of memory. Where the filters fill no whole vectors, those
-stored straight from the registers lie across cache lines, so that they cannot be stored past the caches
-(:mod:`stream_stores`). Copied from a strip of some cells, all but a run's first and last line can.
+In channels_last the filters of a row of output positions are one contiguous run of memory. Where the filters fill no
+whole vectors, vectors stored straight from the registers lie across cache lines, so that they cannot be stored past the
+caches (:mod:`nontemporal_stores`). Copied from a strip of some positions, all lines but a run's first and last can.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tvm_conv3d.schedules import index_analysis
 from tvm_conv3d.schedules.decisions import LoopRV
 from tvm_conv3d.schedules.llvm.passes import llvm_functions, marks
 
-#: Annotation of a loop over a run: numbers of a cell, and whether whole lines are stored past the caches.
+#: Annotation of a loop over a run: elements of an output position, and whether whole lines are stored past the caches.
 _RUN = "tvm_conv3d.run"
 
-#: Note at that loop: how many of its numbers exist.
+#: Note at that loop: how many of its elements are valid.
 _LENGTH = "tvm_conv3d.length_of_run"
 
 
@@ -74,24 +74,24 @@ rest:
 """
 
 
-def mark(sch: Schedule, cells: LoopRV, *inner: LoopRV, past_caches: bool) -> None:
-    """Marks the loops of a copy to the output, over cells and all numbers of one cell, as a run.
+def mark(sch: Schedule, positions: LoopRV, *inner: LoopRV, past_caches: bool) -> None:
+    """Marks the loops of a copy to the output, over output positions and all elements of one, as a run.
 
     Args:
         sch: the schedule.
-        cells: the loop over cells.
-        inner: the loops over the numbers of one.
+        positions: the loop over output positions.
+        inner: the loops over the elements of one.
         past_caches: whole lines are stored past the caches.
     """
-    numbers = math.prod(int(sch.get(loop).extent) for loop in inner)
-    sch.annotate(sch.fuse(cells, *inner), _RUN, [numbers, int(past_caches)])
+    elements = math.prod(int(sch.get(loop).extent) for loop in inner)
+    sch.annotate(sch.fuse(positions, *inner), _RUN, [elements, int(past_caches)])
 
 
 @marks.function_pass("note_runs", _RUN)
 def note(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """A scheduled function with a note beside each run of how many elements of it exist.
+    """A scheduled function with a note beside each run of how many of its elements are valid.
 
-    Runs end with a row: where a strip overhangs its row, the condition that cells exist is made a number of elements.
+    Runs end with a row: where a row's last strip is a tail, the predicate of its positions becomes a count of elements.
     """
     analyzer = sym.Analyzer()
 
@@ -104,11 +104,11 @@ def note(function: tirx.PrimFunc) -> tirx.PrimFunc:
         others = index_analysis.all_of(
             [condition for condition in conditions if not any(map(condition.same_as, bounds))]
         )
-        numbers, past_caches = map(int, loop.annotations[_RUN])
+        elements, past_caches = map(int, loop.annotations[_RUN])
         count = loop.extent
         for bound in bounds:
             left = analyzer.simplify(bound.b - index_analysis.put_all(bound.a, {loop.loop_var: 0}))
-            count = tirx.min(count, left * numbers)
+            count = tirx.min(count, left * elements)
         body = SBlockRealize(realize.iter_values, others, realize.block)
         whole = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding)
         return marks.note(_LENGTH, count, whole, past_caches)
@@ -126,7 +126,7 @@ def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
         if note.attr_key != _LENGTH:
             return note
         past_caches = bool(int(note.node))
-        # a run of one number has no loop left
+        # a run of one element has no loop left
         loop = note.body
         at_start = index_analysis.put_all(loop.body, {loop.loop_var: 0}) if isinstance(loop, tirx.For) else loop
         return tvm_ffi.structural_map(at_start, (tirx.BufferStore, lambda store: copy(store, note.value, past_caches)))

@@ -1,8 +1,9 @@
 """Copies between layouts with channels innermost and with columns innermost, transposed in registers.
 
-A schedule marks the loops of such a copy; they become calls of :mod:`shuffles`' functions on vectors along what is
-read. Vectors that the extents do not divide into overlap the one before: what both hold is copied twice. Zero padding
-along the row that is read is a matter of the load (:mod:`padded_load`).
+A schedule marks the loops of such a copy; they become calls of the functions of :mod:`transpose_function` on vectors
+along the memory that is read. Where the extents do not divide into vectors, the last one overlaps the one before: what
+both hold is copied twice. Zero padding along the row that is read is a matter of the load
+(:mod:`masked_load_function`).
 """
 
 from __future__ import annotations
@@ -54,21 +55,21 @@ def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
     return with_calls(function, (TURNS, COPIES), calls)
 
 
-def calls(loop: tirx.For, traits: CpuTraits, texts: dict[str, str], cell: int = 1) -> Any:
-    """What does the work of a marked loop; the functions that it calls are added to `texts`.
+def calls(loop: tirx.For, traits: CpuTraits, texts: dict[str, str], position: int = 1) -> Any:
+    """Replaces a marked loop; the functions that it calls are added to `texts`.
 
     Args:
         loop: the loop.
         traits: the CPU.
         texts: name -> text of functions.
-        cell: numbers of the row that are within its bounds together.
+        position: elements of the row that are within its bounds together.
     """
     copies_row = COPIES in loop.annotations
     # a row is a matrix of one
     copy = _Copy.of(tirx.For(ir.Var("row", "int32"), 0, 1, tirx.ForKind.SERIAL, loop) if copies_row else loop)
     if copy is None:
         return marks.without(loop, TURNS, COPIES)
-    return _Calls(copy, traits.lanes(copy.accumulator), texts, cell).statement()
+    return _Calls(copy, traits.lanes(copy.accumulator), texts, position).statement()
 
 
 @dataclass(frozen=True)
@@ -121,14 +122,14 @@ class _Copy:
 class _Calls:
     """Calls that do a copy, block by block."""
 
-    def __init__(self, copy: _Copy, lanes: int, texts: dict[str, str], cell: int) -> None:
+    def __init__(self, copy: _Copy, lanes: int, texts: dict[str, str], position: int) -> None:
         self.copy, self.texts = copy, texts
         self.extents = int(copy.outer.extent), int(copy.inner.extent)
         self.rows, self.columns = (_vector(extent, lanes) for extent in self.extents)
         self.pitch = index_analysis.step(copy.store.indices[0], copy.inner.loop_var, {copy.outer.loop_var: 0})
         of_column = [c for c in copy.conditions if index_analysis.uses(c, copy.inner.loop_var)]
         others = [c for c in copy.conditions if not index_analysis.uses(c, copy.inner.loop_var)]
-        self.bounds = index_analysis.bounds(of_column, copy.inner.loop_var, copy.stride, cell)
+        self.bounds = index_analysis.bounds(of_column, copy.inner.loop_var, copy.stride, position)
         self.of_row = [c for c in others if index_analysis.uses(c, copy.outer.loop_var)]
         self.of_all = [c for c in others if not index_analysis.uses(c, copy.outer.loop_var)]
 
@@ -182,8 +183,8 @@ class _Calls:
         high = functools.reduce(tirx.min, [_short(bound, span) for bound in end], tirx.const(span, "int32"))
         if not self.of_row:
             return low, high
-        seen = tirx.all(*(self.copy.at(condition, row, column) for condition in self.of_row))
-        return low, tirx.Select(seen, high, tirx.const(0, "int32"))
+        valid = tirx.all(*(self.copy.at(condition, row, column) for condition in self.of_row))
+        return low, tirx.Select(valid, high, tirx.const(0, "int32"))
 
     def _shifted(self, side: list[Any], row: Any, column: Any) -> list[Any]:
         """Bounds counted from the vector at `column`."""

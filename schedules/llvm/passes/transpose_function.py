@@ -76,8 +76,8 @@ def _turned(text: _Text, rows: list[_Vector], chunk: int) -> list[_Vector]:
             ]
         return parts[0]
     if height < width:
-        pieces = [[text.shuffle(row, row, range(i, i + height)) for row in rows] for i in range(0, width, height)]
-        return [column for piece in pieces for column in _turned(text, piece, chunk)]
+        squares = [[text.shuffle(row, row, range(i, i + height)) for row in rows] for i in range(0, width, height)]
+        return [column for square in squares for column in _turned(text, square, chunk)]
     return _square(text, rows, min(chunk, height))
 
 
@@ -110,7 +110,7 @@ def _step(text: _Text, vectors: list[_Vector], masks: Sequence[Sequence[int]]) -
 
 
 def _interleave(lanes: int, chunk: int, unit: int, half: int) -> list[int]:
-    """Lanes of two vectors, in each chunk by turns units of one half of each vector's chunk."""
+    """Lanes of two vectors, in each chunk alternately units of one half of each vector's chunk."""
     return [
         vector * lanes + start + half * chunk // 2 + at + i
         for start in range(0, lanes, chunk)

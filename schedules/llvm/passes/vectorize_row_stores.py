@@ -1,8 +1,8 @@
 """Stores of a row by vectors, whatever its length.
 
-The last vector has a mask where the CPU has masked stores and what is stored is padded to whole vectors, else it
-overlaps the one before. A schedule marks the loop, and says how many elements the last task has where tasks overhang
-the output.
+A row's tail is stored under a mask where the CPU has masked stores and what is stored is padded to whole vectors, else
+as a vector that overlaps the one before. A schedule marks the loop, and says how many elements are left for a row's
+last task where tasks do not divide the row.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def mark(sch: Schedule, loop: LoopRV, length: int, padded: int = 0) -> None:
         sch: the schedule.
         loop: the loop.
         length: elements of the row.
-        padded: lanes of the vectors of which there is what is stored, also behind the row's end; 0 where there is not.
+        padded: lanes of the vectors that what is stored fills, behind the row's end too; 0 where it ends with the row.
     """
     extent = int(sch.get(loop).extent)
     sch.annotate(loop, ROWS, length - (length - 1) // extent * extent)
@@ -57,12 +57,12 @@ def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
 
 
 def vectors(loop: tirx.For, traits: CpuTraits) -> Any:
-    """What does the work of a marked loop, not yet vectorized."""
+    """Replaces a marked loop, not yet vectorized."""
     extent, last = int(loop.extent), int(loop.annotations[ROWS])
-    body, overhangs = loop.body, []
+    body, bounds = loop.body, []
     if isinstance(body, tirx.IfThenElse):
         conditions = index_analysis.conjuncts(body.condition)
-        overhangs = [condition for condition in conditions if index_analysis.uses(condition, loop.loop_var)]
+        bounds = [condition for condition in conditions if index_analysis.uses(condition, loop.loop_var)]
         others = [condition for condition in conditions if not index_analysis.uses(condition, loop.loop_var)]
         body = tirx.IfThenElse(tirx.all(*others), body.then_case, None) if others else body.then_case
     dtype = _stored_type(body)
@@ -71,13 +71,13 @@ def vectors(loop: tirx.For, traits: CpuTraits) -> Any:
         int(loop.annotations[PADDED]) if masked else traits.lanes(dtype if dtype in llvm_functions.TYPES else "float32")
     )
     whole = _stores(loop.loop_var, body, extent, lanes, masked)
-    if not overhangs:
+    if not bounds:
         return whole
     begins, inside = (
-        tirx.all(*(index_analysis.put(condition, {loop.loop_var: element}) for condition in overhangs))
+        tirx.all(*(index_analysis.put(condition, {loop.loop_var: element}) for condition in bounds))
         for element in (0, extent - 1)
     )
-    # a part may also lie behind the row's end as a whole; TVM hoists an `if` out of an `else` over both branches
+    # a task may also lie behind the row's end as a whole; TVM hoists an `if` out of an `else` over both branches
     part = _stores(loop.loop_var, body, last, lanes, masked)
     return tirx.SeqStmt(
         [tirx.IfThenElse(inside, whole, None), tirx.IfThenElse(tirx.all(begins, tirx.Not(inside)), part, None)]

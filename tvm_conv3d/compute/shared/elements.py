@@ -15,14 +15,14 @@ def storage_dtype(dtype: str) -> str:
 
 
 def widen(value: Expr, dtype: str, accumulator: str) -> Expr:
-    """A stored element as a number of the accumulator's type."""
+    """A stored element as a value of the accumulator's type."""
     if dtype == "bfloat16":
         return tirx.reinterpret("float32", value.astype("uint32") << tirx.const(16, "uint32"))
     return value if dtype == accumulator else value.astype(accumulator)
 
 
 def narrow(value: Expr, dtype: str, accumulator: str) -> Expr:
-    """A number of the accumulator's type as a stored element, rounded to nearest even."""
+    """A value of the accumulator's type as a stored element, rounded to nearest even."""
     if dtype == "bfloat16":
         bits = tirx.reinterpret("uint32", value)
         half = tirx.const(0x7FFF, "uint32") + ((bits >> tirx.const(16, "uint32")) & tirx.const(1, "uint32"))

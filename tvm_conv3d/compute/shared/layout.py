@@ -1,4 +1,4 @@
-"""Inputs and outputs in the user's layout, with the channel axis cut into groups and channels of a group."""
+"""Inputs and outputs in the user's layout, with the channel axis split into groups and channels of a group."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Expr = Any  # a TVM expression; its classes are not public names
 
 
 def grouped_shape(spec: CanonicalSpec, size: Triple, groups: int, channels: int) -> tuple[int, ...]:
-    """The shape of cells with `channels` of each of `groups`."""
+    """The shape of positions with `channels` of each of `groups`."""
     if spec.data_format == CHANNELS_LAST:
         return (spec.batch, *size, groups, channels)
     return (spec.batch, groups, channels, *size)
@@ -38,7 +38,7 @@ def grouped_reader(spec: CanonicalSpec, x: te.Tensor) -> Callable[..., Expr]:
 
 
 def in_layout(spec: CanonicalSpec, n: Expr, channel: Sequence[Expr], cell: Sequence[Expr]) -> tuple[Expr, ...]:
-    """The index of a channel, maybe as group and number within, of a sample's cell."""
+    """The index of a channel, maybe as group and channel of the group, at a sample's position."""
     return (n, *cell, *channel) if spec.data_format == CHANNELS_LAST else (n, *channel, *cell)
 
 

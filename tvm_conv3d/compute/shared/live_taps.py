@@ -1,7 +1,8 @@
-"""Taps that no output cell sees, as they lie in the padding of every window, are left out, and their padding with them.
+"""Dead taps, which lie in the padding of every window, are left out, and their padding with them; live taps are left.
 
 Small extents and large dilations make such taps: on an input of 1x1x1 a padded 3x3x3 convolution is a matrix product,
-and with a dilation of 100 on eight cells only the middle tap is left. What padding remains is bounded by the extents.
+and with a dilation of 100 on eight positions only the middle tap is left. What padding remains is bounded by the
+extents.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def seen_taps(spec: Conv3DSpec) -> tuple[range, range, range]:
 def trim(spec: Conv3DSpec) -> Conv3DSpec:
     """The same forward convolution by :func:`seen_taps` only, an axis of one window without its stride.
 
-    Pads may become negative: so many cells of the input no window reads.
+    Pads may become negative: so many positions of the input no window reads.
     """
     if spec.empty:
         return spec
@@ -43,7 +44,7 @@ def _stride(spec: Conv3DSpec, axis: int) -> int:
 
 
 def _pads(spec: Conv3DSpec, axis: int, taps: range) -> Pads:
-    """Pads that leave each tap where it was; before the input, just out of reach, where none is seen."""
+    """Pads that leave each tap where it was; before the input, just out of reach, where none is live."""
     reach = (spec.out_size[axis] - 1) * spec.strides[axis] + 1
     before = reach
     if spec.windows_that_see(axis, taps.start):

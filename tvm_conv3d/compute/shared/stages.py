@@ -1,4 +1,4 @@
-"""Pieces of TE that the declarations share: windows, zero padding, and the finished value of an output cell."""
+"""Expressions that the declarations share: windows, zero padding, and the finished value of an output element."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def reduction(spec: CanonicalSpec) -> tuple[list[te.IterVar], te.IterVar]:
 
 
 def under_tap(spec: CanonicalSpec, cell: Sequence[Expr], taps: Sequence[te.IterVar]) -> list[Expr]:
-    """Where in the padded input the taps of the window of an output cell lie."""
+    """Where in the padded input the taps of the window of an output position lie."""
     return [o * s + t * d for o, s, t, d in zip(cell, spec.strides, taps, spec.dilation, strict=True)]
 
 
 def window_extents(spec: CanonicalSpec, cells: Sequence[int]) -> list[int]:
-    """Extents of the padded input that the windows of `cells` output cells cover."""
+    """Extents of the padded input that the windows of `cells` output positions cover."""
     return [(o - 1) * s + window for o, s, window in zip(cells, spec.strides, spec.window, strict=True)]
 
 
@@ -104,7 +104,7 @@ def _rounded(spec: CanonicalSpec, value: Expr, residual: Expr) -> Expr:
     return narrow(apply_post_ops(spec.post_ops, value, residual), spec.dtypes.output, spec.accumulator)
 
 
-#: Terms of a sum that are added one after the other, at most. Measured in float32: so many positive numbers at random
+#: Terms of a sum that are added one after the other, at most. Measured in float32: so many positive random terms
 #: are 4e-7 off, equal ones, whose roundings all have one sign, 8e-6; 4096 are 1e-6 and 3e-5 off.
 PART = 1024
 

@@ -1,8 +1,8 @@
 """Outputs declared as whole tiles, brought into the user's layout after scheduling.
 
 A schedule places stages well only where every tile is whole, and where what a tile reads is indexed by the loops over
-that tile. So a declaration may have its output cut into tiles, the last of which overhang. Once scheduled, the store
-goes to the user's layout, under the condition that its element exists there.
+that tile. So a declaration may have its output in whole tiles, padded behind the end of each axis. Once scheduled, the
+store goes to the user's layout, under the predicate that its element is valid there.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Tiling:
         shape: of the real output.
         axes: for each of its axes the terms whose sum its index is.
         flat: declared axes with factors whose sum is one more axis for the terms, after all declared ones.
-        count: number of positions on that axis; those from there on do not exist.
+        count: number of positions on that axis; those from there on are padding.
     """
 
     shape: tuple[int, ...]
@@ -55,7 +55,7 @@ class Tiling:
         return [_total([_term(indices, *entry) for entry in axis]) for axis in self.axes]
 
     def exists(self, declared: Sequence[Any]) -> Any:
-        """Whether the real output has that element."""
+        """The predicate that the element is valid in the real output."""
         counted = [_sum(declared, self.flat) < self.count] if self.flat else []
         return tirx.all(*(i < n for i, n in zip(self.real(declared), self.shape, strict=True)), *counted)
 

@@ -3,8 +3,8 @@
 plain     F(m, k); stride 1. With k = 1 the axis needs no transform.
 strided   space to depth: the stride's phases become channels, leaving F(m, ceil(k / stride)) at stride 1.
 folded    the taps become channels (im2col along this axis): any stride and dilation, no transform.
-polyphase transformed as it is: F(m, k) with stride, a product for each input cell, none with a tap of zeros.
-dilated   every dilation-th cell makes a convolution of its own without dilation: F(m, k) on each of these parts.
+polyphase transformed as it is: F(m, k) with stride, a product for each input position, none with a tap of zeros.
+dilated   every dilation-th position makes a convolution of its own without dilation: F(m, k) on each of these parts.
 """
 
 from __future__ import annotations
