@@ -11,7 +11,7 @@ from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.compute.shared.tiled_output import cut_output
+from tvm_conv3d.compute.shared.tiled_output import restore_layout
 from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.cuda.common import BlockRV, LoopRV, add_parts, spread_over_warps, unroll_by_pragma
 from tvm_conv3d.schedules.cuda.wmma import EDGE, add_fragments, register
@@ -132,4 +132,4 @@ def _fetch(
 
 def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
     """What is changed after scheduling: the output gets the user's layout."""
-    return long_sums.in_parts(cut_output(module), on_gpu=True, terms=EDGE, add=add_fragments)
+    return long_sums.in_parts(restore_layout(module), on_gpu=True, terms=EDGE, add=add_fragments)

@@ -7,7 +7,7 @@ from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.cuda.window import WindowVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.compute.shared.tiled_output import cut_output
+from tvm_conv3d.compute.shared.tiled_output import restore_layout
 from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.cuda.common import unroll, unroll_by_pragma
 from tvm_conv3d.schedules.decisions import Decisions
@@ -50,4 +50,4 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WindowVariant, decide: De
 
 def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
     """What is changed after scheduling: the output gets the user's layout."""
-    return long_sums.in_parts(cut_output(module), on_gpu=True)
+    return long_sums.in_parts(restore_layout(module), on_gpu=True)

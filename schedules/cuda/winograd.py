@@ -16,7 +16,7 @@ from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm_conv3d.compute.cuda.winograd_gemm import LANES, WinogradGemmVariant, extents_of
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.stages import terms_of_part
-from tvm_conv3d.compute.shared.tiled_output import cut_output, outside_of_block
+from tvm_conv3d.compute.shared.tiled_output import outside_of_block, restore_layout
 from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.cuda.common import LoopRV, spread_over_threads, unroll
 from tvm_conv3d.schedules.cuda.register_tile import bind_tile, clear, fetch_kernel, sum_in_registers
@@ -136,7 +136,7 @@ def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
         return tirx.IfThenElse(_condition(loop), plain, None)
 
     body = tvm_ffi.structural_map(module["main"].body, (tirx.For, guarded))
-    return long_sums.in_parts(cut_output(IRModule({"main": module["main"].with_body(body)})), on_gpu=True)
+    return long_sums.in_parts(restore_layout(IRModule({"main": module["main"].with_body(body)})), on_gpu=True)
 
 
 def _condition(loop: tirx.For) -> tirx.Expr:

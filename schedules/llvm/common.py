@@ -56,8 +56,8 @@ def vectorize_copy(sch: Schedule, loop: LoopRV, lanes: int) -> None:
         sch.vectorize(loop)
 
 
-def turn(sch: Schedule, at: LoopRV, row: LoopRV, length: int | None) -> None:
-    """Transposes block "turned" inside loop `at`, then stores a row of each filter by vectors.
+def transpose_sums(sch: Schedule, at: LoopRV, row: LoopRV, length: int | None) -> None:
+    """Transposes block "transposed" inside loop `at`, then stores a row of each filter by vectors.
 
     Args:
         sch: the schedule.
@@ -65,8 +65,8 @@ def turn(sch: Schedule, at: LoopRV, row: LoopRV, length: int | None) -> None:
         row: the loop of the store along a row, the innermost.
         length: of a row of the output; None where its cells do not lie side by side.
     """
-    turned = place(sch, "turned", at)
-    lanes, columns = sch.get_loops(turned)[-2:]
+    transposed = place(sch, "transposed", at)
+    lanes, columns = sch.get_loops(transposed)[-2:]
     transpose_copies.mark(sch, columns, lanes)
     if length is not None:
         vectorize_row_stores.mark(sch, row, length)
@@ -81,7 +81,7 @@ def store_in_order(sch: Schedule, filters: LoopRV, lanes: int) -> None:
     sch.vectorize(filters)
 
 
-def gather_in_turns(sch: Schedule, channel: LoopRV, turn: LoopRV) -> None:
+def gather_interleaved(sch: Schedule, channel: LoopRV, interleaved: LoopRV) -> None:
     """Copies the channels of interleaved groups: LLVM reads vectors of each group, and shuffles them."""
-    sch.reorder(channel, turn)
-    sch.unroll(turn)
+    sch.reorder(channel, interleaved)
+    sch.unroll(interleaved)

@@ -15,11 +15,11 @@ from tvm_conv3d.compute.llvm.direct import DirectVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm.common import (
-    gather_in_turns,
+    gather_interleaved,
     keep_in_registers,
     place,
     store_in_order,
-    turn,
+    transpose_sums,
     unroll,
     vectorize_copy,
 )
@@ -141,7 +141,7 @@ def _store_through_stack(
     hi, wi, f = inner
     if s.data_format != CHANNELS_LAST and variant.interleaved == 1:
         # cells of a phase do not lie side by side
-        turn(sch, at, wi, s.out_size[2] if s.phases[2] == 1 else None)
+        transpose_sums(sch, at, wi, s.out_size[2] if s.phases[2] == 1 else None)
         return
     tile = place(sch, "tile", at)
     _, _, rows, _, columns, vectors, lanes = sch.get_loops(tile)[-7:]
@@ -164,7 +164,7 @@ def _gather(sch: Schedule, s: CanonicalSpec, variant: DirectVariant, task: LoopR
     if variant.gather == "root":
         sch.parallel(sch.fuse(*outer))
     if variant.interleaved > 1:
-        gather_in_turns(sch, c, loops[-1])
+        gather_interleaved(sch, c, loops[-1])
     elif s.data_format != CHANNELS_LAST:
         sch.reorder(g, c, width)
         transpose_copies.mark(sch, sch.fuse(g, c), width)

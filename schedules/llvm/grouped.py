@@ -14,7 +14,7 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.llvm.grouped import GroupedVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import Decisions
-from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, turn, unroll
+from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, transpose_sums, unroll
 from tvm_conv3d.schedules.llvm.passes import (
     nontemporal_stores,
     pipeline,
@@ -71,7 +71,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: GroupedVariant, decide: D
         unroll(sch, (rows, columns))
         sch.vectorize(lanes)
     else:
-        turn(sch, w_in, wi, spec.out_size[2])
+        transpose_sums(sch, w_in, wi, spec.out_size[2])
     conv = place(sch, "conv", w_in)
     _, hi, _, wi, lanes, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-9:]
     if variant.rows == 1:

@@ -15,18 +15,18 @@ from collections.abc import Sequence
 from tvm import IRModule
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.llvm.winograd import WinogradVariant, side_by_side, turns
+from tvm_conv3d.compute.llvm.winograd import WinogradVariant, side_by_side, transposes_sums
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.compute.shared.filter_packing import FilterVectors
+from tvm_conv3d.compute.shared.filter_packing import FilterPacking
 from tvm_conv3d.compute.shared.winograd_axes import axes_of
 from tvm_conv3d.compute.shared.winograd_stages import gathered_pieces
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm.common import (
-    gather_in_turns,
+    gather_interleaved,
     in_registers,
     keep_in_registers,
     store_in_order,
-    turn,
+    transpose_sums,
     unroll,
     vectorize_copy,
 )
@@ -104,7 +104,7 @@ def _tasks(sch: Schedule, s: CanonicalSpec, variant: WinogradVariant) -> LoopRV:
     # channels_first: a row of one filter after the other, from sums that stay in L1 meanwhile
     sch.reorder(*outer, *((*inner, f) if last else (*inner[:2], f, inner[2])))
     if last and variant.interleaved > 1:
-        store_in_order(sch, sch.split(f, [None, FilterVectors.of(s, variant).shared_filters])[1], variant.lanes)
+        store_in_order(sch, sch.split(f, [None, FilterPacking.of(s, variant).shared_filters])[1], variant.lanes)
     elif last and s.groups == 1:
         sch.vectorize(sch.split(f, [None, variant.lanes])[1])
     elif last:
@@ -113,7 +113,7 @@ def _tasks(sch: Schedule, s: CanonicalSpec, variant: WinogradVariant) -> LoopRV:
     same = sch.get_loops(sch.get_sblock("flags"))[: len(outer)]
     task = sch.merge(sch.fuse(*outer), sch.fuse(*same))
     sch.parallel(task)
-    if turns(s, variant):
+    if transposes_sums(s, variant):
         _turn(sch, s, variant)
     return task
 
@@ -126,7 +126,7 @@ def _turn(sch: Schedule, s: CanonicalSpec, variant: WinogradVariant) -> None:
         _, f = sch.split(f, [None, s.group_filters])
     vector, _ = sch.split(f, [None, variant.lanes if s.groups == 1 else min(s.group_filters, variant.lanes)])
     parts = axes_of(s, variant.modes).parts[2]
-    turn(sch, vector, w, s.out_size[2] if parts == 1 else None)
+    transpose_sums(sch, vector, w, s.out_size[2] if parts == 1 else None)
 
 
 def _tasks_of_input(sch: Schedule) -> LoopRV:
@@ -164,7 +164,7 @@ def _gather(sch: Schedule, s: CanonicalSpec, variant: WinogradVariant, task: Loo
     width, channels = sch.get_loops(block)[-2:]
     if variant.interleaved > 1:
         _, channel, each = sch.split(channels, [None, s.group_channels, variant.interleaved])
-        gather_in_turns(sch, channel, each)
+        gather_interleaved(sch, channel, each)
     elif s.data_format != CHANNELS_LAST:
         vector, lane = sch.split(channels, [None, variant.lanes])
         sch.reorder(vector, width)

@@ -100,10 +100,10 @@ def _input(sch: Schedule, s: CanonicalSpec, variant: WinogradRowsVariant, at: Lo
 def _store(sch: Schedule, s: CanonicalSpec, variant: WinogradRowsVariant, depth: LoopRV) -> None:
     last = s.data_format == CHANNELS_LAST
     if not last:
-        turned = sch.get_sblock("turned")
-        sch.reverse_compute_at(turned, depth, preserve_unit_loops=True)
-        sch.set_scope(turned, 0, "local")
-        lane, w = sch.get_loops(turned)[-2:]
+        transposed = sch.get_sblock("transposed")
+        sch.reverse_compute_at(transposed, depth, preserve_unit_loops=True)
+        sch.set_scope(transposed, 0, "local")
+        lane, w = sch.get_loops(transposed)[-2:]
         transpose_copies.mark(sch, w, lane)
     block = sch.get_sblock("out")
     sch.reverse_compute_at(block, depth, preserve_unit_loops=True)

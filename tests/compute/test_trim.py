@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from problems import BOUNDS, WINOGRAD_BOUND, assert_right, run_plan
 from tvm_conv3d import Conv3D
 from tvm_conv3d.compute.shared.canonical import canonicalize
-from tvm_conv3d.compute.shared.live_taps import seen_taps, trim
+from tvm_conv3d.compute.shared.live_taps import drop_dead_taps, live_taps
 from tvm_conv3d.engine.algorithms import algorithms
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import make_plan
@@ -59,15 +59,15 @@ def padded(draw: st.DrawFn) -> Conv3DSpec:
 @given(spec=padded())
 def test_the_trimmed_problem_is_the_same(spec: Conv3DSpec) -> None:
     """By the definition: each output cell sums the same products of cells and taps."""
-    trimmed = trim(spec)
+    trimmed = drop_dead_taps(spec)
     assert trimmed.out_size == spec.out_size
     assert trimmed.size == spec.size
     for axis in range(3):
-        assert terms(trimmed, axis, seen_taps(spec)[axis].start) == terms(spec, axis, 0)
+        assert terms(trimmed, axis, live_taps(spec)[axis].start) == terms(spec, axis, 0)
         seen = {(tap, o) for o, tap, _ in terms(spec, axis, 0)}
         for tap in range(spec.kernel[axis]):
-            assert spec.windows_that_see(axis, tap) == sum(1 for other, _ in seen if other == tap)
-    assert trim(trimmed) == trimmed
+            assert spec.live_windows(axis, tap) == sum(1 for other, _ in seen if other == tap)
+    assert drop_dead_taps(trimmed) == trimmed
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -76,7 +76,7 @@ def test_canonical_forms(spec: Conv3DSpec) -> None:
     """The same products by the definition; equal problems have one, which no other problem equals."""
     canonical = canonicalize(spec)
     assert canonical.origin == spec
-    assert canonical.taps == tuple((tuple(taps),) for taps in seen_taps(spec))
+    assert canonical.taps == tuple((tuple(taps),) for taps in live_taps(spec))
     assert canonical.key() == spec.key()
     assert canonicalize(replace(spec)) is canonical
     assert canonical != canonicalize(replace(spec, filters=spec.filters + 1))
@@ -137,10 +137,10 @@ def terms(spec: Conv3DSpec, axis: int, first: int) -> set[tuple[int, int, int]]:
 
 def test_what_is_left() -> None:
     spec = same((1, 2, 8), (3, 3, 3))
-    assert seen_taps(spec) == (range(1, 2), range(0, 3), range(0, 3))
-    assert trim(spec).kernel == (1, 3, 3)
-    assert trim(spec).pads == ((0, 0), (1, 1), (1, 1))
-    assert trim(same((8, 8, 8), (3, 3, 3))) == same((8, 8, 8), (3, 3, 3))
+    assert live_taps(spec) == (range(1, 2), range(0, 3), range(0, 3))
+    assert drop_dead_taps(spec).kernel == (1, 3, 3)
+    assert drop_dead_taps(spec).pads == ((0, 0), (1, 1), (1, 1))
+    assert drop_dead_taps(same((8, 8, 8), (3, 3, 3))) == same((8, 8, 8), (3, 3, 3))
     kernel = np.arange(27).reshape(3, 3, 3, 1, 1)
     np.testing.assert_array_equal(canonicalize(spec).weights(kernel), kernel[1:2])
     point = canonicalize(same((1, 1, 1), (3, 3, 3)))
@@ -149,7 +149,7 @@ def test_what_is_left() -> None:
 
 def test_one_window_has_no_stride() -> None:
     spec = Conv3DSpec(1, (5, 5, 5), 2, 2, (3, 3, 3), strides=(10**30,) * 3)
-    assert trim(spec).strides == (1, 1, 1)
+    assert drop_dead_taps(spec).strides == (1, 1, 1)
     x = np.random.default_rng(0).standard_normal((1, 5, 5, 5, 2)).astype(np.float32)
     for padding in ("same", "valid"):
         far, near = (Conv3D(2, 3, strides=stride, padding=padding) for stride in (10**30, 5))
@@ -191,7 +191,7 @@ def test_sizes_that_see_other_taps_do_not_share_weights() -> None:
     for depth in (1, 2, 3, 1, 2, 3, 4):
         x = np.random.default_rng(depth).standard_normal((1, depth, 2, 2, 3)).astype(np.float32)
         spec = layer.plan_for(x.shape).spec
-        found.add((len(seen_taps(spec)[0]), seen_taps(spec)[0].start))
+        found.add((len(live_taps(spec)[0]), live_taps(spec)[0].start))
         expected = oracle.convolve(spec, x, *layer.get_weights())
         assert oracle.relative_error(layer(x), expected) < BOUNDS["float32"]
     assert len({length for length, _ in found}) < len(found)

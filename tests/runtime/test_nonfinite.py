@@ -173,7 +173,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
     found = Log()
     run = Executor._run
 
-    def logged(self: Executor, ready: runtime._Ready, *rest: object) -> bool:
+    def logged(self: Executor, ready: runtime._PreparedCall, *rest: object) -> bool:
         found.append(ready.plan.algorithm)
         return run(self, ready, *rest)  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ import pytest
 from problems import BOUNDS, WINOGRAD_BOUND, data, run, run_plan
 from tvm_conv3d.compute.llvm.direct import declare
 from tvm_conv3d.compute.shared.canonical import canonicalize
-from tvm_conv3d.compute.shared.filter_packing import FilterVectors
+from tvm_conv3d.compute.shared.filter_packing import FilterPacking
 from tvm_conv3d.engine import scheduling
 from tvm_conv3d.engine.algorithms import algorithms
 from tvm_conv3d.engine.plan import Plan
@@ -144,7 +144,7 @@ def test_every_filter_has_a_place_of_its_own() -> None:
         (6, 20, 2, 2, 8),
         (2, 3, 1, 1, 4),
     ):
-        layout = FilterVectors(groups, filters, interleaved, vectors, lanes)
+        layout = FilterPacking(groups, filters, interleaved, vectors, lanes)
         packed = layout.pack(np.arange(1.0, 1 + groups * filters), "float32").reshape(layout.sharing, -1, lanes)
         for shared in range(layout.sharing):
             for f in range(layout.shared_filters):

@@ -60,7 +60,7 @@ class _Call(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Ready:
+class _PreparedCall:
     """All that a call of one spec needs but the weights.
 
     Attributes:
@@ -127,9 +127,9 @@ class Executor:
         self._lock = ForkSafeLock()
         threads.after_fork(output_pool.renew)
         threads.after_fork(exit_guard.renew)
-        self._ready: Recent[tuple[Conv3DSpec, int, bool], _Ready] = Recent(self._most_specs)
+        self._ready: Recent[tuple[Conv3DSpec, int, bool], _PreparedCall] = Recent(self._most_specs)
         self._packed: Recent[str, _Packed] = Recent(_MOST_LAYOUTS)
-        self._gpu_ready: Recent[tuple[Conv3DSpec, int, str, bool], _Ready] = Recent(self._most_specs)
+        self._gpu_ready: Recent[tuple[Conv3DSpec, int, str, bool], _PreparedCall] = Recent(self._most_specs)
         self._sizes = NewSizes(self._most_specs)
         self._gpu = GpuExecutor(_MOST_LAYOUTS)
         self._targets: Recent[int, Target] = Recent(_MOST_SHAPES)
@@ -197,7 +197,7 @@ class Executor:
                 self._fill(out, x, ready or self._get_ready(spec, count, exact), weights, count)
         return source.restore(out)
 
-    def _fill(self, out: np.ndarray, x: np.ndarray, ready: _Ready, weights: Weights, count: int) -> None:
+    def _fill(self, out: np.ndarray, x: np.ndarray, ready: _PreparedCall, weights: Weights, count: int) -> None:
         failed = not ready.doubts
         if failed and self._run(ready, x, out, weights):
             return
@@ -263,7 +263,7 @@ class Executor:
     def _exact(self, structured: bool) -> bool:
         return self._accuracy == "strict" or (structured and self._accuracy == "default")
 
-    def _run(self, ready: _Ready, x: np.ndarray, out: np.ndarray, weights: Weights) -> bool:
+    def _run(self, ready: _PreparedCall, x: np.ndarray, out: np.ndarray, weights: Weights) -> bool:
         """Fills `out`; False where the code says that its result can't be trusted."""
         packed, call = self._pack(ready, weights), ready.call
         reserve(ready.loaded, ready.loaded.workspace)
@@ -283,7 +283,7 @@ class Executor:
             self._targets.put(count, target)
         return target
 
-    def _get_ready(self, spec: Conv3DSpec, count: int, exact: bool) -> _Ready:
+    def _get_ready(self, spec: Conv3DSpec, count: int, exact: bool) -> _PreparedCall:
         key = (spec, count, exact)
         ready = self._ready.get(key)
         if ready is None:
@@ -309,7 +309,7 @@ class Executor:
     def _make_plan(self, spec: Conv3DSpec, target: Target, exact: bool) -> Plan:
         return make_plan(spec, target, exact=exact, workspace_limit=self._limit)
 
-    def _pack(self, ready: _Ready, weights: Weights) -> _Packed:
+    def _pack(self, ready: _PreparedCall, weights: Weights) -> _Packed:
         """Packed weights; specs that differ in size only share one copy."""
         key = ready.layout
         table = self._packed if weights.packed is None else weights.packed
@@ -329,11 +329,11 @@ class Executor:
         return packed
 
 
-def _ready_of(plan: Plan, target: Target) -> _Ready:
+def _ready_of(plan: Plan, target: Target) -> _PreparedCall:
     loaded = get_loaded(plan, target)
     packed = [argument.shape for argument in loaded.main.function.of("weights", "bias")]
     layout = repr((plan.algorithm, packed, canonicalize(plan.spec).weights_identity))
-    return _Ready(plan, loaded, _Call.of(loaded.main), layout)
+    return _PreparedCall(plan, loaded, _Call.of(loaded.main), layout)
 
 
 def _check_shapes(spec: Conv3DSpec, source: interchange.Source, kernel: np.ndarray, bias: np.ndarray | None) -> None:

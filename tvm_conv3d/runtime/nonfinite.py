@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tvm_conv3d.compute.shared.canonical import canonicalize, forward_of
-from tvm_conv3d.compute.shared.live_taps import trim
+from tvm_conv3d.compute.shared.live_taps import drop_dead_taps
 from tvm_conv3d.engine.algorithms import named
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.runtime import helper_code, interchange, output_pool, threads
@@ -179,7 +179,7 @@ def _signs(spec: Conv3DSpec, x: np.ndarray) -> np.ndarray:
 
 def _of_windows(spec: Conv3DSpec, marks: np.ndarray) -> np.ndarray:
     """The marks of windows by those of positions."""
-    seen = trim(spec)
+    seen = drop_dead_taps(spec)
     first = 1 if spec.data_format == CHANNELS_LAST else 2
     for number, windows in enumerate(seen.out_size):
         taps, stride, dilation = seen.kernel[number], seen.strides[number], seen.dilation[number]

@@ -13,17 +13,17 @@ from tvm_conv3d.runtime import output_pool
 from tvm_conv3d.runtime.threads import get_num_threads
 
 #: Bytes a thread up to which a kernel's memory is taken for granted.
-_LITTLE = 1 << 20
+_SMALL_BYTES = 1 << 20
 
 
-class _OfThread(threading.local):
+class _ThreadState(threading.local):
     """Kernels that this Python thread has run: TVM keeps their memory in the thread's pool for the next call."""
 
     def __init__(self) -> None:
         self.kernels: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-_mine = _OfThread()
+_thread_state = _ThreadState()
 
 
 def reserve(kernel: Any, workspace: Workspace) -> None:
@@ -38,7 +38,7 @@ def reserve(kernel: Any, workspace: Workspace) -> None:
     Raises:
         MemoryError: there is not so much memory.
     """
-    if workspace.shared + workspace.own <= _LITTLE or kernel in _mine.kernels:
+    if workspace.shared + workspace.own <= _SMALL_BYTES or kernel in _thread_state.kernels:
         return
     threads = get_num_threads()
     needed = workspace.shared + workspace.own * threads
@@ -53,4 +53,4 @@ def reserve(kernel: Any, workspace: Workspace) -> None:
                 f"There is no memory for the convolution's intermediates: {needed} bytes for {threads} threads. "
                 "Use fewer threads (tvm_conv3d.set_num_threads), a smaller `workspace_limit` or a smaller batch."
             ) from None
-    _mine.kernels.add(kernel)
+    _thread_state.kernels.add(kernel)

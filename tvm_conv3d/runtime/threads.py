@@ -61,13 +61,13 @@ class _State:
     set_count: Callable[[int], Any] | None = None
 
 
-class _OfThread(threading.local):
+class _ThreadState(threading.local):
     """How many threads the pool has been told to take for this one's loops."""
 
     told: int = 0
 
 
-_mine = _OfThread()
+_thread_state = _ThreadState()
 
 _renewals: list[Callable[[], None]] = []
 
@@ -132,9 +132,9 @@ def torch_is_used() -> None:
 def run(function: Callable[..., Any], *arguments: Any) -> None:
     """Calls a compiled function with as many threads as are wanted now."""
     count = get_num_threads()
-    if _mine.told != count and _State.set_count is not None:
+    if _thread_state.told != count and _State.set_count is not None:
         _State.set_count(count)
-        _mine.told = count
+        _thread_state.told = count
     SETTINGS.count = count
     function(*arguments)
 

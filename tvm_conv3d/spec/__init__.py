@@ -165,7 +165,7 @@ class Convolution:
         )
         return depth, height, width
 
-    def windows_that_see(self, axis: int, tap: int) -> int:
+    def live_windows(self, axis: int, tap: int) -> int:
         """In how many of an axis's windows a tap lies on the input, undilated."""
         stride, cells = self.strides[axis], self.out_size[axis]
         offset = tap * self.dilation[axis] - self.pads[axis].before

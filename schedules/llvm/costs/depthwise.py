@@ -19,7 +19,7 @@ _LOAD, _COPY = 3.0, 6.0
 
 
 #: How much longer a task takes whose rows end within a vector, which is stored in part.
-_OVERHANG = 1.1
+_TAIL = 1.1
 
 
 #: What the cost model of :mod:`grouped` expects for the same time, of what this one does. Fitted to 19 layers of odd
@@ -83,7 +83,7 @@ def _cost(s: CanonicalSpec, traits: CpuTraits, candidate: _Candidate) -> tuple[b
     copied = _copied_vectors(s, candidate)
     whole = width * s.channels % row == 0
     cells = candidate.depth * candidate.row_tiles * variant.vectors
-    compute = cells * s.kernel[0] * s.kernel[2] * _step(s, traits, variant.rows) * (1 if whole else _OVERHANG)
+    compute = cells * s.kernel[0] * s.kernel[2] * _step(s, traits, variant.rows) * (1 if whole else _TAIL)
     too_large = copied * traits.vector_bits // 8 > traits.l2 // 2
     too_few = tasks < TASKS_PER_THREAD * traits.cores
     return too_few, too_large, tasks * (compute + _COPY * copied), -variant.vectors

@@ -32,7 +32,7 @@ _COPY, _READ_AGAIN, _HELD_BETWEEN_PASSES = 6.0, 1.6, 2
 
 
 #: How much longer it takes where filters end in a tail, as vectors then are copied and stored in parts.
-_OVERHANG = 1.4
+_TAIL = 1.4
 
 
 #: Lanes up to which vectors are not halved: without AVX-512, half a vector takes as long as a whole one.
@@ -91,7 +91,7 @@ def _best_box(s: CanonicalSpec, traits: CpuTraits, variant: GroupedVariant) -> t
     share = variant.lanes / traits.lanes(s.accumulator)
     multiplied = math.prod(s.kernel) * s.group_channels
     copies = 1 if variant.shuffled else s.group_channels
-    overhanging = _OVERHANG if s.filters % variant.lanes else 1.0
+    overhanging = _TAIL if s.filters % variant.lanes else 1.0
 
     def cost(box: tuple[int, int, int]) -> tuple[bool, bool, float, int, int]:
         cells = math.prod(box) * variant.columns

@@ -19,7 +19,7 @@ from tvm_conv3d.schedules.llvm.costs.tile_rule import (
     LATENCY,
     TASKS_PER_THREAD,
     bytes_moved,
-    seen_share,
+    live_share,
     tiles_of,
     unevenness,
 )
@@ -139,9 +139,9 @@ def cycles_of_few_filters(spec: CanonicalSpec, traits: CpuTraits) -> float:
     if spec.groups > 1 or spec.filters > MOST_FILTERS or not _pays(spec, traits):
         return math.inf
     variant = _default_variant(spec, traits)
-    planes = spec.batch * spec.out_size[0] * spec.channels * spec.kernel[0] * seen_share(spec, 0) * spec.kernel[2]
+    planes = spec.batch * spec.out_size[0] * spec.channels * spec.kernel[0] * live_share(spec, 0) * spec.kernel[2]
     copied = _best_box(spec, traits, variant)[0] if variant.gather else 0
-    return planes * _cycles(spec, traits, variant, seen_share(spec, 1))[0] + _COPY * copied
+    return planes * _cycles(spec, traits, variant, live_share(spec, 1))[0] + _COPY * copied
 
 
 def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[PlanesVariant]:
@@ -186,7 +186,7 @@ def _pays(spec: CanonicalSpec, traits: CpuTraits) -> bool:
 
 def _tiles(s: CanonicalSpec, traits: CpuTraits, count: int) -> list[PlanesVariant]:
     """The cheapest register tiles, the best first."""
-    seen = seen_share(s, 1)
+    seen = live_share(s, 1)
     return heapq.nsmallest(count, _candidates(s, traits), key=lambda tile: _cycles(s, traits, tile, seen))
 
 

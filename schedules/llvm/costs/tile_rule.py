@@ -77,7 +77,7 @@ class Sharing:
         """Cycles of the multiply-adds of one channel of one tap for an output position, all filters."""
         # a load for each multiply-add where there is one vector
         penalty = _SINGLE_PENALTY if self.vectors == 1 else WIDTH_PENALTY[self.vectors]
-        return spec.groups // self.interleaved * self.vectors * penalty * share_of_vector(traits, spec, self.lanes)
+        return spec.groups // self.interleaved * self.vectors * penalty * relative_vector_cost(traits, spec, self.lanes)
 
 
 def best_tile(
@@ -120,7 +120,7 @@ def good_tiles(
         for columns in range(1, traits.registers)
         if (rows * columns + (unrolled_taps == 1)) * vectors <= sums and rows <= height and columns <= max(width, 1)
     ]
-    row_share = seen_share(spec, 1)
+    row_share = live_share(spec, 1)
     # lines of a set of L1, and columns from one whose input lies in a set to the next
     ways = traits.l1 // L1_PERIOD
     apart = L1_PERIOD // math.gcd(spec.strides[2] * spec.channels * np.dtype(spec.accumulator).itemsize, L1_PERIOD)
@@ -140,10 +140,10 @@ def step_cycles(cells: int, vectors: int, share: float) -> float:
     return max(share * max(cells * vectors, LATENCY), (cells + vectors) / LOADS) * WIDTH_PENALTY[vectors]
 
 
-def seen_share(spec: CanonicalSpec, axis: int) -> float:
+def live_share(spec: CanonicalSpec, axis: int) -> float:
     """The share of an axis's taps that lie on the input, over all output positions; the others read padding."""
     taps = spec.kernel[axis]
-    return sum(spec.windows_that_see(axis, tap) for tap in range(taps)) / (spec.out_size[axis] * taps)
+    return sum(spec.live_windows(axis, tap) for tap in range(taps)) / (spec.out_size[axis] * taps)
 
 
 def fitting_lanes(traits: CpuTraits, dtype: str, filters: int) -> int:
@@ -247,11 +247,11 @@ def worthwhile_sharing(spec: CanonicalSpec, traits: CpuTraits) -> Sharing | None
     if not found:
         return None
     lanes = fitting_lanes(traits, spec.accumulator, spec.group_filters)
-    apart = spec.groups * -(-spec.group_filters // lanes) * share_of_vector(traits, spec, lanes)
+    apart = spec.groups * -(-spec.group_filters // lanes) * relative_vector_cost(traits, spec, lanes)
     saved = math.prod(spec.kernel) * spec.group_channels * (apart - found[0].cycles(spec, traits))
     return found[0] if saved > _TURN * spec.channels * math.prod(spec.strides) else None
 
 
-def share_of_vector(traits: CpuTraits, spec: CanonicalSpec, lanes: int) -> float:
+def relative_vector_cost(traits: CpuTraits, spec: CanonicalSpec, lanes: int) -> float:
     """What an operation on `lanes` costs: some CPUs do two of half a vector, or less, at once."""
     return 0.5 if traits.split and lanes < traits.lanes(spec.accumulator) else 1.0

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from tvm_conv3d.compute.llvm.winograd import WinogradVariant, turns
+from tvm_conv3d.compute.llvm.winograd import WinogradVariant, transposes_sums
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import MOST_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.shared.winograd_axes import DILATED, FOLDED, PLAIN, POLYPHASE, STRIDED, axes_of
@@ -211,5 +211,5 @@ def _streamable(spec: CanonicalSpec, variant: WinogradVariant) -> bool:
 
 def _run(spec: CanonicalSpec, variant: WinogradVariant) -> int:
     """In channels_first, elements of a row that a task stores one after the other; 0 where it stores by positions."""
-    in_rows = turns(spec, variant) and axes_of(spec, variant.modes).parts[2] == 1
+    in_rows = transposes_sums(spec, variant) and axes_of(spec, variant.modes).parts[2] == 1
     return variant.tile[2] * variant.block[2] if in_rows else 0

@@ -24,14 +24,14 @@ import math
 from tvm_conv3d.compute.llvm.winograd import WinogradVariant, side_by_side
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import transforms
-from tvm_conv3d.compute.shared.filter_packing import FilterVectors
+from tvm_conv3d.compute.shared.filter_packing import FilterPacking
 from tvm_conv3d.compute.shared.winograd_axes import axes_of
 from tvm_conv3d.schedules.llvm.costs.tile_rule import (
     WIDTH_PENALTY,
     best_tile,
     bytes_moved,
-    seen_share,
-    share_of_vector,
+    live_share,
+    relative_vector_cost,
     step_cycles,
     worthwhile_sharing,
 )
@@ -80,7 +80,7 @@ class Tasks:
 
     def __init__(self, s: CanonicalSpec, traits: CpuTraits, variant: WinogradVariant) -> None:
         axes = axes_of(s, variant.modes)
-        blocks = FilterVectors.of(s, variant)
+        blocks = FilterPacking.of(s, variant)
         width = variant.vectors * variant.lanes
         self._s, self._traits, self._tile = s, traits, variant.tile
         self._vectors, self._lanes = variant.vectors, variant.lanes
@@ -170,8 +170,8 @@ def direct_cycles(s: CanonicalSpec, traits: CpuTraits) -> float:
         vectors = sharing.cycles(s, traits)
     else:
         vectors = s.groups * -(-s.group_filters // (tile.vectors * tile.lanes)) * tile.vectors
-        vectors *= WIDTH_PENALTY[tile.vectors] * share_of_vector(traits, s, tile.lanes)
-    seen = seen_share(s, 0) * (seen_share(s, 1) if tile.rows == 1 else 1)
+        vectors *= WIDTH_PENALTY[tile.vectors] * relative_vector_cost(traits, s, tile.lanes)
+    seen = live_share(s, 0) * (live_share(s, 1) if tile.rows == 1 else 1)
     terms = math.prod(s.kernel) * s.group_channels
     copied = float(math.prod(s.output_shape))
     if s.window != (1, 1, 1):
@@ -196,7 +196,7 @@ def direct_cycles(s: CanonicalSpec, traits: CpuTraits) -> float:
 
 def _share(s: CanonicalSpec, traits: CpuTraits, lanes: int) -> float:
     """What an operation on `lanes` costs; of groups that share vectors, narrow ones are no better than whole ones."""
-    return share_of_vector(traits, s, lanes) if s.groups == 1 else 1.0
+    return relative_vector_cost(traits, s, lanes) if s.groups == 1 else 1.0
 
 
 def _waiting(product: float, weights: float) -> float:

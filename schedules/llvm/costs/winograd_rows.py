@@ -93,7 +93,7 @@ def _tasks(s: CanonicalSpec, variant: WinogradRowsVariant) -> tuple[int, ...]:
     return s.batch, *groups_of_cells(s, variant), -(-s.filters // variant.lanes)
 
 
-def _own_bytes(s: CanonicalSpec, variant: WinogradRowsVariant) -> int:
+def _private_bytes(s: CanonicalSpec, variant: WinogradRowsVariant) -> int:
     """Bytes of the transformed input of a task's block of filters."""
     window = window_extents(s, (*variant.block[:2], 1))[:2]
     frequencies = variant.tile + s.kernel[2] - 1
@@ -102,7 +102,7 @@ def _own_bytes(s: CanonicalSpec, variant: WinogradRowsVariant) -> int:
 
 def _fits(s: CanonicalSpec, traits: CpuTraits, variant: WinogradRowsVariant) -> bool:
     # channels_first: longer rows are worth more
-    return _own_bytes(s, variant) <= traits.l2 * (1 if s.data_format == CHANNELS_LAST else 2)
+    return _private_bytes(s, variant) <= traits.l2 * (1 if s.data_format == CHANNELS_LAST else 2)
 
 
 def _cycles(s: CanonicalSpec, traits: CpuTraits, variant: WinogradRowsVariant) -> float:

@@ -21,7 +21,7 @@ from tvm_conv3d.target.cpu import CpuTraits
 
 #: Annotation of a loop over the channels of a gathered position: elements of a channel chunk, elements of an input
 #: position, and how many chunks there are.
-PIECES = "tvm_conv3d.pieces"
+CHUNKS = "tvm_conv3d.channel_chunks"
 
 
 def mark(sch: Schedule, channels: LoopRV, chunk: int, position: int, count: int) -> None:
@@ -34,21 +34,21 @@ def mark(sch: Schedule, channels: LoopRV, chunk: int, position: int, count: int)
         position: elements of an input position.
         count: chunks.
     """
-    sch.annotate(channels, PIECES, [chunk, position, count])
+    sch.annotate(channels, CHUNKS, [chunk, position, count])
 
 
-@marks.function_pass("copy_channel_pieces", PIECES)
+@marks.function_pass("copy_channel_chunks", CHUNKS)
 def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """A function lowered to loops, with marked copies as calls, for the target in whose scope this runs."""
-    return with_calls(function, (PIECES,), calls)
+    return with_calls(function, (CHUNKS,), calls)
 
 
 def calls(loop: tirx.For, traits: CpuTraits, texts: dict[str, str]) -> Any:
     """Replaces a marked loop; the functions that it calls are added to `texts`."""
-    chunk, position, count = map(int, loop.annotations[PIECES])
+    chunk, position, count = map(int, loop.annotations[CHUNKS])
     if not isinstance(loop.body, tirx.BufferStore):
-        return marks.without(loop, PIECES)
-    number, within = ir.Var("piece", "int32"), ir.Var("within", "int32")
+        return marks.without(loop, CHUNKS)
+    number, within = ir.Var("chunk", "int32"), ir.Var("within", "int32")
     analyzer = sym.Analyzer()
     analyzer.bind(number, ir.Range(0, count))
     analyzer.bind(within, ir.Range(0, chunk))

@@ -18,18 +18,18 @@ from tvm_conv3d.schedules import index_analysis
 from tvm_conv3d.schedules.llvm.passes import marks
 
 #: Mark of a function whose last vectors of rows may be tails.
-_OVERHANGS = "tvm_conv3d.stores_overhang"
+_TAILS = "tvm_conv3d.stores_tails"
 
 #: Note at the store of a vector: valid elements of its row from its first lane on.
-LEFT = "tvm_conv3d.elements_left"
+VALID_LANES = "tvm_conv3d.valid_lanes"
 
 
 def mark(sch: Schedule) -> None:
     """Marks a function whose last vectors of rows may be tails."""
-    marks.on_output(sch, _OVERHANGS)
+    marks.on_output(sch, _TAILS)
 
 
-@marks.function_pass("note_output_tails", _OVERHANGS)
+@marks.function_pass("note_output_tails", _TAILS)
 def note(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """A scheduled function with a note beside each store of results in vectors of which only some lanes are valid."""
     noted: list[tirx.AttrStmt] = []
@@ -49,19 +49,19 @@ def note(function: tirx.PrimFunc) -> tirx.PrimFunc:
         others = index_analysis.all_of([condition for condition in conditions if not condition.same_as(bounds[0])])
         body = SBlockRealize(realize.iter_values, others, realize.block)
         whole = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, loop.annotations)
-        noted.append(marks.note(LEFT, left, whole))
+        noted.append(marks.note(VALID_LANES, left, whole))
         return noted[-1]
 
     found = function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, bounded)))
-    return marks.adding(found, LEFT) if noted else function
+    return marks.adding(found, VALID_LANES) if noted else function
 
 
-@marks.function_pass("mask_output_tails", LEFT)
+@marks.function_pass("mask_output_tails", VALID_LANES)
 def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """A function, lowered to vectors, with masked stores of the valid lanes that notes tell."""
 
     def masked(note: tirx.AttrStmt) -> Any:
-        return _first_elements(note.body, note.value) if note.attr_key == LEFT else note
+        return _first_elements(note.body, note.value) if note.attr_key == VALID_LANES else note
 
     return function.with_body(tvm_ffi.structural_map(function.body, (tirx.AttrStmt, masked)))
 

@@ -30,7 +30,7 @@ from tvm_conv3d.schedules.llvm.passes import (
 
 @marks.module_pass("restore_output_layout")
 def _in_real_layout(module: IRModule) -> IRModule:
-    return tiled_output.cut_output(module) if tiled_output.is_tiled(module) else module
+    return tiled_output.restore_layout(module) if tiled_output.is_tiled(module) else module
 
 
 @marks.module_pass("split_long_sums")

@@ -22,11 +22,11 @@ from tvm_conv3d.schedules.decisions import LoopRV
 from tvm_conv3d.schedules.llvm.passes import marks
 from tvm_conv3d.schedules.llvm.passes.llvm_functions import address, with_calls
 from tvm_conv3d.schedules.llvm.passes.masked_load_function import can_load, load_function
-from tvm_conv3d.schedules.llvm.passes.transpose_function import turn_function
+from tvm_conv3d.schedules.llvm.passes.transpose_function import transpose_function
 from tvm_conv3d.target.cpu import CpuTraits
 
 #: Annotation of the outer of two loops: `inner` steps along the memory that is read, `outer` along what is written.
-TURNS = "tvm_conv3d.turns"
+TRANSPOSES = "tvm_conv3d.transposes"
 
 #: Annotation of a loop that copies a row, from and to neighbouring places.
 COPIES = "tvm_conv3d.copies_row"
@@ -41,7 +41,7 @@ _LARGEST_STRIDE = 4
 def mark(sch: Schedule, outer: LoopRV, inner: LoopRV) -> None:
     """Marks two neighbouring loops that copy from where `inner` steps along the memory to where `outer` does."""
     sch.reorder(outer, inner)
-    sch.annotate(outer, TURNS, 1)
+    sch.annotate(outer, TRANSPOSES, 1)
 
 
 def mark_copy(sch: Schedule, row: LoopRV) -> None:
@@ -49,10 +49,10 @@ def mark_copy(sch: Schedule, row: LoopRV) -> None:
     sch.annotate(row, COPIES, 1)
 
 
-@marks.function_pass("transpose_copies", TURNS, COPIES)
+@marks.function_pass("transpose_copies", TRANSPOSES, COPIES)
 def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """A function lowered to loops, with marked copies as calls, for the target in whose scope this runs."""
-    return with_calls(function, (TURNS, COPIES), calls)
+    return with_calls(function, (TRANSPOSES, COPIES), calls)
 
 
 def calls(loop: tirx.For, traits: CpuTraits, texts: dict[str, str], position: int = 1) -> Any:
@@ -68,7 +68,7 @@ def calls(loop: tirx.For, traits: CpuTraits, texts: dict[str, str], position: in
     # a row is a matrix of one
     copy = _Copy.of(tirx.For(ir.Var("row", "int32"), 0, 1, tirx.ForKind.SERIAL, loop) if copies_row else loop)
     if copy is None:
-        return marks.without(loop, TURNS, COPIES)
+        return marks.without(loop, TRANSPOSES, COPIES)
     return _Calls(copy, traits.lanes(copy.accumulator), texts, position).statement()
 
 
@@ -154,12 +154,14 @@ class _Calls:
         if not self.of_all:
             return copied
         zero = tirx.Broadcast(tirx.const(0, self.copy.accumulator), self.columns)
-        zeros = index_analysis.one_statement([self._turn([zero] * self.rows, row, column) for row, column in blocks])
+        zeros = index_analysis.one_statement(
+            [self._transpose([zero] * self.rows, row, column) for row, column in blocks]
+        )
         return tirx.IfThenElse(tirx.all(*self.of_all), copied, zeros)
 
     def _block(self, row: Any, column: Any) -> Any:
         """One block: without looking at bounds where it lies within them."""
-        whole = self._turn([self._load(row + i, column) for i in range(self.rows)], row, column)
+        whole = self._transpose([self._load(row + i, column) for i in range(self.rows)], row, column)
         reached = self.copy.stride * self.columns
         first, end = self._shifted(self.bounds.first, row, column), self._shifted(self.bounds.end, row, column)
         same = not self.of_row and not any(
@@ -170,7 +172,7 @@ class _Calls:
         if same and not inside and self.copy.stride == 1:
             return whole
         vectors = [self._load(row + i, column, *self._limits(row + i, column)) for i in range(self.rows)]
-        padded = self._turn(vectors, row, column)
+        padded = self._transpose(vectors, row, column)
         if not same or (not end and self.copy.stride > 1):
             return padded
         return tirx.IfThenElse(tirx.all(*inside), whole, padded)
@@ -199,10 +201,10 @@ class _Calls:
         place = address(source.source, self.copy.at(source.indices[0], row, column), "r")
         return tirx.call_extern(f"{self.copy.accumulator}x{self.columns}", name, place, *bounds)
 
-    def _turn(self, vectors: list[Any], row: Any, column: Any) -> Any:
+    def _transpose(self, vectors: list[Any], row: Any, column: Any) -> Any:
         if self.rows == self.pitch == 1 < self.columns:
             return self._store(vectors[0], row, column)
-        name, text = turn_function(self.copy.accumulator, self.rows, self.columns)
+        name, text = transpose_function(self.copy.accumulator, self.rows, self.columns)
         self.texts[name] = text
         to = address(self.copy.store.buffer, self.copy.at(self.copy.store.indices[0], row, column), "w")
         return tirx.Evaluate(tirx.call_extern("void", name, *vectors, to, tirx.const(self.pitch, "int64")))

@@ -42,17 +42,17 @@ class _Text:
 
 
 @functools.cache
-def turn_function(dtype: str, rows: int, columns: int) -> tuple[str, str]:
+def transpose_function(dtype: str, rows: int, columns: int) -> tuple[str, str]:
     """Name and text of void(`rows` vectors of `columns` lanes, place, pitch): column c goes to place + c * pitch.
 
     Both numbers are powers of two; the pitch is in elements.
     """
     element, size = TYPES[dtype]
-    name = f"tvm_conv3d_turn_{dtype}_{rows}x{columns}"
+    name = f"tvm_conv3d_transpose_{dtype}_{rows}x{columns}"
     text = _Text(element)
     given = [_Vector(f"%v{r}", tuple((r, c) for c in range(columns))) for r in range(rows)]
     stores = []
-    for c, vector in enumerate(_turned(text, given, _CHUNK // size)):
+    for c, vector in enumerate(_transposed(text, given, _CHUNK // size)):
         stores += [
             f"%o{c} = mul i64 %pitch, {c}",
             f"%p{c} = getelementptr {element}, ptr %place, i64 %o{c}",
@@ -63,11 +63,11 @@ def turn_function(dtype: str, rows: int, columns: int) -> tuple[str, str]:
     return name, f"define void @{name}({arguments}, ptr %place, i64 %pitch) alwaysinline nounwind {{\n  {body}\n}}\n"
 
 
-def _turned(text: _Text, rows: list[_Vector], chunk: int) -> list[_Vector]:
+def _transposed(text: _Text, rows: list[_Vector], chunk: int) -> list[_Vector]:
     """The columns of a matrix whose rows are given."""
     height, width = len(rows), len(rows[0].lanes)
     if height > width:
-        parts = [_turned(text, rows[i : i + width], chunk) for i in range(0, height, width)]
+        parts = [_transposed(text, rows[i : i + width], chunk) for i in range(0, height, width)]
         while len(parts) > 1:
             picks = range(2 * len(parts[0][0].lanes))
             parts = [
@@ -77,7 +77,7 @@ def _turned(text: _Text, rows: list[_Vector], chunk: int) -> list[_Vector]:
         return parts[0]
     if height < width:
         squares = [[text.shuffle(row, row, range(i, i + height)) for row in rows] for i in range(0, width, height)]
-        return [column for square in squares for column in _turned(text, square, chunk)]
+        return [column for square in squares for column in _transposed(text, square, chunk)]
     return _square(text, rows, min(chunk, height))
 
 

@@ -53,7 +53,7 @@ def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
         return vectors(loop, traits) if ROWS in loop.annotations else loop
 
     found = function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, on_loop)))
-    return marks.adding(found, mask_output_tail.LEFT) if PADDED in marks.waiting(function) else found
+    return marks.adding(found, mask_output_tail.VALID_LANES) if PADDED in marks.waiting(function) else found
 
 
 def vectors(loop: tirx.For, traits: CpuTraits) -> Any:
@@ -92,7 +92,7 @@ def _stores(var: Any, body: Any, extent: int, lanes: int, masked: bool) -> Any:
             return index_analysis.put_all(body, {var: start})
         lane = ir.Var("lane", "int32")
         store = tirx.For(lane, 0, size, tirx.ForKind.VECTORIZED, index_analysis.put_all(body, {var: start + lane}))
-        return marks.note(mask_output_tail.LEFT, tirx.const(part, "int32"), store) if part else store
+        return marks.note(mask_output_tail.VALID_LANES, tirx.const(part, "int32"), store) if part else store
 
     if masked:
         parts = [vector(start, extent - start if extent - start < size else 0) for start in range(0, extent, size)]

@@ -20,7 +20,7 @@ from tvm_conv3d.reference import oracle
 from tvm_conv3d.schedules import index_analysis
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.schedules.llvm.passes import lower_to_loops, marks, pipeline, transpose_copies
-from tvm_conv3d.schedules.llvm.passes.transpose_function import turn_function
+from tvm_conv3d.schedules.llvm.passes.transpose_function import transpose_function
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
 from tvm_conv3d.target.cpu import cpu_traits, host_target
 from tvm_conv3d.target.resolve import resolve
@@ -48,7 +48,7 @@ TARGETS = {
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_shuffles_transpose(dtype: str, rows: int, columns: int) -> None:
     """Replays the text: what is stored at column c is row after row of that column."""
-    _, text = turn_function(dtype, rows, columns)
+    _, text = transpose_function(dtype, rows, columns)
     vectors = {f"%v{r}": [(r, c) for c in range(columns)] for r in range(rows)}
     shuffle = re.compile(r"(%s\d+) = shufflevector <[^>]*> (%\w+), <[^>]*> (%\w+), <[^>]*> <([^>]*)>")
     for result, a, b, mask in shuffle.findall(text):
@@ -107,11 +107,11 @@ def test_vectors_are_shuffled(name: str, instruction: str) -> None:
 
 
 def written_by_calls(module: IRModule) -> list[tuple[str, int]]:
-    """Name and elements of each buffer that is written in rows or turned, or copied in runs."""
+    """Name and elements of each buffer that is written in rows or transposed, or copied in runs."""
     found: list[tuple[str, int]] = []
 
     def on_buffer(statement: tirx.AllocBuffer) -> None:
-        if statement.buffer.name.startswith(("gather", "turned", "out")):
+        if statement.buffer.name.startswith(("gather", "transposed", "out")):
             found.append((statement.buffer.name, math.prod(int(extent) for extent in statement.buffer.shape)))
 
     tvm_ffi.structural_walk(module["main"].body, (tirx.AllocBuffer, on_buffer))
@@ -162,7 +162,7 @@ def test_channels_last_needs_none() -> None:
     for data_format in (CHANNELS_LAST, CHANNELS_FIRST):
         spec = replace(DENSE, channels=32, data_format=data_format)
         module = build.scheduled_module(default_plan(spec, target), target)
-        assert (transpose_copies.TURNS in marks.waiting(module["main"])) == (data_format == CHANNELS_FIRST)
+        assert (transpose_copies.TRANSPOSES in marks.waiting(module["main"])) == (data_format == CHANNELS_FIRST)
 
 
 @pytest.mark.parametrize("stride", [2, 3])

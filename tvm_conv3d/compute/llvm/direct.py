@@ -2,11 +2,11 @@
 
 Stages, each a block that a schedule places:
 
-gather    a zero-padded copy of the input cells, channels innermost, widened to the accumulator's type
-conv      the sums of one register tile: `rows` x `columns` output cells by `vectors` x `lanes` filters
-tile      of channels_last: bias and activation, where the result cannot be stored straight from the registers
-turned    of channels_first: the sums of a tile in rows of each filter
-out       the store in the user's layout, in channels_first with bias and activation, narrowed to the user's type
+gather      a zero-padded copy of the input cells, channels innermost, widened to the accumulator's type
+conv        the sums of one register tile: `rows` x `columns` output cells by `vectors` x `lanes` filters
+tile        of channels_last: bias and activation, where the result cannot be stored straight from the registers
+transposed  of channels_first: the sums of a tile in rows of each filter
+out         the store in the user's layout, in channels_first with bias and activation, narrowed to the user's type
 
 Each phase of a transposed convolution is like a group of its own that reads the channels of its group.
 Filters are padded to whole register tiles in the packed weights only.
@@ -24,7 +24,7 @@ from tvm_conv3d.compute.shared import phases
 from tvm_conv3d.compute.shared.argument import PACKED_BIAS, PACKED_KERNEL
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.declaration import Declaration
-from tvm_conv3d.compute.shared.filter_packing import FilterVectors
+from tvm_conv3d.compute.shared.filter_packing import FilterPacking
 from tvm_conv3d.compute.shared.layout import grouped_input, grouped_output, grouped_reader, grouped_shape, in_layout
 from tvm_conv3d.compute.shared.packing import Weights
 from tvm_conv3d.compute.shared.residual import Residual
@@ -56,7 +56,7 @@ class DirectVariant:
             together in L1 and copied to the output in one run (in channels_last only).
         unroll_taps: the taps of a row are unrolled beside the tile (pays when channels are few).
         stream: the result is stored past the caches.
-        interleaved: groups that take turns in the lanes of a vector, all their filters in one tile
+        interleaved: groups that share vectors, lane by lane, all their filters in one tile
             (:mod:`tvm_conv3d.compute.shared.filter_packing`).
     """
 
@@ -85,7 +85,7 @@ def declare(spec: CanonicalSpec, variant: DirectVariant) -> Declaration:
     lanes, vectors, rows, columns = variant.lanes, variant.vectors, variant.rows, variant.columns
     depth, height, width = spec.out_size
     row_tiles, column_tiles = -(-height // rows), -(-width // columns)
-    filters, together = FilterVectors.of(spec, variant), variant.interleaved
+    filters, together = FilterPacking.of(spec, variant), variant.interleaved
     groups, blocks = filters.sharing, filters.blocks
     if variant.gather == "none" and needs_gather(spec, variant):
         raise ValueError(f"{spec.key()} needs a padded copy of its input. Received: {variant}")
@@ -118,8 +118,8 @@ def declare(spec: CanonicalSpec, variant: DirectVariant) -> Declaration:
     if spec.data_format == CHANNELS_LAST or together > 1:
         tile = te.compute(conv_shape, lambda *i: in_tile(spec, conv(*i), bias[i[1], i[2], i[8], i[9]]), name="tile")
     else:
-        turned = te.compute(
-            (*conv_shape[:7], vectors, lanes, columns), lambda *i: conv(*i[:7], i[9], i[7], i[8]), name="turned"
+        transposed = te.compute(
+            (*conv_shape[:7], vectors, lanes, columns), lambda *i: conv(*i[:7], i[9], i[7], i[8]), name="transposed"
         )
 
     tiling = phases.tiling(spec) if spec.phased else None
@@ -133,7 +133,7 @@ def declare(spec: CanonicalSpec, variant: DirectVariant) -> Declaration:
         cell = (n, g, v // vectors, d, h // rows, h % rows, w // columns)
         if spec.data_format == CHANNELS_LAST or together > 1:
             return from_tile(spec, tile[(*cell, w % columns, v % vectors, lane)], added)
-        value = turned[(*cell, v % vectors, lane, w % columns)]
+        value = transposed[(*cell, v % vectors, lane, w % columns)]
         return finish(spec, value, bias[g, v // vectors, v % vectors, lane], added)
 
     out = grouped_output(spec, groups, filters.shared_filters, out_at)
@@ -145,19 +145,19 @@ def pack_kernel(spec: CanonicalSpec, variant: DirectVariant, kernel: np.ndarray)
 
     Interleaved groups count as one, each phase of a group as one more.
     """
-    packed = FilterVectors.of(spec, variant).pack(kernel, spec.accumulator)
+    packed = FilterPacking.of(spec, variant).pack(kernel, spec.accumulator)
     return np.ascontiguousarray(packed.transpose(4, 5, 0, 1, 2, 3, 6, 7))
 
 
 def pack_bias(spec: CanonicalSpec, variant: DirectVariant, bias: np.ndarray | None) -> np.ndarray:
     """Bias (filters,) as (groups, blocks, vectors, lanes); zeros where there is none."""
     values = np.zeros(spec.filters, spec.accumulator) if bias is None else bias
-    return FilterVectors.of(spec, variant).pack(values, spec.accumulator)
+    return FilterPacking.of(spec, variant).pack(values, spec.accumulator)
 
 
 def declare_packing(spec: CanonicalSpec, variant: DirectVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
     """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
-    filters = FilterVectors.of(spec, variant)
+    filters = FilterPacking.of(spec, variant)
 
     def kernel_at(shared, block, d, h, w, channel, vector, lane):  # type: ignore[no-untyped-def]
         return weights.kernel((d, h, w), channel, *filters.filter_at(shared, block, vector, lane))

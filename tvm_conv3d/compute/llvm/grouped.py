@@ -5,7 +5,7 @@ multiply-add serves filters of different groups. For depthwise layers nothing is
 Groups of 2, 4, 8, ... channels and as many filters need no repetition either (`shuffled`): step r of the reduction
 exchanges the lanes of a vector so that lane l has the value of lane l xor r, which is in the same group.
 
-Stages: gather, conv, tile or turned, out, as in :mod:`tvm_conv3d.compute.llvm.direct`.
+Stages: gather, conv, tile or transposed, out, as in :mod:`tvm_conv3d.compute.llvm.direct`.
 """
 
 from __future__ import annotations
@@ -98,11 +98,13 @@ def declare(spec: CanonicalSpec, variant: GroupedVariant) -> Declaration:
 
         out = te.compute(spec.output_shape, stored, name="out")
     else:
-        turned = te.compute((*conv_shape[:6], lanes, columns), lambda *i: conv(*i[:6], i[7], i[6]), name="turned")
+        transposed = te.compute(
+            (*conv_shape[:6], lanes, columns), lambda *i: conv(*i[:6], i[7], i[6]), name="transposed"
+        )
 
         def finished(n, f, d, h, w):  # type: ignore[no-untyped-def]
             *cell, wi, lane = place(n, f, d, h, w)
-            return finish(spec, turned(*cell, lane, wi), bias[cell[1], lane], residual.at(n, f, d, h, w))
+            return finish(spec, transposed(*cell, lane, wi), bias[cell[1], lane], residual.at(n, f, d, h, w))
 
         out = te.compute(spec.output_shape, finished, name="out")
     return Declaration((x, kernel, bias, *residual.tensors, out))

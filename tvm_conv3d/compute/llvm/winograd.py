@@ -9,7 +9,7 @@ gather                      zero-padded input cells of each part, phases and fol
 input_w, input_h, input_d   the input's transforms along each transformed axis, the last in the layout of the product
 product                     for each of the frequencies, and each group, tiles x channels by channels x filters
 output_d, output_h, output_w  the inverse transforms
-turned                      sums in rows of each filter, see :func:`turns`
+transposed                  sums in rows of each filter, see :func:`transposes_sums`
 out                         bias, activation and store
 flags                       not finite where a sum is not: a Winograd tile spreads NaN and infinity over its cells
 """
@@ -29,7 +29,7 @@ from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import Matrix, transforms
 from tvm_conv3d.compute.shared.declaration import Declaration
 from tvm_conv3d.compute.shared.elements import storage_dtype
-from tvm_conv3d.compute.shared.filter_packing import FilterVectors
+from tvm_conv3d.compute.shared.filter_packing import FilterPacking
 from tvm_conv3d.compute.shared.packing import Weights, bias_in_blocks
 from tvm_conv3d.compute.shared.residual import Residual
 from tvm_conv3d.compute.shared.stages import finish
@@ -64,7 +64,7 @@ class WinogradVariant:
         stream: the result is stored past the caches.
         staged: each stage is done for the whole input before the next begins: the weights of a frequency are read once,
             and the transformed input and the products go through memory.
-        interleaved: groups that take turns in the lanes of a vector (:mod:`tvm_conv3d.compute.shared.filter_packing`).
+        interleaved: groups that share vectors, lane by lane (:mod:`tvm_conv3d.compute.shared.filter_packing`).
     """
 
     modes: str
@@ -92,8 +92,8 @@ def side_by_side(spec: CanonicalSpec, variant: WinogradVariant) -> int:
     return spec.channels if math.prod(axes_of(spec, variant.modes).phases) == 1 else spec.group_channels
 
 
-def turns(spec: CanonicalSpec, variant: WinogradVariant) -> bool:
-    """Whether there is a stage `turned`: in channels_first, where each vector holds filters that lie side by side."""
+def transposes_sums(spec: CanonicalSpec, variant: WinogradVariant) -> bool:
+    """Whether there is a stage `transposed`: in channels_first, where each vector holds neighbouring filters."""
     each_whole = spec.groups == 1 or spec.group_filters % min(spec.group_filters, variant.lanes) == 0
     return spec.data_format != CHANNELS_LAST and variant.interleaved == 1 and each_whole
 
@@ -118,7 +118,7 @@ def pack_kernel(spec: CanonicalSpec, variant: WinogradVariant, kernel: np.ndarra
     """
     axes = axes_of(spec, variant.modes)
     taps = transformed(split_taps(axes, kernel), variant.tile, axes.strides)
-    blocked = FilterVectors.of(spec, variant).pack(taps, spec.accumulator).transpose(0, 1, 2, 4, 5, 3, 6, 7)
+    blocked = FilterPacking.of(spec, variant).pack(taps, spec.accumulator).transpose(0, 1, 2, 4, 5, 3, 6, 7)
     return np.ascontiguousarray(blocked).reshape(*blocked.shape[:3], -1, *blocked.shape[5:])
 
 
@@ -130,7 +130,7 @@ def pack_bias(spec: CanonicalSpec, variant: WinogradVariant, bias: np.ndarray | 
 
 def declare_packing(spec: CanonicalSpec, variant: WinogradVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
     """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
-    axes, filters = axes_of(spec, variant.modes), FilterVectors.of(spec, variant)
+    axes, filters = axes_of(spec, variant.modes), FilterPacking.of(spec, variant)
     read = taps_of_phases(spec, axes, weights)
 
     def taps_at(taps, block, channel, vector, lane):  # type: ignore[no-untyped-def]
@@ -167,7 +167,7 @@ class _Builder:
         self.outer = (spec.batch, *(self.axes.parts[axis] for axis in self.parted), *self.groups_of_part)
         self.tiles = math.prod(variant.block)
         self.channel_blocks = -(-self.axes.channels // variant.lanes)
-        self.filters = FilterVectors.of(spec, variant)
+        self.filters = FilterPacking.of(spec, variant)
         self.filter_blocks = self.filters.sharing * self.filters.blocks
         #: channels that a sum runs over
         self.group_channels = self.axes.channels // spec.groups
@@ -186,7 +186,7 @@ class _Builder:
         bias = te.placeholder((-(-spec.filters // variant.lanes) * variant.lanes,), self.acc, name="bias")
         product = self._product(self._input(self._gather(x)), kernel)
         sums = self._output(product)
-        by_cell = self._turned(sums) if turns(spec, variant) else self._cells_of(sums)
+        by_cell = self._transposed(sums) if transposes_sums(spec, variant) else self._cells_of(sums)
         residual = Residual(spec, spec.output_shape)
         out = self._out(by_cell, bias, residual)
         return Declaration((x, kernel, bias, *residual.tensors, out, self._flags(sums)), self._tiling())
@@ -313,7 +313,7 @@ class _Builder:
 
         return at
 
-    def _turned(self, sums: Callable[..., Expr]) -> Callable[..., Expr]:
+    def _transposed(self, sums: Callable[..., Expr]) -> Callable[..., Expr]:
         """:meth:`_cells_of` as a tensor with rows of each filter."""
         at, lanes = self._cells_of(sums), self.variant.lanes
         depth, height, width = (b * m for b, m in zip(self.variant.block, self.variant.tile, strict=True))
@@ -323,11 +323,11 @@ class _Builder:
             *cell, vector, lane, w = index
             return at(*cell, w, vector, lane)
 
-        turned = te.compute(shape, row, name="turned", varargs_names=index_names(shape))
+        transposed = te.compute(shape, row, name="transposed", varargs_names=index_names(shape))
 
         def read(*index):  # type: ignore[no-untyped-def]
             *cell, w, vector, lane = index
-            return turned(*cell, vector, lane, w)
+            return transposed(*cell, vector, lane, w)
 
         return read
 

@@ -9,14 +9,14 @@ Lanes of a vector are filters, and each lane has the input of its own group
 
 Stages, each a block that a schedule places:
 
-gather    zero-padded input cells, for each lane those of its group
-input     the rows' transform: one image for each frequency
-product   the sums over channels and the taps of depth and height, on register tiles
-output    the inverse transform
-turned    of channels_first only: sums in rows of each filter
-out       bias, activation and store
-seen      a number of each register tile, finite where all its sums are
-flags     the sum of these for a task: Winograd spreads NaN and infinity over its tiles
+gather      zero-padded input cells, for each lane those of its group
+input       the rows' transform: one image for each frequency
+product     the sums over channels and the taps of depth and height, on register tiles
+output      the inverse transform
+transposed  of channels_first only: sums in rows of each filter
+out         bias, activation and store
+seen        a number of each register tile, finite where all its sums are
+flags       the sum of these for a task: Winograd spreads NaN and infinity over its tiles
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class _Builder:
     def _out(self, sums: te.Tensor, bias: te.Tensor, residual: Residual) -> te.Tensor:
         """The output in whole register tiles; in channels_first, rows of each lane's filter."""
         last = self.spec.data_format == CHANNELS_LAST
-        read, tiling = sums if last else self._turned(sums), self._tiling()
+        read, tiling = sums if last else self._transposed(sums), self._tiling()
 
         def at(*index):  # type: ignore[no-untyped-def]
             added = residual.at(*tiling.real(index))
@@ -230,7 +230,7 @@ class _Builder:
 
         return te.compute(read.shape, at, name="out", varargs_names=index_names(read.shape))
 
-    def _turned(self, sums: te.Tensor) -> te.Tensor:
+    def _transposed(self, sums: te.Tensor) -> te.Tensor:
         """The sums of a register tile with its columns innermost."""
         *outer, wi, m, lanes = (int(extent) for extent in sums.shape)
 
@@ -239,7 +239,7 @@ class _Builder:
             return sums[(*cell, w // m, w % m, lane)]
 
         shape = (*outer, lanes, wi * m)
-        return te.compute(shape, at, name="turned", varargs_names=index_names(shape))
+        return te.compute(shape, at, name="transposed", varargs_names=index_names(shape))
 
     def _tiling(self) -> Tiling:
         """How the axes of :meth:`_out` make those of the real output."""

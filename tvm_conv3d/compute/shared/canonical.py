@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from tvm_conv3d.compute.shared.live_taps import seen_taps, trim
+from tvm_conv3d.compute.shared.live_taps import drop_dead_taps, live_taps
 from tvm_conv3d.compute.shared.transposed import AxisTaps, Forward, forward
 from tvm_conv3d.spec import CHANNELS_LAST, DATA_GRADIENT, FORWARD, Conv3DSpec, Convolution, Triple
 
@@ -152,8 +152,8 @@ def forward_of(spec: Conv3DSpec) -> Forward:
         )
     if spec.direction == DATA_GRADIENT:
         return forward(spec)
-    depth, height, width = ((tuple(taps),) for taps in seen_taps(spec))
-    return Forward(trim(spec), (1, 1, 1), (depth, height, width))
+    depth, height, width = ((tuple(taps),) for taps in live_taps(spec))
+    return Forward(drop_dead_taps(spec), (1, 1, 1), (depth, height, width))
 
 
 def _pairs(taps: AxisTaps, phase: int) -> tuple[list[int], list[int]]:

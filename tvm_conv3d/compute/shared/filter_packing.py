@@ -1,7 +1,7 @@
-"""Where the filters of a convolution lie in vectors: those of one group, or of several groups that take turns.
+"""Where the filters of a convolution lie in vectors: those of one group, or of several interleaved groups.
 
 Few filters a group fill no vector. Those of `interleaved` neighbouring groups together do: lane l belongs to group
-l mod `interleaved`, so that the input of a vector is one number of each of these groups, again and again, which a CPU
+l mod `interleaved`, so that the input of a vector is one element of each of these groups, again and again, which a CPU
 loads in one instruction.
 """
 
@@ -18,13 +18,13 @@ Expr = Any  # a TVM expression; its classes are not public names
 
 
 @dataclass(frozen=True)
-class FilterVectors:
+class FilterPacking:
     """A spec's filters in blocks of `vectors` vectors.
 
     Attributes:
         groups: of the convolution.
         filters: of a group.
-        interleaved: groups that take turns in the lanes of a vector; a power of two that divides `groups` and `lanes`.
+        interleaved: groups that share vectors, lane by lane; a power of two that divides `groups` and `lanes`.
         vectors, lanes: of a block, and of a vector.
 
     Raises:
@@ -42,7 +42,7 @@ class FilterVectors:
             raise ValueError(f"Interleaved groups must divide all groups, and the lanes of a vector. Received: {self}")
 
     @classmethod
-    def of(cls, spec: CanonicalSpec, variant: Any) -> FilterVectors:
+    def of(cls, spec: CanonicalSpec, variant: Any) -> FilterPacking:
         """Those of a variant with `interleaved`, `vectors` and `lanes`; phases count as groups."""
         return cls(spec.sets, spec.set_filters, variant.interleaved, variant.vectors, variant.lanes)
 

@@ -66,7 +66,7 @@ def term(axis: int, factor: int = 1, divisor: int = 1, modulus: int = 0) -> Term
 
 
 def mark(function: PrimFunc, tiling: Tiling) -> PrimFunc:
-    """Notes the tiling for :func:`cut_output`."""
+    """Notes the tiling for :func:`restore_layout`."""
     return function.with_attr(_TILING, json.dumps(asdict(tiling)))
 
 
@@ -75,7 +75,7 @@ def is_tiled(module: IRModule) -> bool:
     return _TILING in (module["main"].attrs or {})
 
 
-def cut_output(module: IRModule) -> IRModule:
+def restore_layout(module: IRModule) -> IRModule:
     """The scheduled `main` with its output in the real layout."""
     function = module["main"]
     tiling = Tiling(**json.loads(str(function.attrs[_TILING])))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import tvm_conv3d.schedules as schedules
 from tvm_conv3d.engine.records.record import Key, Record
-from tvm_conv3d.engine.records.store import FILE_NAME, Book, RecordWarning, load
+from tvm_conv3d.engine.records.store import FILE_NAME, RecordFile, RecordWarning, load
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.support import folders
 from tvm_conv3d.target.cpu import thread_count
@@ -76,11 +76,11 @@ def find(spec: Conv3DSpec, target: Target, logs: str | Path | None = None) -> It
     name = target_key(target)
     isa = instruction_set(target, spec.dtype)
     for path in _files(name, logs):
-        yield from _in_book(load(path), key, isa)
+        yield from _in_file(load(path), key, isa)
     if os.environ.get(LOGS_VARIABLE) == NO_LOGS:
         return
     for path in _neighbours(name):
-        yield from _in_book(load(path), key, isa, foreign=True)
+        yield from _in_file(load(path), key, isa, foreign=True)
 
 
 def _files(name: str, logs: str | Path | None) -> Iterator[Path]:
@@ -113,7 +113,7 @@ def _neighbours(name: str) -> list[Path]:
     return sorted(others, key=unlikeness)
 
 
-def _in_book(book: Book, key: Key, isa: str, foreign: bool = False) -> Iterator[Found]:
+def _in_file(book: RecordFile, key: Key, isa: str, foreign: bool = False) -> Iterator[Found]:
     record = book.records.get(key)
     if record is None:
         return

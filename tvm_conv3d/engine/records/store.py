@@ -32,7 +32,7 @@ class RecordWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class Book:
+class RecordFile:
     """A file's records.
 
     Attributes:
@@ -49,11 +49,11 @@ class Book:
 
 
 _Signature = tuple[int, int, int]
-_books: dict[Path, tuple[_Signature | None, Book]] = {}
+_books: dict[Path, tuple[_Signature | None, RecordFile]] = {}
 _lock = ForkSafeLock()
 
 
-def load(path: Path) -> Book:
+def load(path: Path) -> RecordFile:
     """The records of a file, read anew only when the file has changed; an absent file holds none.
 
     Warns once for each state of the file of every line that holds no record.
@@ -65,7 +65,7 @@ def load(path: Path) -> Book:
     with _lock:
         known = _books.get(path)
         if known is None or known[0] != signature:
-            book = Book(path, {}, {}) if signature is None else _read(path)
+            book = RecordFile(path, {}, {}) if signature is None else _read(path)
             _books[path] = known = (signature, book)
     return known[1]
 
@@ -86,7 +86,7 @@ def merge(path: Path, new: Iterable[Record], *, replace: bool = False) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=PATIENCE):
-        book = _read(path, quiet=True) if path.exists() else Book(path, {}, {})
+        book = _read(path, quiet=True) if path.exists() else RecordFile(path, {}, {})
         records = dict(book.records)
         for record in new:
             present = records.get(record.key)
@@ -112,7 +112,7 @@ def _write(path: Path, text: str) -> None:
         raise
 
 
-def _read(path: Path, quiet: bool = False) -> Book:
+def _read(path: Path, quiet: bool = False) -> RecordFile:
     records: dict[Key, Record] = {}
     lines: dict[Key, int] = {}
     unread = []
@@ -122,7 +122,7 @@ def _read(path: Path, quiet: bool = False) -> Book:
         if quiet:
             raise
         warnings.warn(f"{path} can't be read and no record in it is used: {error}", RecordWarning, stacklevel=2)
-        return Book(path, {}, {})
+        return RecordFile(path, {}, {})
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -139,7 +139,7 @@ def _read(path: Path, quiet: bool = False) -> Book:
     if len(unread) > _MOST_NAMED and not quiet:
         rest = len(unread) - _MOST_NAMED
         warnings.warn(f"{path}: {rest} more lines are skipped: they hold no records.", RecordWarning, stacklevel=2)
-    return Book(path, records, lines, tuple(unread))
+    return RecordFile(path, records, lines, tuple(unread))
 
 
 def _complain(path: Path, line: int, count: int, reason: str) -> None:
