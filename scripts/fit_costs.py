@@ -27,7 +27,7 @@ from tvm_conv3d.target.cpu import available_cpus, cpu_traits, host_target, threa
 from tvm_conv3d.target.resolve import target_key
 
 #: Rounds of reweighting, and the error below which a sample's weight grows no more.
-ROUNDS, LEAST_ERROR = 30, 0.02
+ROUNDS, MIN_ERROR = 30, 0.02
 
 #: Factor by which a cost may change at once.
 AWAY = 3.0
@@ -79,7 +79,7 @@ def fit(samples: Sequence[Sample]) -> dict[str, float]:
     for _ in range(ROUNDS):
         found = lsq_linear(rows * reweighted[:, None], reweighted, (in_force / AWAY, in_force * AWAY)).x
         errors = np.abs(rows @ found - 1)
-        reweighted = weights / np.sqrt(np.maximum(errors, LEAST_ERROR))
+        reweighted = weights / np.sqrt(np.maximum(errors, MIN_ERROR))
     return dict(zip(names, map(float, found), strict=True))
 
 

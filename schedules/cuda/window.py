@@ -13,7 +13,7 @@ from tvm_conv3d.schedules.cuda.common import unroll, unroll_by_pragma
 from tvm_conv3d.schedules.decisions import Decisions
 
 #: Taps of a slice up to which it is unrolled whole.
-_MOST_UNROLLED = 25
+_MAX_UNROLLED = 25
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: WindowVariant, decide: Decisions) -> None:
@@ -36,12 +36,12 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WindowVariant, decide: De
     sch.unroll(few)
     unroll(sch, (i, j))
     _, height, width = spec.kernel
-    whole = height * width <= _MOST_UNROLLED
+    whole = height * width <= _MAX_UNROLLED
     # taps of very wide kernels stay loops
-    unroll(sch, (tap_h, tap_w) if whole else (tap_w,) if width <= _MOST_UNROLLED else ())
+    unroll(sch, (tap_h, tap_w) if whole else (tap_w,) if width <= _MAX_UNROLLED else ())
     window = sch.get_sblock("window")
     sch.set_scope(window, 0, "local")
-    at = few if whole or variant.rows > 1 else tap_h if variant.columns > 1 or width <= _MOST_UNROLLED else tap_w
+    at = few if whole or variant.rows > 1 else tap_h if variant.columns > 1 or width <= _MAX_UNROLLED else tap_w
     sch.compute_at(window, at, preserve_unit_loops=True)
     unroll(sch, sch.get_loops(window)[-2:])
     start = sch.decompose_reduction(conv, tap_d)

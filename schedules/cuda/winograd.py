@@ -27,7 +27,7 @@ from tvm_conv3d.spec import CHANNELS_LAST
 _NEAR = (4, 8, 16, 32)
 
 #: Channels or filters of a block of threads that transforms, at most.
-_MOST_CHANNELS, _MOST_FILTERS = 16, 32
+_MAX_CHANNELS, _MAX_FILTERS = 16, 32
 
 #: Threads of such a block where nothing was tuned.
 _THREADS = 128
@@ -60,7 +60,7 @@ def _transform_data(sch: Schedule, s: CanonicalSpec, variant: WinogradGemmVarian
     """Spreads the input's transforms over threads."""
     e = extents_of(s, variant)
     frequency, c, row, t = sch.get_loops(sch.get_sblock("data"))
-    channels = max(d for d in divisors(e.steps * variant.step) if d <= _MOST_CHANNELS)
+    channels = max(d for d in divisors(e.steps * variant.step) if d <= _MAX_CHANNELS)
     far, near = sch.split(sch.fuse(row, t), [None, _near("near_data", math.prod(e.data_shape), channels, s, decide)])
     c, channel = sch.split(c, [None, channels])
     sch.reorder(far, c, channel, near, frequency)
@@ -75,7 +75,7 @@ def _transform_back(
     """Spreads the inverse transforms, and what finishes a tile, over threads; `count` tiles for each filter."""
     e = extents_of(s, variant)
     row, t, g, *cells = sch.get_loops(sch.get_sblock("out"))
-    filters = max(d for d in divisors(e.filter_blocks * variant.filters) if d <= _MOST_FILTERS)
+    filters = max(d for d in divisors(e.filter_blocks * variant.filters) if d <= _MAX_FILTERS)
     if s.data_format != CHANNELS_LAST:
         filters = min(filters, LANES)
     far, near = sch.split(sch.fuse(row, t), [None, _near("near_out", count, filters, s, decide)])

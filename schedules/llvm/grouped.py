@@ -25,7 +25,7 @@ from tvm_conv3d.schedules.llvm.passes import (
 from tvm_conv3d.spec import CHANNELS_LAST
 
 #: Taps of a row times channels of a group up to which both are unrolled.
-_MOST_UNROLLED = 32
+_MAX_UNROLLED = 32
 
 
 def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
@@ -77,7 +77,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: GroupedVariant, decide: D
     if variant.rows == 1:
         skip_padding_taps.mark(sch, spec, {0: tap_d, 1: tap_h}, {0: 2, 1: 3})
     along_row = (channel, tap_w)
-    if spec.kernel[2] * spec.group_channels <= _MOST_UNROLLED:
+    if spec.kernel[2] * spec.group_channels <= _MAX_UNROLLED:
         unroll(sch, along_row)
     elif variant.shuffled:
         # an exchange of lanes is part of the code

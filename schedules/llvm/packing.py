@@ -21,7 +21,7 @@ from tvm_conv3d.schedules.llvm.common import BlockRV, LoopRV, place
 from tvm_conv3d.schedules.packing import loops_by_name, transforms_of
 
 #: Elements of a packed kernel from which on it is made by several threads.
-_LEAST_PARALLEL = 1 << 15
+_MIN_PARALLEL = 1 << 15
 
 #: Elements that a task copies in two loops, at most.
 _ROW = 256
@@ -81,7 +81,7 @@ def _in_tasks(sch: Schedule, loops: list[LoopRV], inner: int) -> LoopRV:
     """Makes `loops`, whose body stores `inner` elements, one loop of tasks, or of one thread where there is little."""
     count = math.prod(int(sch.get(loop).extent) for loop in loops)
     task = sch.fuse(*loops)
-    if count * inner >= _LEAST_PARALLEL:
+    if count * inner >= _MIN_PARALLEL:
         sch.parallel(task)
     return task
 

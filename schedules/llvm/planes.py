@@ -31,7 +31,7 @@ from tvm_conv3d.spec import CHANNELS_FIRST
 _FEW = 12
 
 #: Channels in one step of the reduction, at most.
-_MOST_UNROLLED = 16
+_MAX_UNROLLED = 16
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: PlanesVariant, decide: Decisions) -> None:
@@ -99,7 +99,7 @@ def _sums(sch: Schedule, s: CanonicalSpec, variant: PlanesVariant, decide: Decis
     """The sums of a register tile; the innermost loop over channels."""
     conv = place(sch, "conv", at)
     *tile, tap_d, tap_h, tap_w, channel = sch.get_loops(conv)[-8:]
-    outer, few = decide.tile("unroll", channel, default=1, limit=_MOST_UNROLLED)
+    outer, few = decide.tile("unroll", channel, default=1, limit=_MAX_UNROLLED)
     sch.unroll(few)
     if variant.rows > 1:
         skip_padding_taps.mark(sch, s, {0: tap_d}, {0: 3})

@@ -42,7 +42,7 @@ from tvm_conv3d.schedules.llvm.passes import (
 from tvm_conv3d.spec import CHANNELS_LAST
 
 #: Groups of tiles in one task of a staged product, at most.
-MOST_GROUPS = 64
+MAX_GROUPS = 64
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradVariant, decide: Decisions) -> None:
@@ -180,7 +180,7 @@ def _product(sch: Schedule, variant: WinogradVariant, decide: Decisions) -> None
     block = sch.get_sblock("product")
     *groups, e, y, x, f, t, lane, channel = sch.get_loops(block)
     if variant.staged:
-        outer, inner = decide.tile("groups", sch.fuse(*groups), default=MOST_GROUPS, limit=MOST_GROUPS)
+        outer, inner = decide.tile("groups", sch.fuse(*groups), default=MAX_GROUPS, limit=MAX_GROUPS)
         sch.reorder(e, y, x, outer, inner)
         sch.parallel(sch.fuse(e, y, x, outer))
     f_out, f_in = sch.split(f, [None, variant.vectors])

@@ -26,7 +26,7 @@ from tvm_conv3d.schedules.llvm.passes import (
 from tvm_conv3d.spec import CHANNELS_LAST
 
 #: Multiply-adds of a register tile up to which the taps of height and the channels are unrolled beside it.
-_MOST_UNROLLED = 128
+_MAX_UNROLLED = 128
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradRowsVariant, decide: Decisions) -> None:
@@ -70,7 +70,7 @@ def _product(sch: Schedule, s: CanonicalSpec, variant: WinogradRowsVariant, dept
     block = sch.get_sblock("product")
     sch.compute_at(block, depths, preserve_unit_loops=True)
     _, _, _, hi, _, wi, lane, tap_d, tap_h, channel = sch.get_loops(block)[-10:]
-    if s.kernel[1] * s.group_channels * variant.rows * variant.columns <= _MOST_UNROLLED:
+    if s.kernel[1] * s.group_channels * variant.rows * variant.columns <= _MAX_UNROLLED:
         unroll(sch, (tap_h, channel))
     store = sch.cache_write(block, 0, "local")
     depth = sch.get_loops(block)[-9]

@@ -51,7 +51,7 @@ def _in_record(x: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def _all_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small arrays take the way of large ones."""
-    monkeypatch.setattr(conversion, "_LEAST_BYTES", 64)
+    monkeypatch.setattr(conversion, "_MIN_BYTES", 64)
 
 
 def bits(array: np.ndarray) -> np.ndarray:

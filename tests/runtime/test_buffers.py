@@ -52,17 +52,17 @@ def test_arrays_are_plain() -> None:
 
 def test_little_is_kept() -> None:
     store = output_pool._Store()
-    blocks = [np.empty(output_pool.MOST_KEPT // 4, np.uint8) for _ in range(6)]
+    blocks = [np.empty(output_pool.MAX_KEPT // 4, np.uint8) for _ in range(6)]
     for block in blocks:
         store.put_back(block)
-    assert store._kept <= output_pool.MOST_KEPT
+    assert store._kept <= output_pool.MAX_KEPT
     assert sum(len(free) for free in store._free.values()) == 4
 
 
 @pytest.fixture
 def _usual_limit() -> Iterator[None]:
     yield
-    set_kept_memory(output_pool.MOST_KEPT)
+    set_kept_memory(output_pool.MAX_KEPT)
 
 
 @pytest.mark.usefixtures("_usual_limit")

@@ -144,7 +144,7 @@ def test_a_best_plan_that_is_exact_needs_no_other(compiled: list[Plan]) -> None:
 
 def test_large_sizes_are_worth_their_best_plan(compiled: list[Plan], monkeypatch: pytest.MonkeyPatch) -> None:
     """The definition would take longer there than compiling anything."""
-    monkeypatch.setattr(new_sizes, "MOST_CYCLES", 1e5)
+    monkeypatch.setattr(new_sizes, "MAX_CYCLES", 1e5)
     layer = layer_of()
     for shape in (FIRST, NEW):
         layer(data(shape))

@@ -25,8 +25,8 @@ def test_what_is_asked_for_stays() -> None:
 
 
 def test_a_layer_with_ever_new_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "_MOST_SHAPES", 4)
-    monkeypatch.setattr(executor, "_MOST_LAYOUTS", 2)
+    monkeypatch.setattr(executor, "_MAX_SHAPES", 4)
+    monkeypatch.setattr(executor, "_MAX_LAYOUTS", 2)
     monkeypatch.setattr(loader, "_loaded", Recent(6))
     layer = Conv3D(2, (2, 1, 1), kernel_initializer="ones")
     for width in (*range(1, 9), 1, 8):

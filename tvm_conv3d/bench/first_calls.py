@@ -23,7 +23,7 @@ from tvm_conv3d.support.dtypes import numpy_dtype
 USUAL = "n1_i24x24x24x16_o32_k3x3x3_s1x1x1_d1x1x1_p1.1x1.1x1.1_g1_ndhwc_float32_bias_relu"
 
 #: Cells along an axis of a new size.
-LEAST, MOST = 12, 40
+MIN_EXTENT, MAX_EXTENT = 12, 40
 
 #: Calls of each size.
 CALLS = ("first", "second", "third")
@@ -62,7 +62,7 @@ def draw(layer: Layer, count: int, seed: int) -> list[Conv3DSpec]:
     rng, spec = random.Random(seed), layer.spec
     sizes: dict[Triple, None] = {}
     while len(sizes) < count:
-        depth, height, width = (rng.randint(max(LEAST, window), MOST + window) for window in spec.window)
+        depth, height, width = (rng.randint(max(MIN_EXTENT, window), MAX_EXTENT + window) for window in spec.window)
         if (depth, height, width) != spec.size:
             sizes[depth, height, width] = None
     specs = []

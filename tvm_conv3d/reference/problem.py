@@ -17,7 +17,7 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-11, "float16": 5e-3, "bfloat16": 2e-
 
 #: Multiply-accumulates that the oracle may spend on a layer, and the most output positions that are compared.
 ORACLE_MACS = 2e9
-MOST_POSITIONS = 1 << 15
+MAX_POSITIONS = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def choose_positions(spec: Conv3DSpec, rng: np.random.Generator) -> np.ndarray:
     shape = (spec.batch, *spec.out_size)
     total = int(np.prod(shape))
     each = max(1, spec.macs // max(1, total))
-    count = min(MOST_POSITIONS, max(64, int(ORACLE_MACS // each)))
+    count = min(MAX_POSITIONS, max(64, int(ORACLE_MACS // each)))
     if total <= count:
         return np.stack(np.unravel_index(np.arange(total), shape), axis=1)
     sample = np.stack([rng.integers(0, n, count) for n in shape], axis=1)

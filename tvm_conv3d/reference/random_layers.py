@@ -9,7 +9,7 @@ from tvm_conv3d.reference.layers import Layer
 from tvm_conv3d.spec import Conv3DSpec, Triple, same_padding
 
 #: Larger problems only make a run longer, smaller ones time the call.
-LEAST_GFLOP, MOST_GFLOP = 0.02, 12.0
+MIN_GFLOP, MAX_GFLOP = 0.02, 12.0
 KERNELS: tuple[Triple, ...] = (
     *((3, 3, 3),) * 6,
     *((1, 1, 1),) * 2,
@@ -28,7 +28,7 @@ def draw(count: int, seed: int) -> list[Layer]:
     layers: list[Layer] = []
     while len(layers) < count:
         spec, padding = _one(rng)
-        if LEAST_GFLOP <= spec.gflop <= MOST_GFLOP:
+        if MIN_GFLOP <= spec.gflop <= MAX_GFLOP:
             layers.append(Layer(f"random{seed}_{len(layers)}", spec, padding))
     return layers
 

@@ -20,7 +20,7 @@ _SOURCES = frozenset(("bool", "float16", "bfloat16", "float32", "float64")).unio
 )
 
 #: Smaller copies lie in the caches: NumPy has made them before other threads have begun.
-_LEAST_BYTES = 1 << 20
+_MIN_BYTES = 1 << 20
 
 #: Passes of TVM that find nothing to do in a copy, and take a third of the time of compiling it.
 _NEEDLESS = [
@@ -42,7 +42,7 @@ def contiguous(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
         MemoryError: there is none for the copy.
     """
     out = output_pool.empty(array.shape, dtype)
-    if out.nbytes < _LEAST_BYTES or not _is_plain(array):
+    if out.nbytes < _MIN_BYTES or not _is_plain(array):
         with np.errstate(all="ignore"):
             np.copyto(out, array, casting="unsafe")
         return out

@@ -87,7 +87,7 @@ class _Packed:
 
 
 #: Shapes that a layer keeps at hand, and layouts of its weights; each layout is a copy of them.
-_MOST_SHAPES, _MOST_LAYOUTS = 256, 32
+_MAX_SHAPES, _MAX_LAYOUTS = 256, 32
 
 #: Whether Winograd's algorithm is taken: unless the kernel is structured, never, or even then.
 ACCURACIES = ("default", "strict", "fast")
@@ -120,7 +120,7 @@ class Executor:
         self._wish = target
         self._accuracy = accuracy
         self._limit = planner.check_limit(workspace_limit)
-        self._most_specs = most_specs or _MOST_SHAPES
+        self._most_specs = most_specs or _MAX_SHAPES
         self._clear()
 
     def _clear(self) -> None:
@@ -128,11 +128,11 @@ class Executor:
         threads.after_fork(output_pool.renew)
         threads.after_fork(exit_guard.renew)
         self._ready: Recent[tuple[Conv3DSpec, int, bool], _PreparedCall] = Recent(self._most_specs)
-        self._packed: Recent[str, _Packed] = Recent(_MOST_LAYOUTS)
+        self._packed: Recent[str, _Packed] = Recent(_MAX_LAYOUTS)
         self._gpu_ready: Recent[tuple[Conv3DSpec, int, str, bool], _PreparedCall] = Recent(self._most_specs)
         self._sizes = NewSizes(self._most_specs)
-        self._gpu = GpuExecutor(_MOST_LAYOUTS)
-        self._targets: Recent[int, Target] = Recent(_MOST_SHAPES)
+        self._gpu = GpuExecutor(_MAX_LAYOUTS)
+        self._targets: Recent[int, Target] = Recent(_MAX_SHAPES)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: self.__dict__[name] for name in ("_wish", "_accuracy", "_limit", "_most_specs")}

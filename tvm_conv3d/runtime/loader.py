@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tvm.target import Target
 
 #: Kernels that the process keeps loaded without a layer that uses them; of the others the code's memory is freed.
-_MOST_LOADED = 1024
+_MAX_LOADED = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class Loaded:
         return self.functions[MAIN]
 
 
-_loaded: Recent[str, Loaded] = Recent(_MOST_LOADED)
+_loaded: Recent[str, Loaded] = Recent(_MAX_LOADED)
 _loading: dict[str, ForkSafeLock] = {}
 _loading_lock = ForkSafeLock()
 

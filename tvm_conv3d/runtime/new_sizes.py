@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: Cycles a core that the products of the definition may take in a first call: a third of a second, about what a plan
 #: that is compiled fast saves.
-MOST_CYCLES = 1e9
+MAX_CYCLES = 1e9
 
 
 def layer_of(spec: Conv3DSpec) -> Conv3DSpec:
@@ -72,4 +72,4 @@ class NewSizes:
             # compiling takes seconds there, longer than any convolution
             return True
         traits = cpu_traits(target)
-        return best.spec.macs / (traits.lanes(best.spec.accumulator) * traits.cores) <= MOST_CYCLES
+        return best.spec.macs / (traits.lanes(best.spec.accumulator) * traits.cores) <= MAX_CYCLES

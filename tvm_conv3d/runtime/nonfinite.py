@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from tvm import IRModule
 
 #: Terms of a window that float32 counts one by one.
-_MOST_TERMS = 1 << 24
+_MAX_TERMS = 1 << 24
 
 #: Channels of a group that :mod:`tvm_conv3d.compute.shared.nonfinite` counts.
-_MOST_CHANNELS = (1 << 15) - 1
+_MAX_CHANNELS = (1 << 15) - 1
 
 #: Sums of marks that a task makes.
 _SUMS = 2048
@@ -115,9 +115,9 @@ def fill(
     # of a data gradient, the convolution that computes it, which has no phases where Winograd's algorithm does
     spec = forward_of(spec).spec
     # the results of sums that are not finite are told by filter, a residual operand has a value for each
-    if spec.residual or spec.group_channels > _MOST_CHANNELS:
+    if spec.residual or spec.group_channels > _MAX_CHANNELS:
         return False
-    if spec.group_channels * math.prod(spec.kernel) >= _MOST_TERMS:
+    if spec.group_channels * math.prod(spec.kernel) >= _MAX_TERMS:
         return False
     least = doubts.overflows_from(weights)
     if least == 0:

@@ -14,10 +14,10 @@ from collections import OrderedDict
 import numpy as np
 
 #: Smaller results come from the allocator's own free lists anyway.
-_LEAST_BYTES = 1 << 20
+_MIN_BYTES = 1 << 20
 
 #: Bytes that are kept for later, at most, unless the user says otherwise; the longest unused go first.
-MOST_KEPT = 512 << 20
+MAX_KEPT = 512 << 20
 
 
 #: Bytes of a cache line.
@@ -27,7 +27,7 @@ _LINE = 64
 class _Store:
     """Free blocks by size, oldest first."""
 
-    def __init__(self, most: int = MOST_KEPT) -> None:
+    def __init__(self, most: int = MAX_KEPT) -> None:
         self._lock = threading.Lock()
         self.most = most
         self._free: OrderedDict[int, list[np.ndarray]] = OrderedDict()
@@ -135,6 +135,6 @@ def check_bytes(most: int) -> int:
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An uninitialised C-contiguous array that no other array shares memory with."""
     size = math.prod(shape) * dtype.itemsize
-    if size < _LEAST_BYTES:
+    if size < _MIN_BYTES:
         return np.empty(shape, dtype)
     return np.asarray(_Lease(_store, _store.take(size))).view(dtype).reshape(shape)

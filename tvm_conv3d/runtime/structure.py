@@ -23,7 +23,7 @@ _BITS = 7
 _TELLING = 20
 
 #: The smallest normal number of float16: below it, dying filters of half types have few bits.
-_LEAST = 2.0**-14
+_MIN_NORMAL = 2.0**-14
 
 #: Relative rounding of two float32 values and their quotient.
 _ROUNDING = 2.0**-22
@@ -85,7 +85,7 @@ def _few_bits(values: np.ndarray, largest: np.ndarray) -> tuple[np.ndarray, np.n
     of_smallest = (np.abs(multiples - whole) <= _ROUNDING * np.abs(whole)).all(axis=0)
     of_smallest &= np.abs(whole).max(axis=0) < 2**_BITS
     few = of_power | of_smallest
-    telling = few & (np.count_nonzero(values, axis=0) >= _TELLING) & (largest >= _LEAST)
+    telling = few & (np.count_nonzero(values, axis=0) >= _TELLING) & (largest >= _MIN_NORMAL)
     return few, telling
 
 

@@ -22,7 +22,7 @@ _USUAL_CACHES = {1: 32 << 10, 2: 1 << 20, 3: 16 << 20}
 
 
 #: Bytes of the shared cache that one core can count on: a virtual machine sees all of its host's, and has its part.
-_MOST_L3_PER_CORE = 16 << 20
+_MAX_L3_PER_CORE = 16 << 20
 
 
 #: CPUs that take two cycles for an operation on 512 bits.
@@ -123,7 +123,7 @@ def cpu_traits(target: Target) -> CpuTraits:
         registers = 32
     caches = {**_USUAL_CACHES, **_linux_caches()}
     cores = thread_count(target)
-    l3 = min(caches[3], cores * _MOST_L3_PER_CORE)
+    l3 = min(caches[3], cores * _MAX_L3_PER_CORE)
     split = bits == 512 and str(target.attrs.get("mcpu", "")) in _SPLIT
     return CpuTraits(bits, registers, cores, caches[1], caches[2], l3, split, dot_units.units(features))
 

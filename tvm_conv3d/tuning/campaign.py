@@ -23,7 +23,7 @@ FIRST_HALF = 0.5
 #: Length of a later turn, as a share of an even one.
 LATER = 0.5
 #: Seconds below which a turn is not worth its final.
-LEAST = 1.0
+MIN_SECONDS = 1.0
 
 
 class Turns(Protocol):
@@ -96,14 +96,14 @@ class Campaign(Generic[T]):
             self._turn(entry, self._share(half, len(self._entries) - number))
             if self.interrupted:
                 return self._done()
-        later = max(LEAST, LATER * (half - began) / max(1, len(self._entries)))
-        while time.monotonic() + LEAST < end and math.isfinite(end):
+        later = max(MIN_SECONDS, LATER * (half - began) / max(1, len(self._entries)))
+        while time.monotonic() + MIN_SECONDS < end and math.isfinite(end):
             entries = [entry for entry in self._entries if entry.open]
             if not entries:
                 break
             left = end - time.monotonic() - self._overhead
             best = max(entries, key=lambda entry: entry.hope)
-            self._turn(best, max(LEAST, left if len(entries) == 1 else min(later, left)))
+            self._turn(best, max(MIN_SECONDS, left if len(entries) == 1 else min(later, left)))
             if self.interrupted:
                 break
         return self._done()

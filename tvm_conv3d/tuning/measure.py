@@ -32,7 +32,7 @@ REPEATS = 5
 SLOW_SECONDS = 0.03
 
 #: Seconds of a contest, and its rounds.
-CONTEST_SECONDS, LEAST_ROUNDS, MOST_ROUNDS = 3.0, 5, 15
+CONTEST_SECONDS, MIN_ROUNDS, MAX_ROUNDS = 3.0, 5, 15
 
 #: Packed weights that are kept: the variants of a batch take turns.
 _KEPT_WEIGHTS = 4
@@ -198,7 +198,7 @@ def contest(calls: Sequence[Callable[[], None]]) -> list[float]:
     first = [_once(call, 1) for call in calls]
     counts = [max(1, math.ceil(REPEAT_SECONDS / max(seconds, 1e-9))) for seconds in first]
     a_round = sum(count * seconds for count, seconds in zip(counts, first, strict=True))
-    rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, round(CONTEST_SECONDS / max(a_round, 1e-9))))
+    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, round(CONTEST_SECONDS / max(a_round, 1e-9))))
     turns = [[_once(call, count) for call, count in zip(calls, counts, strict=True)] for _ in range(rounds)]
     return [statistics.median(times) for times in zip(*turns, strict=True)]
 

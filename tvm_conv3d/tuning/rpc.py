@@ -25,7 +25,7 @@ import numpy as np
 from tvm_conv3d.compute.shared.argument import BIAS, KERNEL, OUT, PACK, PACKED_BIAS, PACKED_KERNEL, Function
 from tvm_conv3d.engine.artifact import MAIN, Artifact
 from tvm_conv3d.runtime import interchange
-from tvm_conv3d.tuning.measure import CONTEST_SECONDS, LEAST_ROUNDS, MOST_ROUNDS, REPEAT_SECONDS, Bench, Request
+from tvm_conv3d.tuning.measure import CONTEST_SECONDS, MAX_ROUNDS, MIN_ROUNDS, REPEAT_SECONDS, Bench, Request
 from tvm_conv3d.tuning.workers import NoWorkerError, Worker, WorkerError, answer_requests
 
 #: Seconds to wait for a free device at first.
@@ -131,7 +131,7 @@ class CpuDevice(Device):
         first = [self._once(each, 1) for each in ready]
         counts = [max(1, math.ceil(REPEAT_SECONDS / max(seconds, 1e-9))) for seconds in first]
         a_round = sum(count * seconds for count, seconds in zip(counts, first, strict=True))
-        rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, round(CONTEST_SECONDS / max(a_round, 1e-9))))
+        rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, round(CONTEST_SECONDS / max(a_round, 1e-9))))
         turns = [[self._once(each, n) for each, n in zip(ready, counts, strict=True)] for _ in range(rounds)]
         return [statistics.median(times) for times in zip(*turns, strict=True)]
 

@@ -16,7 +16,7 @@ from tvm_conv3d.tuning.layer import Outcome
 from tvm_conv3d.tuning.tasks import Task
 
 #: Layers that the picture tells apart by colour.
-_MOST_LINES = 20
+_MAX_LINES = 20
 
 
 class Progress:
@@ -198,11 +198,11 @@ def draw(path: Path, rows: Sequence[tuple[Task, Outcome]]) -> None:
     colours = colormaps["tab20"]
     for number, (task, outcome) in enumerate(rows):
         points = best_so_far(outcome)
-        axes.step(range(1, len(points) + 1), points, where="post", label=task.name, color=colours(number % _MOST_LINES))
+        axes.step(range(1, len(points) + 1), points, where="post", label=task.name, color=colours(number % _MAX_LINES))
     axes.set_xlabel("trials")
     axes.set_ylabel("GF/s of the direct convolution, best so far")
     if rows:
-        axes.legend(fontsize="small", ncols=1 + len(rows) // _MOST_LINES, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.legend(fontsize="small", ncols=1 + len(rows) // _MAX_LINES, loc="center left", bbox_to_anchor=(1, 0.5))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 

@@ -32,7 +32,7 @@ TILES = (
 )
 
 #: Bytes of sums in one thread's registers, at most.
-MOST_SUMS = 256
+MAX_SUMS = 256
 
 #: Terms of the reduction that are gathered at a time.
 _STEP = {4: 16, 8: 8}
@@ -49,7 +49,7 @@ def priced(spec: CanonicalSpec, traits: GpuTraits) -> list[tuple[GemmVariant, fl
     costs: dict[GemmVariant, float] = {}
     for cells, filters, threads_cells, threads_filters in TILES:
         sums = cells * filters // (threads_cells * threads_filters)
-        if sums * item > MOST_SUMS:
+        if sums * item > MAX_SUMS:
             continue
         variant = fitted(spec, GemmVariant(cells, filters, _STEP[item], threads_cells, threads_filters))
         share = share_of_registers(sums)
@@ -72,7 +72,7 @@ def fitted(spec: CanonicalSpec, variant: GemmVariant) -> GemmVariant:
 
 
 #: Variants that compete while tuning.
-MOST_VARIANTS = 8
+MAX_VARIANTS = 8
 
 
 def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[GemmVariant, dict[str, int]]:
@@ -82,4 +82,4 @@ def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[GemmVariant, dict[s
 
 def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[GemmVariant]:
     """The variants that compete while tuning, the default's first."""
-    return candidates(spec, traits)[:MOST_VARIANTS]
+    return candidates(spec, traits)[:MAX_VARIANTS]

@@ -29,13 +29,13 @@ TILES = (
 _STEP = 32
 
 #: Channels, and filters, of a group from which on tensor cores are taken: fewer leave most of a product to padding.
-_LEAST_TERMS, _LEAST_FILTERS = 16, 9
+_MIN_TERMS, _MIN_FILTERS = 16, 9
 
 
 def candidates(spec: CanonicalSpec, traits: GpuTraits) -> list[TensorVariant]:
     """Variants for `spec`, the cheapest first; none where tensor cores are no help."""
     terms = math.prod(spec.kernel) * spec.group_channels
-    if not traits.has_tensor_cores(spec.dtype) or terms < _LEAST_TERMS or spec.set_filters < _LEAST_FILTERS:
+    if not traits.has_tensor_cores(spec.dtype) or terms < _MIN_TERMS or spec.set_filters < _MIN_FILTERS:
         return []
     costs: dict[TensorVariant, float] = {}
     for cells, filters, warps_cells, warps_filters in TILES:
@@ -55,7 +55,7 @@ def fitted(spec: CanonicalSpec, variant: TensorVariant) -> TensorVariant:
 
 
 #: Variants that compete while tuning.
-MOST_VARIANTS = 8
+MAX_VARIANTS = 8
 
 
 def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[TensorVariant, dict[str, int]] | None:
@@ -66,4 +66,4 @@ def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[TensorVariant, dict
 
 def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[TensorVariant]:
     """The variants that compete while tuning, the default's first."""
-    return candidates(spec, traits)[:MOST_VARIANTS]
+    return candidates(spec, traits)[:MAX_VARIANTS]

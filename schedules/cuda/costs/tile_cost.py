@@ -33,19 +33,19 @@ _ALONE, _FEW = 1.5, 1.2
 LAUNCH = 3000.0
 
 #: Parts of a reduction, at most, and terms of a part, at least.
-MOST_PARTS, LEAST_TERMS = 64, 128
+MAX_PARTS, MIN_TERMS = 64, 128
 
 #: What needs several kernels must be cheaper by this factor than one kernel, as both are estimates.
 ADVANTAGE = 0.7
 
 #: Share of a reduction that may be padding before taps and channels are flattened.
-_MOST_WASTE = 0.2
+_MAX_WASTE = 0.2
 
 
 def is_flat(spec: CanonicalSpec, step: int) -> bool:
     """Whether taps and channels are one index of the reduction, as steps of channels alone would be much padding."""
     waste = 1 - spec.group_channels / (-(-spec.group_channels // step) * step)
-    return waste > _MOST_WASTE and math.prod(spec.kernel) > 1
+    return waste > _MAX_WASTE and math.prod(spec.kernel) > 1
 
 
 def nanoseconds(spec: CanonicalSpec, traits: GpuTraits, variant: Cut, item: int, tensor: bool, share: float) -> float:
@@ -76,7 +76,7 @@ def in_parts(spec: CanonicalSpec, traits: GpuTraits, variant: V, price: Callable
     e = extents_of(spec, variant)
     found = {variant: price(variant)}
     blocks = e.planes * spec.sets * e.cell_blocks * e.filter_blocks
-    cuts = [p for p in divisors(e.turns) if 1 < p <= MOST_PARTS and e.turns // p * variant.step >= LEAST_TERMS]
+    cuts = [p for p in divisors(e.turns) if 1 < p <= MAX_PARTS and e.turns // p * variant.step >= MIN_TERMS]
     if blocks < traits.multiprocessors and cuts:
         priced = {cut: price(cut) for cut in (replace(variant, parts=p) for p in cuts)}
         best = min(priced, key=lambda cut: priced[cut])

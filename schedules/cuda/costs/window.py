@@ -18,7 +18,7 @@ _FEW_CHANNELS = 8
 
 
 #: Cells of the windows that one thread holds at a time.
-_MOST_HELD = 48
+_MAX_HELD = 48
 
 
 def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[WindowVariant, dict[str, int]] | None:
@@ -43,6 +43,6 @@ def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[WindowVariant]:
         enough = threads >= traits.multiprocessors * traits.threads_per_multiprocessor / 4
         overlaps = spec.window[axis] > spec.strides[axis] and spec.dilation[axis] == 1
         wasted = -(-spec.out_size[axis] // cells) * cells / spec.out_size[axis]
-        if cells == 1 or (enough and overlaps and held <= _MOST_HELD and wasted <= 1.34):
+        if cells == 1 or (enough and overlaps and held <= _MAX_HELD and wasted <= 1.34):
             found.append(variant)
     return found

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from tvm_conv3d.compute.cuda.winograd_gemm import LANES, WinogradGemmVariant, error_bound, extents_of
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.compute.shared.cook_toom import MOST_TAPS_AND_OUTPUTS
+from tvm_conv3d.compute.shared.cook_toom import MAX_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.shared.winograd_axes import DILATED, FOLDED, PLAIN, STRIDED, axes_of
 from tvm_conv3d.schedules.cuda.costs import gemm, winograd
 from tvm_conv3d.schedules.cuda.costs.tile_cost import ADVANTAGE, LAUNCH, of_tiles, share_of_registers
@@ -23,17 +23,17 @@ from tvm_conv3d.target.gpu import GpuTraits
 ERROR_LIMIT = 1e-5
 
 #: Output cells of a tile along an axis, and cells of a tile's window, which a thread holds in registers, at most.
-_LARGEST_TILE, _MOST_HELD = 4, 64
+_LARGEST_TILE, _MAX_HELD = 4, 64
 
 #: Channels and filters from which on Winograd is looked at.
-_LEAST = 16
+_MIN_CHANNELS = 16
 
 #: Channels of a step of the product; the shorter one where the longer would be much padding.
 _STEPS = (16, 8)
-_MOST_WASTE = 0.2
+_MAX_WASTE = 0.2
 
 #: Variants that compete while tuning.
-_MOST_VARIANTS = 8
+_MAX_VARIANTS = 8
 
 #: Bytes of an element, and the share of the published bandwidth that copies reach.
 _ITEM, _SHARE = 4, 0.8
@@ -44,10 +44,10 @@ _TRANSFORM = 24.0
 
 def candidates(spec: CanonicalSpec, traits: GpuTraits) -> list[WinogradGemmVariant]:
     """Variants within the error limit, the cheapest first; empty where Winograd does not apply."""
-    if spec.groups != 1 or spec.dtype != "float32" or spec.empty or min(spec.channels, spec.filters) < _LEAST:
+    if spec.groups != 1 or spec.dtype != "float32" or spec.empty or min(spec.channels, spec.filters) < _MIN_CHANNELS:
         return []
     costs = {variant: nanoseconds(spec, traits, variant) for variant in _possible(spec)}
-    return sorted(costs, key=lambda variant: costs[variant])[:_MOST_VARIANTS]
+    return sorted(costs, key=lambda variant: costs[variant])[:_MAX_VARIANTS]
 
 
 def worthwhile(spec: CanonicalSpec, traits: GpuTraits) -> WinogradGemmVariant | None:
@@ -84,20 +84,20 @@ def _possible(s: CanonicalSpec) -> Iterator[WinogradGemmVariant]:
         parts = [o // p for o, p in zip(s.out_size, axes.parts, strict=True)]
         tiles: list[list[int]] = []
         for axis, (taps, out) in enumerate(zip(axes.taps, parts, strict=True)):
-            largest = min(_LARGEST_TILE, max(2, out), MOST_TAPS_AND_OUTPUTS - taps)
+            largest = min(_LARGEST_TILE, max(2, out), MAX_TAPS_AND_OUTPUTS - taps)
             # only depth's taps may be left to the product
             tiles.append([1] if taps == 1 else [1] * (axis == 0) + list(range(2, largest + 1)))
         waste = 1 - axes.channels / (-(-axes.channels // _STEPS[0]) * _STEPS[0])
-        step = _STEPS[waste > _MOST_WASTE]
+        step = _STEPS[waste > _MAX_WASTE]
         for depth, height, width in itertools.product(*tiles):
             tile = (depth, height, width)
             held = math.prod(m + t - 1 if m > 1 else 1 for m, t in zip(tile, axes.taps, strict=True))
-            if held == 1 or held > _MOST_HELD:
+            if held == 1 or held > _MAX_HELD:
                 continue
             for cells, filters, threads_cells, threads_filters in gemm.TILES:
                 sums = cells * filters // (threads_cells * threads_filters)
                 variant = WinogradGemmVariant(modes, tile, cells, filters, step, threads_cells, threads_filters)
-                fits = sums * _ITEM <= gemm.MOST_SUMS and filters // threads_filters % LANES == 0
+                fits = sums * _ITEM <= gemm.MAX_SUMS and filters // threads_filters % LANES == 0
                 if fits and error_bound(s, variant) <= ERROR_LIMIT:
                     yield variant
 

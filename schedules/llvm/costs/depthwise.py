@@ -28,7 +28,7 @@ _GROUPED_EXPECTS = 0.75
 
 
 #: Variants that compete while tuning.
-_MOST_VARIANTS = 10
+_MAX_VARIANTS = 10
 
 
 def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[DepthwiseVariant, dict[str, int]] | None:
@@ -46,7 +46,7 @@ def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[DepthwiseVariant]:
     if not applies(spec):
         return []
     candidates = (candidate.variant for candidate in _candidates(spec, traits))
-    found = list(itertools.islice(dict.fromkeys(candidates), _MOST_VARIANTS))
+    found = list(itertools.islice(dict.fromkeys(candidates), _MAX_VARIANTS))
     return [*found, *(streamed for variant in found[:2] for streamed in streaming.streaming(spec, variant, 1))]
 
 

@@ -28,11 +28,11 @@ FEW_CHANNELS = 12
 
 
 #: Register tiles that compete while tuning.
-MOST_TILES = 8
+MAX_TILES = 8
 
 
 #: Ways of sharing vectors among groups that do.
-MOST_SHARINGS = 3
+MAX_SHARINGS = 3
 
 
 ORDERS = ("filters_spatial", "spatial_filters", "filters_parallel")
@@ -77,7 +77,7 @@ def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[DirectVariant]:
     first, _ = default(spec, traits)
     sharing = worthwhile_sharing(spec, traits)
     taps = spec.kernel[2] if first.unroll_taps else 1
-    few = good_tiles(spec, traits, spec.set_filters, taps, sharing, count=MOST_TILES)
+    few = good_tiles(spec, traits, spec.set_filters, taps, sharing, count=MAX_TILES)
     plain = replace(first, order="spatial_filters" if first.order == "strips" else first.order, stream=False)
     tiles = [_with_tile(plain, tile) for tile in few]
     orders = [replace(plain, order=order) for order in ORDERS]
@@ -89,7 +89,7 @@ def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[DirectVariant]:
     if needs_gather(spec, first):
         found += [replace(variant, gather="root" if variant.gather == "task" else "task") for variant in orders]
     # groups that share vectors in other ways, or do not
-    others = [other for other in (*sharings(spec, traits)[:MOST_SHARINGS], None) if other != sharing]
+    others = [other for other in (*sharings(spec, traits)[:MAX_SHARINGS], None) if other != sharing]
     found += [_with_tile(plain, best_tile(spec, traits, spec.set_filters, taps, other)) for other in others]
     if _unrolls_taps(spec):
         narrow = best_tile(spec, traits, spec.set_filters, spec.kernel[2], sharing)

@@ -23,7 +23,7 @@ from tvm_conv3d.schedules.llvm.costs.tile_rule import (
 from tvm_conv3d.target.cpu import CpuTraits
 
 #: Columns of a tile, and of one of a single channel a group: wider ones run out of registers beside the unrolled taps.
-_MOST_COLUMNS, _MOST_OF_ONE_CHANNEL = 8, 12
+_MAX_COLUMNS, _MAX_COLUMNS_OF_ONE_CHANNEL = 8, 12
 
 
 #: Cycles of copying a vector; how much longer it takes where the channels' other vectors were read before and are gone
@@ -36,11 +36,11 @@ _TAIL = 1.4
 
 
 #: Lanes up to which vectors are not halved: without AVX-512, half a vector takes as long as a whole one.
-_LEAST_LANES = 8
+_MIN_LANES = 8
 
 
 #: Channels and filters of a group from which on narrow vectors of its filters alone pay.
-_LEAST_NARROW = 4
+_MIN_NARROW = 4
 
 
 def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[str, int]] | None:
@@ -54,7 +54,7 @@ def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[GroupedVariant, dic
         return None
     variant, decisions = found
     if not variant.shuffled:
-        narrow = min(spec.group_channels, spec.group_filters) >= _LEAST_NARROW
+        narrow = min(spec.group_channels, spec.group_filters) >= _MIN_NARROW
         if narrow or worthwhile_sharing(spec, traits) is not None:
             return None
     return replace(variant, stream=streaming.outgrows_caches(spec, traits, variant.lanes)), decisions
@@ -66,7 +66,7 @@ def _cheapest(spec: CanonicalSpec, traits: CpuTraits) -> tuple[GroupedVariant, d
         return None
     lanes = _whole_vectors(spec, fitting_lanes(traits, spec.accumulator, spec.filters))
     width = spec.out_size[2]
-    most = _MOST_OF_ONE_CHANNEL if spec.group_channels == 1 else _MOST_COLUMNS
+    most = _MAX_COLUMNS_OF_ONE_CHANNEL if spec.group_channels == 1 else _MAX_COLUMNS
     most = most if traits.registers >= 32 else most // 2
     # columns behind the row's end are wasted; the taps' weights are loaded once a tile
     columns = min(range(1, min(most, width) + 1), key=lambda c: -(-width // c) * (c + 1))
@@ -111,7 +111,7 @@ def _best_box(s: CanonicalSpec, traits: CpuTraits, variant: GroupedVariant) -> t
 
 def _whole_vectors(s: CanonicalSpec, lanes: int) -> int:
     """`lanes`, or half of them where only those divide the filters: tails are copied in parts."""
-    return lanes // 2 if s.filters % lanes and s.filters % (lanes // 2) == 0 and lanes > _LEAST_LANES else lanes
+    return lanes // 2 if s.filters % lanes and s.filters % (lanes // 2) == 0 and lanes > _MIN_LANES else lanes
 
 
 def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[GroupedVariant]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tvm_conv3d.compute.llvm.planes import MOST_FILTERS, PlanesVariant, applies, copied_steps, needs_gather
+from tvm_conv3d.compute.llvm.planes import MAX_FILTERS, PlanesVariant, applies, copied_steps, needs_gather
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import divisors
 from tvm_conv3d.schedules.llvm.costs import streaming
@@ -35,12 +35,12 @@ _SUMS = 0.5
 
 
 #: Vectors of a row and rows of a tile, at most.
-_MOST_VECTORS, _MOST_ROWS = 4, 8
+_MAX_VECTORS, _MAX_ROWS = 4, 8
 
 
 #: Channels a task may read as they lie, but for pointwise layers: rows of more planes, which often share a set, fall
 #: out of L1.
-_MOST_PLANES = 64
+_MAX_PLANES = 64
 
 
 #: Pointwise: input and output, as a share of the last cache, from which on memory decides; filters of a group from
@@ -53,16 +53,16 @@ _MANY_FILTERS = 4
 
 
 #: Share of the vectors' lanes that rows have to fill, and of layers in groups, for which other algorithms copy more.
-_LEAST_FILLED, _LEAST_IN_GROUPS = 0.8, 0.65
+_MIN_FILLED, _MIN_FILLED_IN_GROUPS = 0.8, 0.65
 
 
 #: In channels_last: filters times padded columns for each column, at most. Vectors of four filters, with which planes
 #: compete, compute an output position in half a cycle whatever the number of filters.
-_MOST_PADDED = 6
+_MAX_PADDED = 6
 
 
 #: Filters and channels up to which planes are made although each element of them is used for one tap.
-_MOST_OF_POINTWISE = (2, 16)
+_MAX_POINTWISE = (2, 16)
 
 
 #: Cycles of copying an element into a plane.
@@ -70,7 +70,7 @@ _COPY = 0.8
 
 
 #: Register tiles that compete while tuning.
-_MOST_TILES = 8
+_MAX_TILES = 8
 
 
 def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[PlanesVariant, dict[str, int]] | None:
@@ -91,7 +91,7 @@ def _default_variant(s: CanonicalSpec, traits: CpuTraits) -> PlanesVariant:
         # memory decides: nothing but the planes of one vector in registers, results past caches that inputs have filled
         variant = replace(variant, lanes=traits.lanes(s.accumulator), vectors=1)
         variant = replace(variant, stream=streaming.passes_through(s, traits, variant.lanes, variant.lanes))
-    return replace(variant, gather=needs_gather(s, variant) or s.group_channels > _MOST_PLANES)
+    return replace(variant, gather=needs_gather(s, variant) or s.group_channels > _MAX_PLANES)
 
 
 def _is_pointwise(s: CanonicalSpec, traits: CpuTraits) -> bool:
@@ -125,7 +125,7 @@ def _ways_of_pointwise(s: CanonicalSpec, traits: CpuTraits) -> list[PlanesVarian
         return min(fitting, key=cost)
 
     short = of_vectors(1)
-    long = of_vectors(max(count for count in range(1, _MOST_VECTORS + 1) if s.size[2] % (count * lanes) == 0))
+    long = of_vectors(max(count for count in range(1, _MAX_VECTORS + 1) if s.size[2] % (count * lanes) == 0))
     long = replace(long, gather=needs_gather(s, long), filters_first=False)
     past_caches = streaming.streaming(s, long, lanes, lanes * long.vectors) or [long]
     return [replace(short, gather=needs_gather(s, short)), replace(short, filters_first=True), *past_caches]
@@ -136,7 +136,7 @@ def cycles_of_few_filters(spec: CanonicalSpec, traits: CpuTraits) -> float:
 
     Infinite where there is no default, or filters are many: planes then are what is left when Winograd does not pay.
     """
-    if spec.groups > 1 or spec.filters > MOST_FILTERS or not _pays(spec, traits):
+    if spec.groups > 1 or spec.filters > MAX_FILTERS or not _pays(spec, traits):
         return math.inf
     variant = _default_variant(spec, traits)
     planes = spec.batch * spec.out_size[0] * spec.channels * spec.kernel[0] * live_share(spec, 0) * spec.kernel[2]
@@ -154,7 +154,7 @@ def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[PlanesVariant]:
         found += _ways_of_pointwise(spec, traits)
     if _in_rows(spec):
         found += streaming.streaming(spec, first, first.lanes, first.lanes * first.vectors)
-    for tile in _tiles(spec, traits, _MOST_TILES):
+    for tile in _tiles(spec, traits, _MAX_TILES):
         found.append(tile)
         if not needs_gather(spec, tile):
             found.append(replace(tile, gather=False))
@@ -168,7 +168,7 @@ def _in_rows(s: CanonicalSpec) -> bool:
 
 def _in_registers(s: CanonicalSpec) -> bool:
     """Whether planes are made in registers, tile by tile, as each element is used for one tap."""
-    return s.data_format != CHANNELS_FIRST and math.prod(s.kernel) == 1 and s.channels <= _MOST_OF_POINTWISE[1]
+    return s.data_format != CHANNELS_FIRST and math.prod(s.kernel) == 1 and s.channels <= _MAX_POINTWISE[1]
 
 
 def _pays(spec: CanonicalSpec, traits: CpuTraits) -> bool:
@@ -178,10 +178,10 @@ def _pays(spec: CanonicalSpec, traits: CpuTraits) -> bool:
     width, lanes = spec.out_size[2], traits.lanes(spec.accumulator)
     padded = lanes * -(-width // lanes)
     if spec.data_format == CHANNELS_FIRST:
-        return width >= (_LEAST_FILLED if spec.groups == 1 else _LEAST_IN_GROUPS) * padded
-    few, short = _MOST_OF_POINTWISE
+        return width >= (_MIN_FILLED if spec.groups == 1 else _MIN_FILLED_IN_GROUPS) * padded
+    few, short = _MAX_POINTWISE
     reused = math.prod(spec.kernel) > 1 or (spec.filters <= few and spec.channels <= short)
-    return reused and spec.filters * padded <= _MOST_PADDED * width
+    return reused and spec.filters * padded <= _MAX_PADDED * width
 
 
 def _tiles(s: CanonicalSpec, traits: CpuTraits, count: int) -> list[PlanesVariant]:
@@ -193,9 +193,9 @@ def _tiles(s: CanonicalSpec, traits: CpuTraits, count: int) -> list[PlanesVarian
 def _candidates(s: CanonicalSpec, traits: CpuTraits) -> Iterator[PlanesVariant]:
     whole, (_, height, width) = traits.lanes(s.accumulator), s.out_size
     # of many filters, a loaded vector serves all that the registers have room for
-    several_rows = range(2, min(_MOST_ROWS, height) + 1) if s.kernel[1] > 1 and s.group_filters == 1 else ()
+    several_rows = range(2, min(_MAX_ROWS, height) + 1) if s.kernel[1] > 1 and s.group_filters == 1 else ()
     filters_first = s.group_filters >= _MANY_FILTERS * s.group_channels
-    for lanes, most in ((whole, _MOST_VECTORS), (whole // 2, 2 * _MOST_VECTORS if whole > 8 else 0)):
+    for lanes, most in ((whole, _MAX_VECTORS), (whole // 2, 2 * _MAX_VECTORS if whole > 8 else 0)):
         for vectors in range(1, min(most, -(-width // lanes)) + 1):
             for filters in range(1, min(s.group_filters, traits.registers // vectors) + 1):
                 for height_of_tile in (1, *several_rows):

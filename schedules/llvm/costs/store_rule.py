@@ -13,7 +13,7 @@ import numpy as np
 
 from tvm_conv3d.compute.llvm.direct import DirectVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.schedules.llvm.costs.streaming import LEAST_BYTES, output_bytes
+from tvm_conv3d.schedules.llvm.costs.streaming import MIN_BYTES, output_bytes
 from tvm_conv3d.schedules.llvm.costs.tile_rule import task_box
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
 from tvm_conv3d.target.cpu import CpuTraits
@@ -100,7 +100,7 @@ _SHARE_OF_CACHE = 0.75
 
 def competes(spec: CanonicalSpec) -> bool:
     """Whether results of `spec` can be staged and copied in runs, and are large enough for that to be tried."""
-    return _stored_bytes(spec) >= LEAST_BYTES
+    return _stored_bytes(spec) >= MIN_BYTES
 
 
 def outgrows_caches(spec: CanonicalSpec, traits: CpuTraits) -> bool:

@@ -18,7 +18,7 @@ Variant = Any  # of one of the algorithms
 
 
 #: Least bytes of an output that is stored so; memory of smaller results is not aligned to vectors.
-LEAST_BYTES = 1 << 20
+MIN_BYTES = 1 << 20
 
 
 #: Input and output, as multiples of the last cache, of which it keeps less than half.
@@ -27,7 +27,7 @@ _TIMES_CACHE = 2
 
 def streaming(spec: CanonicalSpec, variant: Variant, lanes: int, run: int = 0) -> list[Variant]:
     """`variant` with such stores; none where the output is small or not made of whole vectors of `lanes`."""
-    return [replace(variant, stream=True)] if _stored_bytes(spec, lanes, run) >= LEAST_BYTES else []
+    return [replace(variant, stream=True)] if _stored_bytes(spec, lanes, run) >= MIN_BYTES else []
 
 
 def outgrows_caches(spec: CanonicalSpec, traits: CpuTraits, lanes: int, run: int = 0) -> bool:
@@ -40,7 +40,7 @@ def outgrows_caches(spec: CanonicalSpec, traits: CpuTraits, lanes: int, run: int
         run: in channels_first or of a single filter, neighbouring elements of a row that are stored one after the
             other.
     """
-    return _stored_bytes(spec, lanes, run) >= max(LEAST_BYTES, traits.l3 // 2)
+    return _stored_bytes(spec, lanes, run) >= max(MIN_BYTES, traits.l3 // 2)
 
 
 def passes_through(spec: CanonicalSpec, traits: CpuTraits, lanes: int, run: int) -> bool:
@@ -48,7 +48,7 @@ def passes_through(spec: CanonicalSpec, traits: CpuTraits, lanes: int, run: int)
 
     Arguments as in :func:`outgrows_caches`.
     """
-    if _stored_bytes(spec, lanes, run) < LEAST_BYTES:
+    if _stored_bytes(spec, lanes, run) < MIN_BYTES:
         return False
     read = math.prod(spec.input_shape) * np.dtype(spec.accumulator).itemsize
     return read + output_bytes(spec) >= _TIMES_CACHE * traits.l3

@@ -33,7 +33,7 @@ WIDTH_PENALTY = {1: 1.03, 2: 1.0, 3: 1.02, 4: 1.1}
 _SINGLE_PENALTY = 1.1
 
 #: Interleaved groups, where these have several channels, up to which LLVM copies in vectors.
-_MOST_IN_TURNS = 8
+_MAX_INTERLEAVED = 8
 
 #: Cycles of copying an element to where interleaved groups are side by side.
 _TURN = 0.75
@@ -45,7 +45,7 @@ L1_PERIOD = 4096
 _CONFLICT = 1.35
 
 #: Lanes of the narrowest vectors.
-_LEAST_LANES = 4
+_MIN_LANES = 4
 
 #: Padded filters in half vectors, of those in whole ones, up to which halves are worth it.
 _SHARE_OF_HALVES = 0.85
@@ -153,7 +153,7 @@ def fitting_lanes(traits: CpuTraits, dtype: str, filters: int) -> int:
     takes longer (a single filter of 1x1x1: five times).
     """
     lanes = traits.lanes(dtype)
-    while lanes > _LEAST_LANES and lanes // 2 >= filters:
+    while lanes > _MIN_LANES and lanes // 2 >= filters:
         lanes //= 2
     return lanes
 
@@ -230,13 +230,13 @@ def sharings(spec: CanonicalSpec, traits: CpuTraits) -> list[Sharing]:
     if spec.group_filters == 1 or spec.phased:
         return []
     found = []
-    most = whole if spec.group_channels == 1 else _MOST_IN_TURNS
+    most = whole if spec.group_channels == 1 else _MAX_INTERLEAVED
     for interleaved in (1 << bits for bits in range(1, most.bit_length())):
         lanes = fitting_lanes(traits, spec.accumulator, spec.group_filters * interleaved)
         for width in (lanes, lanes // 2):
             vectors = -(-spec.group_filters * interleaved // width)
             divides = spec.groups % interleaved == width % interleaved == 0
-            if divides and width >= _LEAST_LANES and vectors in WIDTH_PENALTY:
+            if divides and width >= _MIN_LANES and vectors in WIDTH_PENALTY:
                 found.append(Sharing(interleaved, vectors, width))
     return sorted(found, key=lambda sharing: (sharing.cycles(spec, traits), -sharing.lanes))
 

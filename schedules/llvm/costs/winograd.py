@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from tvm_conv3d.compute.llvm.winograd import WinogradVariant, transposes_sums
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.compute.shared.cook_toom import MOST_TAPS_AND_OUTPUTS
+from tvm_conv3d.compute.shared.cook_toom import MAX_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.shared.winograd_axes import DILATED, FOLDED, PLAIN, POLYPHASE, STRIDED, axes_of
 from tvm_conv3d.compute.shared.winograd_stages import expected_error
 from tvm_conv3d.schedules.llvm.costs import grouped, planes, streaming, winograd_cost
@@ -28,7 +28,7 @@ from tvm_conv3d.target.cpu import CpuTraits
 ERROR_LIMIT = 1e-5
 
 #: Filters below which transforming the input costs more than the products that it saves.
-_LEAST_FILTERS = 4
+_MIN_FILTERS = 4
 
 #: Outputs along an axis up to which its transform hardly saves products.
 _SHORT = 2
@@ -37,7 +37,7 @@ _SHORT = 2
 _SHARINGS = 3
 
 #: Channels of a group below which products are too short.
-_LEAST_GROUP_CHANNELS = 3
+_MIN_GROUP_CHANNELS = 3
 
 #: Largest output tile along an axis.
 _LARGEST_TILE = 6
@@ -53,12 +53,12 @@ _FIRST_BLOCKS = ((1, 4), (1, 7), (1, 14), (2, 4))
 _SHORT_LIST = 12
 
 #: Tiles of a task, at most.
-_MOST_TILES = 64
+_MAX_TILES = 64
 
 
 def priced(spec: CanonicalSpec, traits: CpuTraits) -> list[Priced[WinogradVariant]]:
     """The variants within the error limit, the cheapest first; empty where Winograd does not apply."""
-    few = spec.filters < _LEAST_FILTERS or (spec.groups > 1 and spec.group_channels < _LEAST_GROUP_CHANNELS)
+    few = spec.filters < _MIN_FILTERS or (spec.groups > 1 and spec.group_channels < _MIN_GROUP_CHANNELS)
     if spec.accumulator != "float32" or spec.empty or few:
         return []
 
@@ -107,7 +107,7 @@ def _candidates(s: CanonicalSpec, traits: CpuTraits) -> Iterator[Priced[Winograd
         sizes = [
             [1]
             if taps == 1
-            else range(2, 1 + min(_LARGEST_TILE, max(2, out), MOST_TAPS_AND_OUTPUTS - -(-taps // stride)))
+            else range(2, 1 + min(_LARGEST_TILE, max(2, out), MAX_TAPS_AND_OUTPUTS - -(-taps // stride)))
             for taps, stride, out in zip(axes.taps, axes.strides, part, strict=True)
         ]
         for md, mh, mw in itertools.product(*sizes):
@@ -177,11 +177,11 @@ def _blocks(s: CanonicalSpec, variant: WinogradVariant) -> list[Triple]:
         parts = range(1, min(most_parts, count) + 1)
         usual = (1, 2, 4, 7, 8, 14, 16) if s.data_format == CHANNELS_LAST else (1, 2, 4, 7, 8, 14, 16, 32, 64)
         sizes.append(sorted({-(-count // p) for p in parts} | {min(count, size) for size in usual}))
-    return [(d, h, w) for d, h, w in itertools.product(*sizes) if d * h * w <= _MOST_TILES]
+    return [(d, h, w) for d, h, w in itertools.product(*sizes) if d * h * w <= _MAX_TILES]
 
 
 #: Variants that compete while tuning.
-MOST_VARIANTS = 16
+MAX_VARIANTS = 16
 
 
 def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[str, int]] | None:
@@ -195,7 +195,7 @@ def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[WinogradVariant, di
 
 def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[WinogradVariant]:
     """The variants that compete while tuning, the cheapest first; none where Winograd does not apply."""
-    found = [candidate.variant for candidate in priced(spec, traits)[:MOST_VARIANTS]]
+    found = [candidate.variant for candidate in priced(spec, traits)[:MAX_VARIANTS]]
     whole = [variant for variant in found[:2] if _streamable(spec, variant)]
     streamed = [s for v in whole for s in streaming.streaming(spec, v, v.lanes, _run(spec, v))]
     # which is faster depends on how fast the caches beyond a core's own are

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from tvm_conv3d.compute.llvm.winograd_rows import WinogradRowsVariant, applies, error_bound, groups_of_cells
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.compute.shared.cook_toom import MOST_TAPS_AND_OUTPUTS
+from tvm_conv3d.compute.shared.cook_toom import MAX_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.shared.stages import window_extents
 from tvm_conv3d.schedules.llvm.costs import streaming
 from tvm_conv3d.schedules.llvm.costs.priced import Priced
@@ -75,7 +75,7 @@ def _candidates(s: CanonicalSpec, traits: CpuTraits) -> Iterator[WinogradRowsVar
     lanes = fitting_lanes(traits, s.accumulator, s.filters)
     unrounded, (depth, height, width) = replace(s, dtype=s.accumulator), s.out_size
     for m in _TILES:
-        if m + s.kernel[2] > MOST_TAPS_AND_OUTPUTS:
+        if m + s.kernel[2] > MAX_TAPS_AND_OUTPUTS:
             continue
         if error_bound(unrounded, WinogradRowsVariant(m, (1, 1, 1), lanes, 1, 1)) > ERROR_LIMIT:
             continue
@@ -125,7 +125,7 @@ def _cycles_of_definition(s: CanonicalSpec, traits: CpuTraits) -> float:
 
 
 #: Variants that compete while tuning.
-MOST_VARIANTS = 12
+MAX_VARIANTS = 12
 
 
 def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[WinogradRowsVariant, dict[str, int]] | None:
@@ -139,7 +139,7 @@ def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[WinogradRowsVariant
 
 def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[WinogradRowsVariant]:
     """The variants that compete while tuning, the cheapest first; none where rows can't be transformed."""
-    found = [candidate.variant for candidate in priced(spec, traits)[:MOST_VARIANTS]]
+    found = [candidate.variant for candidate in priced(spec, traits)[:MAX_VARIANTS]]
     streamed = [s for v in found[:2] for s in streaming.streaming(spec, v, v.lanes, _run(v))]
     return [*found, *streamed]
 

@@ -32,7 +32,7 @@ from tvm_conv3d.compute.shared.stages import error_of_sums, finish, reduction, w
 from tvm_conv3d.spec import CHANNELS_FIRST, Triple
 
 #: Filters up to which planes are made in channels_last.
-MOST_FILTERS = 4
+MAX_FILTERS = 4
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class PlanesVariant:
 
 def applies(spec: CanonicalSpec) -> bool:
     """Whether the layout is that of planes, or filters are so few that it pays to make them."""
-    return spec.data_format == CHANNELS_FIRST or (spec.groups == 1 and spec.filters <= MOST_FILTERS)
+    return spec.data_format == CHANNELS_FIRST or (spec.groups == 1 and spec.filters <= MAX_FILTERS)
 
 
 def needs_gather(spec: CanonicalSpec, variant: PlanesVariant) -> bool:

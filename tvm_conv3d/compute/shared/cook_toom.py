@@ -37,7 +37,7 @@ _POINTS = (
 )
 
 #: Largest m + r of F(m, r).
-MOST_TAPS_AND_OUTPUTS = len(_POINTS) + 1
+MAX_TAPS_AND_OUTPUTS = len(_POINTS) + 1
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
@@ -98,8 +98,8 @@ def _spread(row: Sequence[Fraction], first: int, step: int, length: int) -> list
 
 def _toom_cook(m: int, r: int) -> Transforms:
     finite = m + r - 2
-    if m < 1 or r < 1 or m + r > MOST_TAPS_AND_OUTPUTS:
-        raise ValueError(f"F(m, r) needs 1 <= m, r and m + r <= {MOST_TAPS_AND_OUTPUTS}. Received: m={m}, r={r}")
+    if m < 1 or r < 1 or m + r > MAX_TAPS_AND_OUTPUTS:
+        raise ValueError(f"F(m, r) needs 1 <= m, r and m + r <= {MAX_TAPS_AND_OUTPUTS}. Received: m={m}, r={r}")
     points = tuple(map(Fraction, _POINTS[finite]))
     zero, one = Fraction(0), Fraction(1)
     output = [[p**row for p in points] + [one if row == m - 1 else zero] for row in range(m)]

@@ -26,8 +26,8 @@ _BLOCK = ("threadIdx.x", "threadIdx.y", "threadIdx.z")
 _SHARED = "tirx.use_dyn_shared_memory"
 
 #: Blocks along each axis of a grid, and threads along the last one of a block, at most.
-_MOST_BLOCKS = (2**31 - 1, 65535, 65535)
-_MOST_ALONG_Z = 64
+_MAX_BLOCKS = (2**31 - 1, 65535, 65535)
+_MAX_ALONG_Z = 64
 
 #: TVM's hook that compiles source as soon as it is generated, where its CUDA runtime is loaded.
 _HOOK = "tvm_callback_cuda_compile"
@@ -95,13 +95,13 @@ def _check_limits(launch: Launch, static: int, traits: GpuTraits) -> None:
             f"{traits.shared_per_block}: take smaller tiles."
         )
     threads = math.prod(launch.block)
-    if threads > traits.threads_per_block or launch.block[2] > _MOST_ALONG_Z:
+    if threads > traits.threads_per_block or launch.block[2] > _MAX_ALONG_Z:
         raise RuntimeError(
             f"{launch.kernel} needs {launch.block} threads in a block, and {traits.name} gives "
-            f"{traits.threads_per_block}, {_MOST_ALONG_Z} of them along the last axis: take smaller tiles."
+            f"{traits.threads_per_block}, {_MAX_ALONG_Z} of them along the last axis: take smaller tiles."
         )
-    if any(extent > most for extent, most in zip(launch.grid, _MOST_BLOCKS, strict=True)):
-        raise RuntimeError(f"{launch.kernel} needs {launch.grid} blocks, and a GPU takes {_MOST_BLOCKS}.")
+    if any(extent > most for extent, most in zip(launch.grid, _MAX_BLOCKS, strict=True)):
+        raise RuntimeError(f"{launch.kernel} needs {launch.grid} blocks, and a GPU takes {_MAX_BLOCKS}.")
 
 
 def _static_shared(function: Any) -> int:

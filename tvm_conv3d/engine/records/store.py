@@ -24,7 +24,7 @@ FILE_NAME = "records.jsonl"
 PATIENCE = 30.0
 
 #: Bad lines of a file that are named one by one; the others are counted.
-_MOST_NAMED = 20
+_MAX_NAMED = 20
 
 
 class RecordWarning(UserWarning):
@@ -136,14 +136,14 @@ def _read(path: Path, quiet: bool = False) -> RecordFile:
         present = records.get(record.key)
         if present is None or record.seconds < present.seconds:
             records[record.key], lines[record.key] = record, number
-    if len(unread) > _MOST_NAMED and not quiet:
-        rest = len(unread) - _MOST_NAMED
+    if len(unread) > _MAX_NAMED and not quiet:
+        rest = len(unread) - _MAX_NAMED
         warnings.warn(f"{path}: {rest} more lines are skipped: they hold no records.", RecordWarning, stacklevel=2)
     return RecordFile(path, records, lines, tuple(unread))
 
 
 def _complain(path: Path, line: int, count: int, reason: str) -> None:
-    if count <= _MOST_NAMED:
+    if count <= _MAX_NAMED:
         text = f"{path}, line {line} is skipped: {reason}. Tune the layer again, or remove the line."
         warnings.warn(text, RecordWarning, stacklevel=2)
 
