@@ -161,7 +161,7 @@ def test_channels_last_needs_none() -> None:
     target = resolve(TARGETS["avx512"], 2)
     for data_format in (CHANNELS_LAST, CHANNELS_FIRST):
         spec = replace(DENSE, channels=32, data_format=data_format)
-        module = build.scheduled_module(default_plan(spec, target), target)
+        module = scheduling.scheduled_module(default_plan(spec, target), target)
         assert (transpose_copies.TRANSPOSES in marks.waiting(module["main"])) == (data_format == CHANNELS_FIRST)
 
 
