@@ -72,12 +72,12 @@ def input_shape(arguments: dict[str, Any]) -> tuple[int, ...]:
 def spec_of(arguments: dict[str, Any]) -> Conv3DSpec:
     """The problem that a layer of these arguments poses."""
     layer = Conv3D(**arguments)
-    return layer._geometry.spec(input_shape(arguments), layer.compute_dtype, layer.use_bias, "linear")
+    return layer._geometry.spec(input_shape(arguments), layer.compute_dtype, layer.use_bias, ())
 
 
 def expected(layer: Conv3D, x: np.ndarray) -> np.ndarray:
     """A built layer's output in float64, from the definition of a convolution."""
-    spec = layer._geometry.spec(x.shape, "float64", layer.bias is not None, "linear")
+    spec = layer._geometry.spec(x.shape, "float64", layer.bias is not None, ())
     bias = None if layer.bias is None else layer.bias.numpy()
     out = oracle.convolve(spec, x.astype(np.float64), np.asarray(layer.kernel), bias)
     return layer.activation(out)

@@ -127,7 +127,8 @@ def check_gradient(value: Any, what: str = "the input", door: str = "the layer",
         RuntimeError: it requires a gradient, and torch would record what is done with it.
     """
     torch = sys.modules.get("torch")
-    if torch is None or not isinstance(value, torch.Tensor):
+    # while another thread imports torch, it has no tensors as yet
+    if torch is None or isinstance(value, np.ndarray) or not isinstance(value, torch.Tensor):
         return
     if value.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
