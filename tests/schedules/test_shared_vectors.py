@@ -158,6 +158,6 @@ def test_groups_that_can_not_share_are_refused() -> None:
     spec = grouped(6, 5, 4)
     variant = make_plan(spec, ZEN4, exact=True).variant
     with pytest.raises(ValueError, match="must divide"):
-        declare(spec, replace(variant, interleaved=4, gather="task"))
+        declare(canonicalize(spec), replace(variant, interleaved=4, gather="task"))
     with pytest.raises(ValueError, match="must fit a tile"):
-        declare(grouped(8, 4, 12), replace(variant, interleaved=8, lanes=16, vectors=2, gather="task"))
+        declare(canonicalize(grouped(8, 4, 12)), replace(variant, interleaved=8, lanes=16, vectors=2, gather="task"))
