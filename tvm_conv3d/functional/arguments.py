@@ -84,12 +84,12 @@ class ConvArguments:
 
         Args:
             input_shape: five sizes, in the order of `data_format`.
-            kernel_shape: (depth, height, width, channels / groups, filters).
+            kernel_shape: five sizes, in the order of the public function.
             dtype: which is computed in.
             bias_shape: (filters,), or None.
 
         Raises:
-            ValueError: the shapes do not fit together, or there is no room for one window.
+            ValueError: the shapes do not fit together, or :meth:`spec` refuses.
         """
         self._check_shapes(input_shape, kernel_shape, bias_shape)
         return problem_of(self.spec(input_shape, kernel_shape, dtype, bias_shape is not None))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tvm_conv3d.functional.arguments import ConvArguments, Problem, problem_of, three, triple
+from tvm_conv3d.functional.arguments import ConvArguments, three, triple
 from tvm_conv3d.spec import DATA_GRADIENT, Conv3DSpec, Pads, Triple
 
 
@@ -50,25 +50,12 @@ class TransposeArguments(ConvArguments):
         common = ConvArguments.of(strides, padding, dilation, groups, data_format, post_ops)
         return cls(**vars(common), output_padding=more)
 
-    def problem(
-        self,
-        input_shape: tuple[int, ...],
-        kernel_shape: tuple[int, ...],
-        dtype: str,
-        bias_shape: tuple[int, ...] | None,
-    ) -> Problem:
-        """What is computed of an input and weights of these shapes.
-
-        Args:
-            input_shape: five sizes, in the order of `data_format`.
-            kernel_shape: (depth, height, width, filters / groups, channels).
-            dtype: which is computed in.
-            bias_shape: (filters,), or None.
+    def spec(self, input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], dtype: str, bias: bool) -> Conv3DSpec:
+        """The spec of shapes that fit together; the kernel's is (depth, height, width, filters / groups, channels).
 
         Raises:
-            ValueError: the shapes do not fit together, or nothing is left of the result.
+            ValueError: nothing is left of the result.
         """
-        self._check_transposed(input_shape, kernel_shape, bias_shape)
         batch, cells, channels = self._split(input_shape)
         windows = three((k - 1) * d + 1 for k, d in zip(kernel_shape[:3], self.dilation, strict=True))
         axes = three(self._axis(axis, cells[axis], windows[axis]) for axis in range(3))
@@ -77,7 +64,7 @@ class TransposeArguments(ConvArguments):
                 f"`padding` leaves nothing of the result. Received: padding={self.padding}, output_padding="
                 f"{self.output_padding}, depth, height and width {cells}, windows of {windows} cells"
             )
-        spec = Conv3DSpec(
+        return Conv3DSpec(
             batch=batch,
             size=three(axis.size for axis in axes),
             channels=kernel_shape[3] * self.groups,
@@ -93,11 +80,10 @@ class TransposeArguments(ConvArguments):
             groups=self.groups,
             data_format=self.data_format,
             dtype=dtype,
-            bias=bias_shape is not None,
+            bias=bias,
             post_ops=self.post_ops,
             direction=DATA_GRADIENT,
         )
-        return problem_of(spec)
 
     def _axis(self, axis: int, cells: int, window: int) -> _Axis:
         stride, more = self.strides[axis], None if self.output_padding is None else self.output_padding[axis]
@@ -112,7 +98,7 @@ class TransposeArguments(ConvArguments):
         before, after = self.explicit_pads((0, 0, 0), (1, 1, 1))[axis]
         return _Axis(before, whole - before - after + (more or 0))
 
-    def _check_transposed(
+    def _check_shapes(
         self, input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], bias_shape: tuple[int, ...] | None
     ) -> None:
         """Raises ValueError where input, kernel and bias do not belong together."""

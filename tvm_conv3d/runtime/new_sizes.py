@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tvm_conv3d.engine.algorithms import named
+from tvm_conv3d.runtime import nonfinite
 from tvm_conv3d.spec import NO_PADS, Conv3DSpec
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.target.cpu import cpu_traits, is_cuda
@@ -30,7 +31,7 @@ MAX_CYCLES = 1e9
 def layer_of(spec: Conv3DSpec) -> Conv3DSpec:
     """What the specs of one layer have in common, those of its sums of signs included."""
     sizes: dict[str, Any] = {"batch": 0, "size": (0, 0, 0), "pads": NO_PADS}
-    return replace(spec, **sizes, dtype="float32", bias=False, post_ops=())
+    return replace(nonfinite.sums_spec(spec), **sizes)
 
 
 class NewSizes:
