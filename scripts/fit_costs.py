@@ -1,18 +1,27 @@
-"""Fits the costs by which untuned layers choose a Winograd variant to trials: `python scripts/fit_costs.py`.
+"""Fits the costs by which untuned layers choose among algorithms: `python scripts/fit_costs.py measure`, then `fit`.
 
-Reads the journals that tuning keeps in the cache for this machine and its number of threads. Prints the costs in force
-and the fitted ones, in cycles, how far their estimates are from what was measured, and what is lost by taking the
-variant with the least estimate instead of the fastest trial. Costs are changed by hand in
-`schedules/llvm/costs/winograd_cost.py`, after a look at both.
+`measure` times each algorithm's default plan, in turns, on layers of a file and on layers drawn at random, and keeps
+the samples in the cache. `fit` reads them and the journals that tuning keeps for this machine and its number of
+threads. It prints the costs in force and the fitted ones, in cycles, how far their estimates are from what was
+measured, and what is lost by taking the plan with the least estimate instead of the fastest; `--write` makes the fitted
+ones this microarchitecture's table in `schedules/llvm/costs/tables`, in which costs may still be changed by hand.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import math
+import shlex
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import lsq_linear
@@ -20,96 +29,210 @@ from tvm.target import Target
 
 from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine.algorithms import algorithms
-from tvm_conv3d.schedules.llvm.costs import winograd_cost
-from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.reference.layers import read_csv
+from tvm_conv3d.reference.random_layers import draw
+from tvm_conv3d.schedules.llvm.costs import table
+from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec
 from tvm_conv3d.support import folders
-from tvm_conv3d.target.cpu import available_cpus, cpu_traits, host_target, thread_count
-from tvm_conv3d.target.resolve import target_key
+from tvm_conv3d.target.cpu import available_cpus, cpu_name, cpu_traits, host_target, thread_count
+from tvm_conv3d.target.resolve import resolve, target_key
+
+if TYPE_CHECKING:
+    from tvm_conv3d.tuning.lab import Lab
+
+#: Algorithm -> amount -> cycles.
+Costs = Mapping[str, Mapping[str, float]]
 
 #: Rounds of reweighting, and the error below which a sample's weight grows no more.
 ROUNDS, MIN_ERROR = 30, 0.02
 
-#: Factor by which a cost may change at once.
-AWAY = 3.0
+#: Factor by which a cost may change at once; share of a plan's cycles that one which was nothing may come to.
+AWAY, MAX_SHARE = 3.0, 0.5
+
+#: Weight of the costs in force, each as if so large a share of the samples' weight said them.
+PRIOR = 0.003
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One trial: the layer, what its variant does, and the cycles that it took."""
+    """One trial: the layer, the plan's algorithm, what it does, and the cycles that it took."""
 
     layer: str
+    algorithm: str
     amounts: Mapping[str, float]
     cycles: float
 
-    def estimate(self, costs: Mapping[str, float]) -> float:
-        return sum(costs[name] * amount for name, amount in self.amounts.items())
+    def estimate(self, costs: Costs) -> float:
+        return table.total(costs[self.algorithm], self.amounts)
+
+
+def folder_of(target: Target, kind: str) -> Path:
+    """Where trials of a kind lie for a target with its number of threads."""
+    return folders.cache_root() / kind / target_key(target) / f"threads{thread_count(target)}"
+
+
+def measure(target: Target, specs: Sequence[Conv3DSpec]) -> None:
+    """Times the default plans of all algorithms for each spec, in turns, and keeps them in the journals' format."""
+    from tvm_conv3d.tuning.lab import Lab
+
+    folder = folder_of(target, "costs")
+    folder.mkdir(parents=True, exist_ok=True)
+    with Lab(target) as lab:
+        for number, spec in enumerate(specs):
+            path = folder / f"{sha256(spec.key().encode()).hexdigest()[:24]}.jsonl"
+            if path.exists():
+                continue
+            lines = list(_measured(lab, spec))
+            path.write_text("\n".join([json.dumps({"spec": spec.key()}), *lines]) + "\n", encoding="utf-8")
+            print(f"{number + 1}/{len(specs)} {spec.key()}: {len(lines)} plans", flush=True)
+
+
+def _measured(lab: Lab, spec: Conv3DSpec) -> Iterator[str]:
+    traits = cpu_traits(lab.target)
+    found = {a.name: a.default(spec, traits) for a in algorithms("llvm").values()}
+    plans = [Plan(spec, name, *default) for name, default in found.items() if default is not None]
+    for plan, seconds in zip(plans, lab.contest(plans), strict=True):
+        if math.isfinite(seconds):
+            yield json.dumps({**json.loads(plan.describe()), "seconds": seconds})
 
 
 def read(target: Target, ghz: float) -> list[Sample]:
-    """The Winograd trials of the target's journals, of each variant the fastest."""
+    """The samples and journals of the target, of each plan the fastest."""
     traits = cpu_traits(target)
-    folder = folders.cache_root() / "trials" / target_key(target) / f"threads{thread_count(target)}"
     fastest: dict[tuple[str, str], Sample] = {}
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in sorted(p for kind in ("costs", "trials") for p in folder_of(target, kind).glob("*.jsonl")):
         head, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
         spec = Conv3DSpec.parse(head["spec"])
         for line in lines:
-            if line["algorithm"] == "winograd" and line["seconds"] is not None:
-                variant = algorithms("llvm")["winograd"].variant(line["variant"])
-                amounts = winograd_cost.amounts(canonicalize(spec), traits, variant)
-                sample = Sample(head["spec"], amounts, line["seconds"] * ghz * 1e9)
-                key = (head["spec"], repr(variant))
-                if key not in fastest or sample.cycles < fastest[key].cycles:
-                    fastest[key] = sample
+            if line["seconds"] is None:
+                continue
+            algorithm = algorithms("llvm")[line["algorithm"]]
+            variant = algorithm.variant(line["variant"])
+            amounts = algorithm.costs.amounts(canonicalize(spec), traits, variant, line["decisions"])
+            sample = Sample(head["spec"], algorithm.name, amounts, line["seconds"] * ghz * 1e9)
+            key = (head["spec"], f"{line['algorithm']} {variant} {line['decisions']}")
+            if key not in fastest or sample.cycles < fastest[key].cycles:
+                fastest[key] = sample
     return list(fastest.values())
 
 
-def fit(samples: Sequence[Sample]) -> dict[str, float]:
-    """Costs of the least sum of relative errors, every layer with the same weight.
+def fit(samples: Sequence[Sample], in_force: Costs) -> Costs:
+    """Costs of the least sum of relative errors for each algorithm; those of algorithms without samples stay."""
+    grouped = defaultdict(list)
+    for sample in samples:
+        grouped[sample.algorithm].append(sample)
+    return {
+        name: _fitted(grouped[name], costs) if len(grouped[name]) > len(costs) else costs
+        for name, costs in in_force.items()
+    }
 
-    Costs stay within a factor of those in force: amounts grow together, and trials alone hardly tell them apart.
-    Errors count as such, not squared, by reweighting: a trial that something disturbed is far off, and says nothing.
+
+def _fitted(samples: Sequence[Sample], in_force: Mapping[str, float]) -> Mapping[str, float]:
+    """Costs of one algorithm, every layer with the same weight.
+
+    Costs stay within a factor of those in force: amounts grow together, and trials alone hardly tell them apart. What
+    the samples do not tell stays as it is. Errors count as such, not squared, by reweighting: a trial that something
+    disturbed is far off, and says nothing.
     """
-    names = list(winograd_cost.COSTS)
+    names = list(in_force)
     layers = [s.layer for s in samples]
     weights = np.array([layers.count(layer) ** -0.5 for layer in layers])
     rows = np.array([[s.amounts.get(name, 0.0) / s.cycles for name in names] for s in samples])
-    in_force = found = np.array([winograd_cost.COSTS[name] for name in names])
-    reweighted = weights
+    start = np.array([in_force[name] for name in names])
+    typical = np.array([np.median(column[column > 0]) if (column > 0).any() else math.inf for column in rows.T])
+    # each amount in units in which it comes to all cycles of a usual plan
+    scale = np.where(start > 0, start, MAX_SHARE / typical)
+    told = scale > 0
+    high = np.where(start > 0, AWAY, 1.0)[told]
+    low = np.where(start > 0, 1 / AWAY, 0.0)[told]
+    prior = math.sqrt(PRIOR * float(weights @ weights)) * np.eye(told.sum())
+    anchor = prior @ np.where(start > 0, 1.0, 0.0)[told]
+    reweighted, found = weights, np.zeros(told.sum())
     for _ in range(ROUNDS):
-        found = lsq_linear(rows * reweighted[:, None], reweighted, (in_force / AWAY, in_force * AWAY)).x
-        errors = np.abs(rows @ found - 1)
+        left = np.vstack([(rows * scale)[:, told] * reweighted[:, None], prior])
+        found = lsq_linear(left, np.concatenate([reweighted, anchor]), (low, high)).x
+        errors = np.abs((rows * scale)[:, told] @ found - 1)
         reweighted = weights / np.sqrt(np.maximum(errors, MIN_ERROR))
-    return dict(zip(names, map(float, found), strict=True))
+    costs = dict(in_force)
+    costs.update(zip(np.array(names)[told].tolist(), (float(v) for v in scale[told] * found), strict=True))
+    return costs
 
 
-def tell(title: str, samples: Sequence[Sample], costs: Mapping[str, float]) -> None:
-    """Prints the costs, their errors, and the loss of the choice they make."""
+def tell(title: str, samples: Sequence[Sample], costs: Costs) -> None:
+    """Prints the costs, their errors, and the losses of the choices they make."""
     print(f"\n{title}")
-    for name, cost in costs.items():
-        print(f"  {name:15s} {cost:.4g}")
-    errors = [abs(s.estimate(costs) / s.cycles - 1) for s in samples]
+    for name, of_one in costs.items():
+        own = [s for s in samples if s.algorithm == name]
+        errors = [abs(s.estimate(costs) / s.cycles - 1) for s in own]
+        off = f"estimates are off by {statistics.median(errors):.0%} in the median" if own else "no samples"
+        print(f"  {name}: " + ", ".join(f"{amount} {cost:.3g}" for amount, cost in of_one.items()))
+        print(f"    {len(own)} trials; {off}; {_loss(own, costs)}")
+    print(f"  among all algorithms, {_loss(samples, costs)}")
+
+
+def _loss(samples: Sequence[Sample], costs: Costs) -> str:
+    """What is lost by taking the least estimate of each layer."""
     losses = {}
-    for layer in {s.layer for s in samples}:
-        own = [s for s in samples if s.layer == layer]
+    by_layer = defaultdict(list)
+    for sample in samples:
+        by_layer[sample.layer].append(sample)
+    for layer, own in by_layer.items():
         losses[layer] = min(own, key=lambda s: s.estimate(costs)).cycles / min(s.cycles for s in own)
-    mean = statistics.geometric_mean(losses.values())
+    if not losses:
+        return "nothing to choose"
     worst = max(losses, key=lambda layer: losses[layer])
-    print(f"  estimates are off by {statistics.median(errors):.0%} in the median")
-    print(f"  the choice takes {mean:.3f} times the fastest trial's time, at most {losses[worst]:.2f} ({worst})")
+    mean = statistics.geometric_mean(losses.values())
+    return f"the choice takes {mean:.3f} times the fastest trial's time, at most {losses[worst]:.2f} ({worst})"
+
+
+def _rounded(costs: Costs) -> Costs:
+    return {name: {a: float(f"{cost:.3g}") for a, cost in of_one.items()} for name, of_one in costs.items()}
+
+
+def _specs(options: argparse.Namespace) -> list[Conv3DSpec]:
+    layers = read_csv(options.layers) if options.layers else []
+    layers += [layer for seed in options.seeds for layer in draw(options.random, seed)]
+    specs = [layer.spec for layer in layers]
+    both = [*specs, *(replace(spec, data_format=CHANNELS_FIRST) for spec in specs)]
+    return list(dict.fromkeys(both))
+
+
+def _parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("action", choices=("measure", "fit"))
+    options.add_argument("--threads", type=int, default=available_cpus(), help="of the trials")
+    options.add_argument("--mcpu", help="LLVM's name of a processor that this machine can stand for, e.g. x86-64-v3")
+    options.add_argument("--layers", type=Path, metavar="FILE.csv", help="to measure, in both formats")
+    options.add_argument("--random", type=int, default=40, metavar="N", help="layers drawn at random for each seed")
+    options.add_argument("--seeds", type=int, nargs="*", default=[12], metavar="SEED")
+    options.add_argument("--ghz", type=float, default=3.75, help="clock of the cores under this load")
+    options.add_argument("--write", action="store_true", help="replace the table by the fitted costs")
+    return options
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--ghz", type=float, default=3.75, help="clock of the cores under this load")
-    options.add_argument("--threads", type=int, default=available_cpus(), help="of the journals")
-    given = options.parse_args()
-    samples = read(host_target(given.threads), given.ghz)
+    given = _parser().parse_args()
+    target = host_target(given.threads)
+    if given.mcpu:
+        target = resolve({"kind": "llvm", "mcpu": given.mcpu, "num-cores": given.threads}, given.threads)
+    if given.action == "measure":
+        return measure(target, _specs(given))
+    samples = read(target, given.ghz)
     if not samples:
-        raise SystemExit("There are no trials of Winograd variants. Run scripts/tune_llvm.py first.")
+        raise SystemExit("There are no trials. Run this script with `measure`, or scripts/tune_llvm.py, first.")
+    traits = cpu_traits(target)
+    in_force = table.table_of(traits).cycles
     print(f"{len(samples)} trials of {len({s.layer for s in samples})} layers")
-    tell("in force", samples, winograd_cost.COSTS)
-    tell("fitted", samples, fit(samples))
+    tell("in force", samples, in_force)
+    fitted = _rounded(fit(samples, in_force))
+    tell("fitted", samples, fitted)
+    if given.write:
+        command = shlex.join(["python", "scripts/fit_costs.py", *sys.argv[1:]])
+        date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+        machine = f"{cpu_name()}, {thread_count(target)} threads"
+        print(f"\nwritten: {table.Table(traits.microarchitecture, machine, date, command, fitted).write()}")
+    return None
 
 
 if __name__ == "__main__":

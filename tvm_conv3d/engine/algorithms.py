@@ -63,6 +63,18 @@ class Chooses(Protocol[V]):
     def variants(self, spec: CanonicalSpec, traits: Any, /) -> list[V]:
         """Those that compete while tuning, the default's first; none where the algorithm does not apply."""
 
+    def amounts(
+        self, spec: CanonicalSpec, traits: Any, variant: V, decisions: Mapping[str, int], /
+    ) -> dict[str, float]:
+        """How much of each named thing a plan does, by which it is priced."""
+
+
+class Prices(Protocol):
+    """What amounts cost on one family of targets."""
+
+    def price(self, traits: Any, algorithm: str, amounts: Mapping[str, float], /) -> float:
+        """The estimated time, in a unit of the family's own: cycles of the busiest core, nanoseconds of a GPU."""
+
 
 class Schedules(Protocol[_V_contra]):
     """What a module of `schedules` makes of one algorithm's declaration, for one family of targets."""
@@ -91,6 +103,7 @@ class Algorithm(Generic[V]):
         variant_type: of its variants.
         compute: its declaration.
         costs: its choices.
+        prices: what they are compared by with those of other algorithms.
         loops: its design space.
         packs: the loops of its packing.
         exact: it sums the products of the definition, so that NaN and infinity reach exactly their windows.
@@ -102,6 +115,7 @@ class Algorithm(Generic[V]):
     variant_type: type[V]
     compute: Declares[V]
     costs: Chooses[V]
+    prices: Prices
     loops: Schedules[V]
     packs: Packs
     exact: bool = True
@@ -143,6 +157,11 @@ class Algorithm(Generic[V]):
         """Those that compete while tuning, the default's first; none where the algorithm does not apply."""
         canonical = canonicalize(spec)
         return self.costs.variants(canonical, traits) if self._serves(canonical) else []
+
+    def cost(self, spec: Conv3DSpec, traits: Any, variant: V, decisions: Mapping[str, int]) -> float:
+        """The estimated time of a plan, comparable among the algorithms of one kind of target."""
+        amounts = self.costs.amounts(canonicalize(spec), traits, variant, decisions)
+        return self.prices.price(traits, self.name, amounts)
 
     def apply(self, schedule: Schedule, spec: Conv3DSpec, variant: V, decisions: Decisions) -> None:
         """Schedules the declaration: the design space."""
@@ -205,6 +224,7 @@ def _for_cpus() -> tuple[Algorithm[Any], ...]:
     from tvm_conv3d.schedules.llvm.costs import direct as direct_costs
     from tvm_conv3d.schedules.llvm.costs import grouped as grouped_costs
     from tvm_conv3d.schedules.llvm.costs import planes as planes_costs
+    from tvm_conv3d.schedules.llvm.costs import table
     from tvm_conv3d.schedules.llvm.costs import winograd as winograd_costs
     from tvm_conv3d.schedules.llvm.costs import winograd_rows as winograd_rows_costs
 
@@ -216,6 +236,7 @@ def _for_cpus() -> tuple[Algorithm[Any], ...]:
             variant_type=winograd.WinogradVariant,
             compute=winograd,
             costs=winograd_costs,
+            prices=table,
             loops=winograd_loops,
             packs=packing,
             exact=False,
@@ -226,6 +247,7 @@ def _for_cpus() -> tuple[Algorithm[Any], ...]:
             variant_type=winograd_rows.WinogradRowsVariant,
             compute=winograd_rows,
             costs=winograd_rows_costs,
+            prices=table,
             loops=winograd_rows_loops,
             packs=packing,
             exact=False,
@@ -236,6 +258,7 @@ def _for_cpus() -> tuple[Algorithm[Any], ...]:
             variant_type=planes.PlanesVariant,
             compute=planes,
             costs=planes_costs,
+            prices=table,
             loops=planes_loops,
             packs=packing,
         ),
@@ -245,6 +268,7 @@ def _for_cpus() -> tuple[Algorithm[Any], ...]:
             variant_type=depthwise.DepthwiseVariant,
             compute=depthwise,
             costs=depthwise_costs,
+            prices=table,
             loops=depthwise_loops,
             packs=packing,
         ),
@@ -254,6 +278,7 @@ def _for_cpus() -> tuple[Algorithm[Any], ...]:
             variant_type=grouped.GroupedVariant,
             compute=grouped,
             costs=grouped_costs,
+            prices=table,
             loops=grouped_loops,
             packs=packing,
         ),
@@ -263,6 +288,7 @@ def _for_cpus() -> tuple[Algorithm[Any], ...]:
             variant_type=direct.DirectVariant,
             compute=direct,
             costs=direct_costs,
+            prices=table,
             loops=direct_loops,
             packs=packing,
             phases=True,
@@ -278,6 +304,7 @@ def _for_gpus() -> tuple[Algorithm[Any], ...]:
     from tvm_conv3d.schedules.cuda import window as window_loops
     from tvm_conv3d.schedules.cuda import winograd as winograd_loops
     from tvm_conv3d.schedules.cuda.costs import gemm as gemm_costs
+    from tvm_conv3d.schedules.cuda.costs import modelled
     from tvm_conv3d.schedules.cuda.costs import tensor as tensor_costs
     from tvm_conv3d.schedules.cuda.costs import window as window_costs
     from tvm_conv3d.schedules.cuda.costs import winograd as winograd_costs
@@ -289,6 +316,7 @@ def _for_gpus() -> tuple[Algorithm[Any], ...]:
             variant_type=window.WindowVariant,
             compute=window,
             costs=window_costs,
+            prices=modelled,
             loops=window_loops,
             packs=packing,
         ),
@@ -298,6 +326,7 @@ def _for_gpus() -> tuple[Algorithm[Any], ...]:
             variant_type=winograd_gemm.WinogradGemmVariant,
             compute=winograd_gemm,
             costs=winograd_costs,
+            prices=modelled,
             loops=winograd_loops,
             packs=packing,
             exact=False,
@@ -308,6 +337,7 @@ def _for_gpus() -> tuple[Algorithm[Any], ...]:
             variant_type=tensor_gemm.TensorVariant,
             compute=tensor_gemm,
             costs=tensor_costs,
+            prices=modelled,
             loops=tensor_loops,
             packs=packing,
             phases=True,
@@ -318,6 +348,7 @@ def _for_gpus() -> tuple[Algorithm[Any], ...]:
             variant_type=implicit_gemm.GemmVariant,
             compute=implicit_gemm,
             costs=gemm_costs,
+            prices=modelled,
             loops=gemm_loops,
             packs=packing,
             phases=True,

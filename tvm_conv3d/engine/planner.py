@@ -73,9 +73,9 @@ def make_plan(
 
 
 def default_plan(spec: Conv3DSpec, target: Target, exact: bool = False, workspace_limit: int = DEFAULT_LIMIT) -> Plan:
-    """The plan where nothing was tuned: the first algorithm that applies, with its default decisions.
+    """The plan where nothing was tuned: of all algorithms' defaults the one of the least estimated time.
 
-    Where that takes too much memory, the next algorithm, then the smallest tasks, then any other variant.
+    Where that takes too much memory, the next of these, then the smallest tasks, then any other variant.
 
     Raises:
         ValueError: no algorithm takes this spec, or none within the limit.
@@ -96,13 +96,14 @@ def default_plan(spec: Conv3DSpec, target: Target, exact: bool = False, workspac
 def _default_plans(spec: Conv3DSpec, target: Target, exact: bool) -> Iterator[Plan]:
     """What default plans there are, the first choice first; after the real ones those that take little memory."""
     traits = traits_of(target)
-    known = [a for a in algorithms(str(target.kind.name)).values() if a.exact or not exact]
-    defaults = []
-    for algorithm in known:
-        found = algorithm.default(spec, traits)
-        if found is not None:
-            defaults.append(Plan(spec, algorithm.name, *found))
-            yield defaults[-1]
+    found = []
+    for algorithm in algorithms(str(target.kind.name)).values():
+        default = algorithm.default(spec, traits) if algorithm.exact or not exact else None
+        if default is not None:
+            found.append((algorithm.cost(spec, traits, *default), Plan(spec, algorithm.name, *default)))
+    # of equals the more special one
+    defaults = [plan for _, plan in sorted(found, key=lambda priced: priced[0])]
+    yield from defaults
     for plan in defaults:
         smallest = dict.fromkeys(plan.decisions, 1)
         others = named(plan.algorithm).variants(spec, traits)

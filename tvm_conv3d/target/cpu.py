@@ -44,6 +44,7 @@ class CpuTraits:
         l1, l2, l3: bytes of data cache: per core, per core, and of the shared one what `cores` can count on.
         split: an operation on a whole vector takes as long as two on half a vector.
         dot: its dot-product units, the faster of an element type first.
+        microarchitecture: LLVM's name of it, under which its costs were measured; empty where it is not known.
     """
 
     vector_bits: int
@@ -54,6 +55,7 @@ class CpuTraits:
     l3: int
     split: bool = False
     dot: tuple[DotUnit, ...] = ()
+    microarchitecture: str = ""
 
     def dot_units(self, dtype: str) -> tuple[DotUnit, ...]:
         """The units that multiply `dtype`, the faster first; none where there is none."""
@@ -124,8 +126,9 @@ def cpu_traits(target: Target) -> CpuTraits:
     caches = {**_USUAL_CACHES, **_linux_caches()}
     cores = thread_count(target)
     l3 = min(caches[3], cores * _MAX_L3_PER_CORE)
-    split = bits == 512 and str(target.attrs.get("mcpu", "")) in _SPLIT
-    return CpuTraits(bits, registers, cores, caches[1], caches[2], l3, split, dot_units.units(features))
+    name = str(target.attrs.get("mcpu", ""))
+    split = bits == 512 and name in _SPLIT
+    return CpuTraits(bits, registers, cores, caches[1], caches[2], l3, split, dot_units.units(features), name)
 
 
 def thread_count(target: Target) -> int:

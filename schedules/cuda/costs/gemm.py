@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -52,10 +53,21 @@ def priced(spec: CanonicalSpec, traits: GpuTraits) -> list[tuple[GemmVariant, fl
         if sums * item > MAX_SUMS:
             continue
         variant = fitted(spec, GemmVariant(cells, filters, _STEP[item], threads_cells, threads_filters))
-        share = share_of_registers(sums)
-        price = functools.partial(nanoseconds, spec, traits, item=item, tensor=False, share=share)
-        costs |= in_parts(spec, traits, variant, price)
+        costs |= in_parts(spec, traits, variant, functools.partial(_nanoseconds, spec, traits))
     return cheapest_first(costs)
+
+
+def amounts(
+    spec: CanonicalSpec, traits: GpuTraits, variant: GemmVariant, decisions: Mapping[str, int]
+) -> dict[str, float]:
+    """The modelled nanoseconds of a plan."""
+    return {"products": _nanoseconds(spec, traits, variant)}
+
+
+def _nanoseconds(spec: CanonicalSpec, traits: GpuTraits, variant: GemmVariant) -> float:
+    sums = variant.cells * variant.filters // (variant.threads_cells * variant.threads_filters)
+    item = np.dtype(spec.accumulator).itemsize
+    return nanoseconds(spec, traits, variant, item, tensor=False, share=share_of_registers(sums))
 
 
 def fitted(spec: CanonicalSpec, variant: GemmVariant) -> GemmVariant:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
@@ -40,11 +41,21 @@ def candidates(spec: CanonicalSpec, traits: GpuTraits) -> list[TensorVariant]:
     costs: dict[TensorVariant, float] = {}
     for cells, filters, warps_cells, warps_filters in TILES:
         variant = fitted(spec, TensorVariant(cells, filters, _STEP, warps_cells, warps_filters))
-        # each warp reads its factors from shared memory: the fewer, the larger its tile
-        share = 0.7 / (1 + 16 * warps_cells / cells / 4 + 16 * warps_filters / filters / 4)
-        price = functools.partial(nanoseconds, spec, traits, item=2, tensor=True, share=share)
-        costs |= in_parts(spec, traits, variant, price)
+        costs |= in_parts(spec, traits, variant, functools.partial(_nanoseconds, spec, traits))
     return [variant for variant, _ in cheapest_first(costs)]
+
+
+def amounts(
+    spec: CanonicalSpec, traits: GpuTraits, variant: TensorVariant, decisions: Mapping[str, int]
+) -> dict[str, float]:
+    """The modelled nanoseconds of a plan."""
+    return {"products": _nanoseconds(spec, traits, variant)}
+
+
+def _nanoseconds(spec: CanonicalSpec, traits: GpuTraits, variant: TensorVariant) -> float:
+    # each warp reads its factors from shared memory: the fewer, the larger its tile
+    read = 16 * variant.warps_cells / variant.cells / 4 + 16 * variant.warps_filters / variant.filters / 4
+    return nanoseconds(spec, traits, variant, item=2, tensor=True, share=0.7 / (1 + read))
 
 
 def fitted(spec: CanonicalSpec, variant: TensorVariant) -> TensorVariant:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+
+import numpy as np
 
 from tvm_conv3d.compute.cuda.window import WindowVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
@@ -19,6 +22,22 @@ _FEW_CHANNELS = 8
 
 #: Cells of the windows that one thread holds at a time.
 _MAX_HELD = 48
+
+
+#: The share of the published peak, and of the bandwidth, that threads with their own windows reach.
+_SHARE_OF_PEAK, _SHARE_OF_BANDWIDTH = 0.25, 0.8
+
+
+def amounts(
+    spec: CanonicalSpec, traits: GpuTraits, variant: WindowVariant, decisions: Mapping[str, int]
+) -> dict[str, float]:
+    """The modelled nanoseconds of a plan: of its arithmetic or of its traffic with the memory, whichever is more."""
+    results = math.prod(spec.output_shape)
+    item = np.dtype(spec.accumulator).itemsize
+    peak = 1e3 * traits.teraflops * (0.5 if item == 8 else 1.0)
+    arithmetic = 2 * results * math.prod(spec.kernel) * spec.group_channels / (_SHARE_OF_PEAK * peak)
+    moved = item * (results + math.prod(spec.input_shape)) / (_SHARE_OF_BANDWIDTH * traits.gigabytes)
+    return {"windows": max(arithmetic, moved)}
 
 
 def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[WindowVariant, dict[str, int]] | None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from tvm_conv3d.compute.cuda.winograd_gemm import LANES, WinogradGemmVariant, error_bound, extents_of
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import MAX_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.shared.winograd_axes import DILATED, FOLDED, PLAIN, STRIDED, axes_of
-from tvm_conv3d.schedules.cuda.costs import gemm, winograd
+from tvm_conv3d.schedules.cuda.costs import gemm
 from tvm_conv3d.schedules.cuda.costs.tile_cost import ADVANTAGE, LAUNCH, of_tiles, share_of_registers
 from tvm_conv3d.target.gpu import GpuTraits
 
@@ -50,12 +50,12 @@ def candidates(spec: CanonicalSpec, traits: GpuTraits) -> list[WinogradGemmVaria
     return sorted(costs, key=lambda variant: costs[variant])[:_MAX_VARIANTS]
 
 
-def worthwhile(spec: CanonicalSpec, traits: GpuTraits) -> WinogradGemmVariant | None:
-    """The cheapest variant, or None where the implicit matrix product may be as good."""
-    found = candidates(spec, traits)
-    if found and nanoseconds(spec, traits, found[0]) < ADVANTAGE * gemm.priced(spec, traits)[0][1]:
-        return found[0]
-    return None
+def amounts(
+    spec: CanonicalSpec, traits: GpuTraits, variant: WinogradGemmVariant, decisions: Mapping[str, int]
+) -> dict[str, float]:
+    """The modelled nanoseconds of a plan, and as many more as must be saved for it to be taken."""
+    modelled = nanoseconds(spec, traits, variant)
+    return {"products": modelled, "doubt": modelled / ADVANTAGE - modelled}
 
 
 def nanoseconds(spec: CanonicalSpec, traits: GpuTraits, variant: WinogradGemmVariant) -> float:
@@ -118,11 +118,11 @@ def _modes(s: CanonicalSpec) -> Iterator[str]:
 
 
 def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[WinogradGemmVariant, dict[str, int]] | None:
-    """The variant and the decisions taken where nothing was tuned; None where other algorithms are as good."""
-    found = winograd.worthwhile(spec, traits)
-    return (found, {}) if found else None
+    """The variant and the decisions taken where nothing was tuned; None where none is within the error limit."""
+    found = candidates(spec, traits)
+    return (found[0], {}) if found else None
 
 
 def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[WinogradGemmVariant]:
     """The variants that compete while tuning, the cheapest by the model first."""
-    return winograd.candidates(spec, traits)
+    return candidates(spec, traits)

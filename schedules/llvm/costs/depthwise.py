@@ -1,30 +1,32 @@
-"""Which variants of the depthwise convolution there are on a CPU, what they cost, and which one is taken untuned."""
+"""Which variants of the depthwise convolution there are on a CPU, what they cost, and which one is taken untuned.
+
+Amounts, of which :mod:`table` has the cost:
+
+    step       cycles that register tiles take of the vector units and load ports, tap by tap
+    step_tail  the same where rows end within a vector, which is stored in part
+    copy       vectors of input that a task copies
+    store      vectors of output
+    memory     bytes of input and output
+    task       tasks
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from tvm_conv3d.compute.llvm.depthwise import DepthwiseVariant, applies, period
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import divisors
-from tvm_conv3d.schedules.llvm.costs import grouped, streaming
-from tvm_conv3d.schedules.llvm.costs.tile_rule import TASKS_PER_THREAD
+from tvm_conv3d.schedules.llvm.costs import streaming
+from tvm_conv3d.schedules.llvm.costs.table import costs_of, total
+from tvm_conv3d.schedules.llvm.costs.tile_rule import TASKS_PER_THREAD, busiest_share, bytes_moved
 from tvm_conv3d.target.cpu import CpuTraits
 
-#: Cycles of loading a vector of input, most of which cross a cache line, and of copying one into the task's buffer.
-_LOAD, _COPY = 3.0, 6.0
-
-
-#: How much longer a task takes whose rows end within a vector, which is stored in part.
-_TAIL = 1.1
-
-
-#: What the cost model of :mod:`grouped` expects for the same time, of what this one does. Fitted to 19 layers of odd
-#: channels.
-_GROUPED_EXPECTS = 0.75
+#: Cycles of loading a vector of input, most of which cross a cache line.
+_LOAD = 3.0
 
 
 #: Variants that compete while tuning.
@@ -32,12 +34,10 @@ _MAX_VARIANTS = 10
 
 
 def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[DepthwiseVariant, dict[str, int]] | None:
-    """The variant and the decisions taken where nothing was tuned; None where :mod:`grouped` is as good."""
+    """The variant and the decisions taken where nothing was tuned; None where channels fill whole vectors."""
     if not applies(spec) or spec.channels % traits.lanes(spec.accumulator) == 0:
         return None
     cheapest = _candidates(spec, traits)[0]
-    if grouped.cycles(spec, traits) < _GROUPED_EXPECTS * _cost(spec, traits, cheapest)[2]:
-        return None
     return cheapest.variant, {"depth": cheapest.depth, "rows": cheapest.row_tiles}
 
 
@@ -71,22 +71,42 @@ def _candidates(s: CanonicalSpec, traits: CpuTraits) -> list[_Candidate]:
         for d, h in itertools.product(divisors(depth), divisors(-(-height // rows)))
         for vectors in row_parts
     ]
-    return sorted(found, key=lambda candidate: _cost(s, traits, candidate))
+    costs = costs_of(traits, "depthwise")
+
+    def cost(candidate: _Candidate) -> tuple[bool, bool, float, int]:
+        too_large = _copied_vectors(s, candidate) * traits.vector_bits // 8 > traits.l2 // 2
+        too_few = _tasks(s, candidate) < TASKS_PER_THREAD * traits.cores
+        return too_few, too_large, total(costs, _amounts(s, traits, candidate)), -candidate.variant.vectors
+
+    return sorted(found, key=cost)
 
 
-def _cost(s: CanonicalSpec, traits: CpuTraits, candidate: _Candidate) -> tuple[bool, bool, float, int]:
-    """What candidates are sorted by; the third is the layer's cycles."""
-    variant, (_, height, width) = candidate.variant, s.out_size
-    row = variant.vectors * variant.lanes
-    parts = -(-width * s.channels // row)
-    tasks = s.batch * (s.out_size[0] // candidate.depth) * (-(-height // variant.rows) // candidate.row_tiles) * parts
-    copied = _copied_vectors(s, candidate)
-    whole = width * s.channels % row == 0
-    cells = candidate.depth * candidate.row_tiles * variant.vectors
-    compute = cells * s.kernel[0] * s.kernel[2] * _step(s, traits, variant.rows) * (1 if whole else _TAIL)
-    too_large = copied * traits.vector_bits // 8 > traits.l2 // 2
-    too_few = tasks < TASKS_PER_THREAD * traits.cores
-    return too_few, too_large, tasks * (compute + _COPY * copied), -variant.vectors
+def amounts(
+    spec: CanonicalSpec, traits: CpuTraits, variant: DepthwiseVariant, decisions: Mapping[str, int]
+) -> dict[str, float]:
+    """How much of each the busiest core does."""
+    return _amounts(spec, traits, _Candidate(variant, decisions["depth"], decisions["rows"]))
+
+
+def _amounts(s: CanonicalSpec, traits: CpuTraits, candidate: _Candidate) -> dict[str, float]:
+    variant, count = candidate.variant, _tasks(s, candidate)
+    of_core = count * busiest_share(count, traits)
+    tiles = of_core * candidate.depth * candidate.row_tiles * variant.vectors
+    whole = s.out_size[2] * s.channels % (variant.vectors * variant.lanes) == 0
+    step = tiles * s.kernel[0] * s.kernel[2] * _step(s, traits, variant.rows)
+    return {
+        "step" if whole else "step_tail": step,
+        "copy": of_core * _copied_vectors(s, candidate),
+        "store": tiles * variant.rows,
+        "memory": bytes_moved(s) / traits.cores,
+        "task": of_core,
+    }
+
+
+def _tasks(s: CanonicalSpec, candidate: _Candidate) -> int:
+    variant, (depth, height, width) = candidate.variant, s.out_size
+    parts = -(-width * s.channels // (variant.vectors * variant.lanes))
+    return s.batch * (depth // candidate.depth) * (-(-height // variant.rows) // candidate.row_tiles) * parts
 
 
 def _most_rows(traits: CpuTraits) -> int:

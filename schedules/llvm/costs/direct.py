@@ -1,26 +1,55 @@
-"""Which variants of the direct convolution there are on a CPU, what they cost, and which one is taken untuned."""
+"""Which variants of the direct convolution there are on a CPU, what they cost, and which one is taken untuned.
+
+Amounts, of which :mod:`table` has the cost:
+
+    product_N       cycles that steps of the reduction take of the vector units, in register tiles of N vectors
+    product_shared  the same in tiles of one vector of interleaved groups
+    conflict        of these, steps whose input positions overfill a set of L1
+    tile            register tiles
+    store           vectors of output
+    store_tail      those that are stored in part, as filters end in a tail
+    gather          vectors of input that are copied
+    element         elements that are copied one by one, as channels fill no vectors
+    interleave      elements that are copied to where interleaved groups are side by side
+    transpose       vectors of input and output in channels_first, and the rows that are started
+    weights_l3      bytes of weights that are read anew, for each register tile, from L3
+    waiting         cycles for weights from memory, beyond those of the products that are done meanwhile
+    memory          bytes of input and output
+    task            tasks
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from tvm_conv3d.compute.llvm.direct import DirectVariant, needs_gather
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.compute.shared.filter_packing import FilterPacking
+from tvm_conv3d.compute.shared.stages import window_extents
 from tvm_conv3d.schedules.llvm.costs import store_rule, streaming
 from tvm_conv3d.schedules.llvm.costs.tile_rule import (
     Tile,
     best_tile,
+    busiest_share,
+    bytes_moved,
     good_tiles,
+    live_share,
+    overfills_a_set,
+    product_of,
+    relative_vector_cost,
     sharings,
+    step_cycles,
     task_box,
     tasks,
     tiles_of,
     worthwhile_sharing,
 )
-from tvm_conv3d.spec import CHANNELS_LAST
+from tvm_conv3d.schedules.llvm.costs.winograd_cost import ROW, SHARE_OF_L3, waiting
+from tvm_conv3d.spec import CHANNELS_LAST, Triple
 from tvm_conv3d.target.cpu import CpuTraits
 
 #: Taps of a row times channels up to which they are unrolled beside the tile.
@@ -33,6 +62,10 @@ MAX_TILES = 8
 
 #: Ways of sharing vectors among groups that do.
 MAX_SHARINGS = 3
+
+
+#: Positions of a row that a task has at most, nearly.
+_LONG_ROW = 64
 
 
 ORDERS = ("filters_spatial", "spatial_filters", "filters_parallel")
@@ -102,6 +135,77 @@ def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[DirectVariant]:
     # without a copy only tiles that divide the output will do; a variant that needs none saves it
     gathers = [replace(v, gather=_fitting_gather(spec, v)) for v in found]
     return list(dict.fromkeys(gathers))
+
+
+def amounts(
+    spec: CanonicalSpec, traits: CpuTraits, variant: DirectVariant, decisions: Mapping[str, int]
+) -> dict[str, float]:
+    """How much of each the busiest core does."""
+    s, tile = spec, (variant.rows, variant.columns)
+    box = (decisions["depth"], decisions["rows"], decisions["columns"])
+    packing = FilterPacking.of(s, variant)
+    blocks = packing.sharing * packing.blocks
+    count = tasks(s, tile, box) * (blocks if variant.order == "filters_parallel" else 1)
+    share = busiest_share(count, traits)
+    width = relative_vector_cost(traits, s, variant.lanes)
+    positions = s.batch * math.prod(tiles_of(s, tile))
+    live = live_share(s, 0) * (live_share(s, 1) if variant.rows == 1 else 1)
+    terms = math.prod(s.kernel) * s.group_channels
+    product = share * positions * blocks * terms * live * step_cycles(math.prod(tile), variant.vectors, width)
+    weights = 4.0 * terms * s.filters
+    done = {
+        product_of(variant.vectors, variant.interleaved > 1): product,
+        "tile": share * positions * blocks,
+        "memory": bytes_moved(s) / traits.cores,
+        "task": share * count,
+        **_stored(s, variant, width / traits.cores),
+        **_gathered(s, traits, variant, box, share),
+    }
+    if overfills_a_set(s, traits, *tile):
+        done["conflict"] = product
+    if weights > SHARE_OF_L3 * traits.l3:
+        done["waiting"] = waiting(product, weights)
+    if 4.0 * terms * variant.vectors * variant.lanes > traits.l2 / 2:
+        # each tile reads its weights anew, from behind the core's own cache
+        done["weights_l3"] = share * positions * weights * live
+    return done
+
+
+def _stored(s: CanonicalSpec, variant: DirectVariant, share: float) -> dict[str, float]:
+    """What storing a core's share of the output takes."""
+    results = math.prod(s.output_shape)
+    if s.data_format != CHANNELS_LAST:
+        row = min(s.out_size[2], _LONG_ROW)
+        return {"transpose": share * results / variant.lanes * (1 + ROW / row)}
+    found = {"store": share * results / variant.lanes}
+    if s.set_filters * variant.interleaved % variant.lanes:
+        found["store_tail"] = share * results / (s.set_filters * variant.interleaved)
+    return found
+
+
+def _gathered(
+    s: CanonicalSpec, traits: CpuTraits, variant: DirectVariant, box: Triple, share: float
+) -> dict[str, float]:
+    """What copying the busiest core's share of the input takes."""
+    if variant.gather == "none":
+        return {}
+    if variant.gather == "root":
+        whole = tiles_of(s, (variant.rows, variant.columns))
+        copied, of_core = _copied_positions(s, variant, whole), s.batch / traits.cores
+    else:
+        copied, of_core = _copied_positions(s, variant, box), share * tasks(s, (variant.rows, variant.columns), box)
+    elements = of_core * copied * s.channels
+    if variant.interleaved > 1:
+        return {"interleave": elements}
+    if s.data_format != CHANNELS_LAST:
+        row = min(box[2] * variant.columns * s.strides[2], _LONG_ROW)
+        return {"transpose": elements / variant.lanes * (1 + ROW / row)}
+    return {"gather": elements / variant.lanes} if s.channels % variant.lanes == 0 else {"element": elements}
+
+
+def _copied_positions(s: CanonicalSpec, variant: DirectVariant, box: Triple) -> int:
+    """Input positions of a task of `box`."""
+    return math.prod(window_extents(s, (box[0], box[1] * variant.rows, box[2] * variant.columns)))
 
 
 def _unrolls_taps(spec: CanonicalSpec) -> bool:

@@ -1,9 +1,21 @@
-"""Which variants of the grouped convolution there are on a CPU, what they cost, and which one is taken untuned."""
+"""Which variants of the grouped convolution there are on a CPU, what they cost, and which one is taken untuned.
+
+Amounts, of which :mod:`table` has the cost; each also as `..._tail` where filters end in a tail, as vectors then are
+copied and stored in parts:
+
+    product     multiply-adds of vectors
+    copy        vectors of input that a task copies
+    copy_again  the same, of tasks so large that they are gone from L2 when the channels' next vectors are read
+    store       vectors of output
+    memory      bytes of input and output
+    task        tasks
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -13,50 +25,36 @@ from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.stages import window_extents
 from tvm_conv3d.schedules.decisions import divisors
 from tvm_conv3d.schedules.llvm.costs import streaming
+from tvm_conv3d.schedules.llvm.costs.table import costs_of, total
 from tvm_conv3d.schedules.llvm.costs.tile_rule import (
     TASKS_PER_THREAD,
+    busiest_share,
+    bytes_moved,
     fitting_lanes,
     tasks,
     tiles_of,
-    worthwhile_sharing,
 )
+from tvm_conv3d.spec import Triple
 from tvm_conv3d.target.cpu import CpuTraits
 
 #: Columns of a tile, and of one of a single channel a group: wider ones run out of registers beside the unrolled taps.
 _MAX_COLUMNS, _MAX_COLUMNS_OF_ONE_CHANNEL = 8, 12
 
 
-#: Cycles of copying a vector; how much longer it takes where the channels' other vectors were read before and are gone
-#: from L2, and the size of what was read, in L2, from which on they are. Fitted to depthwise layers.
-_COPY, _READ_AGAIN, _HELD_BETWEEN_PASSES = 6.0, 1.6, 2
-
-
-#: How much longer it takes where filters end in a tail, as vectors then are copied and stored in parts.
-_TAIL = 1.4
+#: Size of what a task reads, in L2, from which on it is gone when the channels' next vectors are read.
+_HELD_BETWEEN_PASSES = 2
 
 
 #: Lanes up to which vectors are not halved: without AVX-512, half a vector takes as long as a whole one.
 _MIN_LANES = 8
 
 
-#: Channels and filters of a group from which on narrow vectors of its filters alone pay.
-_MIN_NARROW = 4
-
-
 def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[GroupedVariant, dict[str, int]] | None:
-    """The variant and the decisions taken where nothing was tuned; None where :mod:`direct` is as good.
-
-    That is where a group fills whole vectors, where groups had better share vectors that are not made of repeated
-    channels, and where repeating a group's many channels costs more than narrow vectors.
-    """
+    """The variant and the decisions taken where nothing was tuned; None where a group fills whole vectors."""
     found = _cheapest(spec, traits)
     if found is None:
         return None
     variant, decisions = found
-    if not variant.shuffled:
-        narrow = min(spec.group_channels, spec.group_filters) >= _MIN_NARROW
-        if narrow or worthwhile_sharing(spec, traits) is not None:
-            return None
     return replace(variant, stream=streaming.outgrows_caches(spec, traits, variant.lanes)), decisions
 
 
@@ -71,42 +69,61 @@ def _cheapest(spec: CanonicalSpec, traits: CpuTraits) -> tuple[GroupedVariant, d
     # columns behind the row's end are wasted; the taps' weights are loaded once a tile
     columns = min(range(1, min(most, width) + 1), key=lambda c: -(-width // c) * (c + 1))
     variant = GroupedVariant(lanes, 1, columns, shuffled=shuffles(spec, lanes))
-    _, (depth, rows, column_tiles) = _best_box(spec, traits, variant)
+    depth, rows, column_tiles = _best_box(spec, traits, variant)
     few_tasks = tasks(spec, (1, columns), (depth, rows, column_tiles)) < TASKS_PER_THREAD * traits.cores
     variant = replace(variant, parallel_blocks=few_tasks and spec.filters > lanes)
     return variant, {"depth": depth, "rows": rows, "columns": column_tiles}
 
 
-def cycles(spec: CanonicalSpec, traits: CpuTraits) -> float:
-    """What the cost model expects of the default; infinite where there is none."""
-    found = _cheapest(spec, traits)
-    return _best_box(spec, traits, found[0])[0] if found else math.inf
+def amounts(
+    spec: CanonicalSpec, traits: CpuTraits, variant: GroupedVariant, decisions: Mapping[str, int]
+) -> dict[str, float]:
+    """How much of each the busiest core does."""
+    return _amounts(spec, traits, variant, (decisions["depth"], decisions["rows"], decisions["columns"]))
 
 
-def _best_box(s: CanonicalSpec, traits: CpuTraits, variant: GroupedVariant) -> tuple[float, tuple[int, int, int]]:
-    """The cheapest task (depth, rows and tiles of columns), and the layer's cycles with it."""
-    tile = (1, variant.columns)
-    item = np.dtype(s.accumulator).itemsize
+def _amounts(s: CanonicalSpec, traits: CpuTraits, variant: GroupedVariant, box: Triple) -> dict[str, float]:
+    tile = (variant.rows, variant.columns)
+    count, blocks = tasks(s, tile, box), -(-s.filters // variant.lanes)
+    # tasks of all filters, or of a block of them
+    of_core = blocks * count * busiest_share(count * (blocks if variant.parallel_blocks else 1), traits)
     # two halves take as long as a whole vector, or less where loads decide
     share = variant.lanes / traits.lanes(s.accumulator)
-    multiplied = math.prod(s.kernel) * s.group_channels
-    copies = 1 if variant.shuffled else s.group_channels
-    overhanging = _TAIL if s.filters % variant.lanes else 1.0
+    positions = math.prod(box) * math.prod(tile)
+    copied = _copied_positions(s, tile, box)
+    again = copied * s.channels * np.dtype(s.accumulator).itemsize > _HELD_BETWEEN_PASSES * traits.l2
+    tail = "_tail" if s.filters % variant.lanes else ""
+    return {
+        f"product{tail}": of_core * positions * math.prod(s.kernel) * s.group_channels * share,
+        f"copy_again{tail}" if again else f"copy{tail}": of_core * _copies(s, variant) * copied,
+        f"store{tail}": of_core * positions,
+        "memory": bytes_moved(s) / traits.cores,
+        "task": of_core,
+    }
 
-    def cost(box: tuple[int, int, int]) -> tuple[bool, bool, float, int, int]:
-        cells = math.prod(box) * variant.columns
-        copied = math.prod(window_extents(s, (*box[:2], box[2] * variant.columns)))
-        again = _READ_AGAIN if copied * s.channels * item > _HELD_BETWEEN_PASSES * traits.l2 else 1.0
-        count = tasks(s, tile, box)
-        rounds = -(-count // traits.cores) * traits.cores
-        each = rounds * (cells * multiplied * share + again * _COPY * copies * copied)
-        too_few = count < TASKS_PER_THREAD * traits.cores
-        too_large = copied * copies * variant.lanes * item > traits.l2 // 2
-        return too_few, too_large, each * overhanging * -(-s.filters // variant.lanes), -box[2], -box[1]
+
+def _copied_positions(s: CanonicalSpec, tile: tuple[int, int], box: Triple) -> int:
+    """Input positions that a task of `box` copies."""
+    return math.prod(window_extents(s, (box[0], box[1] * tile[0], box[2] * tile[1])))
+
+
+def _copies(s: CanonicalSpec, variant: GroupedVariant) -> int:
+    """Vectors that are made of one of input."""
+    return 1 if variant.shuffled else s.group_channels
+
+
+def _best_box(s: CanonicalSpec, traits: CpuTraits, variant: GroupedVariant) -> Triple:
+    """The cheapest task: depth, rows and tiles of columns."""
+    tile, costs = (variant.rows, variant.columns), costs_of(traits, "grouped")
+    item = np.dtype(s.accumulator).itemsize
+
+    def cost(box: Triple) -> tuple[bool, bool, float, int, int]:
+        too_few = tasks(s, tile, box) < TASKS_PER_THREAD * traits.cores
+        private = _copied_positions(s, tile, box) * _copies(s, variant) * variant.lanes * item
+        return too_few, private > traits.l2 // 2, total(costs, _amounts(s, traits, variant, box)), -box[2], -box[1]
 
     depth_boxes, row_boxes, column_boxes = map(divisors, tiles_of(s, tile))
-    best = min(itertools.product(depth_boxes, row_boxes, column_boxes), key=cost)
-    return cost(best)[2], best
+    return min(itertools.product(depth_boxes, row_boxes, column_boxes), key=cost)
 
 
 def _whole_vectors(s: CanonicalSpec, lanes: int) -> int:

@@ -1,16 +1,25 @@
-"""Which variants of the convolution on planes there are on a CPU, what they cost, and which one is taken untuned."""
+"""Which variants of the convolution on planes there are on a CPU, what they cost, and which one is taken untuned.
+
+Amounts, of which :mod:`table` has the cost:
+
+    step    cycles that register tiles take of the vector units and load ports, tap by tap
+    copy    elements that are copied into planes
+    store   vectors of output
+    memory  bytes of input and output
+    task    tasks
+"""
 
 from __future__ import annotations
 
 import heapq
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from tvm_conv3d.compute.llvm.planes import MAX_FILTERS, PlanesVariant, applies, copied_steps, needs_gather
+from tvm_conv3d.compute.llvm.planes import PlanesVariant, applies, copied_steps, needs_gather
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import divisors
 from tvm_conv3d.schedules.llvm.costs import streaming
@@ -18,6 +27,7 @@ from tvm_conv3d.schedules.llvm.costs.tile_rule import (
     L1_PERIOD,
     LATENCY,
     TASKS_PER_THREAD,
+    busiest_share,
     bytes_moved,
     live_share,
     tiles_of,
@@ -65,10 +75,6 @@ _MAX_PADDED = 6
 _MAX_POINTWISE = (2, 16)
 
 
-#: Cycles of copying an element into a plane.
-_COPY = 0.8
-
-
 #: Register tiles that compete while tuning.
 _MAX_TILES = 8
 
@@ -78,7 +84,7 @@ def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[PlanesVariant, dict
     if not _pays(spec, traits):
         return None
     variant = _default_variant(spec, traits)
-    _, (depth, row_tiles, column_tiles) = _best_box(spec, traits, variant)
+    depth, row_tiles, column_tiles = _best_box(spec, traits, variant)
     few = spec.channels if _in_registers(spec) else 1
     return variant, {"depth": depth, "rows": row_tiles, "columns": column_tiles, "unroll": few}
 
@@ -131,17 +137,23 @@ def _ways_of_pointwise(s: CanonicalSpec, traits: CpuTraits) -> list[PlanesVarian
     return [replace(short, gather=needs_gather(s, short)), replace(short, filters_first=True), *past_caches]
 
 
-def cycles_of_few_filters(spec: CanonicalSpec, traits: CpuTraits) -> float:
-    """What the cost model expects of the default, on one core, to choose between it and Winograd.
-
-    Infinite where there is no default, or filters are many: planes then are what is left when Winograd does not pay.
-    """
-    if spec.groups > 1 or spec.filters > MAX_FILTERS or not _pays(spec, traits):
-        return math.inf
-    variant = _default_variant(spec, traits)
-    planes = spec.batch * spec.out_size[0] * spec.channels * spec.kernel[0] * live_share(spec, 0) * spec.kernel[2]
-    copied = _best_box(spec, traits, variant)[0] if variant.gather else 0
-    return planes * _cycles(spec, traits, variant, live_share(spec, 1))[0] + _COPY * copied
+def amounts(
+    spec: CanonicalSpec, traits: CpuTraits, variant: PlanesVariant, decisions: Mapping[str, int]
+) -> dict[str, float]:
+    """How much of each the busiest core does."""
+    box = (decisions["depth"], decisions["rows"], decisions["columns"])
+    count = _tasks(spec, variant, box)
+    share = busiest_share(count, traits)
+    taps = spec.kernel[0] * live_share(spec, 0) * spec.kernel[2]
+    planes = spec.batch * spec.out_size[0] * spec.channels * taps
+    copied = count * _copied(spec, variant, box) if variant.gather else 0
+    return {
+        "step": share * planes * _cycles(spec, traits, variant, live_share(spec, 1))[0],
+        "copy": share * copied,
+        "store": share * math.prod(spec.output_shape) / variant.lanes,
+        "memory": bytes_moved(spec) / traits.cores,
+        "task": share * count,
+    }
 
 
 def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[PlanesVariant]:
@@ -223,31 +235,33 @@ def _cycles(s: CanonicalSpec, traits: CpuTraits, tile: PlanesVariant, seen: floa
     return tiles * step, -tile.lanes, -sums, -tile.vectors if tile.filters_first else tile.vectors
 
 
-def _best_box(s: CanonicalSpec, traits: CpuTraits, variant: PlanesVariant) -> tuple[float, Triple]:
-    """Elements that are copied, and depth, row tiles and column tiles of a task.
+def _tasks(s: CanonicalSpec, variant: PlanesVariant, box: Triple) -> int:
+    """Number of tasks of `box`: depth, row tiles and column tiles."""
+    whole = tiles_of(s, (variant.rows, variant.vectors * variant.lanes))
+    return s.batch * s.groups * math.prod(size // inner for size, inner in zip(whole, box, strict=True))
+
+
+def _copied(s: CanonicalSpec, variant: PlanesVariant, box: Triple) -> int:
+    """Elements that a task of `box` copies."""
+    cells = (box[0], box[1] * variant.rows, box[2] * variant.vectors * variant.lanes)
+    return s.group_channels * math.prod(
+        (cell - 1) * stride + window for cell, stride, window in zip(cells, copied_steps(s), s.window, strict=True)
+    )
+
+
+def _best_box(s: CanonicalSpec, traits: CpuTraits, variant: PlanesVariant) -> Triple:
+    """Depth, row tiles and column tiles of a task.
 
     The task is that which leaves enough of them, no thread idle at the end, and copies least, in half of L2; where none
     fits, in a core's part of L3, or in as few times that as can be.
     """
-    columns = variant.vectors * variant.lanes
-    whole = tiles_of(s, (variant.rows, columns))
     item = np.dtype(s.accumulator).itemsize
 
-    def tasks(box: Triple) -> int:
-        return s.batch * s.groups * math.prod(size // inner for size, inner in zip(whole, box, strict=True))
-
-    def copied(box: Triple) -> int:
-        cells = (box[0], box[1] * variant.rows, box[2] * columns)
-        return s.group_channels * math.prod(
-            (cell - 1) * stride + window for cell, stride, window in zip(cells, copied_steps(s), s.window, strict=True)
-        )
-
     def cost(box: Triple) -> tuple[bool, int, bool, int, int, int, int]:
-        count, size = tasks(box), copied(box) * item
+        count, copied = _tasks(s, variant, box), _copied(s, variant, box)
         too_few = count < TASKS_PER_THREAD * traits.cores
-        in_cache = size // (traits.l3 // traits.cores), size > traits.l2 // 2
-        return too_few, *in_cache, unevenness(count, traits), copied(box) * count, -box[2], -box[1]
+        in_cache = copied * item // (traits.l3 // traits.cores), copied * item > traits.l2 // 2
+        return too_few, *in_cache, unevenness(count, traits), copied * count, -box[2], -box[1]
 
-    depth_boxes, row_boxes, column_boxes = map(divisors, whole)
-    best = min(itertools.product(depth_boxes, row_boxes, column_boxes), key=cost)
-    return copied(best) * tasks(best), best
+    whole = tiles_of(s, (variant.rows, variant.vectors * variant.lanes))
+    return min(itertools.product(*map(divisors, whole)), key=cost)

@@ -1,15 +1,15 @@
 """The default register tile and task: a small cost model, used where nothing was tuned.
 
-Cost of one step of the reduction (one channel of one tap), in cycles of the vector unit, for a tile of `cells` output
-positions by `vectors` vectors of filters:
+One step of the reduction (one channel of one tap) of a tile of `cells` output positions by `vectors` vectors of filters
+takes the vector units
 
-    step = max(share * max(cells * vectors, LATENCY), (cells + vectors) / LOADS) * WIDTH_PENALTY[vectors]
+    step = max(share * max(cells * vectors, LATENCY), (cells + vectors) / LOADS)
 
-that is, one cycle a multiply-add (a share of it on half a vector, where CPUs split whole ones), at least as many
+cycles, that is, one a multiply-add (a share of it on half a vector, where CPUs split whole ones), at least as many
 independent sums as an addition has cycles of latency, and what the load ports take. Times the number of tiles, tails
-included, this decides: most of what can be lost is lost in tails of rows, columns or filters. Tiles of one row are
-cheaper by the taps that read only padding, as those are skipped. Tiles whose positions share a set of L1 cost more.
-The penalties were fitted to measured layers (64 to 512 channels, AVX-512).
+included, and the cost of tiles of so many vectors, this decides: most of what can be lost is lost in tails of rows,
+columns or filters. Tiles of one row are cheaper by the taps that read only padding, as those are skipped. Tiles whose
+positions share a set of L1 cost more.
 """
 
 from __future__ import annotations
@@ -23,26 +23,20 @@ import numpy as np
 
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import divisors
+from tvm_conv3d.schedules.llvm.costs.table import costs_of
 from tvm_conv3d.target.cpu import CpuTraits
 
-LATENCY = 8
-LOADS = 2
-WIDTH_PENALTY = {1: 1.03, 2: 1.0, 3: 1.02, 4: 1.1}
+#: Cycles of a multiply-add, and loads a cycle: of all CPUs with AVX2, nearly.
+LATENCY, LOADS = 8, 2
 
-#: The same of a single vector of interleaved groups: inputs are loaded apart from the multiplication.
-_SINGLE_PENALTY = 1.1
+#: Vectors of filters that a register tile may have.
+VECTORS = (1, 2, 3, 4)
 
 #: Interleaved groups, where these have several channels, up to which LLVM copies in vectors.
 _MAX_INTERLEAVED = 8
 
-#: Cycles of copying an element to where interleaved groups are side by side.
-_TURN = 0.75
-
 #: Bytes from one line to the next that shares its set of L1: of 32 KiB in 8 ways as of 48 KiB in 12.
 L1_PERIOD = 4096
-
-#: Factor of a step whose positions share more lines of a set than it has: 1024 channels at once in 14 columns.
-_CONFLICT = 1.35
 
 #: Lanes of the narrowest vectors.
 _MIN_LANES = 4
@@ -75,9 +69,8 @@ class Sharing:
 
     def cycles(self, spec: CanonicalSpec, traits: CpuTraits) -> float:
         """Cycles of the multiply-adds of one channel of one tap for an output position, all filters."""
-        # a load for each multiply-add where there is one vector
-        penalty = _SINGLE_PENALTY if self.vectors == 1 else WIDTH_PENALTY[self.vectors]
-        return spec.groups // self.interleaved * self.vectors * penalty * relative_vector_cost(traits, spec, self.lanes)
+        cost = costs_of(traits, "direct")[product_of(self.vectors, shared=True)]
+        return spec.groups // self.interleaved * self.vectors * cost * relative_vector_cost(traits, spec, self.lanes)
 
 
 def best_tile(
@@ -106,7 +99,7 @@ def good_tiles(
         sharing: how groups share vectors, if they do.
         count: how many, at most.
     """
-    useful, widths, interleaved = useful_lanes(traits, spec.accumulator, filters), list(WIDTH_PENALTY), 1
+    useful, widths, interleaved = useful_lanes(traits, spec.accumulator, filters), list(VECTORS), 1
     if sharing is not None:
         useful, widths, interleaved = [sharing.lanes], [sharing.vectors], sharing.interleaved
         filters = sharing.vectors * sharing.lanes
@@ -121,23 +114,36 @@ def good_tiles(
         if (rows * columns + (unrolled_taps == 1)) * vectors <= sums and rows <= height and columns <= max(width, 1)
     ]
     row_share = live_share(spec, 1)
-    # lines of a set of L1, and columns from one whose input lies in a set to the next
-    ways = traits.l1 // L1_PERIOD
-    apart = L1_PERIOD // math.gcd(spec.strides[2] * spec.channels * np.dtype(spec.accumulator).itemsize, L1_PERIOD)
+    costs = costs_of(traits, "direct")
 
     def cost(tile: Tile) -> tuple[float, int, int]:
         cells = tile.rows * tile.columns
-        step = step_cycles(cells, tile.vectors, tile.lanes / useful[0])
-        step *= _CONFLICT if tile.rows * -(-tile.columns // apart) > ways else 1
+        conflict = costs["conflict"] if overfills_a_set(spec, traits, tile.rows, tile.columns) else 0.0
+        step = step_cycles(cells, tile.vectors, tile.lanes / useful[0]) * (costs[product_of(tile.vectors)] + conflict)
         tiles = -(-height // tile.rows) * -(-width // tile.columns) * -(-filters // (tile.vectors * tile.lanes))
         return tiles * step * (row_share if tile.rows == 1 else 1), -cells * tile.vectors, tile.rows
 
     return heapq.nsmallest(count, candidates, key=cost)
 
 
+def product_of(vectors: int, shared: bool = False) -> str:
+    """The amount that steps of tiles of so many vectors count as.
+
+    A single vector of interleaved groups has one of its own: inputs are loaded apart from the multiplication.
+    """
+    return "product_shared" if shared and vectors == 1 else f"product_{vectors}"
+
+
+def overfills_a_set(spec: CanonicalSpec, traits: CpuTraits, rows: int, columns: int) -> bool:
+    """Whether a tile's positions share more lines of a set of L1 than it has: 1024 channels at once in 14 columns."""
+    # columns from one whose input lies in a set to the next
+    apart = L1_PERIOD // math.gcd(spec.strides[2] * spec.channels * np.dtype(spec.accumulator).itemsize, L1_PERIOD)
+    return rows * -(-columns // apart) > traits.l1 // L1_PERIOD
+
+
 def step_cycles(cells: int, vectors: int, share: float) -> float:
-    """Cycles of a step of the reduction by the formula above."""
-    return max(share * max(cells * vectors, LATENCY), (cells + vectors) / LOADS) * WIDTH_PENALTY[vectors]
+    """Cycles that the vector units take for a step of the reduction, by the formula above."""
+    return max(share * max(cells * vectors, LATENCY), (cells + vectors) / LOADS)
 
 
 def live_share(spec: CanonicalSpec, axis: int) -> float:
@@ -205,8 +211,12 @@ def bytes_moved(spec: CanonicalSpec) -> float:
 
 def unevenness(count: int, traits: CpuTraits) -> int:
     """How much longer than the others the busiest core works, of so many equal tasks, in steps of a twentieth."""
-    rounds = -(-count // traits.cores)
-    return round(20 * (rounds * traits.cores / count - 1))
+    return round(20 * (busiest_share(count, traits) * traits.cores - 1))
+
+
+def busiest_share(count: int, traits: CpuTraits) -> float:
+    """The share of so many equal tasks that the busiest core has."""
+    return -(-count // traits.cores) / count
 
 
 def tiles_of(spec: CanonicalSpec, tile: tuple[int, int]) -> tuple[int, int, int]:
@@ -236,7 +246,7 @@ def sharings(spec: CanonicalSpec, traits: CpuTraits) -> list[Sharing]:
         for width in (lanes, lanes // 2):
             vectors = -(-spec.group_filters * interleaved // width)
             divides = spec.groups % interleaved == width % interleaved == 0
-            if divides and width >= _MIN_LANES and vectors in WIDTH_PENALTY:
+            if divides and width >= _MIN_LANES and vectors in VECTORS:
                 found.append(Sharing(interleaved, vectors, width))
     return sorted(found, key=lambda sharing: (sharing.cycles(spec, traits), -sharing.lanes))
 
@@ -249,7 +259,8 @@ def worthwhile_sharing(spec: CanonicalSpec, traits: CpuTraits) -> Sharing | None
     lanes = fitting_lanes(traits, spec.accumulator, spec.group_filters)
     apart = spec.groups * -(-spec.group_filters // lanes) * relative_vector_cost(traits, spec, lanes)
     saved = math.prod(spec.kernel) * spec.group_channels * (apart - found[0].cycles(spec, traits))
-    return found[0] if saved > _TURN * spec.channels * math.prod(spec.strides) else None
+    copied = costs_of(traits, "direct")["interleave"] * spec.channels * math.prod(spec.strides)
+    return found[0] if saved > copied else None
 
 
 def relative_vector_cost(traits: CpuTraits, spec: CanonicalSpec, lanes: int) -> float:

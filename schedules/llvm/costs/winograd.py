@@ -1,8 +1,5 @@
-"""Which Winograd variant where nothing was tuned, and whether one at all.
-
-Of all modes and tiles whose expected rounding is within :data:`ERROR_LIMIT` the cheapest by :mod:`winograd_cost` is
-taken, where it is cheaper than the direct convolution. Of 146 layers, those measured with both, this choice takes 1.003
-times the time of the better one.
+"""Which Winograd variant where nothing was tuned: the cheapest by :mod:`winograd_cost` of all modes and tiles whose
+expected rounding is within :data:`ERROR_LIMIT`.
 """
 
 from __future__ import annotations
@@ -10,7 +7,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from tvm_conv3d.compute.llvm.winograd import WinogradVariant, transposes_sums
@@ -18,9 +15,10 @@ from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import MAX_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.shared.winograd_axes import DILATED, FOLDED, PLAIN, POLYPHASE, STRIDED, axes_of
 from tvm_conv3d.compute.shared.winograd_stages import expected_error
-from tvm_conv3d.schedules.llvm.costs import grouped, planes, streaming, winograd_cost
+from tvm_conv3d.schedules.llvm.costs import streaming, winograd_cost
 from tvm_conv3d.schedules.llvm.costs.priced import Priced
-from tvm_conv3d.schedules.llvm.costs.tile_rule import WIDTH_PENALTY, fitting_lanes, sharings, useful_lanes
+from tvm_conv3d.schedules.llvm.costs.table import costs_of
+from tvm_conv3d.schedules.llvm.costs.tile_rule import VECTORS, fitting_lanes, product_of, sharings, useful_lanes
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
 from tvm_conv3d.target.cpu import CpuTraits
 
@@ -42,10 +40,6 @@ _MIN_GROUP_CHANNELS = 3
 #: Largest output tile along an axis.
 _LARGEST_TILE = 6
 
-#: Winograd must be cheaper than planes by this factor: with at most four filters its transforms have short vectors,
-#: which take up to twice the time of the estimate.
-_ADVANTAGE_OVER_PLANES = 0.8
-
 #: Tiles of a task along height and width with which variants are compared first.
 _FIRST_BLOCKS = ((1, 4), (1, 7), (1, 14), (2, 4))
 
@@ -65,18 +59,6 @@ def priced(spec: CanonicalSpec, traits: CpuTraits) -> list[Priced[WinogradVarian
     rough = sorted(_candidates(spec, traits), key=lambda candidate: candidate.cycles)[:_SHORT_LIST]
     fine = [cut for found in rough for cut in _cut(spec, traits, found.variant, _blocks(spec, found.variant))]
     return sorted(fine, key=lambda candidate: candidate.cycles)
-
-
-def worthwhile(spec: CanonicalSpec, traits: CpuTraits) -> WinogradVariant | None:
-    """The cheapest variant, or None where the direct convolution, the grouped one or that on planes is as good."""
-    found = priced(spec, traits)
-    if not found:
-        return None
-    rival = winograd_cost.direct_cycles(spec, traits)
-    if grouped.default(spec, traits) is not None:
-        rival = min(rival, grouped.cycles(spec, traits) / traits.cores)
-    rival = min(rival, _ADVANTAGE_OVER_PLANES * planes.cycles_of_few_filters(spec, traits) / traits.cores)
-    return found[0].variant if found[0].cycles < rival else None
 
 
 def _modes(s: CanonicalSpec, lanes: int) -> Iterator[str]:
@@ -132,9 +114,11 @@ def _layouts(s: CanonicalSpec, traits: CpuTraits) -> list[tuple[int, int, int]]:
     def best_vectors(lanes: int) -> int:
         def cost(vectors: int) -> tuple[float, int]:
             # few padded filters first, then two vectors
-            return -(-s.group_filters // (vectors * lanes)) * vectors * WIDTH_PENALTY[vectors], abs(vectors - 2)
+            return -(-s.group_filters // (vectors * lanes)) * vectors * costs[product_of(vectors)], abs(vectors - 2)
 
-        return min(WIDTH_PENALTY, key=cost)
+        return min(VECTORS, key=cost)
+
+    costs = costs_of(traits, "winograd")
 
     apart = [(1, best_vectors(lanes), lanes) for lanes in useful_lanes(traits, s.accumulator, s.group_filters)]
     shared = [(sharing.interleaved, sharing.vectors, sharing.lanes) for sharing in sharings(s, traits)[:_SHARINGS]]
@@ -185,12 +169,20 @@ MAX_VARIANTS = 16
 
 
 def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[str, int]] | None:
-    """The variant and the decisions taken where nothing was tuned; None where the direct convolution is as good."""
-    variant = worthwhile(spec, traits)
-    if variant is None:
+    """The variant and the decisions taken where nothing was tuned; None where none is within the error limit."""
+    found = priced(spec, traits)
+    if not found:
         return None
+    variant = found[0].variant
     large = streaming.outgrows_caches(spec, traits, variant.lanes, _run(spec, variant))
     return replace(variant, stream=large and _streamable(spec, variant)), {"unroll": 1}
+
+
+def amounts(
+    spec: CanonicalSpec, traits: CpuTraits, variant: WinogradVariant, decisions: Mapping[str, int]
+) -> dict[str, float]:
+    """How much of what :mod:`winograd_cost` names the busiest core does; decisions do not matter."""
+    return winograd_cost.amounts(spec, traits, variant)
 
 
 def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[WinogradVariant]:

@@ -1,9 +1,8 @@
 """What a Winograd variant costs: a model that is linear in what the variant does.
 
-Cycles on one core are the sum of the amounts below times :data:`COSTS`, which `scripts/fit_costs.py` fits to the trials
-that tuning keeps. The direct convolution is priced by the same measure.
+Amounts, of which :mod:`table` has the cost:
 
-    product          multiply-adds of vectors in the frequencies' matrix products, by the register tile's cost
+    product_N        multiply-adds of vectors in the frequencies' matrix products, in register tiles of N vectors
     transform        multiply-adds of vectors in the transforms, forth and back
     copy             vectors of the gathered input and of the stored output
     element          scalar copies of gathered elements: chunks of interleaved groups fill no vectors
@@ -26,42 +25,16 @@ from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import transforms
 from tvm_conv3d.compute.shared.filter_packing import FilterPacking
 from tvm_conv3d.compute.shared.winograd_axes import axes_of
-from tvm_conv3d.schedules.llvm.costs.tile_rule import (
-    WIDTH_PENALTY,
-    best_tile,
-    bytes_moved,
-    live_share,
-    relative_vector_cost,
-    step_cycles,
-    worthwhile_sharing,
-)
+from tvm_conv3d.schedules.llvm.costs.table import costs_of, total
+from tvm_conv3d.schedules.llvm.costs.tile_rule import bytes_moved, product_of, relative_vector_cost, step_cycles
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
 from tvm_conv3d.target.cpu import CpuTraits
 
-#: Cycles for one of each.
-COSTS = {
-    "product": 1.0,
-    "transform": 0.25,
-    "copy": 4.5,
-    "element": 0.6,
-    "piece": 0.3,
-    "own_l2": 0.14,
-    "own_l3": 0.85,
-    "own_memory": 1.3,
-    "weights_l3": 0.028,
-    "waiting": 1.0,
-    "memory": 0.2,
-    "task": 400.0,
-}
-
 #: Cycles for a byte of weights from memory, while all cores read, and share of L3 that may be filled with what stays.
-_WEIGHTS, _SHARE_OF_L3 = 0.13, 0.5
+_WEIGHTS, SHARE_OF_L3 = 0.13, 0.5
 
 #: Cost of starting a row in channels_first, in positions copied: each row of a channel lies in a page of its own.
-_ROW = 40.0
-
-#: Positions of a row that a task of a direct convolution has at most.
-_LONG_ROW = 64
+ROW = 40.0
 
 
 def amounts(s: CanonicalSpec, traits: CpuTraits, variant: WinogradVariant) -> dict[str, float]:
@@ -97,10 +70,11 @@ class Tasks:
         self._in_pieces = bool(side_by_side(s, variant) % variant.lanes)
         self._entries = [_entries(size) for size in zip(variant.tile, axes.taps, axes.strides, strict=True)]
         self._memory = bytes_moved(s) / traits.cores
+        self._costs = costs_of(traits, "winograd")
 
     def cycles(self, block: Triple, columns: int) -> float:
         """Estimated cycles on each core, for tasks of `block` tiles in register tiles of `columns`."""
-        return sum(COSTS[name] * amount for name, amount in self.amounts(block, columns).items())
+        return total(self._costs, self.amounts(block, columns))
 
     def amounts(self, block: Triple, columns: int) -> dict[str, float]:
         """How much of each a core does."""
@@ -110,16 +84,16 @@ class Tasks:
         step = step_cycles(columns, self._vectors, self._share) / columns
         own = self._own * tiles
         of_task = {
-            "product": self._products * tiles * step,
+            product_of(self._vectors): self._products * tiles * step,
             # loops over a row of tiles cost as much to start as half a tile
             "transform": self._transform_steps(block) * self._share * (1 + 0.5 / block[2]),
             **self._copied(block, tiles),
             _place_of_own(traits, own): own,
             "task": 1.0,
         }
-        if self._weights > _SHARE_OF_L3 * traits.l3:
+        if self._weights > SHARE_OF_L3 * traits.l3:
             # register tiles after the first find the weights of a frequency in the core's own caches
-            of_task["waiting"] = _waiting(of_task["product"] * columns / tiles, self._weights)
+            of_task["waiting"] = waiting(self._products * step * columns, self._weights)
         elif self._weights > traits.l2 / 2:
             of_task["weights_l3"] = self._weights
         return {**{name: rounds * amount for name, amount in of_task.items()}, "memory": self._memory}
@@ -133,7 +107,7 @@ class Tasks:
         if s.data_format != CHANNELS_LAST:
             # transposed on the way, each row of a channel by itself
             row = block[2] * self._tile[2]
-            return {"copy": (3 * gathered + 2 * stored + (gathered + stored) * _ROW / row) * share / lanes}
+            return {"copy": (3 * gathered + 2 * stored + (gathered + stored) * ROW / row) * share / lanes}
         if self._in_pieces:
             return {"copy": stored * share / lanes, "piece" if s.groups == 1 else "element": gathered}
         return {"copy": (2 * gathered + stored) * share / lanes}
@@ -157,41 +131,7 @@ def _place_of_own(traits: CpuTraits, own: float) -> str:
     """Which cache holds so many bytes of a task's private data."""
     if own <= traits.l2:
         return "own_l2"
-    return "own_l3" if own * traits.cores <= _SHARE_OF_L3 * traits.l3 else "own_memory"
-
-
-def direct_cycles(s: CanonicalSpec, traits: CpuTraits) -> float:
-    """Cycles of the direct convolution on each core, by the same measure."""
-    sharing = worthwhile_sharing(s, traits)
-    tile = best_tile(s, traits, s.group_filters, sharing=sharing)
-    depth, height, width = s.out_size
-    tiles = s.batch * depth * -(-height // tile.rows) * -(-width // tile.columns)
-    if sharing is not None:
-        vectors = sharing.cycles(s, traits)
-    else:
-        vectors = s.groups * -(-s.group_filters // (tile.vectors * tile.lanes)) * tile.vectors
-        vectors *= WIDTH_PENALTY[tile.vectors] * relative_vector_cost(traits, s, tile.lanes)
-    seen = live_share(s, 0) * (live_share(s, 1) if tile.rows == 1 else 1)
-    terms = math.prod(s.kernel) * s.group_channels
-    copied = float(math.prod(s.output_shape))
-    if s.window != (1, 1, 1):
-        copied += 2 * math.prod(s.input_shape)
-    if s.data_format != CHANNELS_LAST:
-        both = math.prod(s.input_shape) + math.prod(s.output_shape)
-        copied += both * (1 + _ROW / min(width, _LONG_ROW))
-    product = tiles * tile.rows * tile.columns * vectors * terms * seen
-    done = {
-        "product": product,
-        "copy": copied * _share(s, traits, tile.lanes) / tile.lanes,
-        "memory": bytes_moved(s),
-    }
-    weights = 4.0 * terms * s.filters
-    if weights > _SHARE_OF_L3 * traits.l3:
-        done["waiting"] = _waiting(product, traits.cores * weights)
-    if 4.0 * terms * tile.vectors * tile.lanes > traits.l2 / 2:
-        # each tile reads its weights anew, from behind the core's own cache
-        done["weights_l3"] = tiles * weights * seen
-    return sum(COSTS[name] * amount for name, amount in done.items()) / traits.cores
+    return "own_l3" if own * traits.cores <= SHARE_OF_L3 * traits.l3 else "own_memory"
 
 
 def _share(s: CanonicalSpec, traits: CpuTraits, lanes: int) -> float:
@@ -199,7 +139,7 @@ def _share(s: CanonicalSpec, traits: CpuTraits, lanes: int) -> float:
     return relative_vector_cost(traits, s, lanes) if s.groups == 1 else 1.0
 
 
-def _waiting(product: float, weights: float) -> float:
+def waiting(product: float, weights: float) -> float:
     """What weights from memory add to the cycles of products: the longer of both, nearly. Fitted to 13 last stages."""
     return math.hypot(product, _WEIGHTS * weights) - product
 

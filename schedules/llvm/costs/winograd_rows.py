@@ -1,20 +1,21 @@
-"""Which tiles and tasks Winograd along rows takes where nothing was tuned, and whether it is worth it at all.
+"""Which tiles and tasks Winograd along rows takes where nothing was tuned.
 
-The cost of a vector of outputs in cycles, with n = m + k - 1 frequencies for m outputs:
+Amounts, of which :mod:`table` has the cost, with n = m + k - 1 frequencies for m outputs; positions in tails count like
+all others:
 
-    n / m * taps of depth and height * channels * TAP   products
-    n / m * PRODUCT                                     their way through L1, and the inverse transform
-    n / m * halo * CELL                                 copying and transforming the input, that of the halo, too
-    VECTOR                                              bias, activation and store
-
-beside taps * channels * TAP + VECTOR by the definition. Positions in tails count like all others.
+    tap       vectors' multiply-adds of the products: n / m * taps of depth and height * channels for a vector of outputs
+    product   vectors of products on their way through L1 and the inverse transform: n / m
+    position  vectors of input, the halo's too, that are copied and transformed, for each frequency
+    row       of these, in channels_first, the rows that are started: each lies in a page of its own
+    vector    vectors of outputs: bias, activation and store
+    memory    bytes of input and output
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from tvm_conv3d.compute.llvm.winograd_rows import WinogradRowsVariant, applies, error_bound, groups_of_cells
@@ -23,19 +24,11 @@ from tvm_conv3d.compute.shared.cook_toom import MAX_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.shared.stages import window_extents
 from tvm_conv3d.schedules.llvm.costs import streaming
 from tvm_conv3d.schedules.llvm.costs.priced import Priced
-from tvm_conv3d.schedules.llvm.costs.tile_rule import TASKS_PER_THREAD, fitting_lanes
+from tvm_conv3d.schedules.llvm.costs.table import costs_of, total
+from tvm_conv3d.schedules.llvm.costs.tile_rule import TASKS_PER_THREAD, busiest_share, bytes_moved, fitting_lanes
 from tvm_conv3d.schedules.llvm.costs.winograd import ERROR_LIMIT
 from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.target.cpu import CpuTraits
-
-#: Cycles, measured on depthwise layers of 24 to 192 channels with kernels of 3 to 7 (Zen 4).
-_TAP, _PRODUCT, _CELL, _VECTOR = 1.15, 6.0, 8.0, 25.0
-
-#: Cost of starting a row in channels_first, in columns copied.
-_ROW = 20
-
-#: The estimate, which is too low where tasks are small, must be below that of the definition by this factor.
-_ADVANTAGE = 0.75
 
 #: Outputs of a tile; longer ones take more than 1.5 s to compile for 7 taps.
 _TILES = (2, 4)
@@ -51,16 +44,10 @@ def priced(spec: CanonicalSpec, traits: CpuTraits) -> list[Priced[WinogradRowsVa
     """The variants within the error limit, the cheapest first; empty where rows can't be transformed."""
     if not applies(spec) or spec.accumulator != "float32" or spec.group_filters >= traits.lanes(spec.accumulator):
         return []
-    found = [Priced(v, _cycles(spec, traits, v)) for v in _candidates(spec, traits) if _fits(spec, traits, v)]
+    costs = costs_of(traits, "winograd_rows")
+    fitting = (v for v in _candidates(spec, traits) if _fits(spec, traits, v))
+    found = [Priced(v, total(costs, amounts(spec, traits, v, {}))) for v in fitting]
     return sorted(found, key=lambda candidate: (candidate.cycles, *_equals(spec, candidate.variant)))
-
-
-def worthwhile(spec: CanonicalSpec, traits: CpuTraits) -> WinogradRowsVariant | None:
-    """The cheapest variant, or None where the definition is as good."""
-    found = priced(spec, traits)
-    if not found or found[0].cycles > _ADVANTAGE * _cycles_of_definition(spec, traits):
-        return None
-    return found[0].variant
 
 
 def _equals(s: CanonicalSpec, variant: WinogradRowsVariant) -> tuple[bool, int]:
@@ -105,23 +92,28 @@ def _fits(s: CanonicalSpec, traits: CpuTraits, variant: WinogradRowsVariant) -> 
     return _private_bytes(s, variant) <= traits.l2 * (1 if s.data_format == CHANNELS_LAST else 2)
 
 
-def _cycles(s: CanonicalSpec, traits: CpuTraits, variant: WinogradRowsVariant) -> float:
-    frequencies = variant.tile + s.kernel[2] - 1
+def amounts(
+    spec: CanonicalSpec, traits: CpuTraits, variant: WinogradRowsVariant, decisions: Mapping[str, int]
+) -> dict[str, float]:
+    """How much of each the busiest core does; decisions do not matter."""
+    s, frequencies = spec, variant.tile + spec.kernel[2] - 1
     window = window_extents(s, (*variant.block[:2], 1))[:2]
     rows = math.prod(variant.block[:2])
-    products = rows * (math.prod(s.kernel[:2]) * s.group_channels * _TAP + _PRODUCT)
-    # channels_first: short stretches of the rows of many channels
-    short = 1 + _ROW / (variant.block[2] * variant.tile) if s.data_format != CHANNELS_LAST else 1
-    transformed = math.prod(window) * s.group_channels * _CELL * short
-    stored = rows * variant.tile * _VECTOR
     tasks = math.prod(_tasks(s, variant))
-    rounds = -(-tasks // traits.cores) if variant.parallel_blocks else tasks / traits.cores
-    return rounds * variant.block[2] * (frequencies * (products + transformed) + stored)
-
-
-def _cycles_of_definition(s: CanonicalSpec, traits: CpuTraits) -> float:
-    vectors = s.batch * math.prod(s.out_size) * -(-s.filters // fitting_lanes(traits, s.accumulator, s.filters))
-    return vectors * (math.prod(s.kernel) * s.group_channels * _TAP + _VECTOR) / traits.cores
+    rounds = tasks * busiest_share(tasks, traits) if variant.parallel_blocks else tasks / traits.cores
+    each = rounds * variant.block[2]
+    copied = each * frequencies * math.prod(window) * s.group_channels
+    done = {
+        "tap": each * frequencies * rows * math.prod(s.kernel[:2]) * s.group_channels,
+        "product": each * frequencies * rows,
+        "position": copied,
+        "vector": each * rows * variant.tile,
+        "memory": bytes_moved(s) / traits.cores,
+    }
+    if s.data_format != CHANNELS_LAST:
+        # short stretches of the rows of many channels
+        done["row"] = copied / (variant.block[2] * variant.tile)
+    return done
 
 
 #: Variants that compete while tuning.
@@ -129,10 +121,11 @@ MAX_VARIANTS = 12
 
 
 def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[WinogradRowsVariant, dict[str, int]] | None:
-    """The variant and the decisions taken where nothing was tuned; None where another algorithm is as good."""
-    variant = worthwhile(spec, traits)
-    if variant is None:
+    """The variant and the decisions taken where nothing was tuned; None where rows can't be transformed."""
+    found = priced(spec, traits)
+    if not found:
         return None
+    variant = found[0].variant
     stream = streaming.outgrows_caches(spec, traits, variant.lanes, _run(variant))
     return replace(variant, stream=stream), {"depth": 1}
 
