@@ -19,6 +19,10 @@ setup(
         "tvm_conv3d.tuning_logs",
     ],
     package_dir=PLACES,
-    # LLVM's text, and logs in sub-folders named after targets, which are no packages.
-    package_data={"tvm_conv3d.runtime": ["*.ll"], "tvm_conv3d.tuning_logs": ["**/*"]},
+    # LLVM's text, tables of costs, and logs in sub-folders named after targets, which are no packages.
+    package_data={
+        "tvm_conv3d.runtime": ["*.ll"],
+        "tvm_conv3d.schedules.llvm.costs": ["tables/*.json"],
+        "tvm_conv3d.tuning_logs": ["**/*"],
+    },
 )

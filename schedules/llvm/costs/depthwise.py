@@ -21,8 +21,9 @@ from tvm_conv3d.compute.llvm.depthwise import DepthwiseVariant, applies, period
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import divisors
 from tvm_conv3d.schedules.llvm.costs import streaming
+from tvm_conv3d.schedules.llvm.costs.memory import bytes_moved
 from tvm_conv3d.schedules.llvm.costs.table import costs_of, total
-from tvm_conv3d.schedules.llvm.costs.tile_rule import TASKS_PER_THREAD, busiest_share, bytes_moved
+from tvm_conv3d.schedules.llvm.costs.tile_rule import TASKS_PER_THREAD, busiest_share
 from tvm_conv3d.target.cpu import CpuTraits
 
 #: Cycles of loading a vector of input, most of which cross a cache line.

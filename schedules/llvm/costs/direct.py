@@ -31,11 +31,11 @@ from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.filter_packing import FilterPacking
 from tvm_conv3d.compute.shared.stages import window_extents
 from tvm_conv3d.schedules.llvm.costs import store_rule, streaming
+from tvm_conv3d.schedules.llvm.costs.memory import ROW, SHARE_OF_L3, bytes_moved, waiting
 from tvm_conv3d.schedules.llvm.costs.tile_rule import (
     Tile,
     best_tile,
     busiest_share,
-    bytes_moved,
     good_tiles,
     live_share,
     overfills_a_set,
@@ -48,7 +48,6 @@ from tvm_conv3d.schedules.llvm.costs.tile_rule import (
     tiles_of,
     worthwhile_sharing,
 )
-from tvm_conv3d.schedules.llvm.costs.winograd_cost import ROW, SHARE_OF_L3, waiting
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
 from tvm_conv3d.target.cpu import CpuTraits
 

@@ -25,11 +25,11 @@ from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.stages import window_extents
 from tvm_conv3d.schedules.decisions import divisors
 from tvm_conv3d.schedules.llvm.costs import streaming
+from tvm_conv3d.schedules.llvm.costs.memory import bytes_moved
 from tvm_conv3d.schedules.llvm.costs.table import costs_of, total
 from tvm_conv3d.schedules.llvm.costs.tile_rule import (
     TASKS_PER_THREAD,
     busiest_share,
-    bytes_moved,
     fitting_lanes,
     tasks,
     tiles_of,

@@ -23,12 +23,12 @@ from tvm_conv3d.compute.llvm.planes import PlanesVariant, applies, copied_steps,
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import divisors
 from tvm_conv3d.schedules.llvm.costs import streaming
+from tvm_conv3d.schedules.llvm.costs.memory import bytes_moved
 from tvm_conv3d.schedules.llvm.costs.tile_rule import (
     L1_PERIOD,
     LATENCY,
     TASKS_PER_THREAD,
     busiest_share,
-    bytes_moved,
     live_share,
     tiles_of,
     unevenness,

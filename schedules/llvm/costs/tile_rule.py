@@ -203,12 +203,6 @@ def task_box(
     return min(boxes, key=cost, default=(1, 1, 1))
 
 
-def bytes_moved(spec: CanonicalSpec) -> float:
-    """Bytes of input, but for what strides skip, and of output."""
-    read = math.prod(min(1.0, window / stride) for window, stride in zip(spec.window, spec.strides, strict=True))
-    return (read * math.prod(spec.input_shape) + math.prod(spec.output_shape)) * np.dtype(spec.accumulator).itemsize
-
-
 def unevenness(count: int, traits: CpuTraits) -> int:
     """How much longer than the others the busiest core works, of so many equal tasks, in steps of a twentieth."""
     return round(20 * (busiest_share(count, traits) * traits.cores - 1))

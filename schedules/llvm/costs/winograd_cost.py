@@ -25,16 +25,11 @@ from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import transforms
 from tvm_conv3d.compute.shared.filter_packing import FilterPacking
 from tvm_conv3d.compute.shared.winograd_axes import axes_of
+from tvm_conv3d.schedules.llvm.costs.memory import ROW, SHARE_OF_L3, bytes_moved, waiting
 from tvm_conv3d.schedules.llvm.costs.table import costs_of, total
-from tvm_conv3d.schedules.llvm.costs.tile_rule import bytes_moved, product_of, relative_vector_cost, step_cycles
+from tvm_conv3d.schedules.llvm.costs.tile_rule import product_of, relative_vector_cost, step_cycles
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
 from tvm_conv3d.target.cpu import CpuTraits
-
-#: Cycles for a byte of weights from memory, while all cores read, and share of L3 that may be filled with what stays.
-_WEIGHTS, SHARE_OF_L3 = 0.13, 0.5
-
-#: Cost of starting a row in channels_first, in positions copied: each row of a channel lies in a page of its own.
-ROW = 40.0
 
 
 def amounts(s: CanonicalSpec, traits: CpuTraits, variant: WinogradVariant) -> dict[str, float]:
@@ -137,11 +132,6 @@ def _place_of_own(traits: CpuTraits, own: float) -> str:
 def _share(s: CanonicalSpec, traits: CpuTraits, lanes: int) -> float:
     """What an operation on `lanes` costs; of groups that share vectors, narrow ones are no better than whole ones."""
     return relative_vector_cost(traits, s, lanes) if s.groups == 1 else 1.0
-
-
-def waiting(product: float, weights: float) -> float:
-    """What weights from memory add to the cycles of products: the longer of both, nearly. Fitted to 13 last stages."""
-    return math.hypot(product, _WEIGHTS * weights) - product
 
 
 @functools.cache

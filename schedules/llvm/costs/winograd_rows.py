@@ -3,7 +3,7 @@
 Amounts, of which :mod:`table` has the cost, with n = m + k - 1 frequencies for m outputs; positions in tails count like
 all others:
 
-    tap       vectors' multiply-adds of the products: n / m * taps of depth and height * channels for a vector of outputs
+    tap       multiply-adds of vectors: n / m * taps of depth and height * channels for a vector of outputs
     product   vectors of products on their way through L1 and the inverse transform: n / m
     position  vectors of input, the halo's too, that are copied and transformed, for each frequency
     row       of these, in channels_first, the rows that are started: each lies in a page of its own
@@ -23,9 +23,10 @@ from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import MAX_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.shared.stages import window_extents
 from tvm_conv3d.schedules.llvm.costs import streaming
+from tvm_conv3d.schedules.llvm.costs.memory import bytes_moved
 from tvm_conv3d.schedules.llvm.costs.priced import Priced
 from tvm_conv3d.schedules.llvm.costs.table import costs_of, total
-from tvm_conv3d.schedules.llvm.costs.tile_rule import TASKS_PER_THREAD, busiest_share, bytes_moved, fitting_lanes
+from tvm_conv3d.schedules.llvm.costs.tile_rule import TASKS_PER_THREAD, busiest_share, fitting_lanes
 from tvm_conv3d.schedules.llvm.costs.winograd import ERROR_LIMIT
 from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.target.cpu import CpuTraits
