@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tvm_conv3d.compute.shared.canonical import canonicalize
-from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.algorithms import Algorithm, algorithms
 from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.schedules.llvm.costs import table
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads
-from tvm_conv3d.target.cpu import cpu_traits
+from tvm_conv3d.target.cpu import CpuTraits, cpu_traits
 from tvm_conv3d.target.resolve import resolve
 
 FOLDER = Path(table.__file__).parent / "tables"
@@ -57,30 +59,35 @@ def test_a_table_says_where_it_was_measured_and_prices_every_algorithm(path: Pat
     assert all(cost >= 0 for costs in found.cycles.values() for cost in costs.values())
 
 
-@pytest.mark.parametrize("mcpu", ["znver4", "x86-64-v3"])
-def test_every_amount_has_a_cost_and_every_cost_an_amount(mcpu: str) -> None:
+def test_every_amount_has_a_cost_and_every_cost_an_amount() -> None:
     """Over layers of all kinds in both formats; what no layer asks for would be a number that nothing checks."""
-    traits = cpu_traits(resolve({"kind": "llvm", "mcpu": mcpu, "num-cores": 2}, 2))
-    costs = table.table_of(traits).cycles
-    met: dict[str, set[str]] = {name: set() for name in costs}
-    for spec in (*LAYERS, *(replace(s, data_format=CHANNELS_FIRST) for s in LAYERS)):
-        for name, algorithm in algorithms("llvm").items():
-            small = {"depth": 1, "rows": 1, "columns": 1}
-            others = algorithm.variants(spec, traits) if name in ("winograd", "winograd_rows", "direct") else []
-            plans = [(variant, small) for variant in others]
-            found = algorithm.default(spec, traits)
-            plans += [found] if found else []
-            if found and name == "grouped":
-                # as one huge task, which no default is
-                plans.append((found[0], {**found[1], "depth": spec.out_size[0], "rows": spec.out_size[1]}))
-            for variant, decisions in plans:
-                amounts = algorithm.costs.amounts(canonicalize(spec), traits, variant, decisions)
-                assert all(amount >= 0 for amount in amounts.values())
-                met[name] |= set(amounts)
+    met: dict[str, set[str]] = {name: set() for name in algorithms("llvm")}
+    for mcpu in ("znver4", "x86-64-v3"):
+        traits = cpu_traits(resolve({"kind": "llvm", "mcpu": mcpu, "num-cores": 2}, 2))
+        costs = table.table_of(traits).cycles
+        for spec in (*LAYERS, *(replace(s, data_format=CHANNELS_FIRST) for s in LAYERS)):
+            for name, algorithm in algorithms("llvm").items():
+                for variant, decisions in _plans(algorithm, spec, traits):
+                    amounts = algorithm.costs.amounts(canonicalize(spec), traits, variant, decisions)
+                    assert set(amounts) <= set(costs[name])
+                    assert all(amount >= 0 for amount in amounts.values())
+                    met[name] |= set(amounts)
     for name, names in met.items():
-        assert names <= set(costs[name])
         unmet = {amount for amount in set(costs[name]) - names if not amount.startswith("product_")}
         assert not unmet, f"{name}: nothing asks for {unmet}"
+
+
+def _plans(algorithm: Algorithm[Any], spec: Conv3DSpec, traits: CpuTraits) -> Iterator[tuple[Any, dict[str, int]]]:
+    """Variants and decisions, those that no default takes among them."""
+    if algorithm.name in ("winograd", "winograd_rows", "direct"):
+        for variant in algorithm.variants(spec, traits):
+            yield variant, {"depth": 1, "rows": 1, "columns": 1}
+    found = algorithm.default(spec, traits)
+    if found is not None:
+        yield found
+        if algorithm.name == "grouped":
+            # all in one task
+            yield found[0], {**found[1], "depth": spec.out_size[0], "rows": spec.out_size[1]}
 
 
 def test_another_microarchitecture_takes_its_own_table_or_the_nearest(
