@@ -71,6 +71,7 @@ def parser(kind: str) -> argparse.ArgumentParser:
     what = found.add_mutually_exclusive_group(required=True)
     what.add_argument("--layers", type=Path, metavar="FILE.csv", help="layers in the benchmark's columns")
     what.add_argument("--spec", action="append", metavar="KEY", help="a spec's key; may be repeated")
+    what.add_argument("--random", type=_positive, metavar="COUNT", help="layers drawn at random, by the seed")
     what.add_argument("--model", type=Path, metavar="MODEL.keras", help="every Conv3D of a saved Keras model")
     found.add_argument(
         "--input-shape", type=_shape, metavar="N,D,H,W,C", help="of the model's input, where it leaves sizes open"
@@ -193,6 +194,8 @@ def _tasks(options: argparse.Namespace) -> list[Task]:
             found = tasks.from_csv(options.layers)
         elif options.model:
             found = tasks.from_model(options.model, options.input_shape)
+        elif options.random:
+            found = tasks.at_random(options.random, options.seed)
         else:
             found = [tasks.from_key(key) for key in options.spec]
     except (ValueError, OSError, ImportError) as error:

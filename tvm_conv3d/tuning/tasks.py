@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvm_conv3d.reference import layers
+from tvm_conv3d.reference import layers, random_layers
 from tvm_conv3d.spec import Conv3DSpec
 
 
@@ -28,6 +28,11 @@ def from_csv(path: Path) -> list[Task]:
 def from_key(key: str) -> Task:
     """The problem of a spec's key; raises ValueError where it is none."""
     return Task(key, Conv3DSpec.parse(key))
+
+
+def at_random(count: int, seed: int) -> list[Task]:
+    """Layers that nobody chose, by which the regret of untuned plans is told; the same for the same seed."""
+    return [Task(layer.name, layer.spec) for layer in random_layers.draw(count, seed)]
 
 
 def distinct(tasks: Iterable[Task]) -> list[Task]:
