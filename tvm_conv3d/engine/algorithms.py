@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
-import numpy as np
-
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec, canonicalize
 from tvm_conv3d.spec import Conv3DSpec
 
@@ -38,12 +36,6 @@ class Declares(Protocol[_V_contra]):
 
     def declare(self, spec: CanonicalSpec, variant: _V_contra, /) -> Declaration:
         """The convolution in TE."""
-
-    def pack_kernel(self, spec: CanonicalSpec, variant: _V_contra, kernel: np.ndarray, /) -> np.ndarray:
-        """Weights of `spec.kernel_shape` in the declaration's layout."""
-
-    def pack_bias(self, spec: CanonicalSpec, variant: _V_contra, bias: np.ndarray | None, /) -> np.ndarray:
-        """Bias (filters,) in the declaration's layout; zeros where there is none."""
 
     def declare_packing(
         self, spec: CanonicalSpec, variant: _V_contra, weights: Weights, /
@@ -110,16 +102,6 @@ class Algorithm(Generic[V]):
     def declare(self, spec: Conv3DSpec, variant: V) -> Declaration:
         """The convolution in TE; raises ValueError where the variant does not suit the spec."""
         return self._declared(canonicalize(spec), variant)
-
-    def pack_kernel(self, spec: Conv3DSpec, variant: V, kernel: np.ndarray) -> np.ndarray:
-        """Weights of `spec.kernel_shape` in the declaration's layout, those of the seen taps."""
-        canonical = canonicalize(spec)
-        return self.compute.pack_kernel(canonical, variant, canonical.weights(kernel))
-
-    def pack_bias(self, spec: Conv3DSpec, variant: V, bias: np.ndarray | None) -> np.ndarray:
-        """Bias (filters,) in the declaration's layout; zeros where there is none."""
-        canonical = canonicalize(spec)
-        return self.compute.pack_bias(canonical, variant, canonical.bias_values(bias))
 
     def packing(self, spec: Conv3DSpec, variant: V) -> IRModule:
         """The function `pack` of kernel and bias (:mod:`tvm_conv3d.compute.shared.packing`), with its loops."""

@@ -25,7 +25,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 from tvm import te, tirx
 
 from tvm_conv3d.compute.shared import phases
@@ -133,27 +132,13 @@ def declare(spec: CanonicalSpec, variant: GemmVariant) -> Declaration:
     return GemmBuilder(spec, variant).declaration()
 
 
-def pack_kernel(spec: CanonicalSpec, variant: Cut, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels / groups, filters) as (sets, filter blocks, kd, kh, kw, steps, step, filters)."""
-    e = extents_of(spec, variant)
-    per_set = kernel.reshape(*e.taps, e.terms, spec.sets, spec.set_filters)
-    padded = np.zeros((*e.taps, e.steps * variant.step, spec.sets, e.filter_blocks * variant.filters), spec.accumulator)
-    padded[:, :, :, : e.terms, :, : spec.set_filters] = per_set
-    blocked = padded.reshape(*e.taps, e.steps, variant.step, spec.sets, e.filter_blocks, variant.filters)
-    return np.ascontiguousarray(blocked.transpose(5, 6, 0, 1, 2, 3, 4, 7))
-
-
-def pack_bias(spec: CanonicalSpec, variant: Cut, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,) as (sets, filter blocks, filters of a tile); zeros where there is none."""
-    blocks = extents_of(spec, variant).filter_blocks
-    padded = np.zeros((spec.sets, blocks * variant.filters), spec.accumulator)
-    if bias is not None:
-        padded[:, : spec.set_filters] = bias.reshape(spec.sets, spec.set_filters)
-    return padded.reshape(spec.sets, blocks, variant.filters)
-
-
 def declare_packing(spec: CanonicalSpec, variant: Cut, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
+
+    Returns:
+        Kernel (sets, filter blocks, kd, kh, kw, steps, step, filters).
+        Bias (sets, filter blocks, filters of a tile).
+    """
     return packed_by(weights.kernel, spec, variant, weights)
 
 

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import te, tirx
 
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
@@ -138,18 +137,13 @@ def _window(
     return te.compute(shape, at, name="window")
 
 
-def pack_kernel(spec: CanonicalSpec, variant: WindowVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels / groups, filters) as (kd, channels / groups, kh, kw, filters)."""
-    return np.ascontiguousarray(kernel.transpose(0, 3, 1, 2, 4).astype(spec.accumulator))
-
-
-def pack_bias(spec: CanonicalSpec, variant: WindowVariant, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,), zeros where there is none."""
-    return np.zeros(spec.filters, spec.accumulator) if bias is None else bias.astype(spec.accumulator)
-
-
 def declare_packing(spec: CanonicalSpec, variant: WindowVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
+
+    Returns:
+        Kernel (kd, channels of a group, kh, kw, filters).
+        Bias (filters,).
+    """
     depth, height, width = spec.kernel
     kernel = te.compute(
         (depth, spec.group_channels, height, width, spec.filters),

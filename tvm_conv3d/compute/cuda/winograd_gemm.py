@@ -45,9 +45,7 @@ from tvm_conv3d.compute.shared.winograd_stages import (
     expected_error,
     gathered,
     index_names,
-    split_taps,
     transform,
-    transformed,
 )
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
 
@@ -156,33 +154,14 @@ def declare(spec: CanonicalSpec, variant: WinogradGemmVariant) -> Declaration:
     return _Builder(spec, variant).declaration()
 
 
-def pack_kernel(spec: CanonicalSpec, variant: WinogradGemmVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels, filters): transformed in float64 as the product reads them, then as they were.
+def declare_packing(spec: CanonicalSpec, variant: WinogradGemmVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
 
     Returns:
-        (frequencies times depth's taps, then all taps; blocks of filters, channels in whole steps, filters).
+        Kernel (frequencies times depth's taps, then all taps as they were; blocks of filters, channels in whole steps,
+        filters).
+        Bias (filters in whole blocks,).
     """
-    e = extents_of(spec, variant)
-    plain = split_taps(e.axes, kernel)
-    # an untransformed depth keeps its taps
-    parts = [plain] if variant.tile[0] > 1 else [plain[i : i + 1] for i in range(e.taps)]
-    there = np.stack([transformed(part, variant.tile) for part in parts], axis=3)
-    shape = plain.shape[3:]
-    both = np.concatenate([there.reshape(-1, *shape), plain.reshape(-1, *shape)])
-    padded = np.zeros((len(both), e.steps * variant.step, e.filter_blocks * variant.filters), spec.accumulator)
-    padded[:, : shape[0], : shape[1]] = both
-    blocked = padded.reshape(*padded.shape[:2], e.filter_blocks, variant.filters)
-    return np.ascontiguousarray(blocked.transpose(0, 2, 1, 3))
-
-
-def pack_bias(spec: CanonicalSpec, variant: WinogradGemmVariant, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,) with zeros up to whole blocks; zeros where there is none."""
-    values = np.zeros(spec.filters) if bias is None else bias
-    return np.pad(values, (0, -spec.filters % variant.filters)).astype(spec.accumulator)
-
-
-def declare_packing(spec: CanonicalSpec, variant: WinogradGemmVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
     e = extents_of(spec, variant)
     read = taps_of_phases(spec, e.axes, weights)
     channels, filters = e.steps * variant.step, variant.filters

@@ -14,7 +14,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import te
 
 from tvm_conv3d.compute.shared.argument import PACKED_BIAS, PACKED_KERNEL
@@ -93,23 +92,13 @@ def declare(spec: CanonicalSpec, variant: DepthwiseVariant) -> Declaration:
     return Declaration((x, kernel, bias, *residual.tensors, out))
 
 
-def pack_kernel(spec: CanonicalSpec, variant: DepthwiseVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, 1, channels) as (vectors of a period, kd, kh, kw, lanes)."""
-    stored, lanes = _period(spec, variant), variant.lanes
-    repeated = kernel.astype(spec.accumulator)[:, :, :, 0, np.arange(stored * lanes) % spec.channels]
-    return np.ascontiguousarray(np.moveaxis(repeated.reshape(*kernel.shape[:3], stored, lanes), 3, 0))
-
-
-def pack_bias(spec: CanonicalSpec, variant: DepthwiseVariant, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (channels,) as (vectors of a period, lanes); zeros where there is none."""
-    shape = (_period(spec, variant), variant.lanes)
-    if bias is None:
-        return np.zeros(shape, spec.accumulator)
-    return bias.astype(spec.accumulator)[np.arange(math.prod(shape)) % spec.channels].reshape(shape)
-
-
 def declare_packing(spec: CanonicalSpec, variant: DepthwiseVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
+
+    Returns:
+        Kernel (vectors of a period, kd, kh, kw, lanes).
+        Bias (vectors of a period, lanes).
+    """
     stored, lanes = _period(spec, variant), variant.lanes
 
     def kernel_at(vector, d, h, w, lane):  # type: ignore[no-untyped-def]

@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 from tvm import te
 
 from tvm_conv3d.compute.shared import phases
@@ -74,7 +73,7 @@ class DirectVariant:
 def declare(spec: CanonicalSpec, variant: DirectVariant) -> Declaration:
     """The TE declaration of `spec`.
 
-    Arguments of the function: input, packed weights (:func:`pack_kernel`), packed bias (:func:`pack_bias`), output.
+    Arguments of the function: input, packed weights and packed bias (:func:`declare_packing`), output.
 
     Raises:
         ValueError: `variant` reads the input as it is although `spec` needs a padded copy, or its interleaved groups
@@ -140,23 +139,15 @@ def declare(spec: CanonicalSpec, variant: DirectVariant) -> Declaration:
     return Declaration((x, kernel, bias, *residual.tensors, out), tiling, stages_in_tiles=False)
 
 
-def pack_kernel(spec: CanonicalSpec, variant: DirectVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels / groups, filters) as (groups, blocks, kd, kh, kw, channels, vectors, lanes).
+def declare_packing(spec: CanonicalSpec, variant: DirectVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
+
+    Returns:
+        Kernel (groups, blocks, kd, kh, kw, channels, vectors, lanes).
+        Bias (groups, blocks, vectors, lanes).
 
     Interleaved groups count as one, each phase of a group as one more.
     """
-    packed = FilterPacking.of(spec, variant).pack(kernel, spec.accumulator)
-    return np.ascontiguousarray(packed.transpose(4, 5, 0, 1, 2, 3, 6, 7))
-
-
-def pack_bias(spec: CanonicalSpec, variant: DirectVariant, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,) as (groups, blocks, vectors, lanes); zeros where there is none."""
-    values = np.zeros(spec.filters, spec.accumulator) if bias is None else bias
-    return FilterPacking.of(spec, variant).pack(values, spec.accumulator)
-
-
-def declare_packing(spec: CanonicalSpec, variant: DirectVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
     filters = FilterPacking.of(spec, variant)
 
     def kernel_at(shared, block, d, h, w, channel, vector, lane):  # type: ignore[no-untyped-def]

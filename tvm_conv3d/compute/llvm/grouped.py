@@ -14,7 +14,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import te
 
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
@@ -110,29 +109,13 @@ def declare(spec: CanonicalSpec, variant: GroupedVariant) -> Declaration:
     return Declaration((x, kernel, bias, *residual.tensors, out))
 
 
-def pack_kernel(spec: CanonicalSpec, variant: GroupedVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels / groups, filters) as (blocks, kd, kh, kw, channels / groups, lanes)."""
-    blocks = -(-spec.filters // variant.lanes)
-    padded = np.zeros((*kernel.shape[:4], blocks * variant.lanes), spec.accumulator)
-    if variant.shuffled:
-        # the channel that a lane meets is its own, with the bits of the step flipped
-        step, lane = np.ogrid[: kernel.shape[3], : spec.filters]
-        kernel = np.take_along_axis(kernel, (lane % kernel.shape[3] ^ step)[None, None, None], 3)
-    padded[..., : spec.filters] = kernel
-    return np.ascontiguousarray(np.moveaxis(padded.reshape(*kernel.shape[:4], blocks, variant.lanes), 4, 0))
-
-
-def pack_bias(spec: CanonicalSpec, variant: GroupedVariant, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,) as (blocks, lanes); zeros where there is none."""
-    blocks = -(-spec.filters // variant.lanes)
-    padded = np.zeros(blocks * variant.lanes, spec.accumulator)
-    if bias is not None:
-        padded[: spec.filters] = bias
-    return padded.reshape(blocks, variant.lanes)
-
-
 def declare_packing(spec: CanonicalSpec, variant: GroupedVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
+
+    Returns:
+        Kernel (blocks, kd, kh, kw, channels of a group, lanes).
+        Bias (blocks, lanes).
+    """
     lanes, blocks = variant.lanes, -(-spec.filters // variant.lanes)
 
     def kernel_at(block, d, h, w, step, lane):  # type: ignore[no-untyped-def]

@@ -19,7 +19,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import te
 
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
@@ -128,27 +127,13 @@ def declare(spec: CanonicalSpec, variant: PlanesVariant) -> Declaration:
     )
 
 
-def pack_kernel(spec: CanonicalSpec, variant: PlanesVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels / groups, filters) as (groups, blocks, kd, kh, kw, channels, filters of a tile)."""
-    per_group = kernel.reshape(*spec.kernel, spec.group_channels, spec.groups, spec.group_filters)
-    blocks = _blocks(spec, variant)
-    padded = np.zeros((*per_group.shape[:5], blocks * variant.filters), spec.accumulator)
-    padded[..., : spec.group_filters] = per_group
-    blocked = padded.reshape(*per_group.shape[:5], blocks, variant.filters)
-    return np.ascontiguousarray(blocked.transpose(4, 5, 0, 1, 2, 3, 6))
-
-
-def pack_bias(spec: CanonicalSpec, variant: PlanesVariant, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,) as (groups, blocks, filters of a tile); zeros where there is none."""
-    blocks = _blocks(spec, variant)
-    padded = np.zeros((spec.groups, blocks * variant.filters), spec.accumulator)
-    if bias is not None:
-        padded[:, : spec.group_filters] = bias.reshape(spec.groups, spec.group_filters)
-    return padded.reshape(spec.groups, blocks, variant.filters)
-
-
 def declare_packing(spec: CanonicalSpec, variant: PlanesVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
+
+    Returns:
+        Kernel (groups, blocks, kd, kh, kw, channels of a group, filters of a tile).
+        Bias (groups, blocks, filters of a tile).
+    """
     blocks, filters, each = _blocks(spec, variant), variant.filters, spec.group_filters
 
     def kernel_at(group, block, d, h, w, channel, i):  # type: ignore[no-untyped-def]

@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import te, tirx
 
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
@@ -41,9 +40,7 @@ from tvm_conv3d.compute.shared.winograd_stages import (
     expected_error,
     gathered,
     index_names,
-    split_taps,
     transform,
-    transformed,
 )
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
 
@@ -110,26 +107,13 @@ def declare(spec: CanonicalSpec, variant: WinogradVariant) -> Declaration:
     return _Builder(spec, variant).declaration()
 
 
-def pack_kernel(spec: CanonicalSpec, variant: WinogradVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels, filters), transformed in float64, as the product reads them.
+def declare_packing(spec: CanonicalSpec, variant: WinogradVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
 
     Returns:
-        (frequencies along depth, height, width, blocks of filters, channels of a group, vectors, lanes).
+        Kernel (frequencies along depth, height, width, blocks of filters, channels of a group, vectors, lanes).
+        Bias (filters in whole vectors,).
     """
-    axes = axes_of(spec, variant.modes)
-    taps = transformed(split_taps(axes, kernel), variant.tile, axes.strides)
-    blocked = FilterPacking.of(spec, variant).pack(taps, spec.accumulator).transpose(0, 1, 2, 4, 5, 3, 6, 7)
-    return np.ascontiguousarray(blocked).reshape(*blocked.shape[:3], -1, *blocked.shape[5:])
-
-
-def pack_bias(spec: CanonicalSpec, variant: WinogradVariant, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,) with zeros up to whole vectors; all zeros where there is none."""
-    values = np.zeros(spec.filters) if bias is None else bias
-    return np.pad(values, (0, -spec.filters % variant.lanes)).astype(spec.accumulator)
-
-
-def declare_packing(spec: CanonicalSpec, variant: WinogradVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
     axes, filters = axes_of(spec, variant.modes), FilterPacking.of(spec, variant)
     read = taps_of_phases(spec, axes, weights)
 

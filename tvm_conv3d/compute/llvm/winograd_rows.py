@@ -25,7 +25,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import te, tirx
 
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
@@ -92,31 +91,13 @@ def groups_of_cells(spec: CanonicalSpec, variant: WinogradRowsVariant) -> Triple
     return -(-depth // bd), -(-height // bh), -(-width // (bw * variant.tile))
 
 
-def pack_kernel(spec: CanonicalSpec, variant: WinogradRowsVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels / groups, filters), transformed in float64, as the product reads them.
+def declare_packing(spec: CanonicalSpec, variant: WinogradRowsVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
 
     Returns:
-        (blocks of filters, frequencies, kd, kh, channels / groups, lanes).
+        Kernel (blocks of filters, frequencies, kd, kh, channels of a group, lanes).
+        Bias (blocks, lanes).
     """
-    matrix = np.array(transforms(variant.tile, spec.kernel[2]).kernel, dtype=np.float64)
-    taps = kernel.astype(np.float64)
-    blocks = -(-spec.filters // variant.lanes)
-    whole = np.zeros((len(matrix), *spec.kernel[:2], spec.group_channels, blocks * variant.lanes), spec.accumulator)
-    # not by BLAS, whose locks a forked child inherits and waits for
-    whole[..., : spec.filters] = np.einsum("xw,dhwcf->xdhcf", matrix, taps)
-    return np.ascontiguousarray(np.moveaxis(whole.reshape(*whole.shape[:4], blocks, variant.lanes), 4, 0))
-
-
-def pack_bias(spec: CanonicalSpec, variant: WinogradRowsVariant, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,) as (blocks, lanes); zeros where there is none."""
-    padded = np.zeros(-(-spec.filters // variant.lanes) * variant.lanes, spec.accumulator)
-    if bias is not None:
-        padded[: spec.filters] = bias
-    return padded.reshape(-1, variant.lanes)
-
-
-def declare_packing(spec: CanonicalSpec, variant: WinogradRowsVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
     lanes, blocks = variant.lanes, -(-spec.filters // variant.lanes)
 
     def taps_at(taps, block, channel, lane):  # type: ignore[no-untyped-def]

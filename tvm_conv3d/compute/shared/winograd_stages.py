@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
 from tvm import te, tirx
 
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.compute.shared.cook_toom import Matrix, amplification, transforms
+from tvm_conv3d.compute.shared.cook_toom import Matrix, amplification
 from tvm_conv3d.compute.shared.elements import widen
 from tvm_conv3d.compute.shared.stages import error_of_sums, zero_padded
 from tvm_conv3d.compute.shared.winograd_axes import Axes
@@ -84,26 +83,6 @@ def gathered_pieces(spec: CanonicalSpec, axes: Axes) -> tuple[int, int, int]:
     beside = axes.phases[2] if axes.spread[2] == 1 else 1
     piece = spec.channels * beside
     return piece, spec.channels, axes.channels // piece
-
-
-def split_taps(axes: Axes, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels, filters) as (taps along depth, height, width, gathered channels, filters)."""
-    sizes = tuple(t * p for t, p in zip(axes.taps, axes.phases, strict=True))
-    padded = np.zeros((*sizes, *kernel.shape[3:]))
-    kd, kh, kw = kernel.shape[:3]
-    padded[:kd, :kh, :kw] = kernel
-    split = padded.reshape(*(n for pair in zip(axes.taps, axes.phases, strict=True) for n in pair), *padded.shape[3:])
-    return split.transpose(0, 2, 4, 1, 3, 5, 6, 7).reshape(*axes.taps, -1, kernel.shape[4])
-
-
-def transformed(taps: np.ndarray, tile: Sequence[int], strides: Sequence[int] = (1, 1, 1)) -> np.ndarray:
-    """:func:`split_taps` transformed in float64: (frequencies along depth, height, width, channels, filters)."""
-    for axis, size in enumerate(zip(tile, taps.shape[:3], strides, strict=True)):
-        matrix = np.array(transforms(*size).kernel, dtype=np.float64)
-        # not by BLAS, whose locks a forked child inherits and waits for
-        name = "dhwcf"[axis]
-        taps = np.einsum(f"n{name},dhwcf->{'dhwcf'.replace(name, 'n')}", matrix, taps)
-    return taps
 
 
 def expected_error(spec: CanonicalSpec, products: int, sizes: Iterable[Sequence[int]], on_gpu: bool = False) -> float:
