@@ -19,6 +19,9 @@ from tvm_conv3d.schedules.long_sums import TOTAL, alike
 #: Rows, columns and depth of one product.
 EDGE = 16
 
+#: Name of the block that sets sums to zero once it has become an instruction.
+START = "product_init_o"
+
 #: Purpose -> operands (name, scope; the element type follows from it), what is read, written and computed element by
 #: element, and the instruction.
 _INTRINSICS = {

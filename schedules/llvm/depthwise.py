@@ -7,14 +7,13 @@ serves all rows whose windows hold it, and a vector of weights all rows of the t
 
 from __future__ import annotations
 
-from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.llvm.depthwise import DepthwiseVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, vectorize_copy
-from tvm_conv3d.schedules.llvm.passes import mask_output_tail, nontemporal_stores, pipeline, skip_padding_taps
+from tvm_conv3d.schedules.llvm.passes import mask_output_tail, nontemporal_stores, skip_padding_taps
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: DepthwiseVariant, decide: Decisions) -> None:
@@ -47,8 +46,3 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: DepthwiseVariant, decide:
         # a phase's cells do not lie side by side: copied one by one
         _, channels = sch.split(sch.get_loops(gather)[-1], [None, spec.channels])
         vectorize_copy(sch, channels, variant.lanes)
-
-
-def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: taps that see only padding are skipped, the last vectors stored in part."""
-    return pipeline.finished(module)

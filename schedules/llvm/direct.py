@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.llvm.direct import DirectVariant
@@ -28,7 +27,6 @@ from tvm_conv3d.schedules.llvm.passes import (
     insert_prefetch,
     mask_output_tail,
     nontemporal_stores,
-    pipeline,
     shuffle_permuted_loads,
     skip_missing_taps,
     skip_padding_taps,
@@ -83,11 +81,6 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: DirectVariant, decide: De
         insert_prefetch.mark(sch, task, few, spec, insert_prefetch.CELLS, (variant.rows, variant.columns))
     if variant.gather != "none":
         _gather(sch, spec, variant, task)
-
-
-def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: padding is skipped, the next input fetched, odd filters stored in part."""
-    return pipeline.finished(module)
 
 
 class _Loops(NamedTuple):

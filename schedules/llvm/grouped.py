@@ -8,7 +8,6 @@ cell serves all the columns whose windows hold it.
 
 from __future__ import annotations
 
-from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.llvm.grouped import GroupedVariant
@@ -17,7 +16,6 @@ from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, transpose_sums, unroll
 from tvm_conv3d.schedules.llvm.passes import (
     nontemporal_stores,
-    pipeline,
     shuffle_permuted_loads,
     skip_padding_taps,
     transpose_copies,
@@ -26,11 +24,6 @@ from tvm_conv3d.spec import CHANNELS_LAST
 
 #: Taps of a row times channels of a group up to which both are unrolled.
 _MAX_UNROLLED = 32
-
-
-def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: taps that see only padding are skipped."""
-    return pipeline.finished(module)
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: GroupedVariant, decide: Decisions) -> None:

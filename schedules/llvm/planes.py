@@ -8,7 +8,6 @@ loaded vector of input serves all rows whose windows hold it.
 
 from __future__ import annotations
 
-from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.llvm.planes import PlanesVariant
@@ -20,7 +19,6 @@ from tvm_conv3d.schedules.llvm.costs.planes import _in_registers, _in_rows
 from tvm_conv3d.schedules.llvm.passes import (
     insert_prefetch,
     nontemporal_stores,
-    pipeline,
     skip_padding_taps,
     transpose_copies,
     vectorize_row_stores,
@@ -88,11 +86,6 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: PlanesVariant, decide: De
         else:
             sch.reorder(*at_cell, column, channel)
             transpose_copies.mark(sch, column, channel)
-
-
-def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: taps that see only padding are skipped, the next input is fetched."""
-    return pipeline.finished(module)
 
 
 def _sums(sch: Schedule, s: CanonicalSpec, variant: PlanesVariant, decide: Decisions, at: object) -> LoopRV:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.llvm.winograd import WinogradVariant, side_by_side, transposes_sums
@@ -35,7 +34,6 @@ from tvm_conv3d.schedules.llvm.passes import (
     copy_channel_chunks,
     mask_output_tail,
     nontemporal_stores,
-    pipeline,
     shuffle_permuted_loads,
     transpose_copies,
 )
@@ -79,11 +77,6 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradVariant, decide: 
     _gather(sch, spec, variant, task)
     _product(sch, variant, decide)
     _flags(sch)
-
-
-def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: parts that differ in size get their layout, odd filters are stored in part."""
-    return pipeline.finished(module)
 
 
 def _tasks(sch: Schedule, s: CanonicalSpec, variant: WinogradVariant) -> LoopRV:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.llvm.winograd_rows import WinogradRowsVariant
@@ -19,7 +18,6 @@ from tvm_conv3d.schedules.llvm.common import BlockRV, in_registers, keep_in_regi
 from tvm_conv3d.schedules.llvm.passes import (
     mask_output_tail,
     nontemporal_stores,
-    pipeline,
     transpose_copies,
     vectorize_row_stores,
 )
@@ -42,11 +40,6 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradRowsVariant, deci
     _input(sch, spec, variant, block)
     _store(sch, spec, variant, depth)
     _flags(sch, block, depth)
-
-
-def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: whole tiles are stored as far as the output reaches."""
-    return pipeline.finished(module)
 
 
 def _output(sch: Schedule, variant: WinogradRowsVariant, decide: Decisions) -> tuple[LoopRV, LoopRV, LoopRV]:

@@ -165,7 +165,7 @@ def test_decisions_repeat() -> None:
         decisions = Decisions(schedule, None)
         algorithm.apply(schedule, spec, plan.variant, decisions)
         again = scheduling.scheduled_module(replace(plan, decisions=decisions.taken()), target)
-        ir.assert_structural_equal(algorithm.finish(schedule.mod, spec), again)
+        ir.assert_structural_equal(algorithm.family.finished(schedule.mod), again)
 
 
 def test_launches_are_those_of_the_host_code() -> None:

@@ -78,7 +78,7 @@ def test_decisions_repeat() -> None:
     decisions = Decisions(random_one, None)
     algorithm.apply(random_one, DENSE, plan.variant, decisions)
     again = scheduling.scheduled_module(replace(plan, decisions=decisions.taken()), host_target(2))
-    ir.assert_structural_equal(algorithm.finish(random_one.mod, DENSE), again)
+    ir.assert_structural_equal(algorithm.family.finished(random_one.mod), again)
 
 
 def test_reading_the_input_as_it_is_needs_a_fitting_problem() -> None:
@@ -105,7 +105,7 @@ def test_algorithms_are_known_by_name_alone() -> None:
     for kind in ("llvm", "cuda"):
         for name, algorithm in algorithms(kind).items():
             assert named(name) is algorithm
-            assert algorithm.kind == kind
+            assert algorithm.family.kind == kind
     with pytest.raises(ValueError, match=r"no algorithm of this name. Received: 'other'; known: winograd, .*gemm"):
         named("other")
 

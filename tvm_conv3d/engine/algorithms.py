@@ -62,15 +62,20 @@ class Schedules(Protocol[_V_contra]):
     def apply(self, schedule: Schedule, spec: CanonicalSpec, variant: _V_contra, decisions: Decisions, /) -> None:
         """The design space."""
 
-    def finish(self, module: IRModule, spec: CanonicalSpec, /) -> IRModule:
-        """The scheduled module with what no schedule primitive expresses."""
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Family:
+    """What all algorithms for one kind of target share.
 
-class Packs(Protocol):
-    """How weights are packed on one family of targets, whatever the algorithm."""
+    Attributes:
+        kind: of the targets: "llvm" or "cuda".
+        packing: (spec, variant, declaration of the packing) -> the function `pack` with its loops.
+        finished: (scheduled module) -> the same with what no schedule primitive expresses.
+    """
 
-    def scheduled(self, spec: CanonicalSpec, variant: Any, declare_packing: DeclarePacking, /) -> IRModule:
-        """The function `pack` with its loops."""
+    kind: str
+    packing: Callable[[CanonicalSpec, Any, DeclarePacking], IRModule]
+    finished: Callable[[IRModule], IRModule]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,23 +84,21 @@ class Algorithm(Generic[V]):
 
     Attributes:
         name: as in records and plans; unique among all.
-        kind: of the targets that it is for: "llvm" or "cuda".
+        family: of the targets that it is for.
         variant_type: of its variants.
         compute: its declaration.
         costs: its choices.
         loops: its design space.
-        packs: the loops of its packing.
         exact: it sums the products of the definition, so that NaN and infinity reach exactly their windows.
         phases: it serves results with phases (:mod:`tvm_conv3d.compute.shared.phases`), of transposed convolutions.
     """
 
     name: str
-    kind: str
+    family: Family
     variant_type: type[V]
     compute: Declares[V]
     costs: Chooses[V]
     loops: Schedules[V]
-    packs: Packs
     exact: bool = True
     phases: bool = False
 
@@ -105,7 +108,7 @@ class Algorithm(Generic[V]):
 
     def packing(self, spec: Conv3DSpec, variant: V) -> IRModule:
         """The function `pack` of kernel and bias (:mod:`tvm_conv3d.compute.shared.packing`), with its loops."""
-        return self.packs.scheduled(canonicalize(spec), variant, self.compute.declare_packing)
+        return self.family.packing(canonicalize(spec), variant, self.compute.declare_packing)
 
     def error_bound(self, spec: Conv3DSpec, variant: V) -> float:
         """The relative error (2-norm) to expect of data and weights without structure."""
@@ -129,10 +132,6 @@ class Algorithm(Generic[V]):
     def apply(self, schedule: Schedule, spec: Conv3DSpec, variant: V, decisions: Decisions) -> None:
         """Schedules the declaration: the design space."""
         self.loops.apply(schedule, canonicalize(spec), variant, decisions)
-
-    def finish(self, module: IRModule, spec: Conv3DSpec) -> IRModule:
-        """The scheduled module with what no schedule primitive expresses."""
-        return self.loops.finish(module, canonicalize(spec))
 
     def variant(self, fields: Mapping[str, Any]) -> V:
         """The variant with these fields, lists as tuples, as after JSON; raises TypeError when they are not its own."""
@@ -189,64 +188,60 @@ def _for_cpus() -> tuple[Algorithm[Any], ...]:
     from tvm_conv3d.schedules.llvm.costs import planes as planes_costs
     from tvm_conv3d.schedules.llvm.costs import winograd as winograd_costs
     from tvm_conv3d.schedules.llvm.costs import winograd_rows as winograd_rows_costs
+    from tvm_conv3d.schedules.llvm.passes import pipeline
 
+    family = Family(kind="llvm", packing=packing.scheduled, finished=pipeline.finished)
     # each of its variant's type, to which mypy then holds its parts
     return (
         Algorithm[winograd.WinogradVariant](
             name="winograd",
-            kind="llvm",
+            family=family,
             variant_type=winograd.WinogradVariant,
             compute=winograd,
             costs=winograd_costs,
             loops=winograd_loops,
-            packs=packing,
             exact=False,
         ),
         Algorithm[winograd_rows.WinogradRowsVariant](
             name="winograd_rows",
-            kind="llvm",
+            family=family,
             variant_type=winograd_rows.WinogradRowsVariant,
             compute=winograd_rows,
             costs=winograd_rows_costs,
             loops=winograd_rows_loops,
-            packs=packing,
             exact=False,
         ),
         Algorithm[planes.PlanesVariant](
             name="planes",
-            kind="llvm",
+            family=family,
             variant_type=planes.PlanesVariant,
             compute=planes,
             costs=planes_costs,
             loops=planes_loops,
-            packs=packing,
         ),
         Algorithm[depthwise.DepthwiseVariant](
             name="depthwise",
-            kind="llvm",
+            family=family,
             variant_type=depthwise.DepthwiseVariant,
             compute=depthwise,
             costs=depthwise_costs,
             loops=depthwise_loops,
-            packs=packing,
         ),
         Algorithm[grouped.GroupedVariant](
             name="grouped",
-            kind="llvm",
+            family=family,
             variant_type=grouped.GroupedVariant,
             compute=grouped,
             costs=grouped_costs,
             loops=grouped_loops,
-            packs=packing,
         ),
         Algorithm[direct.DirectVariant](
             name="direct",
-            kind="llvm",
+            family=family,
             variant_type=direct.DirectVariant,
             compute=direct,
             costs=direct_costs,
             loops=direct_loops,
-            packs=packing,
             phases=True,
         ),
     )
@@ -254,8 +249,8 @@ def _for_cpus() -> tuple[Algorithm[Any], ...]:
 
 def _for_gpus() -> tuple[Algorithm[Any], ...]:
     from tvm_conv3d.compute.cuda import implicit_gemm, tensor_gemm, window, winograd_gemm
+    from tvm_conv3d.schedules.cuda import finish, packing
     from tvm_conv3d.schedules.cuda import gemm as gemm_loops
-    from tvm_conv3d.schedules.cuda import packing
     from tvm_conv3d.schedules.cuda import tensor as tensor_loops
     from tvm_conv3d.schedules.cuda import window as window_loops
     from tvm_conv3d.schedules.cuda import winograd as winograd_loops
@@ -264,44 +259,41 @@ def _for_gpus() -> tuple[Algorithm[Any], ...]:
     from tvm_conv3d.schedules.cuda.costs import window as window_costs
     from tvm_conv3d.schedules.cuda.costs import winograd as winograd_costs
 
+    family = Family(kind="cuda", packing=packing.scheduled, finished=finish.finished)
     return (
         Algorithm[window.WindowVariant](
             name="window",
-            kind="cuda",
+            family=family,
             variant_type=window.WindowVariant,
             compute=window,
             costs=window_costs,
             loops=window_loops,
-            packs=packing,
         ),
         Algorithm[winograd_gemm.WinogradGemmVariant](
             name="winograd_gemm",
-            kind="cuda",
+            family=family,
             variant_type=winograd_gemm.WinogradGemmVariant,
             compute=winograd_gemm,
             costs=winograd_costs,
             loops=winograd_loops,
-            packs=packing,
             exact=False,
         ),
         Algorithm[tensor_gemm.TensorVariant](
             name="tensor_gemm",
-            kind="cuda",
+            family=family,
             variant_type=tensor_gemm.TensorVariant,
             compute=tensor_gemm,
             costs=tensor_costs,
             loops=tensor_loops,
-            packs=packing,
             phases=True,
         ),
         Algorithm[implicit_gemm.GemmVariant](
             name="gemm",
-            kind="cuda",
+            family=family,
             variant_type=implicit_gemm.GemmVariant,
             compute=implicit_gemm,
             costs=gemm_costs,
             loops=gemm_loops,
-            packs=packing,
             phases=True,
         ),
     )

@@ -46,12 +46,12 @@ def scheduled_module(plan: Plan, target: Target) -> IRModule:
     Raises:
         ValueError: the plan's algorithm is unknown, or for another kind of target.
     """
-    algorithm = named(plan.algorithm)
-    if algorithm.kind != str(target.kind.name):
+    family = named(plan.algorithm).family
+    if family.kind != str(target.kind.name):
         raise ValueError(
-            f"The algorithm {plan.algorithm!r} is for targets of the kind {algorithm.kind}. Received: target={target}"
+            f"The algorithm {plan.algorithm!r} is for targets of the kind {family.kind}. Received: target={target}"
         )
-    return algorithm.finish(schedule(plan)[0].mod, plan.spec)
+    return family.finished(schedule(plan)[0].mod)
 
 
 def packing_module(plan: Plan) -> IRModule:
