@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tvm.s_tir import Schedule
+if TYPE_CHECKING:
+    from tvm.s_tir import Schedule
 
 LoopRV = Any  # TVM's handles of loops and sampled values
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tvm_conv3d.bench import first_calls, report
+from tvm_conv3d.bench import first_calls, plots, report
 from tvm_conv3d.bench.client import Client, WorkerError
 from tvm_conv3d.bench.peers import PEERS
 from tvm_conv3d.bench.rows import Row
@@ -18,6 +18,7 @@ from tvm_conv3d.bench.timing import Contest, Effort
 from tvm_conv3d.reference.layers import Layer, adapt, from_key, read_csv
 from tvm_conv3d.reference.random_layers import draw
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DTYPES
+from tvm_conv3d.support import roofline
 from tvm_conv3d.target.cpu import available_cpus
 
 Say = Callable[[str], None]
@@ -205,9 +206,6 @@ def _write(options: argparse.Namespace, where: report.Setting, rows: Sequence[Ro
     folder = options.plot or (options.page.parent if options.page else None)
     if folder is None:
         return
-    from tvm_conv3d.bench import plots
-    from tvm_conv3d.support import roofline
-
     pictures = plots.draw(folder, rows, peers, roofline.measure(options.threads))
     if options.page:
         beside = [picture.name if folder == options.page.parent else str(picture) for picture in pictures]

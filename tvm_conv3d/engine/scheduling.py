@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 from tvm_conv3d.compute.shared.argument import PACK, ROLES, Argument
 from tvm_conv3d.engine.algorithms import named
 from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.target.cpu import is_cuda
 
 if TYPE_CHECKING:
     from tvm import IRModule
     from tvm.s_tir import Schedule
     from tvm.target import Target
-
-    from tvm_conv3d.schedules.decisions import Decisions
 
 
 def schedule(plan: Plan) -> tuple[Schedule, Decisions]:
@@ -30,8 +29,6 @@ def schedule(plan: Plan) -> tuple[Schedule, Decisions]:
         ValueError: there is no algorithm of that name.
     """
     from tvm.s_tir import Schedule
-
-    from tvm_conv3d.schedules.decisions import Decisions
 
     algorithm = named(plan.algorithm)
     scheduled = Schedule(algorithm.declare(plan.spec, plan.variant).module())

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tvm_conv3d.engine.algorithms import Algorithm, Variant, algorithms
+from tvm_conv3d.engine.algorithm import Algorithm, Variant
+from tvm_conv3d.engine.algorithms import algorithms
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.spec import Conv3DSpec
