@@ -1,6 +1,6 @@
 """Design space of the implicit matrix product on tensor cores.
 
-A block of threads owns a tile of output cells by filters, each of its warps a smaller one, whose sums stay in
+A block of threads owns a tile of output positions by filters, each of its warps a smaller one, whose sums stay in
 fragments over the whole reduction. They leave through shared memory, from where all threads finish and store them.
 """
 

@@ -1,8 +1,8 @@
 """Design space of the depthwise convolution on a CPU.
 
-A task owns a box of output depths, rows and vectors of a row; it copies the cells it reads into a buffer of its own. A
-register tile is one vector wide and some rows high, the taps of height unrolled beside it: a loaded vector of input
-serves all rows whose windows hold it, and a vector of weights all rows of the tile.
+A task owns a box of output depths, rows and vectors of a row; it copies the positions it reads into a buffer of its
+own. A register tile is one vector wide and some rows high, the taps of height unrolled beside it: a loaded vector of
+input serves all rows whose windows hold it, and a vector of weights all rows of the tile.
 """
 
 from __future__ import annotations
@@ -43,6 +43,6 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: DepthwiseVariant, decide:
     gather = sch.get_sblock("gather")
     sch.compute_at(gather, task, preserve_unit_loops=True)
     if spec.strides[2] > 1:
-        # a phase's cells do not lie side by side: copied one by one
+        # a phase's positions do not lie side by side: copied one by one
         _, channels = sch.split(sch.get_loops(gather)[-1], [None, spec.channels])
         vectorize_copy(sch, channels, variant.lanes)

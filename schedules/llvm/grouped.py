@@ -1,9 +1,9 @@
 """Design space of the grouped and depthwise convolution on a CPU.
 
-A task owns a box of output cells of one or all blocks of filters. For each block it copies the cells it reads into a
-buffer of its own, one vector a cell (of groups of several channels that are not shuffled: one for each of a group's
-channels), and computes register tiles in which a row's taps are unrolled, so that a loaded
-cell serves all the columns whose windows hold it.
+A task owns a box of output positions of one or all blocks of filters. For each block it copies the positions it reads
+into a buffer of its own, one vector a position (of groups of several channels that are not shuffled: one for each of a
+group's channels), and computes register tiles in which a row's taps are unrolled, so that a loaded position serves all
+the columns whose windows hold it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MAX_UNROLLED = 32
 def apply(sch: Schedule, spec: CanonicalSpec, variant: GroupedVariant, decide: Decisions) -> None:
     """Schedules `compute.grouped.declare(spec, variant)`.
 
-    Decisions: `depth`, `rows`, `columns`: output cells of a task, the latter two in register tiles.
+    Decisions: `depth`, `rows`, `columns`: output positions of a task, the latter two in register tiles.
     """
     last = spec.data_format == CHANNELS_LAST
     if last:

@@ -35,7 +35,8 @@ _MAX_UNROLLED = 16
 def apply(sch: Schedule, spec: CanonicalSpec, variant: PlanesVariant, decide: Decisions) -> None:
     """Schedules `compute.planes.declare(spec, variant)`.
 
-    Decisions: `depth`, `rows`, `columns`: output cells of a task, the latter two in register tiles; `unroll`: channels
+    Decisions: `depth`, `rows`, `columns`: output positions of a task, the latter two in register tiles; `unroll`:
+        channels
     per step of the reduction.
     """
     planes_lie = spec.data_format == CHANNELS_FIRST
@@ -47,9 +48,17 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: PlanesVariant, decide: De
     d_task, d_in = decide.tile("depth", d, default=1)
     h_task, h_in = decide.tile("rows", row_tiles, default=4)
     w_task, w_in = decide.tile("columns", column_tiles, default=16)
-    cells, at = (d_in, h_in, w_in), w_in if variant.filters_first else block
+    positions, at = (d_in, h_in, w_in), w_in if variant.filters_first else block
     sch.reorder(
-        n, g, d_task, h_task, w_task, *((block, *cells) if variant.filters_first else (*cells, block)), fi, hi, wi
+        n,
+        g,
+        d_task,
+        h_task,
+        w_task,
+        *((block, *positions) if variant.filters_first else (*positions, block)),
+        fi,
+        hi,
+        wi,
     )
     task = sch.fuse(n, g, d_task, h_task, w_task)
     sch.parallel(task)
@@ -80,11 +89,11 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: PlanesVariant, decide: De
             place(sch, "gather", at)
         else:
             sch.compute_at(gather, task, preserve_unit_loops=True)
-        channel, *at_cell, column = sch.get_loops(gather)[-5:]
+        channel, *at_position, column = sch.get_loops(gather)[-5:]
         if planes_lie:
             transpose_copies.mark_copy(sch, column)
         else:
-            sch.reorder(*at_cell, column, channel)
+            sch.reorder(*at_position, column, channel)
             transpose_copies.mark(sch, column, channel)
 
 

@@ -1,8 +1,8 @@
 """Design space of Winograd's convolution along rows on a CPU.
 
 A task is a box of output depths, rows and tiles of a row. For one block of filters after the other it transforms the
-cells it reads into one image for each frequency, then computes register tile after register tile: the products of all
-frequencies, which stay in L1, and their inverse transform.
+positions it reads into one image for each frequency, then computes register tile after register tile: the products of
+all frequencies, which stay in L1, and their inverse transform.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _product(sch: Schedule, s: CanonicalSpec, variant: WinogradRowsVariant, dept
 
 
 def _input(sch: Schedule, s: CanonicalSpec, variant: WinogradRowsVariant, at: LoopRV) -> None:
-    """The copy of a row's cells and its transform, for one row after the other."""
+    """The copy of a row's positions and its transform, for one row after the other."""
     block = sch.get_sblock("input")
     sch.compute_at(block, at, preserve_unit_loops=True)
     frequency, d, h, t, channel, lane = sch.get_loops(block)[-6:]

@@ -1,11 +1,11 @@
-"""Convolution as a matrix product whose left matrix is never stored: cells x (taps * channels) by filters.
+"""Convolution as a matrix product whose left matrix is never stored: positions x (taps * channels) by filters.
 
-For GPUs. A block of threads owns a tile of output cells by filters. Step by step along the reduction it gathers the
-input elements that its cells see, zeros outside of the input included, and its share of the weights.
+For GPUs. A block of threads owns a tile of output positions by filters. Step by step along the reduction it gathers the
+input elements that its positions see, zeros outside of the input included, and its share of the weights.
 
 Stages, each a block that a schedule places:
 
-gather    the left matrix: for each output cell the input under a step of the reduction
+gather    the left matrix: for each output position the input under a step of the reduction
 product   the sums of a tile
 partial   kept, where the reduction is cut into parts: the sums of each part
 total     the parts, added in their order by a second kernel
@@ -14,7 +14,7 @@ out       the store in the user's layout
 
 The reduction goes over taps and channels; where channels are few, over both as one index. All extents but those of the
 output are rounded up to whole tiles: weights are zero beyond, and what the gather reads there is zero or a repeated
-cell, never stored. Each phase of a transposed convolution is like a group of its own that reads the channels of its
+position, never stored. Each phase of a transposed convolution is like a group of its own that reads the channels of its
 group.
 """
 
@@ -65,7 +65,7 @@ class GemmVariant:
     """What the product is cut into; one TE declaration each.
 
     Attributes:
-        cells, filters: output cells and filters of a tile, which one block of threads computes.
+        cells, filters: output positions and filters of a tile, which one block of threads computes.
         step: terms of the reduction that are gathered at a time.
         threads_cells, threads_filters: threads of a block along each side of the tile.
         vector: neighbouring channels that are read at once; divides the channels of a group and `step`.
@@ -90,8 +90,8 @@ class Extents:
     """Sizes of one product.
 
     Attributes:
-        planes: samples whose cells are counted apart: all of them in channels_first, where filters lie between.
-        cells: output cells of a plane.
+        planes: samples whose positions are counted apart: all of them in channels_first, where filters lie between.
+        cells: output positions of a plane.
         taps: axes of the reduction over taps, 1 each where they are flattened.
         terms: of the innermost axis of the reduction: channels of a group, or taps times channels.
         cell_blocks, filter_blocks, steps: number of tiles along each axis.
@@ -265,7 +265,7 @@ class GemmBuilder:
         return widen(stored, self.spec.dtype, self.spec.accumulator)
 
     def _cell(self, plane: Expr, cell: Expr) -> tuple[Expr, list[Expr]]:
-        """Sample and output cell of a position in a plane; those beyond the last repeat it."""
+        """Sample and output position by their number in a plane; those beyond the last repeat it."""
         spec, e = self.spec, self.e
         if e.cells % self.variant.cells:
             cell = tirx.min(cell, e.cells - 1)
@@ -293,7 +293,7 @@ class GemmBuilder:
         return te.compute((variant.parts, *shape) if cut else shape, at, name="product")
 
     def _place(self, i: Expr, term: Expr) -> tuple[Expr, ...]:
-        """Where the gathered matrix of a step holds the element of cell `i` and `term`."""
+        """Where the gathered matrix of a step holds the element of position `i` and `term`."""
         return term // self.variant.vector, term % self.variant.vector, i
 
     def _widened(self, factor: te.TensorSlice) -> Expr:
@@ -328,7 +328,7 @@ class GemmBuilder:
         return te.compute(shape, lambda *at: tile[at], name="out")
 
     def _in_lanes(self, name: str, tiles: te.Tensor) -> te.Tensor:
-        """A copy whose last axis are the elements that are stored at once: filters, or cells in channels_first."""
+        """A copy whose last axis are the elements that are stored at once: filters, or positions in channels_first."""
         store = self.variant.store
         *outer, cells, filters = (int(extent) for extent in tiles.shape)
         if self.last:

@@ -27,7 +27,7 @@ class TensorVariant:
     """What the product is cut into; one TE declaration each.
 
     Attributes:
-        cells, filters: output cells and filters of a tile, which one block of threads computes.
+        cells, filters: output positions and filters of a tile, which one block of threads computes.
         step: terms of the reduction that are gathered at a time; a multiple of 16.
         warps_cells, warps_filters: warps of a block along each side of the tile; each has a multiple of 16 there.
         vector: neighbouring channels that are read at once; divides the channels of a group and `step`.

@@ -1,12 +1,12 @@
-"""Convolution with few filters a group on a GPU: each thread computes a few output cells of one filter.
+"""Convolution with few filters a group on a GPU: each thread computes a few output positions of one filter.
 
 There are no neighbours to share weights or sums with, so nothing goes through shared memory: a thread holds the input
-under its cells' windows in registers, one depth tap and channel after the other, and caches serve its neighbours.
+under its positions' windows in registers, one depth tap and channel after the other, and caches serve its neighbours.
 
 Stages, each a block that a schedule places:
 
-window    the input under the windows of a thread's cells, zeros outside of the input included
-conv      the sums of a thread's cells
+window    the input under the windows of a thread's positions, zeros outside of the input included
+conv      the sums of a thread's positions
 out       bias, activation and the store in the user's layout
 """
 
@@ -37,7 +37,7 @@ class WindowVariant:
     """What the output is cut into; one TE declaration each.
 
     Attributes:
-        rows, columns: output cells of one thread.
+        rows, columns: output positions of one thread.
         threads: of a block.
     """
 
@@ -107,9 +107,9 @@ def _window(
     blocks: int,
     tile_of: Callable[[Expr, Expr], dict[str, Expr]],
 ) -> te.Tensor:
-    """What a thread reads under one depth tap in one channel: the cells of all its rows and columns."""
+    """What a thread reads under one depth tap in one channel: the positions of all its rows and columns."""
     tiles = (variant.rows, variant.columns)
-    # of a single cell only the taps, else all cells from the first to the last window's end
+    # of a single position only the taps, else all positions from the first to the last window's end
     extents = [
         k if tile == 1 else (tile - 1) * stride + reach
         for k, tile, stride, reach in zip(s.kernel[1:], tiles, s.strides[1:], s.window[1:], strict=True)

@@ -6,7 +6,7 @@ kernels is kept in the GPU's memory.
 
 Stages, each a block that a schedule places:
 
-window                     input cells of a tile, zeros outside of the input included
+window                     input positions of a tile, zeros outside of the input included
 input_w, input_h, input_d  the input's transforms along each transformed axis
 data                       kept: (frequencies, channels, rows of tiles, tiles)
 gather                     a product's step of it
@@ -15,7 +15,7 @@ sums                       kept: the products, in their tiles
 spectrum                   the sums of a tile of the output
 output_d, output_h, output_w  the inverse transforms
 flag, bad                  whether a sum of the tile is not finite: transforms spread NaN and infinity over the tile
-direct                     where it is bad: the tile's cells by the definition, from weights as they were
+direct                     where it is bad: the tile's positions by the definition, from weights as they were
 tile                       bias and activation
 out                        the store in the user's layout
 """
@@ -61,7 +61,7 @@ class WinogradGemmVariant:
 
     Attributes:
         modes: of depth, height, width, a letter each (:mod:`tvm_conv3d.compute.shared.winograd_axes`).
-        tile: output cells of a tile along each axis; 1 along axes without a transform.
+        tile: output positions of a tile along each axis; 1 along axes without a transform.
         cells, filters: tiles of the output and filters of a tile of the product, which one block of threads computes.
         step: channels that are gathered at a time.
         threads_cells, threads_filters: threads of a block along each side of the product's tile.
@@ -232,7 +232,7 @@ class _Builder:
         return transforms(self.variant.tile[axis], self.axes.taps[axis])
 
     def _cell(self, x: te.Tensor) -> Callable[..., Expr]:
-        """(sample, part, cell of the part, channel) -> input."""
+        """(sample, part, position of the part, channel) -> input."""
         e, variant = self.e, self.variant
         # vectors of tiles may reach beyond the last
         high = -(-e.slice // e.tiles[2]) * variant.tile[1]
@@ -313,7 +313,7 @@ class _Builder:
         return te.compute(shape, lambda *at: product[(*at[:4], at[4] * LANES + at[5])], name="sums")
 
     def _totals(self, sums: te.Tensor) -> te.Tensor:
-        """The inverse transforms: (row of tiles, tile, filter, cells of the tile)."""
+        """The inverse transforms: (row of tiles, tile, filter, positions of the tile)."""
         e, variant = self.e, self.variant
         _, high, wide = e.frequencies
 
@@ -340,7 +340,7 @@ class _Builder:
         return te.compute(shape, lambda *at: tirx.Select(tirx.abs(flag[at]) <= most, zero, one), name="bad")
 
     def _direct(self, cell: Callable[..., Expr], kernel: te.Tensor, bad: te.Tensor) -> te.Tensor:
-        """The cells of a bad tile by the definition."""
+        """The positions of a bad tile by the definition."""
         e, variant = self.e, self.variant
         first = math.prod(e.frequencies) * e.taps
         taps = [te.reduce_axis((0, t), name=f"tap_{name}") for t, name in zip(self.axes.taps, "dhw", strict=True)]
@@ -374,7 +374,7 @@ class _Builder:
         return te.compute(direct.shape, at, name="out", varargs_names=names)
 
     def _tiling(self) -> Tiling:
-        """Declared axes: row, tile, filter, and the cells of a tile; the row holds sample, parts and depth."""
+        """Declared axes: row, tile, filter, and the positions of a tile; the row holds sample, parts and depth."""
         spec, e, parts = self.spec, self.e, self.axes.parts
         depth, _, wide = e.tiles
         md, mh, mw = self.variant.tile

@@ -1,9 +1,9 @@
-"""Depthwise convolution, one filter a channel, on rows of cells times channels: lanes need not divide the channels.
+"""Depthwise convolution, one filter a channel, on rows of positions times channels: lanes need not divide the channels.
 
-In channels_last the cells of a row and their channels lie one after the other. Output number j of a row is the sum of
-inputs j + tap x channels, each times a weight of channel j mod channels: vectors run along the whole row, and the
+In channels_last the positions of a row and their channels lie one after the other. Output number j of a row is the sum
+of inputs j + tap x channels, each times a weight of channel j mod channels: vectors run along the whole row, and the
 weights are stored as often as it takes to fill whole vectors (lcm(channels, lanes) of them). Where columns are strided,
-the gathered row holds the cells of each phase one after the other.
+the gathered row holds the positions of each phase one after the other.
 
 Stages: gather, conv, tile, out, as in :mod:`tvm_conv3d.compute.llvm.direct`.
 """
@@ -33,7 +33,7 @@ class DepthwiseVariant:
     Attributes:
         lanes: numbers of a row in one vector register.
         rows: rows of a register tile, one vector wide.
-        vectors: of a row, in one task; where columns are strided, whole cells or a whole row.
+        vectors: of a row, in one task; where columns are strided, whole positions or a whole row.
         stream: the result is stored past the caches.
     """
 
@@ -82,13 +82,13 @@ def declare(spec: CanonicalSpec, variant: DepthwiseVariant) -> Declaration:
     shape = (spec.batch, depth, row_tiles, rows, vectors, lanes)
     conv = te.compute(shape, conv_at, name="conv")
     tile = te.compute(shape, lambda *i: in_tile(spec, conv(*i), bias[i[4] % stored, i[5]]), name="tile")
-    rows_of_cells = (spec.batch, depth, height, width * spec.channels)
-    residual = Residual(spec, rows_of_cells)
+    rows_of_positions = (spec.batch, depth, height, width * spec.channels)
+    residual = Residual(spec, rows_of_positions)
 
     def out_at(n, d, h, j):  # type: ignore[no-untyped-def]
         return from_tile(spec, tile[n, d, h // rows, h % rows, j // lanes, j % lanes], residual.at(n, d, h, j))
 
-    out = te.compute(rows_of_cells, out_at, name="out")
+    out = te.compute(rows_of_positions, out_at, name="out")
     return Declaration((x, kernel, bias, *residual.tensors, out))
 
 
@@ -126,10 +126,10 @@ def _period(s: CanonicalSpec, variant: DepthwiseVariant) -> int:
     return min(period(s, variant.lanes), _vectors(s, variant))
 
 
-def _gather(s: CanonicalSpec, x: te.Tensor, cells: tuple[int, int], length: int) -> te.Tensor:
-    """The rows that the windows of `cells` output depths and rows see, with zeros around; phases of columns apart."""
+def _gather(s: CanonicalSpec, x: te.Tensor, positions: tuple[int, int], length: int) -> te.Tensor:
+    """The rows that the windows of so many output depths and rows see, with zeros around; phases of columns apart."""
     phases, channels = s.strides[2], s.channels
-    extents = window_extents(s, (*cells, 1))[:2]
+    extents = window_extents(s, (*positions, 1))[:2]
     length = -(-(length + (s.window[2] - 1) // phases * channels) // channels) * channels
     befores, size = [b for b, _ in s.pads], list(s.size)
     # in single numbers, so that one comparison serves neighbours
@@ -139,8 +139,8 @@ def _gather(s: CanonicalSpec, x: te.Tensor, cells: tuple[int, int], length: int)
     def at(n, d, h, phase, j):  # type: ignore[no-untyped-def]
         index = j if phases == 1 else j // channels * (phases * channels) + phase * channels + j % channels
 
-        def read(cell: list[Any]) -> Any:
-            return widen(x[(n, *cell)], s.dtype, s.accumulator)
+        def read(position: list[Any]) -> Any:
+            return widen(x[(n, *position)], s.dtype, s.accumulator)
 
         return zero_outside(s.accumulator, befores, size, (*extents, phases * length), (d, h, index), read)
 

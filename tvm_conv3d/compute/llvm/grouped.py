@@ -41,7 +41,7 @@ class GroupedVariant:
 
     Attributes:
         lanes: filters in one vector register, of any number of groups.
-        rows, columns: output cells of a register tile.
+        rows, columns: output positions of a register tile.
         parallel_blocks: blocks of filters are tasks of their own.
         shuffled: a vector is copied once, and its channels change lanes within their groups in registers.
         stream: the result is stored past the caches.
@@ -77,9 +77,9 @@ def declare(spec: CanonicalSpec, variant: GroupedVariant) -> Declaration:
 
     def conv_at(n, b, d, ho, hi, wo, wi, lane):  # type: ignore[no-untyped-def]
         at = (d, ho * rows + hi, wo * columns + wi)
-        cell = under_tap(spec, at, taps)
+        position = under_tap(spec, at, taps)
         place = (0, lane ^ channel) if variant.shuffled else (channel, lane)
-        return te.sum(gather[(n, b, *cell, *place)] * kernel[(b, *taps, channel, lane)], axis=[*taps, channel])
+        return te.sum(gather[(n, b, *position, *place)] * kernel[(b, *taps, channel, lane)], axis=[*taps, channel])
 
     conv_shape = (spec.batch, blocks, depth, row_tiles, rows, column_tiles, columns, lanes)
     conv = te.compute(conv_shape, conv_at, name="conv")
@@ -102,8 +102,8 @@ def declare(spec: CanonicalSpec, variant: GroupedVariant) -> Declaration:
         )
 
         def finished(n, f, d, h, w):  # type: ignore[no-untyped-def]
-            *cell, wi, lane = place(n, f, d, h, w)
-            return finish(spec, transposed(*cell, lane, wi), bias[cell[1], lane], residual.at(n, f, d, h, w))
+            *position, wi, lane = place(n, f, d, h, w)
+            return finish(spec, transposed(*position, lane, wi), bias[position[1], lane], residual.at(n, f, d, h, w))
 
         out = te.compute(spec.output_shape, finished, name="out")
     return Declaration((x, kernel, bias, *residual.tensors, out))
@@ -132,16 +132,16 @@ def error_bound(spec: CanonicalSpec, variant: GroupedVariant) -> float:
     return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel))
 
 
-def _gather(s: CanonicalSpec, variant: GroupedVariant, x: te.Tensor, cells: tuple[int, ...]) -> te.Tensor:
-    """For each block of filters: the input cells with zeros around, and each lane's own channels, or one of them."""
-    extents, lanes = window_extents(s, cells), variant.lanes
+def _gather(s: CanonicalSpec, variant: GroupedVariant, x: te.Tensor, positions: tuple[int, ...]) -> te.Tensor:
+    """For each block of filters: the input with zeros around, and each lane's own channels, or one of them."""
+    extents, lanes = window_extents(s, positions), variant.lanes
 
     def at(n, b, d, h, w, c, lane):  # type: ignore[no-untyped-def]
         of_filter = b * lanes + lane
         channel = of_filter if variant.shuffled else of_filter // s.group_filters * s.group_channels + c
 
-        def read(cell: list[Any]) -> Any:
-            index = (n, *cell, channel) if s.data_format == CHANNELS_LAST else (n, channel, *cell)
+        def read(position: list[Any]) -> Any:
+            index = (n, *position, channel) if s.data_format == CHANNELS_LAST else (n, channel, *position)
             return widen(x[index], s.dtype, s.accumulator)
 
         inside = [of_filter < s.filters] if s.filters % lanes else []

@@ -45,8 +45,8 @@ class PlanesVariant:
         filters: filters of a tile.
         gather: whether the rows are copied; else the input is read as it is, where :func:`needs_gather` says that this
             will do.
-        filters_first: a task computes all its cells of some filters, then of the next; else of one tile of cells all
-            filters.
+        filters_first: a task computes all its positions of some filters, then of the next; else of one tile of
+            positions all filters.
         stream: the result is stored past the caches.
     """
 
@@ -163,15 +163,15 @@ def _read(s: CanonicalSpec, x: te.Tensor) -> Any:
 
 
 def copied_steps(s: CanonicalSpec) -> Triple:
-    """How far the windows of neighbouring cells lie apart in the copy, which of single taps holds only what is read."""
+    """Distance of neighbouring positions' windows in the copy, which of single taps holds only what is read."""
     depth, height, width = (1 if k == 1 else stride for k, stride in zip(s.kernel, s.strides, strict=True))
     return depth, height, width
 
 
-def _gather(s: CanonicalSpec, x: te.Tensor, cells: tuple[int, int], length: int) -> te.Tensor:
-    """The rows that the windows of `cells` output depths and rows see, with zeros around; phases of columns apart."""
+def _gather(s: CanonicalSpec, x: te.Tensor, positions: tuple[int, int], length: int) -> te.Tensor:
+    """The rows that the windows of so many output depths and rows see, with zeros around; phases of columns apart."""
     phases = s.strides[2]
-    extents = window_extents(s, (*cells, 1))[:2]
+    extents = window_extents(s, (*positions, 1))[:2]
     length += (s.window[2] - 1) // phases
     # distances, in the input, of neighbouring rows of the copy
     depth, height, _ = (stride // step for stride, step in zip(s.strides, copied_steps(s), strict=True))
@@ -180,7 +180,7 @@ def _gather(s: CanonicalSpec, x: te.Tensor, cells: tuple[int, int], length: int)
     read = grouped_reader(s, x)
 
     def at(n, g, c, d, h, phase, w):  # type: ignore[no-untyped-def]
-        cell = (d * depth, h * height, w * phases + phase)
-        return zero_padded(s, (*extents, length * phases), cell, lambda place: read(n, *place, g, c))
+        position = (d * depth, h * height, w * phases + phase)
+        return zero_padded(s, (*extents, length * phases), position, lambda place: read(n, *place, g, c))
 
     return te.compute((s.batch, s.groups, s.group_channels, *shape), at, name="gather")

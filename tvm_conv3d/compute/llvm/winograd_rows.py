@@ -9,7 +9,7 @@ Lanes of a vector are filters, and each lane has the input of its own group
 
 Stages, each a block that a schedule places:
 
-gather      zero-padded input cells, for each lane those of its group
+gather      zero-padded input positions, for each lane those of its group
 input       the rows' transform: one image for each frequency
 product     the sums over channels and the taps of depth and height, on register tiles
 output      the inverse transform
@@ -48,7 +48,7 @@ class WinogradRowsVariant:
     """What a Winograd convolution along rows is cut into; one TE declaration each.
 
     Attributes:
-        tile: output cells of a tile, along the width.
+        tile: output positions of a tile, along the width.
         block: output depths, output rows and tiles of a row in a task.
         lanes: filters in one vector register.
         rows, columns: output rows, and tiles of a row, in the product's register tile; they divide those of a task.
@@ -73,8 +73,8 @@ def applies(spec: CanonicalSpec) -> bool:
 def declare(spec: CanonicalSpec, variant: WinogradRowsVariant) -> Declaration:
     """The TE declaration; arguments: input, transformed weights, packed bias, output, flags.
 
-    Flags are numbers of the accumulator's type, all finite when every sum was; their shape is (batch, groups of cells
-    along depth, height, width, blocks of filters, lanes).
+    Flags are numbers of the accumulator's type, all finite when every sum was; their shape is (batch, groups of
+    positions along depth, height, width, blocks of filters, lanes).
 
     Raises:
         ValueError: `spec` has one group, a stride or dilation along the width, or no taps there.
@@ -147,8 +147,8 @@ class _Builder:
     def _gather(self, x: te.Tensor) -> te.Tensor:
         spec, variant = self.spec, self.variant
         (bd, bh, bw), lanes = variant.block, variant.lanes
-        cells = (self.groups[0] * bd, self.groups[1] * bh, self.groups[2] * bw * variant.tile)
-        extents = window_extents(spec, cells)
+        positions = (self.groups[0] * bd, self.groups[1] * bh, self.groups[2] * bw * variant.tile)
+        extents = window_extents(spec, positions)
 
         def at(n, b, d, h, w, c, lane):  # type: ignore[no-untyped-def]
             f = b * lanes + lane
@@ -216,8 +216,8 @@ class _Builder:
         *outer, wi, m, lanes = (int(extent) for extent in sums.shape)
 
         def at(*index):  # type: ignore[no-untyped-def]
-            *cell, lane, w = index
-            return sums[(*cell, w // m, w % m, lane)]
+            *position, lane, w = index
+            return sums[(*position, w // m, w % m, lane)]
 
         shape = (*outer, lanes, wi * m)
         return te.compute(shape, at, name="transposed", varargs_names=index_names(shape))
@@ -230,8 +230,8 @@ class _Builder:
         h = (term(2, bh), term(6, variant.rows), term(7))
         w, block = (term(3, bw * m), term(8, variant.columns * m)), term(4, variant.lanes)
         if self.spec.data_format == CHANNELS_LAST:
-            cells = (d, h, (*w, term(9, m), term(10)))
-            return Tiling(self.spec.output_shape, ((term(0),), *cells, (block, term(11))))
+            positions = (d, h, (*w, term(9, m), term(10)))
+            return Tiling(self.spec.output_shape, ((term(0),), *positions, (block, term(11))))
         return Tiling(self.spec.output_shape, ((term(0),), (block, term(9)), d, h, (*w, term(10))))
 
     def _flags(self, sums: te.Tensor) -> te.Tensor:

@@ -56,7 +56,7 @@ class CanonicalSpec(Convolution):
 
     @property
     def phased(self) -> bool:
-        """Whether there are phases, so that windows and cells of the result are not the same."""
+        """Whether there are phases, so that windows and positions of the result are not the same."""
         return self.phases_of_group > 1
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""What Winograd's declarations share: the cells that tiles are made of, their weights, and the transforms."""
+"""What Winograd's declarations share: the positions that tiles are made of, their weights, and the transforms."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ Expr = Any  # a TVM expression; its classes are not public names
 def gathered(
     spec: CanonicalSpec, axes: Axes, extents: Sequence[int], channels: int, x: te.Tensor, interleaved: int = 1
 ) -> Callable[[Expr, Sequence[Expr], Sequence[Expr], Expr], Expr]:
-    """How a gathered cell is read: (sample, part, cell of that part, channel) -> input, or zero outside of it.
+    """How a gathered position is read: (sample, part, position of that part, channel) -> input, or zero outside of it.
 
     Args:
         spec: the problem.
         axes: its modes.
-        extents: cells of a part, per axis, from which on none is asked for.
+        extents: positions of a part, per axis, from which on none is asked for.
         channels: the same of channels.
         x: the input.
         interleaved: groups of which the same channel lies side by side; the phases of so many groups' channels follow
             each other.
     """
-    # as if the input were padded so that every gathered cell and phase exists
+    # as if the input were padded so that every gathered position and phase exists
     reach = [
         (e - 1) * step + (p - 1) * spread + parts
         for e, step, p, spread, parts in zip(extents, axes.step, axes.phases, axes.spread, axes.parts, strict=True)
@@ -73,13 +73,13 @@ def gathered(
 
 
 def gathered_pieces(spec: CanonicalSpec, axes: Axes) -> tuple[int, int, int]:
-    """What the channels of a gathered cell are made of, of a single group in channels_last.
+    """What the channels of a gathered position are made of, of a single group in channels_last.
 
     Returns:
-        Numbers that lie side by side in the input, too; those of them that are of the same input cell; how many pieces
-        of so many numbers there are.
+        Numbers that lie side by side in the input, too; those of them that are of the same input position; how many
+        pieces of so many numbers there are.
     """
-    # neighbouring phases along the width are neighbouring cells
+    # neighbouring phases along the width are neighbouring positions
     beside = axes.phases[2] if axes.spread[2] == 1 else 1
     piece = spec.channels * beside
     return piece, spec.channels, axes.channels // piece
