@@ -39,7 +39,7 @@ class Decisions:
         Args:
             name: of the decision.
             loop: the loop to split.
-            default: wished inner extent; the largest divisor not above it is taken.
+            default: requested inner extent; the largest divisor not above it is taken.
             limit: largest inner extent that is sampled.
         """
         extent = int(self._schedule.get(loop).extent)

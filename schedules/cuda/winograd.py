@@ -94,8 +94,8 @@ def _transform_back(
 def _near(name: str, count: int, others: int, s: CanonicalSpec, decide: Decisions) -> LoopRV:
     """Neighbouring tiles of a block of threads that holds `others` channels or filters."""
     choices = [near for near in _NEAR if count % near == 0]
-    wished = max(_NEAR[0], min(_THREADS // others, _NEAR[-1]))
-    return decide.choice(name, choices, max(near for near in choices if near <= wished))
+    requested = max(_NEAR[0], min(_THREADS // others, _NEAR[-1]))
+    return decide.choice(name, choices, max(near for near in choices if near <= requested))
 
 
 def _bind(sch: Schedule, tiles: LoopRV, others: LoopRV, threads: Iterable[LoopRV]) -> LoopRV:

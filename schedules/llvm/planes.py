@@ -1,7 +1,7 @@
 """Design space of the convolution on planes, on a CPU.
 
 A task owns a box of output depths, rows and columns of one group; it copies the rows it reads, zeros included, into a
-buffer of its own, or where each number is used for one tap makes the planes of a tile in registers. A register tile is
+buffer of its own, or where each element is used for one tap makes the planes of a tile in registers. A register tile is
 some vectors of some rows of some filters. Of one row, a vector of weights' values serves all its vectors; of several, a
 loaded vector of input serves all rows whose windows hold it.
 """

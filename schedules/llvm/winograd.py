@@ -18,7 +18,7 @@ from tvm_conv3d.compute.llvm.winograd import WinogradVariant, side_by_side, tran
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.filter_packing import FilterPacking
 from tvm_conv3d.compute.shared.winograd_axes import axes_of
-from tvm_conv3d.compute.shared.winograd_stages import gathered_pieces
+from tvm_conv3d.compute.shared.winograd_stages import gathered_chunks
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm.common import (
     gather_interleaved,
@@ -165,7 +165,7 @@ def _gather(sch: Schedule, s: CanonicalSpec, variant: WinogradVariant, task: Loo
     elif side_by_side(s, variant) % variant.lanes == 0:
         vectorize_copy(sch, channels, variant.lanes)
     elif s.groups == 1:
-        copy_channel_chunks.mark(sch, channels, *gathered_pieces(s, axes_of(s, variant.modes)))
+        copy_channel_chunks.mark(sch, channels, *gathered_chunks(s, axes_of(s, variant.modes)))
 
 
 def _product(sch: Schedule, variant: WinogradVariant, decide: Decisions) -> None:

@@ -14,7 +14,7 @@ from tvm_conv3d.bench.client import Client, WorkerError
 from tvm_conv3d.bench.peers import PEERS
 from tvm_conv3d.bench.rows import Row
 from tvm_conv3d.bench.stats import closing
-from tvm_conv3d.bench.timing import Contest, Effort
+from tvm_conv3d.bench.timing import Comparison, Effort
 from tvm_conv3d.reference.layers import Layer, adapt, from_key, read_csv
 from tvm_conv3d.reference.random_layers import draw
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DTYPES
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None, usual_layers: Path | None = Non
         return 2
     effort = Effort(options.rounds, options.min_time)
     try:
-        return _run(options, layers, Contest(clients[0], clients[1:], effort, modes), [c.name for c in clients[1:]])
+        return _run(options, layers, Comparison(clients[0], clients[1:], effort, modes), [c.name for c in clients[1:]])
     except WorkerError as error:
         print(f"Nothing to compare: {error}", file=sys.stderr)
         return 2
@@ -149,15 +149,15 @@ def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def _run(options: argparse.Namespace, layers: Sequence[Layer], contest: Contest, peers: Sequence[str]) -> int:
+def _run(options: argparse.Namespace, layers: Sequence[Layer], comparison: Comparison, peers: Sequence[str]) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    where = report.setting(options.threads, options.rounds, options.min_time, contest.versions(say))
+    where = report.setting(options.threads, options.rounds, options.min_time, comparison.versions(say))
     print("\n".join(where.lines()), flush=True)
     rows = []
     for number, layer in enumerate(layers, 1):
-        row = contest.run(layer)
+        row = comparison.run(layer)
         rows.append(row)
         _progress(say, number, len(layers), row, peers)
     print("\n" + "\n".join(report.table(rows, peers)))

@@ -30,8 +30,8 @@ def _run(options: argparse.Namespace) -> int:
     from tvm_conv3d.deploy.export import export
 
     try:
-        wish = json.loads(options.target) if options.target.lstrip().startswith("{") else options.target
-        written = export(Conv3DSpec.parse(options.spec), wish, options.output, options.threads or None)
+        requested = json.loads(options.target) if options.target.lstrip().startswith("{") else options.target
+        written = export(Conv3DSpec.parse(options.spec), requested, options.output, options.threads or None)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"compile: {error}", file=sys.stderr)
         return 1

@@ -73,8 +73,8 @@ def _compiler() -> str:
     library = toolkit.find_nvrtc()
     if library:
         missing = ", ".join(nvrtc.missing_headers(library))
-        wish = f" for float32 and float64; for half types {missing} is missing, run: pip install "
-        return f"NVRTC ({library})" + (wish + nvrtc.packages_for(library) if missing else "")
+        advice = f" for float32 and float64; for half types {missing} is missing, run: pip install "
+        return f"NVRTC ({library})" + (advice + nvrtc.packages_for(library) if missing else "")
     return (
         "none: neither nvcc (on PATH, or under CUDA_HOME) nor NVRTC. New shapes can't be compiled for a GPU. Run: "
         f"pip install {nvrtc.PACKAGES[13]}"

@@ -14,7 +14,7 @@ from tvm_conv3d.engine.algorithm import Algorithm, Variant
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.schedules.decisions import Decisions, read_trace
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.tuning.lab import Trial
+from tvm_conv3d.tuning.measurement_host import Trial
 
 if TYPE_CHECKING:
     from tvm.target import Target

@@ -1,6 +1,6 @@
 """Depthwise convolution, one filter a channel, on rows of positions times channels: lanes need not divide the channels.
 
-In channels_last the positions of a row and their channels lie one after the other. Output number j of a row is the sum
+In channels_last the positions of a row and their channels lie one after the other. Output element j of a row is the sum
 of inputs j + tap x channels, each times a weight of channel j mod channels: vectors run along the whole row, and the
 weights are stored as often as it takes to fill whole vectors (lcm(channels, lanes) of them). Where columns are strided,
 the gathered row holds the positions of each phase one after the other.
@@ -31,7 +31,7 @@ class DepthwiseVariant:
     """What the loops of a depthwise convolution are cut into.
 
     Attributes:
-        lanes: numbers of a row in one vector register.
+        lanes: elements of a row in one vector register.
         rows: rows of a register tile, one vector wide.
         vectors: of a row, in one task; where columns are strided, whole positions or a whole row.
         stream: the result is stored past the caches.
@@ -132,7 +132,7 @@ def _gather(s: CanonicalSpec, x: te.Tensor, positions: tuple[int, int], length: 
     extents = window_extents(s, (*positions, 1))[:2]
     length = -(-(length + (s.window[2] - 1) // phases * channels) // channels) * channels
     befores, size = [b for b, _ in s.pads], list(s.size)
-    # in single numbers, so that one comparison serves neighbours
+    # in single elements, so that one comparison serves neighbours
     befores[2] *= channels
     size[2] *= channels
 

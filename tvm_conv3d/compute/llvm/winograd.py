@@ -98,7 +98,7 @@ def transposes_sums(spec: CanonicalSpec, variant: WinogradVariant) -> bool:
 def declare(spec: CanonicalSpec, variant: WinogradVariant) -> Declaration:
     """The TE declaration; arguments: input, transformed weights, packed bias, output, flags.
 
-    Flags are numbers of the accumulator's type, all finite when every sum was; their shape is (batch, parts of
+    Flags are elements of the accumulator's type, all finite when every sum was; their shape is (batch, parts of
     dilated axes, groups of tiles along depth, height, width, positions along the longest side of a tile, lanes).
 
     Raises:

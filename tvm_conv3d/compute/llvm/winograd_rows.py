@@ -73,7 +73,7 @@ def applies(spec: CanonicalSpec) -> bool:
 def declare(spec: CanonicalSpec, variant: WinogradRowsVariant) -> Declaration:
     """The TE declaration; arguments: input, transformed weights, packed bias, output, flags.
 
-    Flags are numbers of the accumulator's type, all finite when every sum was; their shape is (batch, groups of
+    Flags are elements of the accumulator's type, all finite when every sum was; their shape is (batch, groups of
     positions along depth, height, width, blocks of filters, lanes).
 
     Raises:

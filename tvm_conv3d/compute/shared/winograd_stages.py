@@ -72,17 +72,17 @@ def gathered(
     return at
 
 
-def gathered_pieces(spec: CanonicalSpec, axes: Axes) -> tuple[int, int, int]:
+def gathered_chunks(spec: CanonicalSpec, axes: Axes) -> tuple[int, int, int]:
     """What the channels of a gathered position are made of, of a single group in channels_last.
 
     Returns:
-        Numbers that lie side by side in the input, too; those of them that are of the same input position; how many
-        pieces of so many numbers there are.
+        Elements of a chunk, which lie side by side in the input, too; those of them that are of the same input
+        position; number of chunks.
     """
     # neighbouring phases along the width are neighbouring positions
     beside = axes.phases[2] if axes.spread[2] == 1 else 1
-    piece = spec.channels * beside
-    return piece, spec.channels, axes.channels // piece
+    chunk = spec.channels * beside
+    return chunk, spec.channels, axes.channels // chunk
 
 
 def expected_error(spec: CanonicalSpec, products: int, sizes: Iterable[Sequence[int]], on_gpu: bool = False) -> float:
