@@ -227,20 +227,20 @@ class GemmBuilder:
         return _unravel(number // self.e.steps, self.e.taps), number % self.e.steps
 
     def _element(
-        self, x: te.Tensor, cell: Sequence[Expr], g: Expr, taps: Sequence[Expr], place: Sequence[Expr]
+        self, x: te.Tensor, position: Sequence[Expr], g: Expr, taps: Sequence[Expr], place: Sequence[Expr]
     ) -> Expr:
         """What the left matrix holds.
 
         Args:
             x: the input.
-            cell: plane, and position in it.
+            position: plane, and number in it.
             g: the set of filters.
             taps: along depth, height and width.
             place: number of the step, of the vector in it, and of the element in that.
         """
         spec, variant, e = self.spec, self.variant, self.e
         extents = window_extents(spec, spec.out_size)
-        sample, corner = self._cell(*cell)
+        sample, corner = self._position(*position)
         # all in units of vectors, so that no condition varies inside one
         vectors = spec.group_channels // variant.vector
         step, q, lane = place
@@ -264,15 +264,15 @@ class GemmBuilder:
         """An element of the input as it is multiplied."""
         return widen(stored, self.spec.dtype, self.spec.accumulator)
 
-    def _cell(self, plane: Expr, cell: Expr) -> tuple[Expr, list[Expr]]:
+    def _position(self, plane: Expr, position: Expr) -> tuple[Expr, list[Expr]]:
         """Sample and output position by their number in a plane; those beyond the last repeat it."""
         spec, e = self.spec, self.e
         if e.cells % self.variant.cells:
-            cell = tirx.min(cell, e.cells - 1)
+            position = tirx.min(position, e.cells - 1)
         if self.last and spec.batch > 1:
             per_sample = math.prod(spec.out_size)
-            return cell // per_sample, _unravel(cell % per_sample, spec.out_size)
-        return plane, _unravel(cell, spec.out_size)
+            return position // per_sample, _unravel(position % per_sample, spec.out_size)
+        return plane, _unravel(position, spec.out_size)
 
     def _product(self, gather: te.Tensor, kernel: te.Tensor) -> te.Tensor:
         variant, e = self.variant, self.e

@@ -126,10 +126,10 @@ def _window(
             tile["w"] * (variant.columns * s.strides[2]) + z * steps[1],
         ]
 
-        def read(cell: list[Expr]) -> Expr:
+        def read(position: list[Expr]) -> Expr:
             n = tile["n"]
-            position = (n, *cell, channel) if s.data_format == CHANNELS_LAST else (n, channel, *cell)
-            return widen(x[position], s.dtype, s.accumulator)
+            index = (n, *position, channel) if s.data_format == CHANNELS_LAST else (n, channel, *position)
+            return widen(x[index], s.dtype, s.accumulator)
 
         return zero_padded(s, window_extents(s, covered), where, read)
 

@@ -217,13 +217,13 @@ class _Builder:
         shape = (weights, e.filter_blocks, self.padded_channels, variant.filters)
         kernel = te.placeholder(shape, self.acc, name="kernel")
         bias = te.placeholder((e.filter_blocks * variant.filters,), self.acc, name="bias")
-        cell = self._cell(x)
-        data = self._data(cell)
+        input_at = self._input_at(x)
+        data = self._data(input_at)
         sums = self._sums(self._product(data, kernel))
         totals = self._totals(sums)
         bad = self._bad(totals)
         residual = Residual(spec, spec.output_shape)
-        out = self._out(totals, bad, self._direct(cell, kernel, bad), bias, residual)
+        out = self._out(totals, bad, self._direct(input_at, kernel, bad), bias, residual)
         tensors = (x, kernel, bias, *residual.tensors, out)
         return Declaration(tensors, self._tiling(), (data, sums), aligned=True)
 
@@ -231,7 +231,7 @@ class _Builder:
         """Of a transformed axis."""
         return transforms(self.variant.tile[axis], self.axes.taps[axis])
 
-    def _cell(self, x: te.Tensor) -> Callable[..., Expr]:
+    def _input_at(self, x: te.Tensor) -> Callable[..., Expr]:
         """(sample, part, position of the part, channel) -> input."""
         e, variant = self.e, self.variant
         # vectors of tiles may reach beyond the last
@@ -248,7 +248,7 @@ class _Builder:
             plane = plane // extent if extent > 1 else plane
         return plane, parts
 
-    def _data(self, cell: Callable[..., Expr]) -> te.Tensor:
+    def _data(self, input_at: Callable[..., Expr]) -> te.Tensor:
         """The input's transforms, along width, height and depth."""
         e, (md, mh, mw) = self.e, self.variant.tile
         rows, count = e.data_shape
@@ -257,7 +257,7 @@ class _Builder:
         def at(c, row, t, i, j, k):  # type: ignore[no-untyped-def]
             sample, part = self._place(row // e.rows)
             corner = (row % e.rows * md + i, t // e.tiles[2] * mh + j, t % e.tiles[2] * mw + k)
-            return cell(sample, part, corner, c)
+            return input_at(sample, part, corner, c)
 
         current = te.compute((*outer, *e.frequencies), at, name="window", varargs_names=index_names((*outer, 1, 1, 1)))
         for axis, name in ((2, "input_w"), (1, "input_h"), (0, "input_d")):
@@ -339,7 +339,7 @@ class _Builder:
         one, zero = tirx.const(1, "int32"), tirx.const(0, "int32")
         return te.compute(shape, lambda *at: tirx.Select(tirx.abs(flag[at]) <= most, zero, one), name="bad")
 
-    def _direct(self, cell: Callable[..., Expr], kernel: te.Tensor, bad: te.Tensor) -> te.Tensor:
+    def _direct(self, input_at: Callable[..., Expr], kernel: te.Tensor, bad: te.Tensor) -> te.Tensor:
         """The positions of a bad tile by the definition."""
         e, variant = self.e, self.variant
         first = math.prod(e.frequencies) * e.taps
@@ -354,7 +354,7 @@ class _Builder:
             corner = [p * m + i + tap for p, m, i, tap in zip(tile, variant.tile, inside, taps, strict=True)]
             number = first + (taps[0] * high + taps[1]) * wide + taps[2]
             weight = kernel[number, g // variant.filters, channel, g % variant.filters]
-            value = cell(sample, part, corner, channel) * weight
+            value = input_at(sample, part, corner, channel) * weight
             wanted = tirx.if_then_else(bad[row, t, g] == 1, value, tirx.const(0, self.acc))
             return te.sum(wanted, axis=[*taps, channel])
 

@@ -48,14 +48,14 @@ def gathered(
     several = math.prod(axes.phases) > 1
     together = spec.group_channels * interleaved
 
-    def at(n: Expr, part: Sequence[Expr], cell: Sequence[Expr], c: Expr) -> Expr:
+    def at(n: Expr, part: Sequence[Expr], position: Sequence[Expr], c: Expr) -> Expr:
         shared, within = 0, c
         if spec.groups > interleaved and (several or interleaved > 1):
             shared, within = c // (together * math.prod(axes.phases)), c % (together * math.prod(axes.phases))
         phase = (within // (together * pw * ph), within // (together * pw) % ph, within // together % pw)
         where = [
             p + i * step + (q * spread if several else 0)
-            for p, i, step, q, spread in zip(part, cell, axes.step, phase, axes.spread, strict=True)
+            for p, i, step, q, spread in zip(part, position, axes.step, phase, axes.spread, strict=True)
         ]
         channel = within % together if several else within
         if interleaved > 1:
@@ -63,8 +63,8 @@ def gathered(
         channel = shared * together + channel
 
         def read(index: list[Expr]) -> Expr:
-            position = (n, *index, channel) if spec.data_format == CHANNELS_LAST else (n, channel, *index)
-            return widen(x[position], spec.dtype, spec.accumulator)
+            place = (n, *index, channel) if spec.data_format == CHANNELS_LAST else (n, channel, *index)
+            return widen(x[place], spec.dtype, spec.accumulator)
 
         inside = [c < axes.channels] if channels > axes.channels else []
         return zero_padded(spec, reach, where, read, inside)
