@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tvm_conv3d.spec import Conv3DSpec
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
@@ -28,11 +30,10 @@ def add_parser(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from tvm_conv3d.deploy.export import export
-    from tvm_conv3d.spec import Conv3DSpec
 
     try:
-        wish = json.loads(options.target) if options.target.lstrip().startswith("{") else options.target
-        written = export(Conv3DSpec.parse(options.spec), wish, options.output, options.threads or None, options.name)
+        requested = json.loads(options.target) if options.target.lstrip().startswith("{") else options.target
+        written = export(Conv3DSpec.parse(options.spec), requested, options.output, options.threads or None, options.name)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"compile: {error}", file=sys.stderr)
         return 1
