@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tvm.s_tir import Schedule
+if TYPE_CHECKING:
+    from tvm.s_tir import Schedule
 
 LoopRV = Any  # TVM's handles of loops and sampled values
 
@@ -38,7 +39,7 @@ class Decisions:
         Args:
             name: of the decision.
             loop: the loop to split.
-            default: wished inner extent; the largest divisor not above it is taken.
+            default: requested inner extent; the largest divisor not above it is taken.
             limit: largest inner extent that is sampled.
         """
         extent = int(self._schedule.get(loop).extent)

@@ -69,25 +69,25 @@ class Bounds:
     end: list[Expr]
 
 
-def bounds(conditions: list[Expr], var: Any, stride: int, cell: int = 1) -> Bounds:
+def bounds(conditions: list[Expr], var: Any, stride: int, per_position: int = 1) -> Bounds:
     """Bounds of the elements at `stride` times `var`.
 
     Args:
         conditions: what has to hold.
         var: the step along the row.
         stride: elements from step to step.
-        cell: elements of which conditions on `var // cell` do not tell one from another.
+        per_position: elements of which conditions on `var // per_position` do not tell one from another.
 
     Raises:
         ValueError: a condition is no comparison that grows or falls evenly with `var`.
     """
     found = Bounds([], [])
-    number = ir.Var("cell", str(var.ty.dtype))
+    number = ir.Var("position", str(var.ty.dtype))
     for condition in itertools.chain.from_iterable(map(_comparisons, conditions)):
-        of_cells = _of_cells(condition, var, cell, number)
-        by_cell = uses(of_cells, number)
-        is_end, place = _bound(of_cells, number, stride) if by_cell else _bound(condition, var, stride)
-        (found.end if is_end else found.first).append(put(place * cell, {}) if by_cell else place)
+        of_positions = _of_positions(condition, var, per_position, number)
+        by_position = uses(of_positions, number)
+        is_end, place = _bound(of_positions, number, stride) if by_position else _bound(condition, var, stride)
+        (found.end if is_end else found.first).append(put(place * per_position, {}) if by_position else place)
     return found
 
 
@@ -116,11 +116,11 @@ def _comparisons(condition: Expr) -> list[Expr]:
     return [condition]
 
 
-def _of_cells(condition: Expr, var: Any, cell: int, number: Any) -> Expr:
-    """The condition with `number` in place of `var // cell`, where that is widened, too."""
+def _of_positions(condition: Expr, var: Any, per_position: int, number: Any) -> Expr:
+    """The condition with `number` in place of `var // per_position`, where that is widened, too."""
 
     def divided(quotient: tirx.FloorDiv) -> Expr:
-        if not isinstance(quotient.b, ir.prim.expr.IntImm) or int(quotient.b) != cell:
+        if not isinstance(quotient.b, ir.prim.expr.IntImm) or int(quotient.b) != per_position:
             return quotient
         if quotient.a.same_as(var):
             return number

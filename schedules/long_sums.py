@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import tvm_ffi
@@ -22,17 +23,21 @@ from tvm_conv3d.schedules.decisions import largest_divisor
 
 Stmt = Any
 
-#: See :func:`in_parts`.
+#: (block that sets totals to zero, buffer of a part) -> block that adds the part to them.
 Adding = Callable[[SBlock, Any], SBlock]
-
-#: Blocks that set sums of products to zero: as TVM names them, those that became an instruction, too.
-_STARTS = ("conv_init", "product_init", "product_init_o", "direct_init")
 
 #: What the names of the blocks that add to them hold.
 _UPDATE = "_update"
 
 #: Name of the block that adds a part to the totals.
 TOTAL = "total_of_parts"
+
+
+class Summing(NamedTuple):
+    """How sums are made: the terms that a block adds to one of them, and how a part is added to its total."""
+
+    terms: int
+    add: Adding
 
 
 class _Cut(NamedTuple):
@@ -52,29 +57,36 @@ def add_elements(start: SBlock, part: Any) -> SBlock:
     )
 
 
-def in_parts(module: IRModule, on_gpu: bool = False, terms: int = 1, add: Adding = add_elements) -> IRModule:
+#: By the names that TVM gives the blocks that set sums of products to zero, element by element.
+_ELEMENTS = dict.fromkeys(("conv_init", "product_init", "direct_init"), Summing(1, add_elements))
+
+
+def in_parts(
+    module: IRModule, on_gpu: bool = False, instructions: Mapping[str, Summing] = MappingProxyType({})
+) -> IRModule:
     """The scheduled `main` with its long sums in parts; the same where there are none.
 
     Args:
         module: scheduled.
         on_gpu: parts are as long as :func:`~tvm_conv3d.compute.shared.stages.terms_of_part` says of GPUs.
-        terms: that a block adds to a sum, where it is an instruction.
-        add: (block that sets totals to zero, buffer of a part) -> block that adds the part to them.
+        instructions: how those sum that blocks became, by the name of the block that sets their sums to zero.
     """
+    known = {**_ELEMENTS, **instructions}
     registers: list[Any] = []
 
     def on_sequence(sequence: tirx.SeqStmt) -> tirx.SeqStmt:
         statements = list(sequence.seq)
         for number, (start, reduction) in enumerate(itertools.pairwise(statements)):
             block = _block_of(start)
-            if block is None or block.name_hint not in _STARTS:
+            if block is None or block.name_hint not in known:
                 continue
-            cut = _cut(reduction, terms, on_gpu)
+            summing = known[block.name_hint]
+            cut = _cut(reduction, summing.terms, on_gpu)
             if cut is not None:
                 total = block.writes[0].source
                 part = tirx.decl_buffer(total.shape, total.dtype, f"{total.name}_part", scope=total.scope())
                 registers.append(part)
-                statements[number + 1] = _split(start, reduction, cut, (total, part), add)
+                statements[number + 1] = _split(start, reduction, cut, (total, part), summing.add)
         return tirx.SeqStmt(statements)
 
     function = module["main"]

@@ -39,7 +39,7 @@ from tvm_conv3d.target.cpu import available_cpus, cpu_name, cpu_traits, host_tar
 from tvm_conv3d.target.resolve import resolve, target_key
 
 if TYPE_CHECKING:
-    from tvm_conv3d.tuning.lab import Lab
+    from tvm_conv3d.tuning.measurement_host import MeasurementHost
 
 #: Algorithm -> amount -> cycles.
 Costs = Mapping[str, Mapping[str, float]]
@@ -74,25 +74,25 @@ def folder_of(target: Target, kind: str) -> Path:
 
 def measure(target: Target, specs: Sequence[Conv3DSpec]) -> None:
     """Times the default plans of all algorithms for each spec, in turns, and keeps them in the journals' format."""
-    from tvm_conv3d.tuning.lab import Lab
+    from tvm_conv3d.tuning.measurement_host import MeasurementHost
 
     folder = folder_of(target, "costs")
     folder.mkdir(parents=True, exist_ok=True)
-    with Lab(target) as lab:
+    with MeasurementHost(target) as host:
         for number, spec in enumerate(specs):
             path = folder / f"{sha256(spec.key().encode()).hexdigest()[:24]}.jsonl"
             if path.exists():
                 continue
-            lines = list(_measured(lab, spec))
+            lines = list(_measured(host, spec))
             path.write_text("\n".join([json.dumps({"spec": spec.key()}), *lines]) + "\n", encoding="utf-8")
             print(f"{number + 1}/{len(specs)} {spec.key()}: {len(lines)} plans", flush=True)
 
 
-def _measured(lab: Lab, spec: Conv3DSpec) -> Iterator[str]:
-    traits = cpu_traits(lab.target)
+def _measured(host: MeasurementHost, spec: Conv3DSpec) -> Iterator[str]:
+    traits = cpu_traits(host.target)
     found = {a.name: a.default(spec, traits) for a in algorithms("llvm").values()}
     plans = [Plan(spec, name, *default) for name, default in found.items() if default is not None]
-    for plan, seconds in zip(plans, lab.contest(plans), strict=True):
+    for plan, seconds in zip(plans, host.measure_interleaved(plans), strict=True):
         if math.isfinite(seconds):
             yield json.dumps({**json.loads(plan.describe()), "seconds": seconds})
 

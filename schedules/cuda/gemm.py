@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.cuda.implicit_gemm import GemmVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.compute.shared.tiled_output import restore_layout
-from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.cuda.common import LoopRV, add_parts, spread_over_threads, unroll
 from tvm_conv3d.schedules.cuda.register_tile import bind_tile, clear, fetch_kernel, sum_in_registers
 from tvm_conv3d.schedules.decisions import Decisions
@@ -49,8 +46,3 @@ def _gather(sch: Schedule, s: CanonicalSpec, variant: GemmVariant, step: LoopRV)
     order = (i, q) if s.data_format == CHANNELS_LAST else (q, i)
     sch.reorder(*order, v)
     spread_over_threads(sch, order, variant.threads_cells * variant.threads_filters, v)
-
-
-def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: the output gets the user's layout."""
-    return long_sums.in_parts(restore_layout(module), on_gpu=True)

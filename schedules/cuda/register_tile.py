@@ -1,6 +1,6 @@
 """Loops of a matrix product whose tiles threads sum in registers: what the schedules on CUDA cores share.
 
-A block of threads owns a tile of cells by filters; each thread sums a small tile of it, from steps of both matrices
+A block of threads owns a tile of positions by filters; each thread sums a small tile of it, from steps of both matrices
 that the threads of the block bring into shared memory together.
 """
 
@@ -48,14 +48,15 @@ class Sums:
 def bind_tile(sch: Schedule, store: str, tile: Tile, lanes: int, filters_last: bool, decide: Decisions) -> LoopRV:
     """Binds the loops over tiles and inside one to blocks and threads; returns the loop of one thread's share.
 
-    Decisions: `near_cells`, `near_filters`: neighbouring cells and filters of a thread's tile, the rest of which lies
+    Decisions: `near_cells`, `near_filters`: neighbouring positions and filters of a thread's tile, the rest of which
+        lies
     `threads` of these apart (virtual threads).
 
     Args:
         sch: the schedule.
-        store: name of the block that stores the tiles; its last loops are cells, filters and lanes.
+        store: name of the block that stores the tiles; its last loops are positions, filters and lanes.
         tile: the tile.
-        lanes: extent of the innermost loop, a part of the filters or of the cells.
+        lanes: extent of the innermost loop, a part of the filters or of the positions.
         filters_last: whether it is of the filters, which neighbouring threads then store.
         decide: the decisions.
     """

@@ -1,20 +1,17 @@
 """Design space of the implicit matrix product on tensor cores.
 
-A block of threads owns a tile of output cells by filters, each of its warps a smaller one, whose sums stay in
+A block of threads owns a tile of output positions by filters, each of its warps a smaller one, whose sums stay in
 fragments over the whole reduction. They leave through shared memory, from where all threads finish and store them.
 """
 
 from __future__ import annotations
 
-from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.compute.shared.tiled_output import restore_layout
-from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.cuda.common import BlockRV, LoopRV, add_parts, spread_over_warps, unroll_by_pragma
-from tvm_conv3d.schedules.cuda.wmma import EDGE, add_fragments, register
+from tvm_conv3d.schedules.cuda.wmma import EDGE, register
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.spec import CHANNELS_LAST
 
@@ -128,8 +125,3 @@ def _fetch(
     spread_over_warps(sch, (term, j), warps)
     sch.vectorize(lanes)
     return rows_of_fragments
-
-
-def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: the output gets the user's layout."""
-    return long_sums.in_parts(restore_layout(module), on_gpu=True, terms=EDGE, add=add_fragments)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.cuda.window import WindowVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.compute.shared.tiled_output import restore_layout
-from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.cuda.common import unroll, unroll_by_pragma
 from tvm_conv3d.schedules.decisions import Decisions
 
@@ -46,8 +43,3 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WindowVariant, decide: De
     unroll(sch, sch.get_loops(window)[-2:])
     start = sch.decompose_reduction(conv, tap_d)
     unroll(sch, sch.get_loops(start)[-2:])
-
-
-def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: the output gets the user's layout."""
-    return long_sums.in_parts(restore_layout(module), on_gpu=True)

@@ -9,16 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-import tvm_ffi
-from tvm import IRModule, tirx
-from tvm.s_tir import SBlock, SBlockRealize, Schedule
+from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.cuda.winograd_gemm import LANES, WinogradGemmVariant, extents_of
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.stages import terms_of_part
-from tvm_conv3d.compute.shared.tiled_output import outside_of_block, restore_layout
-from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.cuda.common import LoopRV, spread_over_threads, unroll
+from tvm_conv3d.schedules.cuda.finish import IF_NONZERO
 from tvm_conv3d.schedules.cuda.register_tile import bind_tile, clear, fetch_kernel, sum_in_registers
 from tvm_conv3d.schedules.decisions import Decisions, divisors
 from tvm_conv3d.spec import CHANNELS_LAST
@@ -31,9 +28,6 @@ _MAX_CHANNELS, _MAX_FILTERS = 16, 32
 
 #: Threads of such a block where nothing was tuned.
 _THREADS = 128
-
-#: Annotation of the loop that computes a tile by the definition.
-_IF_BAD = "tvm_conv3d.if_bad"
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradGemmVariant, decide: Decisions) -> None:
@@ -89,7 +83,8 @@ def _transform_back(
     sch.set_scope(direct, 0, "local")
     sch.compute_at(direct, thread, preserve_unit_loops=True)
     cells, taps = sch.get_loops(direct)[-7], sch.get_loops(direct)[-4]
-    sch.annotate(cells, _IF_BAD, 1)
+    # by the definition where the tile is bad only
+    sch.annotate(cells, IF_NONZERO, 1)
     terms = math.prod(s.kernel) * s.group_channels
     if terms > terms_of_part(terms, on_gpu=True):
         sch.decompose_reduction(direct, taps)
@@ -99,8 +94,8 @@ def _transform_back(
 def _near(name: str, count: int, others: int, s: CanonicalSpec, decide: Decisions) -> LoopRV:
     """Neighbouring tiles of a block of threads that holds `others` channels or filters."""
     choices = [near for near in _NEAR if count % near == 0]
-    wished = max(_NEAR[0], min(_THREADS // others, _NEAR[-1]))
-    return decide.choice(name, choices, max(near for near in choices if near <= wished))
+    requested = max(_NEAR[0], min(_THREADS // others, _NEAR[-1]))
+    return decide.choice(name, choices, max(near for near in choices if near <= requested))
 
 
 def _bind(sch: Schedule, tiles: LoopRV, others: LoopRV, threads: Iterable[LoopRV]) -> LoopRV:
@@ -124,31 +119,3 @@ def _hold(sch: Schedule, names: Iterable[str], variant: WinogradGemmVariant, thr
         sch.compute_at(stage, thread, preserve_unit_loops=True)
         # two loops of blocks, one of threads, and what a thread does
         unroll(sch, sch.get_loops(stage)[3:])
-
-
-def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: only bad tiles are computed directly; the output gets the user's layout."""
-
-    def guarded(loop: tirx.For) -> tirx.Stmt:
-        if _IF_BAD not in loop.annotations:
-            return loop
-        plain = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, loop.body)
-        return tirx.IfThenElse(_condition(loop), plain, None)
-
-    body = tvm_ffi.structural_map(module["main"].body, (tirx.For, guarded))
-    return long_sums.in_parts(restore_layout(IRModule({"main": module["main"].with_body(body)})), on_gpu=True)
-
-
-def _condition(loop: tirx.For) -> tirx.Expr:
-    """Under which the block in `loop` adds anything but zero."""
-    found: list[SBlockRealize] = []
-
-    def note(realize: SBlockRealize) -> None:
-        found.append(realize)
-
-    tvm_ffi.structural_walk(loop.body, ((SBlockRealize, note),))
-    realize = found[-1]
-    block: SBlock = realize.block
-    _, added = block.body.value.a, block.body.value.b
-    values = list(zip(block.iter_vars, realize.iter_values, strict=True))
-    return outside_of_block(added.args[0], values)

@@ -1,7 +1,7 @@
 """Tensor intrinsics for products of 16 x 16 x 16 on tensor cores, by CUDA's `nvcuda::wmma`.
 
 TVM has such intrinsics, but importing them takes half a minute, and those for bfloat16 are missing. Of each pair the
-description says what a piece of a schedule computes, the implementation by which instruction.
+description says what a part of a schedule computes, the implementation by which instruction.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from tvm_conv3d.schedules.long_sums import TOTAL, alike
 
 #: Rows, columns and depth of one product.
 EDGE = 16
+
+#: Name of the block that sets sums to zero once it has become an instruction.
+START = "product_init_o"
 
 #: Purpose -> operands (name, scope; the element type follows from it), what is read, written and computed element by
 #: element, and the instruction.

@@ -63,7 +63,7 @@ def transpose_sums(sch: Schedule, at: LoopRV, row: LoopRV, length: int | None) -
         sch: the schedule.
         at: the loop in which the sums of one part of the output are complete.
         row: the loop of the store along a row, the innermost.
-        length: of a row of the output; None where its cells do not lie side by side.
+        length: of a row of the output; None where its positions do not lie side by side.
     """
     transposed = place(sch, "transposed", at)
     lanes, columns = sch.get_loops(transposed)[-2:]

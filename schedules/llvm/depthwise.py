@@ -1,20 +1,19 @@
 """Design space of the depthwise convolution on a CPU.
 
-A task owns a box of output depths, rows and vectors of a row; it copies the cells it reads into a buffer of its own. A
-register tile is one vector wide and some rows high, the taps of height unrolled beside it: a loaded vector of input
-serves all rows whose windows hold it, and a vector of weights all rows of the tile.
+A task owns a box of output depths, rows and vectors of a row; it copies the positions it reads into a buffer of its
+own. A register tile is one vector wide and some rows high, the taps of height unrolled beside it: a loaded vector of
+input serves all rows whose windows hold it, and a vector of weights all rows of the tile.
 """
 
 from __future__ import annotations
 
-from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.llvm.depthwise import DepthwiseVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, vectorize_copy
-from tvm_conv3d.schedules.llvm.passes import mask_output_tail, nontemporal_stores, pipeline, skip_padding_taps
+from tvm_conv3d.schedules.llvm.passes import mask_output_tail, nontemporal_stores, skip_padding_taps
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: DepthwiseVariant, decide: Decisions) -> None:
@@ -44,11 +43,6 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: DepthwiseVariant, decide:
     gather = sch.get_sblock("gather")
     sch.compute_at(gather, task, preserve_unit_loops=True)
     if spec.strides[2] > 1:
-        # a phase's cells do not lie side by side: copied one by one
+        # a phase's positions do not lie side by side: copied one by one
         _, channels = sch.split(sch.get_loops(gather)[-1], [None, spec.channels])
         vectorize_copy(sch, channels, variant.lanes)
-
-
-def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: taps that see only padding are skipped, the last vectors stored in part."""
-    return pipeline.finished(module)

@@ -1,14 +1,13 @@
 """Design space of the direct convolution on a CPU.
 
-A task owns a box of output cells; it copies the cells it reads, zeros included, into a buffer of its own, then computes
-one register tile after the other. The sums of a tile stay in registers over all taps and channels.
+A task owns a box of output positions; it copies the positions it reads, zeros included, into a buffer of its own, then
+computes one register tile after the other. The sums of a tile stay in registers over all taps and channels.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.llvm.direct import DirectVariant
@@ -28,7 +27,6 @@ from tvm_conv3d.schedules.llvm.passes import (
     insert_prefetch,
     mask_output_tail,
     nontemporal_stores,
-    pipeline,
     shuffle_permuted_loads,
     skip_missing_taps,
     skip_padding_taps,
@@ -41,7 +39,7 @@ from tvm_conv3d.spec import CHANNELS_LAST
 def apply(sch: Schedule, spec: CanonicalSpec, variant: DirectVariant, decide: Decisions) -> None:
     """Schedules `compute.direct.declare(spec, variant)`.
 
-    Decisions: `depth`, `rows`, `columns`: output cells of a task, the latter two in register tiles; `strip`, where
+    Decisions: `depth`, `rows`, `columns`: output positions of a task, the latter two in register tiles; `strip`, where
     there are strips: register tiles of one; `unroll`: channels per step of the reduction.
     """
     if spec.data_format == CHANNELS_LAST:
@@ -53,7 +51,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: DirectVariant, decide: De
     strips = variant.order == "strips"
     copy = sch.cache_write(sch.get_sblock("out"), 0, "local") if strips else None
     loops = _out_loops(sch, spec, variant, decide)
-    task, at, inner = loops.task, loops.tile, loops.cells_filters
+    task, at, inner = loops.task, loops.tile, loops.positions_filters
     if strips:
         sch.reverse_compute_at(copy, loops.strip, preserve_unit_loops=True)
         stream_contiguous_runs.mark(sch, *sch.get_loops(copy)[-3:], past_caches=variant.stream)
@@ -80,14 +78,9 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: DirectVariant, decide: De
         reduction = (tap_d, tap_h, tap_w, outer, few)
     keep_in_registers(sch, conv, reduction, (hi, wi, vectors, lanes))
     if variant.gather == "none" and prefetch.pays(spec):
-        insert_prefetch.mark(sch, task, few, spec, insert_prefetch.CELLS, (variant.rows, variant.columns))
+        insert_prefetch.mark(sch, task, few, spec, insert_prefetch.POSITIONS, (variant.rows, variant.columns))
     if variant.gather != "none":
         _gather(sch, spec, variant, task)
-
-
-def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: padding is skipped, the next input fetched, odd filters stored in part."""
-    return pipeline.finished(module)
 
 
 class _Loops(NamedTuple):
@@ -96,7 +89,7 @@ class _Loops(NamedTuple):
     task: LoopRV
     strip: LoopRV
     tile: LoopRV
-    cells_filters: tuple[LoopRV, LoopRV, LoopRV]
+    positions_filters: tuple[LoopRV, LoopRV, LoopRV]
 
 
 def _out_loops(sch: Schedule, s: CanonicalSpec, variant: DirectVariant, decide: Decisions) -> _Loops:
@@ -140,7 +133,7 @@ def _store_through_stack(
     """Leaves a tile as whole vectors on the stack, from where the store takes rows, or the lanes of groups in order."""
     hi, wi, f = inner
     if s.data_format != CHANNELS_LAST and variant.interleaved == 1:
-        # cells of a phase do not lie side by side
+        # positions of a phase do not lie side by side
         transpose_sums(sch, at, wi, s.out_size[2] if s.phases[2] == 1 else None)
         return
     tile = place(sch, "tile", at)

@@ -1,14 +1,13 @@
 """Design space of the grouped and depthwise convolution on a CPU.
 
-A task owns a box of output cells of one or all blocks of filters. For each block it copies the cells it reads into a
-buffer of its own, one vector a cell (of groups of several channels that are not shuffled: one for each of a group's
-channels), and computes register tiles in which a row's taps are unrolled, so that a loaded
-cell serves all the columns whose windows hold it.
+A task owns a box of output positions of one or all blocks of filters. For each block it copies the positions it reads
+into a buffer of its own, one vector a position (of groups of several channels that are not shuffled: one for each of a
+group's channels), and computes register tiles in which a row's taps are unrolled, so that a loaded position serves all
+the columns whose windows hold it.
 """
 
 from __future__ import annotations
 
-from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.llvm.grouped import GroupedVariant
@@ -17,7 +16,6 @@ from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.schedules.llvm.common import keep_in_registers, place, transpose_sums, unroll
 from tvm_conv3d.schedules.llvm.passes import (
     nontemporal_stores,
-    pipeline,
     shuffle_permuted_loads,
     skip_padding_taps,
     transpose_copies,
@@ -28,15 +26,10 @@ from tvm_conv3d.spec import CHANNELS_LAST
 _MAX_UNROLLED = 32
 
 
-def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: taps that see only padding are skipped."""
-    return pipeline.finished(module)
-
-
 def apply(sch: Schedule, spec: CanonicalSpec, variant: GroupedVariant, decide: Decisions) -> None:
     """Schedules `compute.grouped.declare(spec, variant)`.
 
-    Decisions: `depth`, `rows`, `columns`: output cells of a task, the latter two in register tiles.
+    Decisions: `depth`, `rows`, `columns`: output positions of a task, the latter two in register tiles.
     """
     last = spec.data_format == CHANNELS_LAST
     if last:

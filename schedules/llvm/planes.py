@@ -1,14 +1,13 @@
 """Design space of the convolution on planes, on a CPU.
 
 A task owns a box of output depths, rows and columns of one group; it copies the rows it reads, zeros included, into a
-buffer of its own, or where each number is used for one tap makes the planes of a tile in registers. A register tile is
+buffer of its own, or where each element is used for one tap makes the planes of a tile in registers. A register tile is
 some vectors of some rows of some filters. Of one row, a vector of weights' values serves all its vectors; of several, a
 loaded vector of input serves all rows whose windows hold it.
 """
 
 from __future__ import annotations
 
-from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.llvm.planes import PlanesVariant
@@ -20,7 +19,6 @@ from tvm_conv3d.schedules.llvm.costs.planes import _in_registers, _in_rows
 from tvm_conv3d.schedules.llvm.passes import (
     insert_prefetch,
     nontemporal_stores,
-    pipeline,
     skip_padding_taps,
     transpose_copies,
     vectorize_row_stores,
@@ -37,7 +35,8 @@ _MAX_UNROLLED = 16
 def apply(sch: Schedule, spec: CanonicalSpec, variant: PlanesVariant, decide: Decisions) -> None:
     """Schedules `compute.planes.declare(spec, variant)`.
 
-    Decisions: `depth`, `rows`, `columns`: output cells of a task, the latter two in register tiles; `unroll`: channels
+    Decisions: `depth`, `rows`, `columns`: output positions of a task, the latter two in register tiles; `unroll`:
+        channels
     per step of the reduction.
     """
     planes_lie = spec.data_format == CHANNELS_FIRST
@@ -49,9 +48,17 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: PlanesVariant, decide: De
     d_task, d_in = decide.tile("depth", d, default=1)
     h_task, h_in = decide.tile("rows", row_tiles, default=4)
     w_task, w_in = decide.tile("columns", column_tiles, default=16)
-    cells, at = (d_in, h_in, w_in), w_in if variant.filters_first else block
+    positions, at = (d_in, h_in, w_in), w_in if variant.filters_first else block
     sch.reorder(
-        n, g, d_task, h_task, w_task, *((block, *cells) if variant.filters_first else (*cells, block)), fi, hi, wi
+        n,
+        g,
+        d_task,
+        h_task,
+        w_task,
+        *((block, *positions) if variant.filters_first else (*positions, block)),
+        fi,
+        hi,
+        wi,
     )
     task = sch.fuse(n, g, d_task, h_task, w_task)
     sch.parallel(task)
@@ -82,17 +89,12 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: PlanesVariant, decide: De
             place(sch, "gather", at)
         else:
             sch.compute_at(gather, task, preserve_unit_loops=True)
-        channel, *at_cell, column = sch.get_loops(gather)[-5:]
+        channel, *at_position, column = sch.get_loops(gather)[-5:]
         if planes_lie:
             transpose_copies.mark_copy(sch, column)
         else:
-            sch.reorder(*at_cell, column, channel)
+            sch.reorder(*at_position, column, channel)
             transpose_copies.mark(sch, column, channel)
-
-
-def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: taps that see only padding are skipped, the next input is fetched."""
-    return pipeline.finished(module)
 
 
 def _sums(sch: Schedule, s: CanonicalSpec, variant: PlanesVariant, decide: Decisions, at: object) -> LoopRV:

@@ -1,7 +1,7 @@
 """Design space of the Winograd convolution on a CPU.
 
 A task is one group of neighbouring tiles. All its intermediates are its own and stay in its core's cache: the gathered
-cells, the transformed input, the products of all frequencies, the inverse transforms. Only the transformed weights
+positions, the transformed input, the products of all frequencies, the inverse transforms. Only the transformed weights
 stream through, once for each task.
 
 Staged, there are tasks of three kinds, one after the other: the input's transforms of a group of tiles, the products of
@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.llvm.winograd import WinogradVariant, side_by_side, transposes_sums
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.filter_packing import FilterPacking
 from tvm_conv3d.compute.shared.winograd_axes import axes_of
-from tvm_conv3d.compute.shared.winograd_stages import gathered_pieces
+from tvm_conv3d.compute.shared.winograd_stages import gathered_chunks
 from tvm_conv3d.schedules.decisions import Decisions, LoopRV
 from tvm_conv3d.schedules.llvm.common import (
     gather_interleaved,
@@ -35,7 +34,6 @@ from tvm_conv3d.schedules.llvm.passes import (
     copy_channel_chunks,
     mask_output_tail,
     nontemporal_stores,
-    pipeline,
     shuffle_permuted_loads,
     transpose_copies,
 )
@@ -73,33 +71,28 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradVariant, decide: 
     _transform_input(sch, variant, transformed)
     for axis, name in outputs:
         block = sch.get_sblock(name)
-        *cells, t, f, lane = sch.get_loops(block)[-6:]
-        row = cells.pop(axis)
-        in_registers(sch, [*cells, t, f], row, lane)
+        *positions, t, f, lane = sch.get_loops(block)[-6:]
+        row = positions.pop(axis)
+        in_registers(sch, [*positions, t, f], row, lane)
     _gather(sch, spec, variant, task)
     _product(sch, variant, decide)
     _flags(sch)
-
-
-def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: parts that differ in size get their layout, odd filters are stored in part."""
-    return pipeline.finished(module)
 
 
 def _tasks(sch: Schedule, s: CanonicalSpec, variant: WinogradVariant) -> LoopRV:
     """Cuts the output into groups of tiles; returns the parallel loop over them."""
     last = s.data_format == CHANNELS_LAST
     loops = sch.get_loops(sch.get_sblock("out"))
-    n, *cells, f = loops if last else (loops[0], *loops[2:], loops[1])
+    n, *positions, f = loops if last else (loops[0], *loops[2:], loops[1])
     parted: list[LoopRV] = []
     groups: list[LoopRV] = []
     inner: list[LoopRV] = []
     for parts, m, b in zip(axes_of(s, variant.modes).parts, variant.tile, variant.block, strict=True):
-        group, cell = sch.split(cells.pop(0), [None, m * b])
+        group, position = sch.split(positions.pop(0), [None, m * b])
         if parts > 1:
-            parted.append(cells.pop(0))
+            parted.append(positions.pop(0))
         groups.append(group)
-        inner.append(cell)
+        inner.append(position)
     outer = [n, *parted, *groups]
     # channels_first: a row of one filter after the other, from sums that stay in L1 meanwhile
     sch.reorder(*outer, *((*inner, f) if last else (*inner[:2], f, inner[2])))
@@ -119,7 +112,7 @@ def _tasks(sch: Schedule, s: CanonicalSpec, variant: WinogradVariant) -> LoopRV:
 
 
 def _turn(sch: Schedule, s: CanonicalSpec, variant: WinogradVariant) -> None:
-    """Transposes the sums of a vector of filters, one row of cells, then stores its rows."""
+    """Transposes the sums of a vector of filters, one row of positions, then stores its rows."""
     f, w = sch.get_loops(sch.get_sblock("out"))[-2:]
     if s.groups > 1:
         # each group has vectors of its own
@@ -153,7 +146,7 @@ def _transform_input(sch: Schedule, variant: WinogradVariant, transformed: Seque
         if transformed[axis]:
             stage = sch.get_sblock(name)
             sch.compute_at(stage, c, preserve_unit_loops=True)
-            # input_w has a row of cells where input_h has a tile and a frequency
+            # input_w has a row of positions where input_h has a tile and a frequency
             first, second, row, *others, channel, lane = sch.get_loops(stage)[-7 if axis == 1 else -6 :]
             in_registers(sch, [first, second, *others, channel], row, lane)
 
@@ -172,7 +165,7 @@ def _gather(sch: Schedule, s: CanonicalSpec, variant: WinogradVariant, task: Loo
     elif side_by_side(s, variant) % variant.lanes == 0:
         vectorize_copy(sch, channels, variant.lanes)
     elif s.groups == 1:
-        copy_channel_chunks.mark(sch, channels, *gathered_pieces(s, axes_of(s, variant.modes)))
+        copy_channel_chunks.mark(sch, channels, *gathered_chunks(s, axes_of(s, variant.modes)))
 
 
 def _product(sch: Schedule, variant: WinogradVariant, decide: Decisions) -> None:

@@ -1,15 +1,14 @@
 """Design space of Winograd's convolution along rows on a CPU.
 
 A task is a box of output depths, rows and tiles of a row. For one block of filters after the other it transforms the
-cells it reads into one image for each frequency, then computes register tile after register tile: the products of all
-frequencies, which stay in L1, and their inverse transform.
+positions it reads into one image for each frequency, then computes register tile after register tile: the products of
+all frequencies, which stay in L1, and their inverse transform.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm import IRModule
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.llvm.winograd_rows import WinogradRowsVariant
@@ -19,7 +18,6 @@ from tvm_conv3d.schedules.llvm.common import BlockRV, in_registers, keep_in_regi
 from tvm_conv3d.schedules.llvm.passes import (
     mask_output_tail,
     nontemporal_stores,
-    pipeline,
     transpose_copies,
     vectorize_row_stores,
 )
@@ -42,11 +40,6 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradRowsVariant, deci
     _input(sch, spec, variant, block)
     _store(sch, spec, variant, depth)
     _flags(sch, block, depth)
-
-
-def finish(module: IRModule, spec: CanonicalSpec) -> IRModule:
-    """What is changed after scheduling: whole tiles are stored as far as the output reaches."""
-    return pipeline.finished(module)
 
 
 def _output(sch: Schedule, variant: WinogradRowsVariant, decide: Decisions) -> tuple[LoopRV, LoopRV, LoopRV]:
@@ -82,7 +75,7 @@ def _product(sch: Schedule, s: CanonicalSpec, variant: WinogradRowsVariant, dept
 
 
 def _input(sch: Schedule, s: CanonicalSpec, variant: WinogradRowsVariant, at: LoopRV) -> None:
-    """The copy of a row's cells and its transform, for one row after the other."""
+    """The copy of a row's positions and its transform, for one row after the other."""
     block = sch.get_sblock("input")
     sch.compute_at(block, at, preserve_unit_loops=True)
     frequency, d, h, t, channel, lane = sch.get_loops(block)[-6:]

@@ -16,7 +16,7 @@ import pytest
 from tvm_conv3d.bench import cli, plots, report, stats
 from tvm_conv3d.bench.client import Client, WorkerError
 from tvm_conv3d.bench.rows import Row, Timing
-from tvm_conv3d.bench.timing import Contest, Effort
+from tvm_conv3d.bench.timing import Comparison, Effort
 from tvm_conv3d.engine import records
 from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.reference import oracle as reference
@@ -243,10 +243,10 @@ def test_noise_is_said():
 
 
 def test_contest_checks_before_it_times(client):
-    contest = Contest(client("oracle"), [client("Wrong"), client("NotANumber"), client("HalfRight")], QUICK)
-    versions = contest.versions(pytest.fail)
+    comparison = Comparison(client("oracle"), [client("Wrong"), client("NotANumber"), client("HalfRight")], QUICK)
+    versions = comparison.versions(pytest.fail)
     assert versions["wrong"] == "1"
-    measured = contest.run(SMALL)
+    measured = comparison.run(SMALL)
     assert measured.ours.seconds > 0
     assert measured.ours.error < 1e-12
     assert measured.ours.origin == "definition"
@@ -264,19 +264,19 @@ def test_contest_checks_before_it_times(client):
 def test_contest_goes_on_without_a_peer_and_after_a_crash(client):
     said = []
     crashing = client("Crashing")
-    contest = Contest(client("oracle"), [client("Missing"), crashing, client("Noisy")], QUICK)
-    contest.versions(said.append)
+    comparison = Comparison(client("oracle"), [client("Missing"), crashing, client("Noisy")], QUICK)
+    comparison.versions(said.append)
     assert len(said) == 1
     assert "No module named 'missing'" in said[0]
     for _ in range(2):
-        measured = contest.run(SMALL)
+        measured = comparison.run(SMALL)
         assert "status 7: on my way out" in measured.peers[crashing.name].notes["build"]
         assert measured.peers["bench_fakes:Noisy"].seconds > 0
 
 
 def test_modes_can_be_chosen(client):
     half = client("HalfRight")
-    measured = Contest(client("oracle"), [half], QUICK, {half.name: ["wrong"]}).run(SMALL)
+    measured = Comparison(client("oracle"), [half], QUICK, {half.name: ["wrong"]}).run(SMALL)
     assert measured.peers[half.name].wrong
     assert set(measured.peers[half.name].notes) == {"wrong"}
 
@@ -391,10 +391,10 @@ def test_pictures_and_page(tmp_path):
 def test_peers_compute_what_they_are_asked(library):
     pytest.importorskip(library)
     oracle, peer = Client("oracle", 1), Client(library, 1)
-    contest = Contest(oracle, [peer], QUICK)
+    comparison = Comparison(oracle, [peer], QUICK)
     try:
         for spec in SPECS:
-            timing = contest.run(Layer("layer", spec, "same")).peers[library]
+            timing = comparison.run(Layer("layer", spec, "same")).peers[library]
             assert not timing.wrong, timing.notes
             # A library may refuse a layer, if it says why.
             assert timing.seconds is not None or timing.notes

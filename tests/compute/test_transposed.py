@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from packing_oracle import filter_bias, live_weights
 from problems import BOUNDS, WINOGRAD_BOUND, assert_right, data, data_gradients, numpy_dtype, run, run_plan
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec, canonicalize
 from tvm_conv3d.engine import planner
@@ -79,7 +80,7 @@ def test_the_canonical_form_is_the_same_problem(spec: Conv3DSpec) -> None:
     bias = rng.standard_normal(spec.channels)
     merged = as_spec(canonical)
     filters = oracle.convolve(
-        merged, y.reshape(merged.input_shape), canonical.weights(kernel), canonical.bias_values(bias)
+        merged, y.reshape(merged.input_shape), live_weights(canonical, kernel), filter_bias(canonical, bias)
     )
     result = woven(canonical, filters).reshape(spec.output_shape)
     np.testing.assert_allclose(result, oracle.convolve(spec, y, kernel, bias), atol=1e-12)

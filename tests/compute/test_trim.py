@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from packing_oracle import live_weights
 from problems import BOUNDS, WINOGRAD_BOUND, assert_right, run_plan
 from tvm_conv3d import Conv3D
 from tvm_conv3d.compute.shared.canonical import canonicalize
@@ -86,7 +87,7 @@ def test_canonical_forms(spec: Conv3DSpec) -> None:
     rng = np.random.default_rng(0)
     x, kernel = rng.standard_normal(spec.input_shape), rng.standard_normal(spec.kernel_shape)
     expected = oracle.convolve(spec, x, kernel)
-    result = oracle.convolve(merged, x.reshape(merged.input_shape), canonical.weights(kernel))
+    result = oracle.convolve(merged, x.reshape(merged.input_shape), live_weights(canonical, kernel))
     np.testing.assert_allclose(result.reshape(spec.output_shape), expected, atol=1e-12)
 
 
@@ -142,7 +143,7 @@ def test_what_is_left() -> None:
     assert drop_dead_taps(spec).pads == ((0, 0), (1, 1), (1, 1))
     assert drop_dead_taps(same((8, 8, 8), (3, 3, 3))) == same((8, 8, 8), (3, 3, 3))
     kernel = np.arange(27).reshape(3, 3, 3, 1, 1)
-    np.testing.assert_array_equal(canonicalize(spec).weights(kernel), kernel[1:2])
+    np.testing.assert_array_equal(live_weights(canonicalize(spec), kernel), kernel[1:2])
     point = canonicalize(same((1, 1, 1), (3, 3, 3)))
     assert (point.kernel, point.pads) == ((1, 1, 1), ((0, 0),) * 3)
 

@@ -32,24 +32,24 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 def test_a_remote_gpu_measures(port: int) -> None:
     from tvm_conv3d.tuning.gpu_rpc import GpuRpcMeasurer
-    from tvm_conv3d.tuning.lab import Lab
     from tvm_conv3d.tuning.measure import Request
+    from tvm_conv3d.tuning.measurement_host import MeasurementHost
     from tvm_conv3d.tuning.workers import WorkerError
 
     measurer = GpuRpcMeasurer("127.0.0.1", port, "board", ARCHITECTURES["sm_80"])
     assert measurer.device == "fake"
     target = resolve("cuda:sm_80", 1)
     plans = default_plans([SPEC, replace(SPEC, dtype="float16", channels=16, filters=16)])
-    with Lab(target, builders=1, measurer=measurer, device=measurer.device) as lab:
+    with MeasurementHost(target, builders=1, measurer=measurer, device=measurer.device) as host:
         for plan, bound in zip(plans, (2e-6, 1e-3), strict=True):
-            assert lab.error(plan) < bound
-        (trial,) = lab.try_plans(plans[:1], hopeless=0.0)
+            assert host.error(plan) < bound
+        (trial,) = host.try_plans(plans[:1], cutoff_seconds=0.0)
         assert trial.seconds is not None and trial.seconds > 0, trial.note
         broken = replace(build.compile_plan(plans[0], target), object_code=b"no code at all")
         with pytest.raises(WorkerError, match="on the device: "):
             measurer.ask(Request("error", "cuda", ((plans[0], broken),)), 60)
         # another session serves the next request
-        assert lab.error(plans[0]) < 2e-6
+        assert host.error(plans[0]) < 2e-6
 
 
 def test_a_remote_gpu_of_another_architecture(port: int) -> None:

@@ -27,7 +27,7 @@ from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.target import cpu
 from tvm_conv3d.target.gpu import ARCHITECTURES, nearest
 from tvm_conv3d.target.resolve import instruction_set, resolve, target_key, traits_of
-from tvm_conv3d.tuning.lab import target_of
+from tvm_conv3d.tuning.measurement_host import target_of
 
 SPEC = Conv3DSpec(1, (4, 5, 6), 8, 12, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
 

@@ -165,7 +165,7 @@ def test_decisions_repeat() -> None:
         decisions = Decisions(schedule, None)
         algorithm.apply(schedule, spec, plan.variant, decisions)
         again = scheduling.scheduled_module(replace(plan, decisions=decisions.taken()), target)
-        ir.assert_structural_equal(algorithm.finish(schedule.mod, spec), again)
+        ir.assert_structural_equal(algorithm.family.finished(schedule.mod), again)
 
 
 def test_launches_are_those_of_the_host_code() -> None:
@@ -217,7 +217,7 @@ def test_large_problems_stay_within_the_limits_of_a_launch(spec: Conv3DSpec) -> 
 def test_the_search_takes_these_spaces(name: str, spec: Conv3DSpec) -> None:
     """MetaSchedule's evolutionary search replays their traces, learns from costs, and proposes further points."""
     pytest.importorskip("xgboost", reason="tuning needs xgboost")
-    from tvm_conv3d.tuning.lab import Trial
+    from tvm_conv3d.tuning.measurement_host import Trial
     from tvm_conv3d.tuning.space import CostModel, Space
 
     target = resolve(TARGET, 1)

@@ -199,5 +199,5 @@ def test_the_tuner_measures_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = (plan, build.compile_plan(plan, target))
     (error,) = measure.perform(measure.Request("error", "cuda", (pair,)), measure.Bench.of(SPEC))
     assert error < 2e-6
-    (seconds,) = measure.perform(measure.Request("time", "cuda", (pair,), hopeless=0.0), measure.Bench.of(SPEC))
+    (seconds,) = measure.perform(measure.Request("time", "cuda", (pair,), cutoff_seconds=0.0), measure.Bench.of(SPEC))
     assert seconds > 0

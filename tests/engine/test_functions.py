@@ -14,8 +14,6 @@ import pytest
 from cuda_checks import default_plans
 from cuda_fakes import GpuArray, fake_gpu
 from problems import data
-from tvm_conv3d.compute.cuda import implicit_gemm
-from tvm_conv3d.compute.llvm import direct, winograd
 from tvm_conv3d.compute.shared.argument import ROLES, Argument, Function
 from tvm_conv3d.engine import algorithms, build, planner, scheduling
 from tvm_conv3d.engine.algorithms import named
@@ -69,7 +67,7 @@ def test_declarations_say_what_the_function_takes(kind: str) -> None:
 
 
 @pytest.fixture
-def reversed_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def reversed_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Declarations whose arguments come in another order; nothing compiled before is found."""
     monkeypatch.setenv(folders.CACHE_VARIABLE, str(tmp_path))
     monkeypatch.setattr(loader, "_loaded", Recent(1024))
@@ -81,11 +79,9 @@ def reversed_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
         return declare_turned
 
-    for compute in (direct, winograd, implicit_gemm):
-        monkeypatch.setattr(compute, "declare", turned(compute.declare))
-    algorithms.algorithms.cache_clear()
-    yield
-    algorithms.algorithms.cache_clear()
+    for name in ("direct", "winograd", "gemm"):
+        algorithm = named(name)
+        monkeypatch.setitem(vars(algorithm), "_declared", turned(algorithm.compute.declare))
 
 
 @pytest.mark.usefixtures("reversed_arguments")

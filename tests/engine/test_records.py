@@ -123,6 +123,13 @@ BAD = {
 }
 
 
+def test_an_error_says_what_is_allowed_and_what_was_found() -> None:
+    with pytest.raises(RecordError, match="its threads must be an integer of at least 1, not '2'"):
+        Record.parse(BAD["threads of text"])
+    with pytest.raises(RecordError, match="its date must be a date YYYY-MM-DD, not 'yesterday'"):
+        Record.parse(BAD["date"])
+
+
 @pytest.mark.parametrize("line", BAD.values(), ids=BAD.keys())
 def test_a_bad_line_is_skipped_with_one_warning(line: str, tmp_path: Path) -> None:
     with pytest.raises(RecordError):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import pytest
 
+import packing_oracle
 from cuda_on_cpu import compile_modules, lower_module
 from cuda_on_cpu.execute import Order
 from cuda_on_cpu.lower import GlobalBuffer
@@ -108,11 +109,11 @@ def assert_launchable(plan: Plan, grid: Sequence[int], block: Sequence[int]) -> 
 
 def arguments(plan: Plan, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None) -> dict[str, np.ndarray]:
     """All that the plan's kernels read, by name."""
-    algorithm = named(plan.algorithm)
+    packed_kernel, packed_bias = packing_oracle.pack(plan.algorithm, plan.spec, plan.variant, kernel, bias)
     return {
         "x": x,
-        "kernel": algorithm.pack_kernel(plan.spec, plan.variant, kernel),
-        "bias": algorithm.pack_bias(plan.spec, plan.variant, bias),
+        "kernel": packed_kernel,
+        "bias": packed_bias,
         **({"residual": residual_of(plan.spec)} if plan.spec.residual else {}),
     }
 

@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 
+import packing_oracle
 from tvm_conv3d.engine import build
-from tvm_conv3d.engine.algorithms import named
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import interchange, loader
@@ -176,7 +176,7 @@ def execute(
 
     The residual operand is that of :func:`residual_of` unless another one is given.
     """
-    algorithm = named(plan.algorithm)
+    packed_kernel, packed_bias = packing_oracle.pack(plan.algorithm, plan.spec, plan.variant, kernel, bias)
     loaded = loader.link(build.compile_plan(plan, host_target(2)))
     if out is None:
         out = np.empty(plan.spec.output_shape, x.dtype)
@@ -185,8 +185,8 @@ def execute(
     flags = {a.name: np.full(a.shape, np.nan, a.dtype) for a in function.of("flags")}
     arrays = {
         "x": x,
-        "kernel": algorithm.pack_kernel(plan.spec, plan.variant, kernel),
-        "bias": algorithm.pack_bias(plan.spec, plan.variant, bias),
+        "kernel": packed_kernel,
+        "bias": packed_bias,
         "out": out,
         "residual": residual_of(plan.spec) if residual is None else residual,
         **flags,

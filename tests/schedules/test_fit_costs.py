@@ -43,7 +43,7 @@ def test_known_costs_are_found_again(
 ) -> None:
     """Trials that take what a model with other costs says, one of them disturbed."""
     from tvm_conv3d.tuning.journal import Journal
-    from tvm_conv3d.tuning.lab import Trial
+    from tvm_conv3d.tuning.measurement_host import Trial
 
     monkeypatch.setenv("TVM_CONV3D_CACHE", str(tmp_path))
     target = host_target(THREADS)

@@ -78,7 +78,7 @@ def test_decisions_repeat() -> None:
     decisions = Decisions(random_one, None)
     algorithm.apply(random_one, DENSE, plan.variant, decisions)
     again = scheduling.scheduled_module(replace(plan, decisions=decisions.taken()), host_target(2))
-    ir.assert_structural_equal(algorithm.finish(random_one.mod, DENSE), again)
+    ir.assert_structural_equal(algorithm.family.finished(random_one.mod), again)
 
 
 def test_reading_the_input_as_it_is_needs_a_fitting_problem() -> None:
@@ -105,7 +105,7 @@ def test_algorithms_are_known_by_name_alone() -> None:
     for kind in ("llvm", "cuda"):
         for name, algorithm in algorithms(kind).items():
             assert named(name) is algorithm
-            assert algorithm.kind == kind
+            assert algorithm.family.kind == kind
     with pytest.raises(ValueError, match=r"no algorithm of this name. Received: 'other'; known: winograd, .*gemm"):
         named("other")
 
@@ -141,17 +141,17 @@ def test_cells_of_a_tile_find_room_in_a_set_of_l1() -> None:
 
 def test_half_vectors_where_cpus_split_whole_ones() -> None:
     """24 filters are three halves there, and two whole vectors elsewhere."""
-    split = replace(cpu_traits(resolve({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4"}, 2)), cores=2)
-    assert split.split
-    whole = replace(split, split=False)
+    halves = replace(cpu_traits(resolve({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4"}, 2)), cores=2)
+    assert halves.half_width_vector_units
+    whole = replace(halves, half_width_vector_units=False)
     for filters, expected in ((24, (8, 3)), (40, (8, 1)), (32, (16, 2)), (48, (16, 3)), (56, (16, 2)), (8, (8, 1))):
         spec = same(1, (8, 28, 28), 64, filters, 3)
-        tile = tile_rule.best_tile(canonicalize(spec), split, filters)
+        tile = tile_rule.best_tile(canonicalize(spec), halves, filters)
         assert (tile.lanes, tile.vectors) == expected, filters
         assert tile_rule.best_tile(canonicalize(spec), whole, filters).lanes == min(16, filters)
     spec = same(2, (9, 11, 13), 20, 24, 3)
     for name in ("direct", "winograd"):
-        found = algorithms("llvm")[name].default(spec, split)
+        found = algorithms("llvm")[name].default(spec, halves)
         assert found is not None
         assert (found[0].lanes, found[0].vectors) == (8, 3)
         assert run_plan(Plan(spec, name, *found)) < 1e-5

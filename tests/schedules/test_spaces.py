@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from problems import BOUNDS, run_plan
-from tvm_conv3d.engine.algorithms import Algorithm, algorithms
+from tvm_conv3d.engine.algorithm import Algorithm
+from tvm_conv3d.engine.algorithms import algorithms
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, same_padding

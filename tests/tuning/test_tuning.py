@@ -24,8 +24,8 @@ from tvm_conv3d.spec import Conv3DSpec, Pads
 from tvm_conv3d.target.resolve import resolve, target_key
 from tvm_conv3d.tuning import layer
 from tvm_conv3d.tuning.journal import Journal
-from tvm_conv3d.tuning.lab import Lab, Trial
-from tvm_conv3d.tuning.search import Options, Search, contenders
+from tvm_conv3d.tuning.measurement_host import MeasurementHost, Trial
+from tvm_conv3d.tuning.search import Options, Search, contenders_for
 
 #: Strided, so that its default stays the direct convolution.
 SPEC = Conv3DSpec(1, (4, 12, 12), 8, 16, (3, 3, 3), (1, 2, 2), pads=(Pads(1, 1),) * 3, post_ops=("relu",))
@@ -42,7 +42,7 @@ def target() -> Any:
     return resolve(None, 2)
 
 
-class FakeLab(Lab):
+class FakeHost(MeasurementHost):
     """Measures nothing: a plan's seconds follow from its words."""
 
     def __init__(self, stop_after: int = 10**9) -> None:
@@ -57,14 +57,14 @@ class FakeLab(Lab):
         cost = 2.0 + abs(plan.decisions["depth"] - 2) + abs(plan.decisions["unroll"] - 4) / 10
         return 1e-3 * cost * (1.0 if plan.variant.order == "filters_parallel" else 1.2)
 
-    def try_plans(self, plans: Sequence[Plan], hopeless: float = 0) -> Iterator[Trial]:
+    def try_plans(self, plans: Sequence[Plan], cutoff_seconds: float = 0) -> Iterator[Trial]:
         for plan in plans:
             if len(self.tried) >= self._stop_after:
                 raise KeyboardInterrupt
             self.tried.append(plan.describe())
             yield Trial(plan, self.seconds(plan))
 
-    def contest(self, plans: Sequence[Plan]) -> list[float]:
+    def measure_interleaved(self, plans: Sequence[Plan]) -> list[float]:
         return [self.seconds(plan) for plan in plans]
 
     def error(self, plan: Plan) -> float:
@@ -77,40 +77,40 @@ def log_file(folder: Path) -> Path:
 
 def test_variants_compete() -> None:
     for spec, names in ((SPEC, {"direct"}), (DEPTHWISE, {"direct", "grouped"})):
-        arms = contenders(spec, target())
+        contenders = contenders_for(spec, target())
         default = default_plan(spec, target())
-        assert (arms[0].algorithm.name, arms[0].variant) == (default.algorithm, default.variant)
-        assert names <= {arm.algorithm.name for arm in arms}
-        assert len({(arm.algorithm.name, arm.variant) for arm in arms}) == len(arms) >= 8
+        assert (contenders[0].algorithm.name, contenders[0].variant) == (default.algorithm, default.variant)
+        assert names <= {contender.algorithm.name for contender in contenders}
+        assert len({(one.algorithm.name, one.variant) for one in contenders}) == len(contenders) >= 8
 
 
 def test_a_seed_repeats_its_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
     for run, seed in enumerate((7, 7, 8)):
         monkeypatch.setenv("TVM_CONV3D_CACHE", str(tmp_path / str(run)))
-        lab = FakeLab()
-        trials = Search(SPEC, lab, Options(trials=24, seed=seed), Journal(SPEC, target())).run()
-        assert len(trials) == len(lab.tried) == len(set(lab.tried)) == 24, "all of them are used up"
-        tried.append(lab.tried)
+        host = FakeHost()
+        trials = Search(SPEC, host, Options(trials=24, seed=seed), Journal(SPEC, target())).run()
+        assert len(trials) == len(host.tried) == len(set(host.tried)) == 24, "all of them are used up"
+        tried.append(host.tried)
     assert tried[0] == tried[1]
     assert tried[0] != tried[2]
 
 
 def test_the_search_finds_and_the_record_serves(tmp_path: Path) -> None:
-    lab = FakeLab()
-    outcome = layer.tune(SPEC, lab, Options(trials=32), tmp_path)
+    host = FakeHost()
+    outcome = layer.tune(SPEC, host, Options(trials=32), tmp_path)
     assert outcome.gain > 1.02
     assert outcome.record is not None
-    assert min(lab.seconds(trial.plan) for trial in outcome.trials) == pytest.approx(outcome.seconds)
+    assert min(host.seconds(trial.plan) for trial in outcome.trials) == pytest.approx(outcome.seconds)
     plan = make_plan(SPEC, target(), tmp_path)
     assert plan.origin == str(log_file(tmp_path))
     assert plan.describe() == outcome.plan.describe()
     # what is there stays where nothing faster is found
     before = log_file(tmp_path).read_text()
-    again = layer.tune(SPEC, lab, Options(trials=32), tmp_path)
+    again = layer.tune(SPEC, host, Options(trials=32), tmp_path)
     assert again.record is None
     assert log_file(tmp_path).read_text() == before
-    assert len(lab.tried) == 32
+    assert len(host.tried) == 32
 
 
 def test_the_default_replaces_a_slower_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,14 +118,14 @@ def test_the_default_replaces_a_slower_record(tmp_path: Path, monkeypatch: pytes
     spec = Conv3DSpec(1, (16, 64, 64), 8, 16, (1, 1, 1))
     default = default_plan(spec, target())
     assert max(default.decisions.values()) > 64
-    lab = FakeLab()
+    host = FakeHost()
     for slow in (True, False):
 
-        def contest(plans: Sequence[Plan], slow: bool = slow) -> list[float]:
+        def measure_interleaved(plans: Sequence[Plan], slow: bool = slow) -> list[float]:
             return [2e-3 if (plan.describe() == default.describe()) == slow else 1e-3 for plan in plans]
 
-        monkeypatch.setattr(lab, "contest", contest)
-        assert layer.tune(spec, lab, Options(trials=4), tmp_path).record is not None
+        monkeypatch.setattr(host, "measure_interleaved", measure_interleaved)
+        assert layer.tune(spec, host, Options(trials=4), tmp_path).record is not None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plan = make_plan(spec, target(), tmp_path)
@@ -133,9 +133,9 @@ def test_the_default_replaces_a_slower_record(tmp_path: Path, monkeypatch: pytes
 
 
 def test_what_is_no_faster_beyond_noise_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lab = FakeLab()
-    monkeypatch.setattr(lab, "contest", lambda plans: [1e-3 * (1 - 0.001 * i) for i in range(len(plans))])
-    outcome = layer.tune(SPEC, lab, Options(trials=12), tmp_path)
+    host = FakeHost()
+    monkeypatch.setattr(host, "measure_interleaved", lambda plans: [1e-3 * (1 - 0.001 * i) for i in range(len(plans))])
+    outcome = layer.tune(SPEC, host, Options(trials=12), tmp_path)
     assert outcome.record is None
     assert outcome.plan.describe() == default_plan(SPEC, target()).describe()
     assert not log_file(tmp_path).exists()
@@ -143,21 +143,21 @@ def test_what_is_no_faster_beyond_noise_is_not_recorded(tmp_path: Path, monkeypa
 
 def test_a_winner_must_win_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fastest of several owes its time to luck, too."""
-    lab = FakeLab()
+    host = FakeHost()
     rounds: list[list[float]] = []
 
-    def contest(plans: Sequence[Plan]) -> list[float]:
+    def measure_interleaved(plans: Sequence[Plan]) -> list[float]:
         times = [1e-3, *[0.9e-3] * (len(plans) - 1)]
         if len(rounds) == 1:
             times[-1] = 0.99e-3 if "first" in str(path) else 0.95e-3
         rounds.append(times)
         return times
 
-    monkeypatch.setattr(lab, "contest", contest)
+    monkeypatch.setattr(host, "measure_interleaved", measure_interleaved)
     for name in ("first", "second"):
         path = tmp_path / name
         rounds.clear()
-        outcome = layer.tune(SPEC, lab, Options(trials=12), path)
+        outcome = layer.tune(SPEC, host, Options(trials=12), path)
         assert len(rounds[0]) > 2 == len(rounds) == len(rounds[1])
         assert log_file(path).exists() == (outcome.record is not None) == (name == "second")
         # the numbers of the second round, not those by which it was chosen
@@ -165,55 +165,55 @@ def test_a_winner_must_win_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_turns_go_on_where_the_last_ended(tmp_path: Path) -> None:
-    lab = FakeLab()
-    tuning = layer.Tuning(SPEC, lab, Options(trials=40), tmp_path)
-    contests = []
-    honest, lab.contest = lab.contest, lambda plans: contests.append(len(plans)) or honest(plans)  # type: ignore
+    host = FakeHost()
+    tuning = layer.Tuning(SPEC, host, Options(trials=40), tmp_path)
+    rounds, honest = [], host.measure_interleaved
+    host.measure_interleaved = lambda plans: rounds.append(len(plans)) or honest(plans)  # type: ignore
     counts = []
     while not tuning.exhausted:
         counts.append(len(tuning.turn(0.0).trials))
-    assert counts == sorted(counts) and counts[-1] == len(lab.tried) == len(set(lab.tried)) == 40
+    assert counts == sorted(counts) and counts[-1] == len(host.tried) == len(set(host.tried)) == 40
     assert len(counts) > 3
     # a final is held only where the search has brought something faster
-    assert 1 <= len(contests) / 2 < len(counts)
+    assert 1 <= len(rounds) / 2 < len(counts)
     assert make_plan(SPEC, target(), tmp_path).describe() == tuning.turn(0.0).plan.describe()
 
 
 def test_an_algorithm_far_behind_is_given_up() -> None:
-    lab = FakeLab()
-    trials = Search(DEPTHWISE, lab, Options(trials=200), Journal(DEPTHWISE, target())).run()
+    host = FakeHost()
+    trials = Search(DEPTHWISE, host, Options(trials=200), Journal(DEPTHWISE, target())).run()
     tried = [trial.plan.algorithm for trial in trials]
     variants = {trial.plan.variant for trial in trials if trial.plan.algorithm == "grouped"}
-    everything = {arm.variant for arm in contenders(DEPTHWISE, target()) if arm.algorithm.name == "grouped"}
+    everything = {one.variant for one in contenders_for(DEPTHWISE, target()) if one.algorithm.name == "grouped"}
     assert 3 <= len(variants) < len(everything)
     assert tried.count("direct") > 8
 
 
 def test_wrong_numbers_are_not_recorded(tmp_path: Path) -> None:
-    lab = FakeLab()
-    fastest = layer.tune(SPEC, lab, Options(trials=32), tmp_path / "first").plan.describe()
-    lab.wrong.add(fastest)
+    host = FakeHost()
+    fastest = layer.tune(SPEC, host, Options(trials=32), tmp_path / "first").plan.describe()
+    host.wrong.add(fastest)
     with pytest.warns(UserWarning, match="wrong numbers"):
-        outcome = layer.tune(SPEC, lab, Options(trials=32), tmp_path / "second")
+        outcome = layer.tune(SPEC, host, Options(trials=32), tmp_path / "second")
     assert fastest in outcome.wrong
     assert outcome.plan.describe() != fastest
-    lab.wrong = {trial.plan.describe() for trial in outcome.trials} | {default_plan(SPEC, target()).describe()}
+    host.wrong = {trial.plan.describe() for trial in outcome.trials} | {default_plan(SPEC, target()).describe()}
     with pytest.warns(UserWarning, match="wrong numbers"), pytest.raises(RuntimeError, match="right numbers"):
-        layer.tune(SPEC, lab, Options(trials=32), tmp_path / "third")
+        layer.tune(SPEC, host, Options(trials=32), tmp_path / "third")
     assert not log_file(tmp_path / "third").exists()
 
 
 def test_ctrl_c_loses_nothing_and_a_second_run_goes_on(tmp_path: Path) -> None:
-    lab = FakeLab(stop_after=13)
-    outcome = layer.tune(SPEC, lab, Options(trials=32), tmp_path)
+    host = FakeHost(stop_after=13)
+    outcome = layer.tune(SPEC, host, Options(trials=32), tmp_path)
     assert outcome.interrupted
     assert outcome.record is not None
     # the batch at hand is cut in its midst, and what was measured of it is kept
     assert len(outcome.trials) == len(Journal(SPEC, target()).trials) == 13
-    again = FakeLab()
+    again = FakeHost()
     resumed = layer.tune(SPEC, again, Options(trials=32), tmp_path)
     assert not resumed.interrupted
-    assert not set(again.tried) & set(lab.tried)
+    assert not set(again.tried) & set(host.tried)
     assert len(resumed.trials) == 32
     assert len(again.tried) == 32 - 13
 
@@ -224,7 +224,7 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.warns(RuntimeWarning, match=r"can't be written.*\"spec\""):
-        outcome = layer.tune(SPEC, FakeLab(), Options(trials=32), tmp_path)
+        outcome = layer.tune(SPEC, FakeHost(), Options(trials=32), tmp_path)
     assert "No space" in outcome.unwritten
     monkeypatch.undo()
     monkeypatch.setenv("TVM_CONV3D_CACHE", str(tmp_path / "user"))
@@ -239,7 +239,7 @@ def test_bad_options(options: dict[str, Any]) -> None:
 
 def test_an_empty_layer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to tune"):
-        layer.tune(Conv3DSpec(0, (4, 4, 4), 1, 1, (1, 1, 1)), FakeLab(), Options(), tmp_path)
+        layer.tune(Conv3DSpec(0, (4, 4, 4), 1, 1, (1, 1, 1)), FakeHost(), Options(), tmp_path)
 
 
 PROBE = """
@@ -266,15 +266,15 @@ def test_from_the_script_to_a_fresh_process(tmp_path: Path, capsys: pytest.Captu
     """A layer is really tuned, and a process with no code changed finds the record."""
     from tvm_conv3d.tuning import command
 
-    honest = Lab.contest
+    honest = MeasurementHost.measure_interleaved
 
-    def contest(self: Lab, plans: Sequence[Plan]) -> list[float]:
+    def measure_interleaved(self: MeasurementHost, plans: Sequence[Plan]) -> list[float]:
         """The default, which comes first, seems slow, so that something is recorded however small the gain."""
         first, *others = honest(self, plans)
         return [100 * first, *others]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Lab, "contest", contest)
+        patch.setattr(MeasurementHost, "measure_interleaved", measure_interleaved)
         patch.setenv("TVM_NUM_THREADS", "2")
         logs, picture = str(tmp_path / "logs"), tmp_path / "search.png"
         arguments = ["--spec", SPEC.key(), "--trials", "10", "--out", logs, "--plot", str(picture), "--plain"]

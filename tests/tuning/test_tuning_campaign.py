@@ -16,8 +16,8 @@ from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.target.resolve import resolve
 from tvm_conv3d.tuning import campaign, show
 from tvm_conv3d.tuning.campaign import Campaign
-from tvm_conv3d.tuning.lab import Trial
 from tvm_conv3d.tuning.layer import Outcome
+from tvm_conv3d.tuning.measurement_host import Trial
 from tvm_conv3d.tuning.tasks import Task
 
 SPEC = Conv3DSpec(1, (4, 6, 6), 8, 16, (3, 3, 3))

@@ -14,7 +14,7 @@ from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.target.resolve import resolve
 from tvm_conv3d.tuning.journal import Journal
-from tvm_conv3d.tuning.lab import Trial
+from tvm_conv3d.tuning.measurement_host import Trial
 
 SPEC = Conv3DSpec(1, (4, 12, 12), 8, 16, (3, 3, 3))
 

@@ -77,18 +77,18 @@ def tracker(tmp_path: Path) -> Iterator[Tracked]:
 
 
 def test_a_remote_device_measures(tracker: Tracked) -> None:
-    from tvm_conv3d.tuning.lab import Lab
+    from tvm_conv3d.tuning.measurement_host import MeasurementHost
     from tvm_conv3d.tuning.rpc import RpcMeasurer
 
     target = resolve(None, 2)
     plan = default_plan(SPEC, target, exact=True)
     measurer = RpcMeasurer("127.0.0.1", tracker.port, "board", 2)
-    with Lab(target, builders=1, measurer=measurer, device=measurer.device) as lab:
-        (trial,) = list(lab.try_plans([plan]))
+    with MeasurementHost(target, builders=1, measurer=measurer, device=measurer.device) as host:
+        (trial,) = list(host.try_plans([plan]))
         assert trial.seconds is not None, trial.note
         assert 0 < trial.seconds < 1
-        assert lab.error(plan) < 2e-6
-        assert all(seconds < 1 for seconds in lab.contest([plan, plan]))
+        assert host.error(plan) < 2e-6
+        assert all(seconds < 1 for seconds in host.measure_interleaved([plan, plan]))
 
 
 def test_a_device_that_goes_ends_the_run(tracker: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,18 +96,18 @@ def test_a_device_that_goes_ends_the_run(tracker: Tracked, monkeypatch: pytest.M
     import signal
 
     from tvm_conv3d.tuning import rpc
-    from tvm_conv3d.tuning.lab import Lab
+    from tvm_conv3d.tuning.measurement_host import MeasurementHost
     from tvm_conv3d.tuning.workers import NoWorkerError
 
     target = resolve(None, 2)
     plan = default_plan(SPEC, target, exact=True)
     measurer = rpc.RpcMeasurer("127.0.0.1", tracker.port, "board", 2)
     monkeypatch.setattr(rpc, "_PATIENCE", 2)
-    with Lab(target, builders=1, measurer=measurer, device=measurer.device) as lab:
-        assert next(lab.try_plans([plan])).seconds
+    with MeasurementHost(target, builders=1, measurer=measurer, device=measurer.device) as host:
+        assert next(host.try_plans([plan])).seconds
         os.killpg(tracker.device, signal.SIGKILL)
         with pytest.raises(NoWorkerError, match="No device 'board'"):
-            next(lab.try_plans([plan]))
+            next(host.try_plans([plan]))
 
 
 def test_no_tracker_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

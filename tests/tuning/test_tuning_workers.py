@@ -23,7 +23,7 @@ from tvm_conv3d.spec import Conv3DSpec, Pads
 from tvm_conv3d.target.resolve import resolve
 from tvm_conv3d.tuning import layer, measure
 from tvm_conv3d.tuning.journal import Journal
-from tvm_conv3d.tuning.lab import Lab, Limits
+from tvm_conv3d.tuning.measurement_host import Limits, MeasurementHost
 from tvm_conv3d.tuning.search import Options
 from tvm_conv3d.tuning.workers import NoWorkerError, Worker, WorkerError, answer_requests, ask_all
 
@@ -84,8 +84,8 @@ def test_what_is_killed_from_outside_is_told_apart(moody: list[Worker]) -> None:
 def test_what_is_killed_from_outside_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KILL_ONCE", str(tmp_path / "killed"))
     plan = default_plan(SPEC, target())
-    with Lab(target(), builders=1, serve_builds=serve_killed, measurer=Worker(serve_killed)) as lab:
-        (trial,) = lab.try_plans([plan])
+    with MeasurementHost(target(), builders=1, serve_builds=serve_killed, measurer=Worker(serve_killed)) as host:
+        (trial,) = host.try_plans([plan])
     assert (tmp_path / "killed").read_text() == "build measure "
     assert (trial.seconds, trial.note) == (0.5, "")
 
@@ -109,8 +109,9 @@ def serve_nothing(connection: Connection) -> None:
 
 
 def test_no_candidate_is_blamed_where_no_process_starts(tmp_path: Path) -> None:
-    with Lab(target(), builders=2, serve_builds=serve_nothing) as lab, pytest.raises(NoWorkerError, match="status 3"):
-        layer.tune(SPEC, lab, Options(trials=8), tmp_path)
+    built = MeasurementHost(target(), builders=2, serve_builds=serve_nothing)
+    with built as host, pytest.raises(NoWorkerError, match="status 3"):
+        layer.tune(SPEC, host, Options(trials=8), tmp_path)
     assert not Journal(SPEC, target()).trials
 
 
@@ -138,11 +139,11 @@ def test_a_candidate_that_crashes_or_hangs_costs_only_itself(monkeypatch: pytest
     orders = ("filters_spatial", "spatial_filters", "filters_parallel")
     others = [replace(plan, variant=replace(plan.variant, order=order)) for order in orders]
     monkeypatch.setenv("TEST_MOODS", json.dumps({orders[0]: CRASHING, orders[1]: HANGING}))
-    with Lab(target(), Limits(run=8), builders=1, measurer=Worker(serve_mines)) as lab:
-        trials = list(lab.try_plans(others))
+    with MeasurementHost(target(), Limits(run=8), builders=1, measurer=Worker(serve_mines)) as host:
+        trials = list(host.try_plans(others))
         assert "SIGABRT" in trials[0].note
         assert "out of time" in trials[1].note
         assert trials[2].seconds is not None and trials[2].seconds > 0
         broken = replace(plan, variant=replace(plan.variant, gather="none"))
-        assert "padded copy" in next(lab.try_plans([broken])).note
-        assert lab.error(others[2]) < 1e-6
+        assert "padded copy" in next(host.try_plans([broken])).note
+        assert host.error(others[2]) < 1e-6

@@ -9,15 +9,16 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tvm_conv3d.bench import first_calls, report
+from tvm_conv3d.bench import first_calls, plots, report
 from tvm_conv3d.bench.client import Client, WorkerError
 from tvm_conv3d.bench.peers import PEERS
 from tvm_conv3d.bench.rows import Row
 from tvm_conv3d.bench.stats import closing
-from tvm_conv3d.bench.timing import Contest, Effort
+from tvm_conv3d.bench.timing import Comparison, Effort
 from tvm_conv3d.reference.layers import Layer, adapt, from_key, read_csv
 from tvm_conv3d.reference.random_layers import draw
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DTYPES
+from tvm_conv3d.support import roofline
 from tvm_conv3d.target.cpu import available_cpus
 
 Say = Callable[[str], None]
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None, usual_layers: Path | None = Non
         return 2
     effort = Effort(options.rounds, options.min_time)
     try:
-        return _run(options, layers, Contest(clients[0], clients[1:], effort, modes), [c.name for c in clients[1:]])
+        return _run(options, layers, Comparison(clients[0], clients[1:], effort, modes), [c.name for c in clients[1:]])
     except WorkerError as error:
         print(f"Nothing to compare: {error}", file=sys.stderr)
         return 2
@@ -148,15 +149,15 @@ def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def _run(options: argparse.Namespace, layers: Sequence[Layer], contest: Contest, peers: Sequence[str]) -> int:
+def _run(options: argparse.Namespace, layers: Sequence[Layer], comparison: Comparison, peers: Sequence[str]) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    where = report.setting(options.threads, options.rounds, options.min_time, contest.versions(say))
+    where = report.setting(options.threads, options.rounds, options.min_time, comparison.versions(say))
     print("\n".join(where.lines()), flush=True)
     rows = []
     for number, layer in enumerate(layers, 1):
-        row = contest.run(layer)
+        row = comparison.run(layer)
         rows.append(row)
         _progress(say, number, len(layers), row, peers)
     print("\n" + "\n".join(report.table(rows, peers)))
@@ -205,9 +206,6 @@ def _write(options: argparse.Namespace, where: report.Setting, rows: Sequence[Ro
     folder = options.plot or (options.page.parent if options.page else None)
     if folder is None:
         return
-    from tvm_conv3d.bench import plots
-    from tvm_conv3d.support import roofline
-
     pictures = plots.draw(folder, rows, peers, roofline.measure(options.threads))
     if options.page:
         beside = [picture.name if folder == options.page.parent else str(picture) for picture in pictures]

@@ -40,7 +40,7 @@ class Lane:
     least: dict[str, float] = field(default_factory=dict)
 
 
-class Contest:
+class Comparison:
     """Runs layers through our process and the peers' processes."""
 
     def __init__(
@@ -76,7 +76,7 @@ class Contest:
         for turn in range(self._effort.rounds):
             for lane in lanes:
                 self._round(lane, turn)
-                _drop_hopeless(lane)
+                _drop_slow(lane)
         for lane in lanes:
             _settle(lane.timing)
             self._free(lane.client)
@@ -138,7 +138,7 @@ class Contest:
             client.close()
 
 
-def _drop_hopeless(lane: Lane) -> None:
+def _drop_slow(lane: Lane) -> None:
     """Modes far behind their library's best need no further turns."""
     best = min(lane.least.values(), default=0.0)
     for mode in list(lane.calls):

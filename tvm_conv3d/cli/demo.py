@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tvm_conv3d.demo.errors import DemoError
+from tvm_conv3d.demo.requirements import check_packages
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the `demo` command to the subparsers of the program."""
@@ -37,9 +40,6 @@ def _positive(text: str) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from tvm_conv3d.demo.errors import DemoError
-    from tvm_conv3d.demo.requirements import check_packages
-
     try:
         check_packages()
         from tvm_conv3d.demo.command import run

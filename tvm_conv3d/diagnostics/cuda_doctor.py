@@ -12,6 +12,7 @@ from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import interchange
 from tvm_conv3d.runtime.cuda import driver
 from tvm_conv3d.runtime.cuda.driver import CudaError
+from tvm_conv3d.runtime.executor import Executor
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.target.gpu import nearest
 
@@ -30,8 +31,6 @@ def findings() -> list[tuple[str, str]]:
 
 def _attempts() -> list[str]:
     """What comes of a small convolution on the first GPU, where there is one."""
-    from tvm_conv3d.runtime.executor import Executor
-
     try:
         if not driver.get().count():
             return []
@@ -74,8 +73,8 @@ def _compiler() -> str:
     library = toolkit.find_nvrtc()
     if library:
         missing = ", ".join(nvrtc.missing_headers(library))
-        wish = f" for float32 and float64; for half types {missing} is missing, run: pip install "
-        return f"NVRTC ({library})" + (wish + nvrtc.packages_for(library) if missing else "")
+        advice = f" for float32 and float64; for half types {missing} is missing, run: pip install "
+        return f"NVRTC ({library})" + (advice + nvrtc.packages_for(library) if missing else "")
     return (
         "none: neither nvcc (on PATH, or under CUDA_HOME) nor NVRTC. New shapes can't be compiled for a GPU. Run: "
         f"pip install {nvrtc.PACKAGES[13]}"

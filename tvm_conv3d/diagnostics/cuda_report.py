@@ -18,6 +18,7 @@ from tvm_conv3d.engine.cuda.toolkit import Resources
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.engine.scheduling import scheduled_module
+from tvm_conv3d.reference.layers import read_csv
 from tvm_conv3d.spec import DTYPES, Conv3DSpec
 from tvm_conv3d.target.gpu import ARCHITECTURES, GpuTraits
 from tvm_conv3d.target.resolve import resolve
@@ -168,8 +169,6 @@ def rows(layers: Iterable[tuple[str, Conv3DSpec]], arch: str, dtypes: Sequence[s
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table; returns 1 where a kernel spills or can't be compiled."""
     options = _parser().parse_args(arguments)
-    from tvm_conv3d.reference.layers import read_csv
-
     try:
         layers = [(layer.name, layer.spec) for layer in read_csv(options.layers) if options.filter in layer.name]
         found = []

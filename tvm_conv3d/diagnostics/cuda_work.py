@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine.plan import Plan
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ def _of_one_kernel(plan: Plan) -> Work:
 def _of_product(plan: Plan) -> tuple[int, int, int, int]:
     """Operations, and elements of input, weights and output."""
     from tvm_conv3d.compute.cuda.implicit_gemm import extents_of
-    from tvm_conv3d.compute.shared.canonical import canonicalize
 
     variant = cast("GemmVariant | TensorVariant", plan.variant)
     e = extents_of(canonicalize(plan.spec), variant)
@@ -96,7 +96,6 @@ def _of_window(plan: Plan) -> tuple[int, int, int, int]:
 def _of_winograd(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
     """Of the input's transform, the matrix products, and the inverse transform; of transforms, what they move."""
     from tvm_conv3d.compute.cuda.winograd_gemm import extents_of
-    from tvm_conv3d.compute.shared.canonical import canonicalize
 
     spec, variant = canonicalize(plan.spec), cast("WinogradGemmVariant", plan.variant)
     e = extents_of(spec, variant)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tvm_conv3d.engine.algorithms import Variant, named
+from tvm_conv3d.engine.algorithm import Variant
+from tvm_conv3d.engine.algorithms import named
 from tvm_conv3d.spec import Conv3DSpec
 
 DEFAULT_ORIGIN = "default"

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 from tvm_conv3d.compute.shared.argument import PACK, ROLES, Argument
 from tvm_conv3d.engine.algorithms import named
 from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.target.cpu import is_cuda
 
 if TYPE_CHECKING:
     from tvm import IRModule
     from tvm.s_tir import Schedule
     from tvm.target import Target
-
-    from tvm_conv3d.schedules.decisions import Decisions
 
 
 def schedule(plan: Plan) -> tuple[Schedule, Decisions]:
@@ -30,8 +29,6 @@ def schedule(plan: Plan) -> tuple[Schedule, Decisions]:
         ValueError: there is no algorithm of that name.
     """
     from tvm.s_tir import Schedule
-
-    from tvm_conv3d.schedules.decisions import Decisions
 
     algorithm = named(plan.algorithm)
     scheduled = Schedule(algorithm.declare(plan.spec, plan.variant).module())
@@ -46,12 +43,12 @@ def scheduled_module(plan: Plan, target: Target) -> IRModule:
     Raises:
         ValueError: the plan's algorithm is unknown, or for another kind of target.
     """
-    algorithm = named(plan.algorithm)
-    if algorithm.kind != str(target.kind.name):
+    family = named(plan.algorithm).family
+    if family.kind != str(target.kind.name):
         raise ValueError(
-            f"The algorithm {plan.algorithm!r} is for targets of the kind {algorithm.kind}. Received: target={target}"
+            f"The algorithm {plan.algorithm!r} is for targets of the kind {family.kind}. Received: target={target}"
         )
-    return algorithm.finish(schedule(plan)[0].mod, plan.spec)
+    return family.finished(schedule(plan)[0].mod)
 
 
 def packing_module(plan: Plan) -> IRModule:

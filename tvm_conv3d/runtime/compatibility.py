@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tvm_conv3d.runtime.cuda import driver
 from tvm_conv3d.target.cpu import _features, host_target, is_cuda
 from tvm_conv3d.target.gpu import cuda_target, gpu_traits, nearest
 from tvm_conv3d.target.resolve import resolve
@@ -46,8 +47,6 @@ def gpu_target(number: int) -> Target:
     Raises:
         ValueError: it can't be used, or there is no code for it.
     """
-    from tvm_conv3d.runtime.cuda import driver
-
     return cuda_target(nearest(driver.device(number).capability).name)
 
 
@@ -63,8 +62,6 @@ def check_runs_here(target: Target, gpu: int = 0) -> None:
         ValueError: the target is another architecture or operating system, or has instructions that this CPU lacks.
     """
     if is_cuda(target):
-        from tvm_conv3d.runtime.cuda import driver
-
         driver.check_runs_here(gpu_traits(target), gpu)
         return
     from tvm.target import codegen

@@ -26,7 +26,7 @@ _MAX_L3_PER_CORE = 16 << 20
 
 
 #: CPUs that take two cycles for an operation on 512 bits.
-_SPLIT = ("znver4",)
+_HALF_WIDTH = ("znver4",)
 
 
 #: LLVM features that decide the register tile, and the flag by which Linux names each.
@@ -42,7 +42,7 @@ class CpuTraits:
         registers: number of those registers.
         cores: threads that run at once.
         l1, l2, l3: bytes of data cache: per core, per core, and of the shared one what `cores` can count on.
-        split: an operation on a whole vector takes as long as two on half a vector.
+        half_width_vector_units: an operation on a whole vector takes as long as two on half a vector.
         dot: its dot-product units, the faster of an element type first.
         microarchitecture: LLVM's name of it, under which its costs were measured; empty where it is not known.
     """
@@ -53,7 +53,7 @@ class CpuTraits:
     l1: int
     l2: int
     l3: int
-    split: bool = False
+    half_width_vector_units: bool = False
     dot: tuple[DotUnit, ...] = ()
     microarchitecture: str = ""
 
@@ -127,8 +127,8 @@ def cpu_traits(target: Target) -> CpuTraits:
     cores = thread_count(target)
     l3 = min(caches[3], cores * _MAX_L3_PER_CORE)
     name = str(target.attrs.get("mcpu", ""))
-    split = bits == 512 and name in _SPLIT
-    return CpuTraits(bits, registers, cores, caches[1], caches[2], l3, split, dot_units.units(features), name)
+    halves = bits == 512 and name in _HALF_WIDTH
+    return CpuTraits(bits, registers, cores, caches[1], caches[2], l3, halves, dot_units.units(features), name)
 
 
 def thread_count(target: Target) -> int:

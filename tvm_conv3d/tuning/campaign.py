@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from tvm_conv3d.tuning.lab import Trial
 from tvm_conv3d.tuning.layer import Outcome
+from tvm_conv3d.tuning.measurement_host import Trial
 from tvm_conv3d.tuning.search import GAIN
 from tvm_conv3d.tuning.workers import NoWorkerError
 

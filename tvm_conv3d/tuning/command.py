@@ -16,21 +16,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_conv3d.engine import records
+from tvm_conv3d.engine.plan import DEFAULT_ORIGIN
+from tvm_conv3d.engine.planner import make_plan
 from tvm_conv3d.runtime import threads
 from tvm_conv3d.runtime.compatibility import check_runs_here, gpu_target, requested_target
 from tvm_conv3d.runtime.cuda import driver
+from tvm_conv3d.support import roofline
 from tvm_conv3d.target.cpu import available_cpus, is_cuda, thread_count
-from tvm_conv3d.target.gpu import gpu_traits
+from tvm_conv3d.target.gpu import ARCHITECTURES, gpu_traits
 from tvm_conv3d.target.resolve import target_key
-from tvm_conv3d.tuning import tasks
+from tvm_conv3d.tuning import show, tasks
 from tvm_conv3d.tuning.arguments import address
+from tvm_conv3d.tuning.campaign import Campaign
+from tvm_conv3d.tuning.gpu_rpc import GpuRpcMeasurer
+from tvm_conv3d.tuning.journal import Journal
+from tvm_conv3d.tuning.layer import Outcome, Tuning
+from tvm_conv3d.tuning.measurement_host import MeasurementHost
+from tvm_conv3d.tuning.rpc import RpcMeasurer
+from tvm_conv3d.tuning.search import Options
 from tvm_conv3d.tuning.tasks import Task
 
 if TYPE_CHECKING:
     from tvm.target import Target
-
-    from tvm_conv3d.tuning.lab import Lab
-    from tvm_conv3d.tuning.layer import Outcome
 
 #: What the search needs beside the package's own dependencies.
 PACKAGES = ("xgboost", "psutil", "cloudpickle", "rich")
@@ -118,19 +125,12 @@ def _run(options: argparse.Namespace, kind: str) -> int:
     os.environ[threads.VARIABLE] = str(thread_count(target))
     threads.set_num_threads(thread_count(target))
     if options.rpc is None and not is_cuda(target):
-        from tvm_conv3d.support import roofline
-
         run.peak = roofline.measure(thread_count(target)).gflops
-    with _lab(run) as lab:
-        return _tune_all(run, lab)
+    with _measurement_host(run) as host:
+        return _tune_all(run, host)
 
 
-def _tune_all(run: Run, lab: Lab) -> int:
-    from tvm_conv3d.tuning import show
-    from tvm_conv3d.tuning.campaign import Campaign
-    from tvm_conv3d.tuning.layer import Tuning
-    from tvm_conv3d.tuning.search import Options
-
+def _tune_all(run: Run, host: MeasurementHost) -> int:
     options = Options(run.trials, seed=run.options.seed)
     budget = run.options.time_budget
     # where time ends the search, so many trials are not expected
@@ -138,7 +138,7 @@ def _tune_all(run: Run, lab: Lab) -> int:
     with show.Progress(run.console, len(run.tasks), run.peak, run.options.plain, budget) as progress:
 
         def start(task: Task) -> Tuning:
-            return Tuning(task.spec, lab, options, run.options.out, functools.partial(progress.update, task.spec))
+            return Tuning(task.spec, host, options, run.options.out, functools.partial(progress.update, task.spec))
 
         campaign = Campaign(run.tasks, start, budget, lambda task: progress.begin(task, expected), progress.end)
         done = campaign.run()
@@ -152,8 +152,6 @@ def _tune_all(run: Run, lab: Lab) -> int:
 
 
 def _draw(run: Run, done: list[tuple[Task, Outcome]]) -> None:
-    from tvm_conv3d.tuning import show
-
     if run.options.plot:
         try:
             show.draw(run.options.plot, done)
@@ -164,10 +162,6 @@ def _draw(run: Run, done: list[tuple[Task, Outcome]]) -> None:
 def _list(run: Run) -> None:
     """What a run would tune, and what the records hold."""
     from rich.table import Table
-
-    from tvm_conv3d.engine.plan import DEFAULT_ORIGIN
-    from tvm_conv3d.engine.planner import make_plan
-    from tvm_conv3d.tuning.journal import Journal
 
     out = run.options.out if run.options.out and run.options.out.exists() else None
     found = Table(title=f"{len(run.tasks)} layers for {target_key(run.target)}, {thread_count(run.target)} threads")
@@ -207,18 +201,18 @@ def _tasks(options: argparse.Namespace) -> list[Task]:
 
 def _target(options: argparse.Namespace, kind: str) -> Target:
     """The target; raises UsageError where it is none of this kind, or can't be measured here."""
-    wish: Any = options.target
-    if wish.lstrip().startswith("{"):
+    requested: Any = options.target
+    if requested.lstrip().startswith("{"):
         try:
-            wish = json.loads(wish)
+            requested = json.loads(requested)
         except ValueError as error:
             raise UsageError(f"`--target` is no JSON: {error}. Received: {options.target}") from error
-    if wish == "cuda" and options.rpc:
+    if requested == "cuda" and options.rpc:
         raise UsageError("Name the architecture of the remote GPU: --target cuda:sm_90, say.")
-    if wish == "cuda" and options.dry_run:
-        wish = _some_gpu()
+    if requested == "cuda" and options.dry_run:
+        requested = _some_gpu()
     try:
-        target = requested_target(wish, threads.get_num_threads())
+        target = requested_target(requested, threads.get_num_threads())
         if options.rpc is None and not options.dry_run:
             check_runs_here(target)
     except ValueError as error:
@@ -232,8 +226,6 @@ def _target(options: argparse.Namespace, kind: str) -> Target:
 
 def _some_gpu() -> str:
     """This machine's GPU, else the newest that code is made for: what the records hold can be told without one."""
-    from tvm_conv3d.target.gpu import ARCHITECTURES
-
     try:
         return f"cuda:{gpu_traits(gpu_target(0)).name}"
     except ValueError as error:
@@ -242,14 +234,9 @@ def _some_gpu() -> str:
         return f"cuda:{arch}"
 
 
-def _lab(run: Run) -> Lab:
-    from tvm_conv3d.tuning.lab import Lab
-
+def _measurement_host(run: Run) -> MeasurementHost:
     if run.options.rpc is None:
-        return Lab(run.target, device=driver.device(0).name if is_cuda(run.target) else None)
-    from tvm_conv3d.tuning.gpu_rpc import GpuRpcMeasurer
-    from tvm_conv3d.tuning.rpc import RpcMeasurer
-
+        return MeasurementHost(run.target, device=driver.device(0).name if is_cuda(run.target) else None)
     host, port = run.options.rpc
     where = (host, port, run.options.rpc_key)
     try:
@@ -259,7 +246,7 @@ def _lab(run: Run) -> Lab:
             measurer = RpcMeasurer(*where, thread_count(run.target))
     except (RuntimeError, OSError) as error:
         raise UsageError(str(error)) from error
-    return Lab(run.target, measurer=measurer, device=measurer.device)
+    return MeasurementHost(run.target, measurer=measurer, device=measurer.device)
 
 
 def _check_packages(names: Sequence[str]) -> None:

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tvm_conv3d.target.gpu import GpuTraits
+from tvm_conv3d.runtime.cuda import driver
+from tvm_conv3d.target.gpu import GpuTraits, known
 from tvm_conv3d.tuning.arguments import address
 from tvm_conv3d.tuning.measure import Bench, Request, perform
 from tvm_conv3d.tuning.rpc import Device, RpcMeasurer
@@ -101,9 +102,6 @@ def _answer(work: Callable[[], dict[str, Any]]) -> str:
 
 
 def _facts(arch: str) -> dict[str, Any]:
-    from tvm_conv3d.runtime.cuda import driver
-    from tvm_conv3d.target.gpu import known
-
     driver.check_runs_here(known(arch))
     return {"name": driver.device(0).name}
 

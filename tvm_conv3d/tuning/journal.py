@@ -19,7 +19,7 @@ from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.support.folders import cache_root
 from tvm_conv3d.target.cpu import thread_count
 from tvm_conv3d.target.resolve import target_key
-from tvm_conv3d.tuning.lab import Trial
+from tvm_conv3d.tuning.measurement_host import Trial
 
 if TYPE_CHECKING:
     from tvm.target import Target

@@ -21,7 +21,7 @@ from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.target.cpu import thread_count
 from tvm_conv3d.target.resolve import instruction_set, target_key
 from tvm_conv3d.tuning.journal import Journal
-from tvm_conv3d.tuning.lab import Lab, Trial
+from tvm_conv3d.tuning.measurement_host import MeasurementHost, Trial
 from tvm_conv3d.tuning.search import GAIN, Options, Search
 
 #: How much faster than the present plan, side by side, a new one must be to take its place.
@@ -74,10 +74,14 @@ class Outcome:
 
 
 def tune(
-    spec: Conv3DSpec, lab: Lab, options: Options, folder: Path | None = None, report: Report = lambda trials: None
+    spec: Conv3DSpec,
+    host: MeasurementHost,
+    options: Options,
+    folder: Path | None = None,
+    report: Report = lambda trials: None,
 ) -> Outcome:
     """Searches for a faster plan for `spec` and keeps it as a record: one turn of :class:`Tuning`."""
-    return Tuning(spec, lab, options, folder, report).turn(options.seconds)
+    return Tuning(spec, host, options, folder, report).turn(options.seconds)
 
 
 class Tuning:
@@ -85,7 +89,7 @@ class Tuning:
 
     Args:
         spec: the problem.
-        lab: where plans are measured.
+        host: where plans are measured.
         options: how long to search.
         folder: of tuning logs, in which the record is kept; None takes :func:`tvm_conv3d.engine.records.user_logs`.
         report: called after each trial.
@@ -97,17 +101,17 @@ class Tuning:
     def __init__(
         self,
         spec: Conv3DSpec,
-        lab: Lab,
+        host: MeasurementHost,
         options: Options,
         folder: Path | None = None,
         report: Report = lambda trials: None,
     ) -> None:
         if spec.empty:
             raise ValueError(f"There is nothing to tune: the output is empty. Received: {spec.key()}")
-        default_plan(spec, lab.target)
-        self.spec, self._lab = spec, lab
-        self._path = (folder or records.user_logs()) / target_key(lab.target) / FILE_NAME
-        self._search = Search(spec, lab, options, Journal(spec, lab.target), report)
+        default_plan(spec, host.target)
+        self.spec, self._host = spec, host
+        self._path = (folder or records.user_logs()) / target_key(host.target) / FILE_NAME
+        self._search = Search(spec, host, options, Journal(spec, host.target), report)
         self._settled = math.inf
         self._outcome: Outcome | None = None
         self._spent = 0.0
@@ -137,7 +141,7 @@ class Tuning:
         trials = tuple(self._search.trials)
         if self._outcome is None or self._search.best < self._settled * (1 - GAIN):
             self._settled = self._search.best
-            found = _final(self.spec, self._lab, trials, self._path)
+            found = _final(self.spec, self._host, trials, self._path)
             # a record of an earlier turn that still stands was written by this run, too
             written = found.record or (self._outcome.record if self._outcome else None)
             self._outcome = replace(found, record=written)
@@ -156,10 +160,10 @@ class _Final:
         wrong: plans with wrong numbers, with their relative errors.
     """
 
-    def __init__(self, spec: Conv3DSpec, lab: Lab, trials: Sequence[Trial], path: Path) -> None:
-        self._spec, self._lab = spec, lab
-        default = default_plan(spec, lab.target)
-        present = make_plan(spec, lab.target, path if path.exists() else None)
+    def __init__(self, spec: Conv3DSpec, host: MeasurementHost, trials: Sequence[Trial], path: Path) -> None:
+        self._spec, self._host = spec, host
+        default = default_plan(spec, host.target)
+        present = make_plan(spec, host.target, path if path.exists() else None)
         done = sorted((t for t in trials if t.seconds is not None), key=lambda t: t.seconds or math.inf)
         few = [default, present, *(trial.plan for trial in done[:FINALISTS])]
         self.plans = {plan.describe(): plan for plan in few}
@@ -198,7 +202,7 @@ class _Final:
     def _is_right(self, name: str) -> bool:
         if name in self._right or name in self.wrong:
             return name in self._right
-        error = self._lab.error(self.plans[name])
+        error = self._host.error(self.plans[name])
         if error < TOLERANCE[self._spec.dtype]:
             self._right.add(name)
             return True
@@ -208,16 +212,16 @@ class _Final:
         return False
 
     def _measured(self, names: Sequence[str]) -> dict[str, float]:
-        return dict(zip(names, self._lab.contest([self.plans[name] for name in names]), strict=True))
+        return dict(zip(names, self._host.measure_interleaved([self.plans[name] for name in names]), strict=True))
 
 
-def _final(spec: Conv3DSpec, lab: Lab, trials: Sequence[Trial], path: Path) -> Outcome:
+def _final(spec: Conv3DSpec, host: MeasurementHost, trials: Sequence[Trial], path: Path) -> Outcome:
     """Measures the best of the search, the present plan and the default side by side, checks numbers, and records.
 
     Raises:
         RuntimeError: no plan could be measured with the right numbers.
     """
-    final = _Final(spec, lab, trials, path)
+    final = _Final(spec, host, trials, path)
     name = final.winner()
     if name is None:
         raise RuntimeError(
@@ -226,22 +230,22 @@ def _final(spec: Conv3DSpec, lab: Lab, trials: Sequence[Trial], path: Path) -> O
         )
     times = final.times
     outcome = Outcome(spec, final.plans[name], times[name], times[final.default], tuple(trials), wrong=final.wrong)
-    return outcome if name == final.present else _recorded(outcome, lab, path)
+    return outcome if name == final.present else _recorded(outcome, host, path)
 
 
-def _recorded(outcome: Outcome, lab: Lab, path: Path) -> Outcome:
+def _recorded(outcome: Outcome, host: MeasurementHost, path: Path) -> Outcome:
     plan = outcome.plan
     default_seconds = outcome.default_seconds if math.isfinite(outcome.default_seconds) else outcome.seconds
     record = Record(
         spec=plan.spec.key(),
-        threads=thread_count(lab.target),
+        threads=thread_count(host.target),
         algorithm=plan.algorithm,
         variant=asdict(plan.variant),
         decisions=schedule(plan)[1].taken(),
         seconds=outcome.seconds,
         default_seconds=default_seconds,
-        isa=instruction_set(lab.target, plan.spec.dtype),
-        cpu=lab.device,
+        isa=instruction_set(host.target, plan.spec.dtype),
+        cpu=host.device,
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         versions={name: metadata.version(name) for name in ("apache-tvm", "tvm-conv3d")},
     )

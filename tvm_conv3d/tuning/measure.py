@@ -32,8 +32,8 @@ REPEATS = 5
 #: Seconds of a kernel from which on three repeats are enough.
 SLOW_SECONDS = 0.03
 
-#: Seconds of a contest, and its rounds.
-CONTEST_SECONDS, MIN_ROUNDS, MAX_ROUNDS = 3.0, 5, 15
+#: Seconds of an interleaved measurement, and its rounds.
+INTERLEAVED_SECONDS, MIN_ROUNDS, MAX_ROUNDS = 3.0, 5, 15
 
 #: Packed weights that are kept: the variants of a batch take turns.
 _KEPT_WEIGHTS = 4
@@ -44,16 +44,17 @@ class Request:
     """What is asked of the measured process.
 
     Attributes:
-        action: "time" (least seconds of each plan alone), "contest" (of all in turns) or "error" (against the oracle).
+        action: "time" (least seconds of each plan alone), "interleaved" (median seconds of all in turns) or "error"
+            (against the oracle).
         kind: of the target.
         plans: of one spec, each with its machine code.
-        hopeless: a plan whose first calls take longer than this, in seconds, is not timed any further.
+        cutoff_seconds: a plan whose first calls take longer is not timed any further.
     """
 
     action: str
     kind: str
     plans: tuple[tuple[Plan, Artifact], ...]
-    hopeless: float = math.inf
+    cutoff_seconds: float = math.inf
 
 
 @dataclass
@@ -189,26 +190,26 @@ def perform(request: Request, bench: Bench) -> list[float]:
     if request.action == "error":
         return [bench.error(call) for call in calls]
     if request.action == "time":
-        return [_timed(call, request.hopeless) for call in calls]
-    if request.action == "contest":
-        return contest(calls)
-    raise ValueError(f"`action` must be time, contest or error. Received: {request.action!r}")
+        return [_timed(call, request.cutoff_seconds) for call in calls]
+    if request.action == "interleaved":
+        return measure_interleaved(calls)
+    raise ValueError(f"`action` must be time, interleaved or error. Received: {request.action!r}")
 
 
-def contest(calls: Sequence[Callable[[], None]]) -> list[float]:
+def measure_interleaved(calls: Sequence[Callable[[], None]]) -> list[float]:
     """Median seconds of each call, measured in turns: what disturbs the machine disturbs all alike."""
     first = [_once(call, 1) for call in calls]
     counts = [max(1, math.ceil(REPEAT_SECONDS / max(seconds, 1e-9))) for seconds in first]
     a_round = sum(count * seconds for count, seconds in zip(counts, first, strict=True))
-    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, round(CONTEST_SECONDS / max(a_round, 1e-9))))
+    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, round(INTERLEAVED_SECONDS / max(a_round, 1e-9))))
     turns = [[_once(call, count) for call, count in zip(calls, counts, strict=True)] for _ in range(rounds)]
     return [statistics.median(times) for times in zip(*turns, strict=True)]
 
 
-def _timed(call: Callable[[], None], hopeless: float) -> float:
+def _timed(call: Callable[[], None], cutoff_seconds: float) -> float:
     # the first call also fetches code and pages
     once = min(_once(call, 1) for _ in range(2))
-    if once > hopeless:
+    if once > cutoff_seconds:
         return once
     count = max(1, math.ceil(REPEAT_SECONDS / max(once, 1e-9)))
     repeats = REPEATS if once < SLOW_SECONDS else 3

@@ -25,7 +25,7 @@ import numpy as np
 from tvm_conv3d.compute.shared.argument import BIAS, KERNEL, OUT, PACK, PACKED_BIAS, PACKED_KERNEL, Function
 from tvm_conv3d.engine.artifact import MAIN, Artifact
 from tvm_conv3d.runtime import interchange
-from tvm_conv3d.tuning.measure import CONTEST_SECONDS, MAX_ROUNDS, MIN_ROUNDS, REPEAT_SECONDS, Bench, Request
+from tvm_conv3d.tuning.measure import INTERLEAVED_SECONDS, MAX_ROUNDS, MIN_ROUNDS, REPEAT_SECONDS, Bench, Request
 from tvm_conv3d.tuning.workers import NoWorkerError, Worker, WorkerError, answer_requests
 
 #: Seconds to wait for a free device at first.
@@ -127,11 +127,11 @@ class CpuDevice(Device):
         if request.action == "error":
             return [self._error(bench, each) for each in ready]
         if request.action == "time":
-            return [self._time(each, request.hopeless) for each in ready]
+            return [self._time(each, request.cutoff_seconds) for each in ready]
         first = [self._once(each, 1) for each in ready]
         counts = [max(1, math.ceil(REPEAT_SECONDS / max(seconds, 1e-9))) for seconds in first]
         a_round = sum(count * seconds for count, seconds in zip(counts, first, strict=True))
-        rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, round(CONTEST_SECONDS / max(a_round, 1e-9))))
+        rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, round(INTERLEAVED_SECONDS / max(a_round, 1e-9))))
         turns = [[self._once(each, n) for each, n in zip(ready, counts, strict=True)] for _ in range(rounds)]
         return [statistics.median(times) for times in zip(*turns, strict=True)]
 
@@ -168,9 +168,9 @@ class CpuDevice(Device):
         result = kernel.tensors[OUT].numpy().view(bench.out.dtype).reshape(bench.out.shape)
         return bench.error_of(result)
 
-    def _time(self, kernel: _Kernel, hopeless: float) -> float:
+    def _time(self, kernel: _Kernel, cutoff_seconds: float) -> float:
         once = self._once(kernel, 1)
-        if once > hopeless:
+        if once > cutoff_seconds:
             return once
         count = max(1, math.ceil(REPEAT_SECONDS / max(once, 1e-9)))
         return min(self._once(kernel, count) for _ in range(3))

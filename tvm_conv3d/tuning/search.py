@@ -2,7 +2,7 @@
 
 Every variant is tried at the default decisions first, but no more of an algorithm whose first variants are far behind.
 Then the better half share some trials, then the better half of those, until two are left. From there each batch goes to
-the variant with the best prospect: the fastest, unless it has not gained for some batches.
+the variant with the least expected seconds: the fastest, unless it has not gained for some batches.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tvm_conv3d.engine.algorithms import Algorithm, Variant, algorithms
+from tvm_conv3d.engine.algorithm import Algorithm, Variant
+from tvm_conv3d.engine.algorithms import algorithms
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.target.resolve import traits_of
 from tvm_conv3d.tuning.journal import Journal
-from tvm_conv3d.tuning.lab import Lab, Trial
+from tvm_conv3d.tuning.measurement_host import MeasurementHost, Trial
 from tvm_conv3d.tuning.space import CostModel, Space
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ PATIENCE = 0.05
 #: Batches without a single new point after which a variant has no more.
 _FRUITLESS = 2
 #: A candidate this many times slower than the best is not timed thoroughly.
-_HOPELESS = 3.0
+_CUTOFF = 3.0
 #: Share of the trials that the first round, one of each variant, may take.
 _FIRST_SHARE = 0.5
 #: Variants that are tried at a time in that round.
@@ -66,7 +67,7 @@ class Options:
 
 
 @dataclass
-class Arm:
+class Contender:
     """One variant in the search."""
 
     algorithm: Algorithm
@@ -80,7 +81,7 @@ class Arm:
     teach: list[Trial] = field(default_factory=list)
 
     @property
-    def prospect(self) -> float:
+    def expected_seconds(self) -> float:
         """Seconds that count when batches are given away: the best, plus what patience costs."""
         return self.best * (1 + PATIENCE * self.stale)
 
@@ -111,7 +112,7 @@ class Search:
 
     Args:
         spec: the problem.
-        lab: where plans are measured, and for which target.
+        host: where plans are measured, and for which target.
         options: how long.
         journal: where trials are noted; those of an earlier run count as this one's.
         report: called after each trial with all trials so far.
@@ -124,12 +125,12 @@ class Search:
     def __init__(
         self,
         spec: Conv3DSpec,
-        lab: Lab,
+        host: MeasurementHost,
         options: Options,
         journal: Journal,
         report: Callable[[Sequence[Trial]], None] = lambda trials: None,
     ) -> None:
-        self._spec, self._lab, self._options, self._journal = spec, lab, options, journal
+        self._spec, self._host, self._options, self._journal = spec, host, options, journal
         self._report = report
         self.trials: list[Trial] = list(journal.trials.values())
         self.exhausted = False
@@ -155,22 +156,22 @@ class Search:
         """The search, with a stop after each batch."""
         if self._left <= 0:
             return
-        pool = contenders(self._spec, self._lab.target)
+        pool = contenders_for(self._spec, self._host.target)
         pool = pool[: max(1, min(len(pool), math.ceil(self._options.trials * _FIRST_SHARE)))]
         yield from self._open(pool)
-        arms = [arm for arm in pool if arm.open]
-        rounds = max(1, math.ceil(math.log2(max(2, len(arms)))))
+        contenders = [contender for contender in pool if contender.open]
+        rounds = max(1, math.ceil(math.log2(max(2, len(contenders)))))
         share = max(1, self._left // (rounds + 1))
-        while len(arms) > 2 and self._left > 0:
-            arms = sorted(arms, key=lambda arm: arm.best)[: max(2, len(arms) // 2)]
-            for arm in arms:
+        while len(contenders) > 2 and self._left > 0:
+            contenders = sorted(contenders, key=lambda contender: contender.best)[: max(2, len(contenders) // 2)]
+            for contender in contenders:
                 if self._left > 0:
-                    self._batch(arm, max(2, share // len(arms)))
+                    self._batch(contender, max(2, share // len(contenders)))
                     yield
-            arms = [arm for arm in arms if arm.open]
-        while self._left > 0 and any(arm.open for arm in pool):
-            arm = min((arm for arm in pool if arm.open), key=lambda arm: arm.prospect)
-            self._batch(arm, self._left)
+            contenders = [contender for contender in contenders if contender.open]
+        while self._left > 0 and any(contender.open for contender in pool):
+            contender = min((one for one in pool if one.open), key=lambda one: one.expected_seconds)
+            self._batch(contender, self._left)
             yield
 
     @property
@@ -182,70 +183,70 @@ class Search:
     def _left(self) -> int:
         return self._options.trials - len(self.trials)
 
-    def _open(self, arms: Sequence[Arm]) -> Iterator[None]:
+    def _open(self, contenders: Sequence[Contender]) -> Iterator[None]:
         """Tries each variant's first point."""
         model = CostModel(self._options.seed)
         seeds = itertools.count(self._options.seed, 7919)
-        waiting = [(arm, seed % (2**31 - 1) + 1) for arm, seed in zip(arms, seeds, strict=False)]
-        for arm in arms:
-            arm.teach = [trial for trial in self.trials if arm.owns(trial)]
+        waiting = [(contender, seed % (2**31 - 1) + 1) for contender, seed in zip(contenders, seeds, strict=False)]
+        for contender in contenders:
+            contender.teach = [trial for trial in self.trials if contender.owns(trial)]
         while waiting:
-            few = [each for each in waiting if not self._behind(each[0], arms)][:_FEW]
+            few = [each for each in waiting if not self._behind(each[0], contenders)][:_FEW]
             waiting = [] if not few else waiting[waiting.index(few[-1]) + 1 :]
-            points = [(arm, point) for arm, seed in few if (point := self._first_point(arm, model, seed))]
-            for (arm, _), trial in zip(points, self._try([plan for _, plan in points]), strict=True):
-                if trial not in arm.teach:
-                    arm.teach.append(trial)
-                for known in arm.teach:
-                    arm.credit(known)
+            points = [(one, point) for one, seed in few if (point := self._first_point(one, model, seed))]
+            for (contender, _), trial in zip(points, self._try([plan for _, plan in points]), strict=True):
+                if trial not in contender.teach:
+                    contender.teach.append(trial)
+                for known in contender.teach:
+                    contender.credit(known)
             yield
 
-    def _first_point(self, arm: Arm, model: CostModel, seed: int) -> Plan | None:
+    def _first_point(self, contender: Contender, model: CostModel, seed: int) -> Plan | None:
         """The variant at the default decisions; None where it can't be scheduled, which costs only itself."""
         try:
-            arm.space = Space(self._spec, self._lab.target, arm.algorithm, arm.variant, model, seed)
-            return arm.space.point(arm.decisions)
+            contender.space = Space(self._spec, self._host.target, contender.algorithm, contender.variant, model, seed)
+            return contender.space.point(contender.decisions)
         except Exception as error:
-            arm.space = None
-            plan = Plan(self._spec, arm.algorithm.name, arm.variant, dict(arm.decisions))
+            contender.space = None
+            plan = Plan(self._spec, contender.algorithm.name, contender.variant, dict(contender.decisions))
             self.trials.append(Trial(plan, None, f"schedule: {str(error).strip().splitlines()[-1:]}"))
             return None
 
-    def _behind(self, arm: Arm, arms: Sequence[Arm]) -> bool:
+    def _behind(self, contender: Contender, contenders: Sequence[Contender]) -> bool:
         """Whether enough variants of this one's algorithm were tried, and none comes near the fastest."""
-        kin = [other.best for other in arms if other.algorithm is arm.algorithm and other.tried]
+        kin = [other.best for other in contenders if other.algorithm is contender.algorithm and other.tried]
         return len(kin) >= _ENOUGH and min(kin) > _NEAR * self.best
 
-    def _batch(self, arm: Arm, most: int) -> None:
+    def _batch(self, contender: Contender, most: int) -> None:
         """Gives one batch to a variant."""
-        assert arm.space is not None
-        if arm.teach:
-            arm.space.teach(arm.teach)
-            arm.teach = []
-        before = arm.best
-        plans = arm.space.propose(min(most, self._left))
+        assert contender.space is not None
+        if contender.teach:
+            contender.space.teach(contender.teach)
+            contender.teach = []
+        before = contender.best
+        plans = contender.space.propose(min(most, self._left))
         if plans:
             trials = self._try(plans)
             for trial in trials:
-                arm.credit(trial)
-            arm.space.learn(trials)
-        arm.stale = 0 if arm.best < before * (1 - GAIN) else arm.stale + 1
+                contender.credit(trial)
+            contender.space.learn(trials)
+        contender.stale = 0 if contender.best < before * (1 - GAIN) else contender.stale + 1
         # points of an earlier run are fruit, too: the search passes by them to new ones
-        arm.fruitless = 0 if plans else arm.fruitless + 1
+        contender.fruitless = 0 if plans else contender.fruitless + 1
 
     def _try(self, plans: Sequence[Plan]) -> list[Trial]:
-        """Trials of the plans: known ones as they are, the others from the lab, each noted once it is measured."""
+        """Trials of the plans: known ones as they are, the others measured, each noted as soon as it is."""
         known = self._journal.trials
         fresh = {plan.describe(): plan for plan in plans if plan.describe() not in known}
         if fresh:
-            for trial in self._lab.try_plans(list(fresh.values()), self.best * _HOPELESS):
+            for trial in self._host.try_plans(list(fresh.values()), self.best * _CUTOFF):
                 self._journal.add([trial])
                 self.trials.append(trial)
                 self._report(self.trials)
         return [known[plan.describe()] for plan in plans]
 
 
-def contenders(spec: Conv3DSpec, target: Target) -> list[Arm]:
+def contenders_for(spec: Conv3DSpec, target: Target) -> list[Contender]:
     """The variants of every algorithm that takes `spec`: the default's first, then the algorithms in turns.
 
     Raises:
@@ -258,7 +259,7 @@ def contenders(spec: Conv3DSpec, target: Target) -> list[Arm]:
         found = algorithm.default(spec, traits)
         usual = [] if found is None else [found[0]]
         variants = list(dict.fromkeys([*usual, *algorithm.variants(spec, traits)]))
-        by_algorithm.append([Arm(algorithm, variant, found[1] if found else {}) for variant in variants])
-    by_algorithm.sort(key=lambda arms: not arms or arms[0].algorithm.name != first.algorithm)
+        by_algorithm.append([Contender(algorithm, variant, found[1] if found else {}) for variant in variants])
+    by_algorithm.sort(key=lambda contenders: not contenders or contenders[0].algorithm.name != first.algorithm)
     longest = max(map(len, by_algorithm))
-    return [arms[i] for i in range(longest) for arms in by_algorithm if i < len(arms)]
+    return [contenders[i] for i in range(longest) for contenders in by_algorithm if i < len(contenders)]

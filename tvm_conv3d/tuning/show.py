@@ -11,8 +11,8 @@ from statistics import geometric_mean
 from typing import Any
 
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.tuning.lab import Trial
 from tvm_conv3d.tuning.layer import Outcome
+from tvm_conv3d.tuning.measurement_host import Trial
 from tvm_conv3d.tuning.tasks import Task
 
 #: Layers that the picture tells apart by colour.

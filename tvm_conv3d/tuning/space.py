@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_conv3d.engine.algorithms import Algorithm, Variant
+from tvm_conv3d.engine.algorithm import Algorithm, Variant
 from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.schedules.decisions import Decisions, read_trace
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.tuning.lab import Trial
+from tvm_conv3d.tuning.measurement_host import Trial
 
 if TYPE_CHECKING:
     from tvm.target import Target
@@ -85,8 +86,6 @@ class Space:
         self._start()
         found = self._context.generate_measure_candidates()
         self._proposed = list(found or ())[:most]
-        from tvm_conv3d.schedules.decisions import read_trace
-
         return [self._plan(read_trace(candidate.sch.trace, self._names)) for candidate in self._proposed]
 
     def learn(self, trials: Sequence[Trial]) -> None:
@@ -149,16 +148,12 @@ class Space:
         self._context.pre_tuning(10**6, BATCH, None, self._database, self._model)
 
     def _sample(self, schedule: Any) -> None:
-        from tvm_conv3d.schedules.decisions import Decisions
-
         decisions = Decisions(schedule, None)
         self._algorithm.apply(schedule, self._spec, self._variant, decisions)
         self._names = decisions.names
 
     def _scheduled(self, fixed: Mapping[str, int]) -> tuple[Any, dict[str, int]]:
         from tvm.s_tir import Schedule
-
-        from tvm_conv3d.schedules.decisions import Decisions
 
         schedule = Schedule(self._module)
         decisions = Decisions(schedule, fixed)

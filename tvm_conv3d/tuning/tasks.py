@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tvm_conv3d.layer.conv3d import Conv3D
 from tvm_conv3d.reference import layers, random_layers
 from tvm_conv3d.spec import Conv3DSpec
 
@@ -88,8 +89,6 @@ def _watched(kind: Any, seen: list[tuple[Any, tuple[int, ...]]]) -> Iterator[Non
 
 def spec_of(layer: Any, shape: tuple[int, ...]) -> Conv3DSpec:
     """The problem that a Keras Conv3D poses for an input of `shape`."""
-    from tvm_conv3d import Conv3D
-
     return Conv3D.from_keras(layer).plan_for(shape).spec
 
 

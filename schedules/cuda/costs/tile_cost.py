@@ -100,7 +100,7 @@ def of_tiles(
     tensor: bool,
     share: float,
 ) -> float:
-    """The modelled time of `blocks` tiles of cells by filters with sums of `terms`, gathered `vector` at a time."""
+    """The modelled time of `blocks` tiles of positions by filters with sums of `terms`, gathered `vector` at a time."""
     # operations a nanosecond of one multiprocessor
     plain = 1e3 * traits.teraflops / traits.multiprocessors
     if item == 8:

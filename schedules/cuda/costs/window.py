@@ -52,7 +52,7 @@ def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[WindowVariant]:
     if not few and (spec.groups == 1 or spec.group_channels >= _FEW_CHANNELS):
         return []
     last = spec.data_format == CHANNELS_LAST
-    # cells along the axis that is not spread over neighbouring threads
+    # positions along the axis that is not spread over neighbouring threads
     axis = 2 if last else 1
     found = []
     for cells in (4, 8, 2, 1):

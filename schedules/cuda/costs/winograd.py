@@ -22,7 +22,7 @@ from tvm_conv3d.target.gpu import GpuTraits
 #: Largest relative error (2-norm) that a default plan may be expected to have.
 ERROR_LIMIT = 1e-5
 
-#: Output cells of a tile along an axis, and cells of a tile's window, which a thread holds in registers, at most.
+#: At most so many output positions has a tile along an axis, and its window, which a thread holds in registers.
 _LARGEST_TILE, _MAX_HELD = 4, 64
 
 #: Channels and filters from which on Winograd is looked at.

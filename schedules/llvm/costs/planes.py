@@ -224,7 +224,7 @@ def _cycles(s: CanonicalSpec, traits: CpuTraits, tile: PlanesVariant, seen: floa
     share = 1.0 if whole else 0.5
     if tile.rows == 1:
         # a CPU that splits vectors loads a whole one in two steps
-        loads = (_LOAD * tile.vectors * (2 if whole and traits.split else 1) + tile.filters) / 2
+        loads = (_LOAD * tile.vectors * (2 if whole and traits.half_width_vector_units else 1) + tile.filters) / 2
         step = taps * seen * max(share * max(sums, LATENCY), loads)
     else:
         loaded = min((tile.rows - 1) * s.strides[1] + taps, tile.rows * taps)

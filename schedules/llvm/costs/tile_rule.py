@@ -169,7 +169,7 @@ def useful_lanes(traits: CpuTraits, dtype: str, filters: int) -> list[int]:
     lanes = fitting_lanes(traits, dtype, filters)
     half = lanes // 2
     saves = -(-filters // half) * half <= _SHARE_OF_HALVES * -(-filters // lanes) * lanes
-    return [lanes, half] if traits.split and saves and lanes == traits.lanes(dtype) else [lanes]
+    return [lanes, half] if traits.half_width_vector_units and saves and lanes == traits.lanes(dtype) else [lanes]
 
 
 def task_box(
@@ -259,4 +259,4 @@ def worthwhile_sharing(spec: CanonicalSpec, traits: CpuTraits) -> Sharing | None
 
 def relative_vector_cost(traits: CpuTraits, spec: CanonicalSpec, lanes: int) -> float:
     """What an operation on `lanes` costs: some CPUs do two of half a vector, or less, at once."""
-    return 0.5 if traits.split and lanes < traits.lanes(spec.accumulator) else 1.0
+    return 0.5 if traits.half_width_vector_units and lanes < traits.lanes(spec.accumulator) else 1.0

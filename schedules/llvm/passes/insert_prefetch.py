@@ -27,7 +27,7 @@ from tvm_conv3d.schedules.llvm.passes.lower_to_loops import values_in
 _AHEAD = "tvm_conv3d.fetches_ahead"
 
 #: What a tile reads: positions with all channels, for the direct convolution, or rows of planes as they lie.
-CELLS, PLANES = "cells", "planes"
+POSITIONS, PLANES = "positions", "planes"
 
 #: Bytes of a cache line.
 _LINE = 64
@@ -53,7 +53,7 @@ class _Tile:
     """What a marked loop is told: the next tile, and the input that it lies in.
 
     Attributes:
-        of: what it reads, `CELLS` or `PLANES`.
+        of: what it reads, `POSITIONS` or `PLANES`.
         rows, columns: of the register tile.
         size: depth, height and width of the input.
         channels: of the input.
@@ -85,7 +85,7 @@ def mark(sch: Schedule, task: LoopRV, channel: LoopRV, spec: CanonicalSpec, of: 
         task: the loop over tasks.
         channel: the loop over channels.
         spec: the problem.
-        of: what the tile reads, `CELLS` or `PLANES`.
+        of: what the tile reads, `POSITIONS` or `PLANES`.
         tile: rows and columns of it.
     """
     item = np.dtype(spec.dtype).itemsize
@@ -114,7 +114,7 @@ def insert(function: tirx.PrimFunc) -> tirx.PrimFunc:
     return function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, fetching)))
 
 
-def _lines_of_cells(values: list[Any], tile: _Tile) -> Iterator[Any]:
+def _lines_of_positions(values: list[Any], tile: _Tile) -> Iterator[Any]:
     """Of each row of the next tile the share that a step uses."""
     n, _, _, d, row_tile, _, column_tile, *_, tap_d, tap_h, tap_w, channel = values
     depth, height, width = tile.size
@@ -125,8 +125,8 @@ def _lines_of_cells(values: list[Any], tile: _Tile) -> Iterator[Any]:
         if tile.taps < tile.strides[2]:
             at = at // run * (tile.strides[2] * tile.channels) + at % run
         row = (n * depth + d * tile.strides[0] + tap_d) * height + (row_tile * tile.rows + hi) * tile.strides[1] + tap_h
-        cell = row * width + (column_tile + 1) * (tile.columns * tile.strides[2])
-        yield cell * tile.channels + at
+        position = row * width + (column_tile + 1) * (tile.columns * tile.strides[2])
+        yield position * tile.channels + at
 
 
 def _lines_of_planes(values: list[Any], tile: _Tile) -> Iterator[Any]:
@@ -141,4 +141,7 @@ def _lines_of_planes(values: list[Any], tile: _Tile) -> Iterator[Any]:
 
 #: (values of the axes of block `conv` in one step, tile) -> elements of the input, one in each line that the step asks
 #: for.
-_LINES: dict[str, Callable[[list[Any], _Tile], Iterator[Any]]] = {CELLS: _lines_of_cells, PLANES: _lines_of_planes}
+_LINES: dict[str, Callable[[list[Any], _Tile], Iterator[Any]]] = {
+    POSITIONS: _lines_of_positions,
+    PLANES: _lines_of_planes,
+}

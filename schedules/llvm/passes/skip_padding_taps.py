@@ -21,19 +21,19 @@ from tvm_conv3d.schedules.llvm.passes.lower_to_loops import values_in
 SKIPS = "tvm_conv3d.skips_axis"
 
 
-def mark(sch: Schedule, spec: CanonicalSpec, loops: dict[int, LoopRV], cell_axes: dict[int, int]) -> None:
+def mark(sch: Schedule, spec: CanonicalSpec, loops: dict[int, LoopRV], position_axes: dict[int, int]) -> None:
     """Marks loops over the taps of an axis (0 depth, 1 height), where that axis is padded.
 
     Args:
         sch: the schedule.
         spec: the problem.
         loops: axis -> loop over its taps.
-        cell_axes: axis -> where its output position is among the iteration values of the block.
+        position_axes: axis -> where its output position is among the iteration values of the block.
     """
     for axis, loop in loops.items():
         if spec.pads[axis] != (0, 0):
             before = spec.pads[axis].before
-            of_axis = [cell_axes[axis], spec.strides[axis], spec.dilation[axis], before, spec.size[axis]]
+            of_axis = [position_axes[axis], spec.strides[axis], spec.dilation[axis], before, spec.size[axis]]
             sch.annotate(loop, SKIPS, of_axis)
 
 

@@ -68,6 +68,6 @@ def test_bounds_of_a_piece_are_those_of_its_cells(
 ) -> None:
     """TVM writes one for the other where it sees that they are the same."""
     w = ir.Var("w", "int32")
-    found = index_analysis.bounds([condition(w), begins(w)], w, 1, cell=7)
+    found = index_analysis.bounds([condition(w), begins(w)], w, 1, per_position=7)
     assert max(map(int, found.first)) == 7
     assert min(map(int, found.end)) == 14

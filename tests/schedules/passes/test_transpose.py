@@ -139,7 +139,7 @@ def test_buffers_stay_as_large_as_what_is_accessed(algorithm: str, change: dict[
     for variant in rule.variants(spec, cpu_traits(target))[:8]:
         schedule = Schedule(rule.declare(spec, variant).module(), seed=1)
         rule.apply(schedule, spec, variant, Decisions(schedule, None))
-        module = pipeline.lowered(lower_to_loops.to_small_buffers(rule.finish(schedule.mod, spec)), target)
+        module = pipeline.lowered(lower_to_loops.to_small_buffers(pipeline.finished(schedule.mod)), target)
         assert written_by_calls(module)
         assert written_by_calls(CompactBufferAllocation()(module)) == written_by_calls(module), variant
 
@@ -151,7 +151,7 @@ def test_strips_stay_as_large_as_the_runs_that_are_copied_from_them() -> None:
     strips = [variant for variant in rule.variants(spec, cpu_traits(target)) if variant.order == "strips"]
     schedule = Schedule(rule.declare(spec, strips[0]).module(), seed=1)
     rule.apply(schedule, spec, strips[0], Decisions(schedule, {"strip": 2}))
-    module = pipeline.lowered(lower_to_loops.to_small_buffers(rule.finish(schedule.mod, spec)), target)
+    module = pipeline.lowered(lower_to_loops.to_small_buffers(pipeline.finished(schedule.mod)), target)
     strip = [size for name, size in written_by_calls(module) if name.startswith("out")]
     assert strip == [2 * strips[0].rows * strips[0].columns * spec.filters]
     assert written_by_calls(CompactBufferAllocation()(module)) == written_by_calls(module)

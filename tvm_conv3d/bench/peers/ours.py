@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tvm_conv3d.bench.peers import Prepared
+from tvm_conv3d.engine import records
 from tvm_conv3d.spec import NO_PADS, Conv3DSpec, post_ops
 
 #: Elements of what is computed between two calls: enough for torch to take several threads.
@@ -59,8 +60,6 @@ class Untuned(Ours):
     """The same with the default plans, whatever records there are."""
 
     def __init__(self, threads: int) -> None:
-        from tvm_conv3d.engine import records
-
         os.environ[records.LOGS_VARIABLE] = records.NO_LOGS
         super().__init__(threads)
 

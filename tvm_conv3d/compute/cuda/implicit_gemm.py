@@ -1,11 +1,11 @@
-"""Convolution as a matrix product whose left matrix is never stored: cells x (taps * channels) by filters.
+"""Convolution as a matrix product whose left matrix is never stored: positions x (taps * channels) by filters.
 
-For GPUs. A block of threads owns a tile of output cells by filters. Step by step along the reduction it gathers the
-input elements that its cells see, zeros outside of the input included, and its share of the weights.
+For GPUs. A block of threads owns a tile of output positions by filters. Step by step along the reduction it gathers the
+input elements that its positions see, zeros outside of the input included, and its share of the weights.
 
 Stages, each a block that a schedule places:
 
-gather    the left matrix: for each output cell the input under a step of the reduction
+gather    the left matrix: for each output position the input under a step of the reduction
 product   the sums of a tile
 partial   kept, where the reduction is cut into parts: the sums of each part
 total     the parts, added in their order by a second kernel
@@ -14,7 +14,7 @@ out       the store in the user's layout
 
 The reduction goes over taps and channels; where channels are few, over both as one index. All extents but those of the
 output are rounded up to whole tiles: weights are zero beyond, and what the gather reads there is zero or a repeated
-cell, never stored. Each phase of a transposed convolution is like a group of its own that reads the channels of its
+position, never stored. Each phase of a transposed convolution is like a group of its own that reads the channels of its
 group.
 """
 
@@ -25,7 +25,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 from tvm import te, tirx
 
 from tvm_conv3d.compute.shared import phases
@@ -66,7 +65,7 @@ class GemmVariant:
     """What the product is cut into; one TE declaration each.
 
     Attributes:
-        cells, filters: output cells and filters of a tile, which one block of threads computes.
+        cells, filters: output positions and filters of a tile, which one block of threads computes.
         step: terms of the reduction that are gathered at a time.
         threads_cells, threads_filters: threads of a block along each side of the tile.
         vector: neighbouring channels that are read at once; divides the channels of a group and `step`.
@@ -91,8 +90,8 @@ class Extents:
     """Sizes of one product.
 
     Attributes:
-        planes: samples whose cells are counted apart: all of them in channels_first, where filters lie between.
-        cells: output cells of a plane.
+        planes: samples whose positions are counted apart: all of them in channels_first, where filters lie between.
+        cells: output positions of a plane.
         taps: axes of the reduction over taps, 1 each where they are flattened.
         terms: of the innermost axis of the reduction: channels of a group, or taps times channels.
         cell_blocks, filter_blocks, steps: number of tiles along each axis.
@@ -133,27 +132,13 @@ def declare(spec: CanonicalSpec, variant: GemmVariant) -> Declaration:
     return GemmBuilder(spec, variant).declaration()
 
 
-def pack_kernel(spec: CanonicalSpec, variant: Cut, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels / groups, filters) as (sets, filter blocks, kd, kh, kw, steps, step, filters)."""
-    e = extents_of(spec, variant)
-    per_set = kernel.reshape(*e.taps, e.terms, spec.sets, spec.set_filters)
-    padded = np.zeros((*e.taps, e.steps * variant.step, spec.sets, e.filter_blocks * variant.filters), spec.accumulator)
-    padded[:, :, :, : e.terms, :, : spec.set_filters] = per_set
-    blocked = padded.reshape(*e.taps, e.steps, variant.step, spec.sets, e.filter_blocks, variant.filters)
-    return np.ascontiguousarray(blocked.transpose(5, 6, 0, 1, 2, 3, 4, 7))
-
-
-def pack_bias(spec: CanonicalSpec, variant: Cut, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,) as (sets, filter blocks, filters of a tile); zeros where there is none."""
-    blocks = extents_of(spec, variant).filter_blocks
-    padded = np.zeros((spec.sets, blocks * variant.filters), spec.accumulator)
-    if bias is not None:
-        padded[:, : spec.set_filters] = bias.reshape(spec.sets, spec.set_filters)
-    return padded.reshape(spec.sets, blocks, variant.filters)
-
-
 def declare_packing(spec: CanonicalSpec, variant: Cut, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
+
+    Returns:
+        Kernel (sets, filter blocks, kd, kh, kw, steps, step, filters).
+        Bias (sets, filter blocks, filters of a tile).
+    """
     return packed_by(weights.kernel, spec, variant, weights)
 
 
@@ -242,20 +227,20 @@ class GemmBuilder:
         return _unravel(number // self.e.steps, self.e.taps), number % self.e.steps
 
     def _element(
-        self, x: te.Tensor, cell: Sequence[Expr], g: Expr, taps: Sequence[Expr], place: Sequence[Expr]
+        self, x: te.Tensor, position: Sequence[Expr], g: Expr, taps: Sequence[Expr], place: Sequence[Expr]
     ) -> Expr:
         """What the left matrix holds.
 
         Args:
             x: the input.
-            cell: plane, and position in it.
+            position: plane, and number in it.
             g: the set of filters.
             taps: along depth, height and width.
             place: number of the step, of the vector in it, and of the element in that.
         """
         spec, variant, e = self.spec, self.variant, self.e
         extents = window_extents(spec, spec.out_size)
-        sample, corner = self._cell(*cell)
+        sample, corner = self._position(*position)
         # all in units of vectors, so that no condition varies inside one
         vectors = spec.group_channels // variant.vector
         step, q, lane = place
@@ -279,15 +264,15 @@ class GemmBuilder:
         """An element of the input as it is multiplied."""
         return widen(stored, self.spec.dtype, self.spec.accumulator)
 
-    def _cell(self, plane: Expr, cell: Expr) -> tuple[Expr, list[Expr]]:
-        """Sample and output cell of a position in a plane; those beyond the last repeat it."""
+    def _position(self, plane: Expr, position: Expr) -> tuple[Expr, list[Expr]]:
+        """Sample and output position by their number in a plane; those beyond the last repeat it."""
         spec, e = self.spec, self.e
         if e.cells % self.variant.cells:
-            cell = tirx.min(cell, e.cells - 1)
+            position = tirx.min(position, e.cells - 1)
         if self.last and spec.batch > 1:
             per_sample = math.prod(spec.out_size)
-            return cell // per_sample, _unravel(cell % per_sample, spec.out_size)
-        return plane, _unravel(cell, spec.out_size)
+            return position // per_sample, _unravel(position % per_sample, spec.out_size)
+        return plane, _unravel(position, spec.out_size)
 
     def _product(self, gather: te.Tensor, kernel: te.Tensor) -> te.Tensor:
         variant, e = self.variant, self.e
@@ -308,7 +293,7 @@ class GemmBuilder:
         return te.compute((variant.parts, *shape) if cut else shape, at, name="product")
 
     def _place(self, i: Expr, term: Expr) -> tuple[Expr, ...]:
-        """Where the gathered matrix of a step holds the element of cell `i` and `term`."""
+        """Where the gathered matrix of a step holds the element of position `i` and `term`."""
         return term // self.variant.vector, term % self.variant.vector, i
 
     def _widened(self, factor: te.TensorSlice) -> Expr:
@@ -343,7 +328,7 @@ class GemmBuilder:
         return te.compute(shape, lambda *at: tile[at], name="out")
 
     def _in_lanes(self, name: str, tiles: te.Tensor) -> te.Tensor:
-        """A copy whose last axis are the elements that are stored at once: filters, or cells in channels_first."""
+        """A copy whose last axis are the elements that are stored at once: filters, or positions in channels_first."""
         store = self.variant.store
         *outer, cells, filters = (int(extent) for extent in tiles.shape)
         if self.last:

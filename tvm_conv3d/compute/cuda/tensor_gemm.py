@@ -9,17 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
-import numpy as np
 from tvm import te
 
 from tvm_conv3d.compute.cuda import implicit_gemm
-from tvm_conv3d.compute.cuda.implicit_gemm import GemmBuilder, error_bound, pack_bias
+from tvm_conv3d.compute.cuda.implicit_gemm import GemmBuilder, error_bound
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.declaration import Declaration
 from tvm_conv3d.compute.shared.packing import Weights
 
-__all__ = ["TensorVariant", "declare", "declare_packing", "error_bound", "pack_bias", "pack_kernel"]
+__all__ = ["TensorVariant", "declare", "declare_packing", "error_bound"]
 
 Expr = Any  # a TVM expression; its classes are not public names
 
@@ -29,7 +27,7 @@ class TensorVariant:
     """What the product is cut into; one TE declaration each.
 
     Attributes:
-        cells, filters: output cells and filters of a tile, which one block of threads computes.
+        cells, filters: output positions and filters of a tile, which one block of threads computes.
         step: terms of the reduction that are gathered at a time; a multiple of 16.
         warps_cells, warps_filters: warps of a block along each side of the tile; each has a multiple of 16 there.
         vector: neighbouring channels that are read at once; divides the channels of a group and `step`.
@@ -60,14 +58,13 @@ def declare(spec: CanonicalSpec, variant: TensorVariant) -> Declaration:
     return _Builder(spec, variant).declaration()
 
 
-def pack_kernel(spec: CanonicalSpec, variant: TensorVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels / groups, filters) as (sets, filter blocks, kd, kh, kw, steps, step, filters)."""
-    half = ml_dtypes.bfloat16 if spec.dtype == "bfloat16" else np.float16
-    return implicit_gemm.pack_kernel(spec, variant, kernel).astype(half)
-
-
 def declare_packing(spec: CanonicalSpec, variant: TensorVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say; bfloat16 as its bits."""
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
+
+    Returns:
+        Kernel (sets, filter blocks, kd, kh, kw, steps, step, filters), bfloat16 as its bits.
+        Bias (sets, filter blocks, filters of a tile).
+    """
     return implicit_gemm.packed_by(weights.stored, spec, variant, weights)
 
 

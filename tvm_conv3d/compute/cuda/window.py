@@ -1,12 +1,12 @@
-"""Convolution with few filters a group on a GPU: each thread computes a few output cells of one filter.
+"""Convolution with few filters a group on a GPU: each thread computes a few output positions of one filter.
 
 There are no neighbours to share weights or sums with, so nothing goes through shared memory: a thread holds the input
-under its cells' windows in registers, one depth tap and channel after the other, and caches serve its neighbours.
+under its positions' windows in registers, one depth tap and channel after the other, and caches serve its neighbours.
 
 Stages, each a block that a schedule places:
 
-window    the input under the windows of a thread's cells, zeros outside of the input included
-conv      the sums of a thread's cells
+window    the input under the windows of a thread's positions, zeros outside of the input included
+conv      the sums of a thread's positions
 out       bias, activation and the store in the user's layout
 """
 
@@ -17,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import te, tirx
 
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
@@ -38,7 +37,7 @@ class WindowVariant:
     """What the output is cut into; one TE declaration each.
 
     Attributes:
-        rows, columns: output cells of one thread.
+        rows, columns: output positions of one thread.
         threads: of a block.
     """
 
@@ -108,9 +107,9 @@ def _window(
     blocks: int,
     tile_of: Callable[[Expr, Expr], dict[str, Expr]],
 ) -> te.Tensor:
-    """What a thread reads under one depth tap in one channel: the cells of all its rows and columns."""
+    """What a thread reads under one depth tap in one channel: the positions of all its rows and columns."""
     tiles = (variant.rows, variant.columns)
-    # of a single cell only the taps, else all cells from the first to the last window's end
+    # of a single position only the taps, else all positions from the first to the last window's end
     extents = [
         k if tile == 1 else (tile - 1) * stride + reach
         for k, tile, stride, reach in zip(s.kernel[1:], tiles, s.strides[1:], s.window[1:], strict=True)
@@ -127,10 +126,10 @@ def _window(
             tile["w"] * (variant.columns * s.strides[2]) + z * steps[1],
         ]
 
-        def read(cell: list[Expr]) -> Expr:
+        def read(position: list[Expr]) -> Expr:
             n = tile["n"]
-            position = (n, *cell, channel) if s.data_format == CHANNELS_LAST else (n, channel, *cell)
-            return widen(x[position], s.dtype, s.accumulator)
+            index = (n, *position, channel) if s.data_format == CHANNELS_LAST else (n, channel, *position)
+            return widen(x[index], s.dtype, s.accumulator)
 
         return zero_padded(s, window_extents(s, covered), where, read)
 
@@ -138,18 +137,13 @@ def _window(
     return te.compute(shape, at, name="window")
 
 
-def pack_kernel(spec: CanonicalSpec, variant: WindowVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels / groups, filters) as (kd, channels / groups, kh, kw, filters)."""
-    return np.ascontiguousarray(kernel.transpose(0, 3, 1, 2, 4).astype(spec.accumulator))
-
-
-def pack_bias(spec: CanonicalSpec, variant: WindowVariant, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,), zeros where there is none."""
-    return np.zeros(spec.filters, spec.accumulator) if bias is None else bias.astype(spec.accumulator)
-
-
 def declare_packing(spec: CanonicalSpec, variant: WindowVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
+
+    Returns:
+        Kernel (kd, channels of a group, kh, kw, filters).
+        Bias (filters,).
+    """
     depth, height, width = spec.kernel
     kernel = te.compute(
         (depth, spec.group_channels, height, width, spec.filters),

@@ -6,7 +6,7 @@ kernels is kept in the GPU's memory.
 
 Stages, each a block that a schedule places:
 
-window                     input cells of a tile, zeros outside of the input included
+window                     input positions of a tile, zeros outside of the input included
 input_w, input_h, input_d  the input's transforms along each transformed axis
 data                       kept: (frequencies, channels, rows of tiles, tiles)
 gather                     a product's step of it
@@ -15,7 +15,7 @@ sums                       kept: the products, in their tiles
 spectrum                   the sums of a tile of the output
 output_d, output_h, output_w  the inverse transforms
 flag, bad                  whether a sum of the tile is not finite: transforms spread NaN and infinity over the tile
-direct                     where it is bad: the tile's cells by the definition, from weights as they were
+direct                     where it is bad: the tile's positions by the definition, from weights as they were
 tile                       bias and activation
 out                        the store in the user's layout
 """
@@ -45,9 +45,7 @@ from tvm_conv3d.compute.shared.winograd_stages import (
     expected_error,
     gathered,
     index_names,
-    split_taps,
     transform,
-    transformed,
 )
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
 
@@ -63,7 +61,7 @@ class WinogradGemmVariant:
 
     Attributes:
         modes: of depth, height, width, a letter each (:mod:`tvm_conv3d.compute.shared.winograd_axes`).
-        tile: output cells of a tile along each axis; 1 along axes without a transform.
+        tile: output positions of a tile along each axis; 1 along axes without a transform.
         cells, filters: tiles of the output and filters of a tile of the product, which one block of threads computes.
         step: channels that are gathered at a time.
         threads_cells, threads_filters: threads of a block along each side of the product's tile.
@@ -156,33 +154,14 @@ def declare(spec: CanonicalSpec, variant: WinogradGemmVariant) -> Declaration:
     return _Builder(spec, variant).declaration()
 
 
-def pack_kernel(spec: CanonicalSpec, variant: WinogradGemmVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels, filters): transformed in float64 as the product reads them, then as they were.
+def declare_packing(spec: CanonicalSpec, variant: WinogradGemmVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
 
     Returns:
-        (frequencies times depth's taps, then all taps; blocks of filters, channels in whole steps, filters).
+        Kernel (frequencies times depth's taps, then all taps as they were; blocks of filters, channels in whole steps,
+        filters).
+        Bias (filters in whole blocks,).
     """
-    e = extents_of(spec, variant)
-    plain = split_taps(e.axes, kernel)
-    # an untransformed depth keeps its taps
-    parts = [plain] if variant.tile[0] > 1 else [plain[i : i + 1] for i in range(e.taps)]
-    there = np.stack([transformed(part, variant.tile) for part in parts], axis=3)
-    shape = plain.shape[3:]
-    both = np.concatenate([there.reshape(-1, *shape), plain.reshape(-1, *shape)])
-    padded = np.zeros((len(both), e.steps * variant.step, e.filter_blocks * variant.filters), spec.accumulator)
-    padded[:, : shape[0], : shape[1]] = both
-    blocked = padded.reshape(*padded.shape[:2], e.filter_blocks, variant.filters)
-    return np.ascontiguousarray(blocked.transpose(0, 2, 1, 3))
-
-
-def pack_bias(spec: CanonicalSpec, variant: WinogradGemmVariant, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,) with zeros up to whole blocks; zeros where there is none."""
-    values = np.zeros(spec.filters) if bias is None else bias
-    return np.pad(values, (0, -spec.filters % variant.filters)).astype(spec.accumulator)
-
-
-def declare_packing(spec: CanonicalSpec, variant: WinogradGemmVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
     e = extents_of(spec, variant)
     read = taps_of_phases(spec, e.axes, weights)
     channels, filters = e.steps * variant.step, variant.filters
@@ -238,13 +217,13 @@ class _Builder:
         shape = (weights, e.filter_blocks, self.padded_channels, variant.filters)
         kernel = te.placeholder(shape, self.acc, name="kernel")
         bias = te.placeholder((e.filter_blocks * variant.filters,), self.acc, name="bias")
-        cell = self._cell(x)
-        data = self._data(cell)
+        input_at = self._input_at(x)
+        data = self._data(input_at)
         sums = self._sums(self._product(data, kernel))
         totals = self._totals(sums)
         bad = self._bad(totals)
         residual = Residual(spec, spec.output_shape)
-        out = self._out(totals, bad, self._direct(cell, kernel, bad), bias, residual)
+        out = self._out(totals, bad, self._direct(input_at, kernel, bad), bias, residual)
         tensors = (x, kernel, bias, *residual.tensors, out)
         return Declaration(tensors, self._tiling(), (data, sums), aligned=True)
 
@@ -252,8 +231,8 @@ class _Builder:
         """Of a transformed axis."""
         return transforms(self.variant.tile[axis], self.axes.taps[axis])
 
-    def _cell(self, x: te.Tensor) -> Callable[..., Expr]:
-        """(sample, part, cell of the part, channel) -> input."""
+    def _input_at(self, x: te.Tensor) -> Callable[..., Expr]:
+        """(sample, part, position of the part, channel) -> input."""
         e, variant = self.e, self.variant
         # vectors of tiles may reach beyond the last
         high = -(-e.slice // e.tiles[2]) * variant.tile[1]
@@ -269,7 +248,7 @@ class _Builder:
             plane = plane // extent if extent > 1 else plane
         return plane, parts
 
-    def _data(self, cell: Callable[..., Expr]) -> te.Tensor:
+    def _data(self, input_at: Callable[..., Expr]) -> te.Tensor:
         """The input's transforms, along width, height and depth."""
         e, (md, mh, mw) = self.e, self.variant.tile
         rows, count = e.data_shape
@@ -278,7 +257,7 @@ class _Builder:
         def at(c, row, t, i, j, k):  # type: ignore[no-untyped-def]
             sample, part = self._place(row // e.rows)
             corner = (row % e.rows * md + i, t // e.tiles[2] * mh + j, t % e.tiles[2] * mw + k)
-            return cell(sample, part, corner, c)
+            return input_at(sample, part, corner, c)
 
         current = te.compute((*outer, *e.frequencies), at, name="window", varargs_names=index_names((*outer, 1, 1, 1)))
         for axis, name in ((2, "input_w"), (1, "input_h"), (0, "input_d")):
@@ -334,7 +313,7 @@ class _Builder:
         return te.compute(shape, lambda *at: product[(*at[:4], at[4] * LANES + at[5])], name="sums")
 
     def _totals(self, sums: te.Tensor) -> te.Tensor:
-        """The inverse transforms: (row of tiles, tile, filter, cells of the tile)."""
+        """The inverse transforms: (row of tiles, tile, filter, positions of the tile)."""
         e, variant = self.e, self.variant
         _, high, wide = e.frequencies
 
@@ -360,8 +339,8 @@ class _Builder:
         one, zero = tirx.const(1, "int32"), tirx.const(0, "int32")
         return te.compute(shape, lambda *at: tirx.Select(tirx.abs(flag[at]) <= most, zero, one), name="bad")
 
-    def _direct(self, cell: Callable[..., Expr], kernel: te.Tensor, bad: te.Tensor) -> te.Tensor:
-        """The cells of a bad tile by the definition."""
+    def _direct(self, input_at: Callable[..., Expr], kernel: te.Tensor, bad: te.Tensor) -> te.Tensor:
+        """The positions of a bad tile by the definition."""
         e, variant = self.e, self.variant
         first = math.prod(e.frequencies) * e.taps
         taps = [te.reduce_axis((0, t), name=f"tap_{name}") for t, name in zip(self.axes.taps, "dhw", strict=True)]
@@ -375,7 +354,7 @@ class _Builder:
             corner = [p * m + i + tap for p, m, i, tap in zip(tile, variant.tile, inside, taps, strict=True)]
             number = first + (taps[0] * high + taps[1]) * wide + taps[2]
             weight = kernel[number, g // variant.filters, channel, g % variant.filters]
-            value = cell(sample, part, corner, channel) * weight
+            value = input_at(sample, part, corner, channel) * weight
             wanted = tirx.if_then_else(bad[row, t, g] == 1, value, tirx.const(0, self.acc))
             return te.sum(wanted, axis=[*taps, channel])
 
@@ -395,7 +374,7 @@ class _Builder:
         return te.compute(direct.shape, at, name="out", varargs_names=names)
 
     def _tiling(self) -> Tiling:
-        """Declared axes: row, tile, filter, and the cells of a tile; the row holds sample, parts and depth."""
+        """Declared axes: row, tile, filter, and the positions of a tile; the row holds sample, parts and depth."""
         spec, e, parts = self.spec, self.e, self.axes.parts
         depth, _, wide = e.tiles
         md, mh, mw = self.variant.tile

@@ -1,9 +1,9 @@
-"""Depthwise convolution, one filter a channel, on rows of cells times channels: lanes need not divide the channels.
+"""Depthwise convolution, one filter a channel, on rows of positions times channels: lanes need not divide the channels.
 
-In channels_last the cells of a row and their channels lie one after the other. Output number j of a row is the sum of
-inputs j + tap x channels, each times a weight of channel j mod channels: vectors run along the whole row, and the
+In channels_last the positions of a row and their channels lie one after the other. Output element j of a row is the sum
+of inputs j + tap x channels, each times a weight of channel j mod channels: vectors run along the whole row, and the
 weights are stored as often as it takes to fill whole vectors (lcm(channels, lanes) of them). Where columns are strided,
-the gathered row holds the cells of each phase one after the other.
+the gathered row holds the positions of each phase one after the other.
 
 Stages: gather, conv, tile, out, as in :mod:`tvm_conv3d.compute.llvm.direct`.
 """
@@ -14,7 +14,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import te
 
 from tvm_conv3d.compute.shared.argument import PACKED_BIAS, PACKED_KERNEL
@@ -32,9 +31,9 @@ class DepthwiseVariant:
     """What the loops of a depthwise convolution are cut into.
 
     Attributes:
-        lanes: numbers of a row in one vector register.
+        lanes: elements of a row in one vector register.
         rows: rows of a register tile, one vector wide.
-        vectors: of a row, in one task; where columns are strided, whole cells or a whole row.
+        vectors: of a row, in one task; where columns are strided, whole positions or a whole row.
         stream: the result is stored past the caches.
     """
 
@@ -83,33 +82,23 @@ def declare(spec: CanonicalSpec, variant: DepthwiseVariant) -> Declaration:
     shape = (spec.batch, depth, row_tiles, rows, vectors, lanes)
     conv = te.compute(shape, conv_at, name="conv")
     tile = te.compute(shape, lambda *i: in_tile(spec, conv(*i), bias[i[4] % stored, i[5]]), name="tile")
-    rows_of_cells = (spec.batch, depth, height, width * spec.channels)
-    residual = Residual(spec, rows_of_cells)
+    rows_of_positions = (spec.batch, depth, height, width * spec.channels)
+    residual = Residual(spec, rows_of_positions)
 
     def out_at(n, d, h, j):  # type: ignore[no-untyped-def]
         return from_tile(spec, tile[n, d, h // rows, h % rows, j // lanes, j % lanes], residual.at(n, d, h, j))
 
-    out = te.compute(rows_of_cells, out_at, name="out")
+    out = te.compute(rows_of_positions, out_at, name="out")
     return Declaration((x, kernel, bias, *residual.tensors, out))
 
 
-def pack_kernel(spec: CanonicalSpec, variant: DepthwiseVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, 1, channels) as (vectors of a period, kd, kh, kw, lanes)."""
-    stored, lanes = _period(spec, variant), variant.lanes
-    repeated = kernel.astype(spec.accumulator)[:, :, :, 0, np.arange(stored * lanes) % spec.channels]
-    return np.ascontiguousarray(np.moveaxis(repeated.reshape(*kernel.shape[:3], stored, lanes), 3, 0))
-
-
-def pack_bias(spec: CanonicalSpec, variant: DepthwiseVariant, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (channels,) as (vectors of a period, lanes); zeros where there is none."""
-    shape = (_period(spec, variant), variant.lanes)
-    if bias is None:
-        return np.zeros(shape, spec.accumulator)
-    return bias.astype(spec.accumulator)[np.arange(math.prod(shape)) % spec.channels].reshape(shape)
-
-
 def declare_packing(spec: CanonicalSpec, variant: DepthwiseVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
+
+    Returns:
+        Kernel (vectors of a period, kd, kh, kw, lanes).
+        Bias (vectors of a period, lanes).
+    """
     stored, lanes = _period(spec, variant), variant.lanes
 
     def kernel_at(vector, d, h, w, lane):  # type: ignore[no-untyped-def]
@@ -137,21 +126,21 @@ def _period(s: CanonicalSpec, variant: DepthwiseVariant) -> int:
     return min(period(s, variant.lanes), _vectors(s, variant))
 
 
-def _gather(s: CanonicalSpec, x: te.Tensor, cells: tuple[int, int], length: int) -> te.Tensor:
-    """The rows that the windows of `cells` output depths and rows see, with zeros around; phases of columns apart."""
+def _gather(s: CanonicalSpec, x: te.Tensor, positions: tuple[int, int], length: int) -> te.Tensor:
+    """The rows that the windows of so many output depths and rows see, with zeros around; phases of columns apart."""
     phases, channels = s.strides[2], s.channels
-    extents = window_extents(s, (*cells, 1))[:2]
+    extents = window_extents(s, (*positions, 1))[:2]
     length = -(-(length + (s.window[2] - 1) // phases * channels) // channels) * channels
     befores, size = [b for b, _ in s.pads], list(s.size)
-    # in single numbers, so that one comparison serves neighbours
+    # in single elements, so that one comparison serves neighbours
     befores[2] *= channels
     size[2] *= channels
 
     def at(n, d, h, phase, j):  # type: ignore[no-untyped-def]
         index = j if phases == 1 else j // channels * (phases * channels) + phase * channels + j % channels
 
-        def read(cell: list[Any]) -> Any:
-            return widen(x[(n, *cell)], s.dtype, s.accumulator)
+        def read(position: list[Any]) -> Any:
+            return widen(x[(n, *position)], s.dtype, s.accumulator)
 
         return zero_outside(s.accumulator, befores, size, (*extents, phases * length), (d, h, index), read)
 

@@ -2,8 +2,8 @@
 
 Stages, each a block that a schedule places:
 
-gather      a zero-padded copy of the input cells, channels innermost, widened to the accumulator's type
-conv        the sums of one register tile: `rows` x `columns` output cells by `vectors` x `lanes` filters
+gather      a zero-padded copy of the input positions, channels innermost, widened to the accumulator's type
+conv        the sums of one register tile: `rows` x `columns` output positions by `vectors` x `lanes` filters
 tile        of channels_last: bias and activation, where the result cannot be stored straight from the registers
 transposed  of channels_first: the sums of a tile in rows of each filter
 out         the store in the user's layout, in channels_first with bias and activation, narrowed to the user's type
@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 from tvm import te
 
 from tvm_conv3d.compute.shared import phases
@@ -48,11 +47,11 @@ class DirectVariant:
     Attributes:
         lanes: filters in one vector register.
         vectors: vector registers of filters in a tile.
-        rows, columns: output cells of a tile.
+        rows, columns: output positions of a tile.
         gather: where the padded copy is made: "task" (each task its own part), "root" (all of it, first) or "none"
             (the input is read as it is: it must have no pads, and tiles must divide the output).
         order: which loop encloses which: "filters_spatial", "spatial_filters", "filters_parallel", where blocks of
-            filters are tasks of their own, or "strips": as "spatial_filters", with the results of some cells put
+            filters are tasks of their own, or "strips": as "spatial_filters", with the results of some positions put
             together in L1 and copied to the output in one run (in channels_last only).
         unroll_taps: the taps of a row are unrolled beside the tile (pays when channels are few).
         stream: the result is stored past the caches.
@@ -74,7 +73,7 @@ class DirectVariant:
 def declare(spec: CanonicalSpec, variant: DirectVariant) -> Declaration:
     """The TE declaration of `spec`.
 
-    Arguments of the function: input, packed weights (:func:`pack_kernel`), packed bias (:func:`pack_bias`), output.
+    Arguments of the function: input, packed weights and packed bias (:func:`declare_packing`), output.
 
     Raises:
         ValueError: `variant` reads the input as it is although `spec` needs a padded copy, or its interleaved groups
@@ -101,16 +100,16 @@ def declare(spec: CanonicalSpec, variant: DirectVariant) -> Declaration:
     kernel = te.placeholder(shape, acc, name="kernel")
     bias = te.placeholder((groups, blocks, vectors, lanes), acc, name="bias")
 
-    cells = (depth, row_tiles * rows, column_tiles * columns)
-    read = _gather(spec, x, cells, together) if variant.gather != "none" else grouped_reader(spec, x)
+    positions = (depth, row_tiles * rows, column_tiles * columns)
+    read = _gather(spec, x, positions, together) if variant.gather != "none" else grouped_reader(spec, x)
     taps, channel = reduction(spec)
 
     def conv_at(n, g, b, d, ho, hi, wo, wi, v, lane):  # type: ignore[no-untyped-def]
         at = (d, ho * rows + hi, wo * columns + wi)
-        cell = under_tap(spec, at, taps)
+        position = under_tap(spec, at, taps)
         group = phases.group(spec, g)
         place = (group, channel) if together == 1 else (group, channel, lane % together)
-        return te.sum(read(n, *cell, *place) * kernel[(g, b, *taps, channel, v, lane)], axis=[*taps, channel])
+        return te.sum(read(n, *position, *place) * kernel[(g, b, *taps, channel, v, lane)], axis=[*taps, channel])
 
     conv_shape = (spec.batch, groups, blocks, depth, row_tiles, rows, column_tiles, columns, vectors, lanes)
     conv = te.compute(conv_shape, conv_at, name="conv")
@@ -130,33 +129,25 @@ def declare(spec: CanonicalSpec, variant: DirectVariant) -> Declaration:
         v, lane = filters.place(f)
         at = in_layout(spec, n, (g, f), (d, h, w))
         added = residual.at(*at) if tiling is None else residual.in_tile(tiling, at)
-        cell = (n, g, v // vectors, d, h // rows, h % rows, w // columns)
+        position = (n, g, v // vectors, d, h // rows, h % rows, w // columns)
         if spec.data_format == CHANNELS_LAST or together > 1:
-            return from_tile(spec, tile[(*cell, w % columns, v % vectors, lane)], added)
-        value = transposed[(*cell, v % vectors, lane, w % columns)]
+            return from_tile(spec, tile[(*position, w % columns, v % vectors, lane)], added)
+        value = transposed[(*position, v % vectors, lane, w % columns)]
         return finish(spec, value, bias[g, v // vectors, v % vectors, lane], added)
 
     out = grouped_output(spec, groups, filters.shared_filters, out_at)
     return Declaration((x, kernel, bias, *residual.tensors, out), tiling, stages_in_tiles=False)
 
 
-def pack_kernel(spec: CanonicalSpec, variant: DirectVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels / groups, filters) as (groups, blocks, kd, kh, kw, channels, vectors, lanes).
+def declare_packing(spec: CanonicalSpec, variant: DirectVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
+
+    Returns:
+        Kernel (groups, blocks, kd, kh, kw, channels, vectors, lanes).
+        Bias (groups, blocks, vectors, lanes).
 
     Interleaved groups count as one, each phase of a group as one more.
     """
-    packed = FilterPacking.of(spec, variant).pack(kernel, spec.accumulator)
-    return np.ascontiguousarray(packed.transpose(4, 5, 0, 1, 2, 3, 6, 7))
-
-
-def pack_bias(spec: CanonicalSpec, variant: DirectVariant, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,) as (groups, blocks, vectors, lanes); zeros where there is none."""
-    values = np.zeros(spec.filters, spec.accumulator) if bias is None else bias
-    return FilterPacking.of(spec, variant).pack(values, spec.accumulator)
-
-
-def declare_packing(spec: CanonicalSpec, variant: DirectVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
     filters = FilterPacking.of(spec, variant)
 
     def kernel_at(shared, block, d, h, w, channel, vector, lane):  # type: ignore[no-untyped-def]
@@ -185,17 +176,17 @@ def needs_gather(spec: CanonicalSpec, variant: DirectVariant) -> bool:
     )
 
 
-def _gather(spec: CanonicalSpec, x: te.Tensor, cells: tuple[int, ...], together: int) -> te.Tensor:
-    """A copy with zeros around it, as large as the windows of `cells` output cells along each axis.
+def _gather(spec: CanonicalSpec, x: te.Tensor, positions: tuple[int, ...], together: int) -> te.Tensor:
+    """A copy with zeros around it, as large as the windows of so many output positions along each axis.
 
     The same channel of `together` groups lies side by side.
     """
-    extents = window_extents(spec, cells)
+    extents = window_extents(spec, positions)
     read = grouped_reader(spec, x)
 
     def at(n, d, h, w, g, c, *turn):  # type: ignore[no-untyped-def]
         group = g * together + turn[0] if turn else g
-        return zero_padded(spec, extents, (d, h, w), lambda cell: read(n, *cell, group, c))
+        return zero_padded(spec, extents, (d, h, w), lambda position: read(n, *position, group, c))
 
     turns = (together,) if together > 1 else ()
     shape = (spec.batch, *extents, spec.groups // together, spec.group_channels, *turns)

@@ -14,7 +14,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import te
 
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
@@ -42,7 +41,7 @@ class GroupedVariant:
 
     Attributes:
         lanes: filters in one vector register, of any number of groups.
-        rows, columns: output cells of a register tile.
+        rows, columns: output positions of a register tile.
         parallel_blocks: blocks of filters are tasks of their own.
         shuffled: a vector is copied once, and its channels change lanes within their groups in registers.
         stream: the result is stored past the caches.
@@ -78,9 +77,9 @@ def declare(spec: CanonicalSpec, variant: GroupedVariant) -> Declaration:
 
     def conv_at(n, b, d, ho, hi, wo, wi, lane):  # type: ignore[no-untyped-def]
         at = (d, ho * rows + hi, wo * columns + wi)
-        cell = under_tap(spec, at, taps)
+        position = under_tap(spec, at, taps)
         place = (0, lane ^ channel) if variant.shuffled else (channel, lane)
-        return te.sum(gather[(n, b, *cell, *place)] * kernel[(b, *taps, channel, lane)], axis=[*taps, channel])
+        return te.sum(gather[(n, b, *position, *place)] * kernel[(b, *taps, channel, lane)], axis=[*taps, channel])
 
     conv_shape = (spec.batch, blocks, depth, row_tiles, rows, column_tiles, columns, lanes)
     conv = te.compute(conv_shape, conv_at, name="conv")
@@ -103,36 +102,20 @@ def declare(spec: CanonicalSpec, variant: GroupedVariant) -> Declaration:
         )
 
         def finished(n, f, d, h, w):  # type: ignore[no-untyped-def]
-            *cell, wi, lane = place(n, f, d, h, w)
-            return finish(spec, transposed(*cell, lane, wi), bias[cell[1], lane], residual.at(n, f, d, h, w))
+            *position, wi, lane = place(n, f, d, h, w)
+            return finish(spec, transposed(*position, lane, wi), bias[position[1], lane], residual.at(n, f, d, h, w))
 
         out = te.compute(spec.output_shape, finished, name="out")
     return Declaration((x, kernel, bias, *residual.tensors, out))
 
 
-def pack_kernel(spec: CanonicalSpec, variant: GroupedVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels / groups, filters) as (blocks, kd, kh, kw, channels / groups, lanes)."""
-    blocks = -(-spec.filters // variant.lanes)
-    padded = np.zeros((*kernel.shape[:4], blocks * variant.lanes), spec.accumulator)
-    if variant.shuffled:
-        # the channel that a lane meets is its own, with the bits of the step flipped
-        step, lane = np.ogrid[: kernel.shape[3], : spec.filters]
-        kernel = np.take_along_axis(kernel, (lane % kernel.shape[3] ^ step)[None, None, None], 3)
-    padded[..., : spec.filters] = kernel
-    return np.ascontiguousarray(np.moveaxis(padded.reshape(*kernel.shape[:4], blocks, variant.lanes), 4, 0))
-
-
-def pack_bias(spec: CanonicalSpec, variant: GroupedVariant, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,) as (blocks, lanes); zeros where there is none."""
-    blocks = -(-spec.filters // variant.lanes)
-    padded = np.zeros(blocks * variant.lanes, spec.accumulator)
-    if bias is not None:
-        padded[: spec.filters] = bias
-    return padded.reshape(blocks, variant.lanes)
-
-
 def declare_packing(spec: CanonicalSpec, variant: GroupedVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
+
+    Returns:
+        Kernel (blocks, kd, kh, kw, channels of a group, lanes).
+        Bias (blocks, lanes).
+    """
     lanes, blocks = variant.lanes, -(-spec.filters // variant.lanes)
 
     def kernel_at(block, d, h, w, step, lane):  # type: ignore[no-untyped-def]
@@ -149,16 +132,16 @@ def error_bound(spec: CanonicalSpec, variant: GroupedVariant) -> float:
     return error_of_sums(spec, spec.group_channels * math.prod(spec.kernel))
 
 
-def _gather(s: CanonicalSpec, variant: GroupedVariant, x: te.Tensor, cells: tuple[int, ...]) -> te.Tensor:
-    """For each block of filters: the input cells with zeros around, and each lane's own channels, or one of them."""
-    extents, lanes = window_extents(s, cells), variant.lanes
+def _gather(s: CanonicalSpec, variant: GroupedVariant, x: te.Tensor, positions: tuple[int, ...]) -> te.Tensor:
+    """For each block of filters: the input with zeros around, and each lane's own channels, or one of them."""
+    extents, lanes = window_extents(s, positions), variant.lanes
 
     def at(n, b, d, h, w, c, lane):  # type: ignore[no-untyped-def]
         of_filter = b * lanes + lane
         channel = of_filter if variant.shuffled else of_filter // s.group_filters * s.group_channels + c
 
-        def read(cell: list[Any]) -> Any:
-            index = (n, *cell, channel) if s.data_format == CHANNELS_LAST else (n, channel, *cell)
+        def read(position: list[Any]) -> Any:
+            index = (n, *position, channel) if s.data_format == CHANNELS_LAST else (n, channel, *position)
             return widen(x[index], s.dtype, s.accumulator)
 
         inside = [of_filter < s.filters] if s.filters % lanes else []

@@ -19,7 +19,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import te
 
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
@@ -46,8 +45,8 @@ class PlanesVariant:
         filters: filters of a tile.
         gather: whether the rows are copied; else the input is read as it is, where :func:`needs_gather` says that this
             will do.
-        filters_first: a task computes all its cells of some filters, then of the next; else of one tile of cells all
-            filters.
+        filters_first: a task computes all its positions of some filters, then of the next; else of one tile of
+            positions all filters.
         stream: the result is stored past the caches.
     """
 
@@ -128,27 +127,13 @@ def declare(spec: CanonicalSpec, variant: PlanesVariant) -> Declaration:
     )
 
 
-def pack_kernel(spec: CanonicalSpec, variant: PlanesVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels / groups, filters) as (groups, blocks, kd, kh, kw, channels, filters of a tile)."""
-    per_group = kernel.reshape(*spec.kernel, spec.group_channels, spec.groups, spec.group_filters)
-    blocks = _blocks(spec, variant)
-    padded = np.zeros((*per_group.shape[:5], blocks * variant.filters), spec.accumulator)
-    padded[..., : spec.group_filters] = per_group
-    blocked = padded.reshape(*per_group.shape[:5], blocks, variant.filters)
-    return np.ascontiguousarray(blocked.transpose(4, 5, 0, 1, 2, 3, 6))
-
-
-def pack_bias(spec: CanonicalSpec, variant: PlanesVariant, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,) as (groups, blocks, filters of a tile); zeros where there is none."""
-    blocks = _blocks(spec, variant)
-    padded = np.zeros((spec.groups, blocks * variant.filters), spec.accumulator)
-    if bias is not None:
-        padded[:, : spec.group_filters] = bias.reshape(spec.groups, spec.group_filters)
-    return padded.reshape(spec.groups, blocks, variant.filters)
-
-
 def declare_packing(spec: CanonicalSpec, variant: PlanesVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
+
+    Returns:
+        Kernel (groups, blocks, kd, kh, kw, channels of a group, filters of a tile).
+        Bias (groups, blocks, filters of a tile).
+    """
     blocks, filters, each = _blocks(spec, variant), variant.filters, spec.group_filters
 
     def kernel_at(group, block, d, h, w, channel, i):  # type: ignore[no-untyped-def]
@@ -178,15 +163,15 @@ def _read(s: CanonicalSpec, x: te.Tensor) -> Any:
 
 
 def copied_steps(s: CanonicalSpec) -> Triple:
-    """How far the windows of neighbouring cells lie apart in the copy, which of single taps holds only what is read."""
+    """Distance of neighbouring positions' windows in the copy, which of single taps holds only what is read."""
     depth, height, width = (1 if k == 1 else stride for k, stride in zip(s.kernel, s.strides, strict=True))
     return depth, height, width
 
 
-def _gather(s: CanonicalSpec, x: te.Tensor, cells: tuple[int, int], length: int) -> te.Tensor:
-    """The rows that the windows of `cells` output depths and rows see, with zeros around; phases of columns apart."""
+def _gather(s: CanonicalSpec, x: te.Tensor, positions: tuple[int, int], length: int) -> te.Tensor:
+    """The rows that the windows of so many output depths and rows see, with zeros around; phases of columns apart."""
     phases = s.strides[2]
-    extents = window_extents(s, (*cells, 1))[:2]
+    extents = window_extents(s, (*positions, 1))[:2]
     length += (s.window[2] - 1) // phases
     # distances, in the input, of neighbouring rows of the copy
     depth, height, _ = (stride // step for stride, step in zip(s.strides, copied_steps(s), strict=True))
@@ -195,7 +180,7 @@ def _gather(s: CanonicalSpec, x: te.Tensor, cells: tuple[int, int], length: int)
     read = grouped_reader(s, x)
 
     def at(n, g, c, d, h, phase, w):  # type: ignore[no-untyped-def]
-        cell = (d * depth, h * height, w * phases + phase)
-        return zero_padded(s, (*extents, length * phases), cell, lambda place: read(n, *place, g, c))
+        position = (d * depth, h * height, w * phases + phase)
+        return zero_padded(s, (*extents, length * phases), position, lambda place: read(n, *place, g, c))
 
     return te.compute((s.batch, s.groups, s.group_channels, *shape), at, name="gather")

@@ -1,17 +1,17 @@
 """N-dimensional Winograd convolution: gather, transform, product, inverse transform, store.
 
-Along each axis the output is cut into tiles of m cells, computed by F(m, k) of Cook and Toom; axes nest and have modes
-(:mod:`tvm_conv3d.compute.shared.winograd_axes`). A group of neighbouring tiles makes one task.
+Along each axis the output is cut into tiles of m positions, computed by F(m, k) of Cook and Toom; axes nest and have
+modes (:mod:`tvm_conv3d.compute.shared.winograd_axes`). A group of neighbouring tiles makes one task.
 
 Stages, each a block that a schedule places:
 
-gather                      zero-padded input cells of each part, phases and folded taps as channels, whole vectors
+gather                      zero-padded input positions of each part, phases and folded taps as channels, whole vectors
 input_w, input_h, input_d   the input's transforms along each transformed axis, the last in the layout of the product
 product                     for each of the frequencies, and each group, tiles x channels by channels x filters
 output_d, output_h, output_w  the inverse transforms
 transposed                      sums in rows of each filter, see :func:`transposes_sums`
 out                         bias, activation and store
-flags                       not finite where a sum is not: a Winograd tile spreads NaN and infinity over its cells
+flags                       not finite where a sum is not: a Winograd tile spreads NaN and infinity over its positions
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import te, tirx
 
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
@@ -41,9 +40,7 @@ from tvm_conv3d.compute.shared.winograd_stages import (
     expected_error,
     gathered,
     index_names,
-    split_taps,
     transform,
-    transformed,
 )
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
 
@@ -56,7 +53,7 @@ class WinogradVariant:
 
     Attributes:
         modes: of depth, height, width, a letter each: "p", "s", "f" or "d".
-        tile: output cells of a tile along each axis; 1 along axes without a transform.
+        tile: output positions of a tile along each axis; 1 along axes without a transform.
         block: tiles of a task along each axis.
         lanes: channels, and filters, in one vector register.
         vectors: vectors of filters in the product's register tile.
@@ -101,8 +98,8 @@ def transposes_sums(spec: CanonicalSpec, variant: WinogradVariant) -> bool:
 def declare(spec: CanonicalSpec, variant: WinogradVariant) -> Declaration:
     """The TE declaration; arguments: input, transformed weights, packed bias, output, flags.
 
-    Flags are numbers of the accumulator's type, all finite when every sum was; their shape is (batch, parts of
-    dilated axes, groups of tiles along depth, height, width, cells along the longest side of a tile, lanes).
+    Flags are elements of the accumulator's type, all finite when every sum was; their shape is (batch, parts of
+    dilated axes, groups of tiles along depth, height, width, positions along the longest side of a tile, lanes).
 
     Raises:
         ValueError: `variant` does not suit the spec.
@@ -110,26 +107,13 @@ def declare(spec: CanonicalSpec, variant: WinogradVariant) -> Declaration:
     return _Builder(spec, variant).declaration()
 
 
-def pack_kernel(spec: CanonicalSpec, variant: WinogradVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels, filters), transformed in float64, as the product reads them.
+def declare_packing(spec: CanonicalSpec, variant: WinogradVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
 
     Returns:
-        (frequencies along depth, height, width, blocks of filters, channels of a group, vectors, lanes).
+        Kernel (frequencies along depth, height, width, blocks of filters, channels of a group, vectors, lanes).
+        Bias (filters in whole vectors,).
     """
-    axes = axes_of(spec, variant.modes)
-    taps = transformed(split_taps(axes, kernel), variant.tile, axes.strides)
-    blocked = FilterPacking.of(spec, variant).pack(taps, spec.accumulator).transpose(0, 1, 2, 4, 5, 3, 6, 7)
-    return np.ascontiguousarray(blocked).reshape(*blocked.shape[:3], -1, *blocked.shape[5:])
-
-
-def pack_bias(spec: CanonicalSpec, variant: WinogradVariant, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,) with zeros up to whole vectors; all zeros where there is none."""
-    values = np.zeros(spec.filters) if bias is None else bias
-    return np.pad(values, (0, -spec.filters % variant.lanes)).astype(spec.accumulator)
-
-
-def declare_packing(spec: CanonicalSpec, variant: WinogradVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
     axes, filters = axes_of(spec, variant.modes), FilterPacking.of(spec, variant)
     read = taps_of_phases(spec, axes, weights)
 
@@ -173,7 +157,7 @@ class _Builder:
         self.group_channels = self.axes.channels // spec.groups
         sizes = zip(variant.tile, self.axes.taps, self.axes.strides, strict=True)
         self.matrices = [transforms(*size) for size in sizes]
-        #: gathered cells from tile to tile, per axis
+        #: gathered positions from tile to tile, per axis
         self.steps = triple([m * stride for m, stride in zip(variant.tile, self.axes.strides, strict=True)])
         #: axes with a transform
         self.transformed = [n > 1 for n in self.frequencies]
@@ -186,9 +170,9 @@ class _Builder:
         bias = te.placeholder((-(-spec.filters // variant.lanes) * variant.lanes,), self.acc, name="bias")
         product = self._product(self._input(self._gather(x)), kernel)
         sums = self._output(product)
-        by_cell = self._transposed(sums) if transposes_sums(spec, variant) else self._cells_of(sums)
+        by_position = self._transposed(sums) if transposes_sums(spec, variant) else self._positions_of(sums)
         residual = Residual(spec, spec.output_shape)
-        out = self._out(by_cell, bias, residual)
+        out = self._out(by_position, bias, residual)
         return Declaration((x, kernel, bias, *residual.tensors, out, self._flags(sums)), self._tiling())
 
     def _gather(self, x: te.Tensor) -> te.Tensor:
@@ -213,13 +197,13 @@ class _Builder:
 
         def along_w(*index):  # type: ignore[no-untyped-def]
             *at, i, j, _, tw, c, lane = index
-            return self._cell(gather, at, (i, j, tw), c * lanes + lane)
+            return self._position(gather, at, (i, j, tw), c * lanes + lane)
 
         if self.transformed[2]:
 
             def wide(k, *index):  # type: ignore[no-untyped-def]
                 *at, i, j, _, tw, c, lane = index
-                return self._cell(gather, at, (i, j, tw * sw + k), c * lanes + lane)
+                return self._position(gather, at, (i, j, tw * sw + k), c * lanes + lane)
 
             along_w = self._transform(
                 (*self.outer, rows_d, rows_h, aw, bw, *inner), "input_w", self.matrices[2].input, wide, from_end=4
@@ -248,8 +232,8 @@ class _Builder:
             return self._transform(shape, "input_d", self.matrices[0].input, deep, from_end=6).tensor
         return te.compute(shape, lambda *index: deep(0, *index), name="input_d", varargs_names=index_names(shape))
 
-    def _cell(self, gather: te.Tensor, at: Sequence[Expr], within: Sequence[Expr], channel: Expr) -> Expr:
-        """A gathered cell of the task `at`."""
+    def _position(self, gather: te.Tensor, at: Sequence[Expr], within: Sequence[Expr], channel: Expr) -> Expr:
+        """A gathered position of the task `at`."""
         n, *parts_groups = at
         parts = [tirx.const(0, "int32")] * 3
         for axis, part in zip(self.parted, parts_groups, strict=False):
@@ -302,8 +286,8 @@ class _Builder:
         """sum_i matrix[row, i] * read(i, ...), where the row is the index that is `from_end` before the end."""
         return Stage(transform(self.acc, shape, name, matrix, read, from_end))
 
-    def _cells_of(self, sums: Callable[..., Expr]) -> Callable[..., Expr]:
-        """The sums by task, place of a cell within it, vector of filters and lane."""
+    def _positions_of(self, sums: Callable[..., Expr]) -> Callable[..., Expr]:
+        """The sums by task, position within it, vector of filters and lane."""
         (md, mh, mw), (_, bh, bw) = self.variant.tile, self.variant.block
 
         def at(*index):  # type: ignore[no-untyped-def]
@@ -315,26 +299,26 @@ class _Builder:
 
     def _transposed(self, sums: Callable[..., Expr]) -> Callable[..., Expr]:
         """:meth:`_cells_of` as a tensor with rows of each filter."""
-        at, lanes = self._cells_of(sums), self.variant.lanes
+        at, lanes = self._positions_of(sums), self.variant.lanes
         depth, height, width = (b * m for b, m in zip(self.variant.block, self.variant.tile, strict=True))
         shape = (*self.outer, depth, height, self.filter_blocks * self.variant.vectors, lanes, width)
 
         def row(*index):  # type: ignore[no-untyped-def]
-            *cell, vector, lane, w = index
-            return at(*cell, w, vector, lane)
+            *position, vector, lane, w = index
+            return at(*position, w, vector, lane)
 
         transposed = te.compute(shape, row, name="transposed", varargs_names=index_names(shape))
 
         def read(*index):  # type: ignore[no-untyped-def]
-            *cell, w, vector, lane = index
-            return transposed(*cell, vector, lane, w)
+            *position, w, vector, lane = index
+            return transposed(*position, vector, lane, w)
 
         return read
 
-    def _sum_at(self, by_cell: Callable[..., Expr], n: Expr, cells: Sequence[Expr], f: Expr) -> Expr:
-        """The sum of an output cell; parted axes have two indices, that within its part and the part."""
+    def _sum_at(self, by_position: Callable[..., Expr], n: Expr, positions: Sequence[Expr], f: Expr) -> Expr:
+        """The sum of an output position; parted axes have two indices, that within its part and the part."""
         parts, groups, within = [], [], []
-        left = list(cells)
+        left = list(positions)
         for axis, (m, b) in enumerate(zip(self.variant.tile, self.variant.block, strict=True)):
             o = left.pop(0)
             if axis in self.parted:
@@ -342,18 +326,18 @@ class _Builder:
             groups.append(o // (m * b))
             within.append(o % (m * b))
         if self.filters.sharing == 1:
-            return by_cell(n, *parts, *groups, *within, *self.filters.place(f))
+            return by_position(n, *parts, *groups, *within, *self.filters.place(f))
         vector, lane = self.filters.place(f % self.filters.shared_filters)
         vector += f // self.filters.shared_filters * (self.filters.blocks * self.variant.vectors)
-        return by_cell(n, *parts, *groups, *within, vector, lane)
+        return by_position(n, *parts, *groups, *within, vector, lane)
 
-    def _out(self, by_cell: Callable[..., Expr], bias: te.Tensor, residual: Residual) -> te.Tensor:
+    def _out(self, by_position: Callable[..., Expr], bias: te.Tensor, residual: Residual) -> te.Tensor:
         tiling = self._tiling()
 
         def at(*index):  # type: ignore[no-untyped-def]
-            n, *cells, f = index if self.spec.data_format == CHANNELS_LAST else (index[0], *index[2:], index[1])
+            n, *positions, f = index if self.spec.data_format == CHANNELS_LAST else (index[0], *index[2:], index[1])
             added = residual.at(*(index if tiling is None else tiling.real(index)))
-            return finish(self.spec, self._sum_at(by_cell, n, cells, f), bias[f], added)
+            return finish(self.spec, self._sum_at(by_position, n, positions, f), bias[f], added)
 
         size = [extent for axis in range(3) for extent in self._declared(axis)]
         batch, filters = self.spec.batch, self.spec.filters
@@ -361,7 +345,7 @@ class _Builder:
         return te.compute(shape, at, name="out", varargs_names=index_names(shape))
 
     def _declared(self, axis: int) -> tuple[int, ...]:
-        """Extents of the output's axis as declared: of parted ones the cells of a part, and the parts."""
+        """Extents of the output's axis as declared: of parted ones the positions of a part, and the parts."""
         size = self.axes.part_size(self.spec.out_size)[axis]
         return (size, self.axes.parts[axis]) if axis in self.parted else (size,)
 
@@ -387,10 +371,10 @@ class _Builder:
         over = [te.reduce_axis((0, extent), name=f"r{i}") for i, extent in enumerate(extents)]
 
         def at(*index):  # type: ignore[no-untyped-def]
-            *outer, cell, lane = index
-            cells: list[Expr] = list(over[:2])
-            cells.insert(apart, cell)
-            return te.sum(sums(*outer, *cells, *over[2:], lane) * tiny, axis=over)
+            *outer, position, lane = index
+            positions: list[Expr] = list(over[:2])
+            positions.insert(apart, position)
+            return te.sum(sums(*outer, *positions, *over[2:], lane) * tiny, axis=over)
 
         shape = (*self.outer, beside, self.variant.lanes)
         return te.compute(shape, at, name="flags", varargs_names=index_names(shape))

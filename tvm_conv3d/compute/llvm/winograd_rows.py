@@ -9,7 +9,7 @@ Lanes of a vector are filters, and each lane has the input of its own group
 
 Stages, each a block that a schedule places:
 
-gather      zero-padded input cells, for each lane those of its group
+gather      zero-padded input positions, for each lane those of its group
 input       the rows' transform: one image for each frequency
 product     the sums over channels and the taps of depth and height, on register tiles
 output      the inverse transform
@@ -25,7 +25,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import te, tirx
 
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
@@ -49,7 +48,7 @@ class WinogradRowsVariant:
     """What a Winograd convolution along rows is cut into; one TE declaration each.
 
     Attributes:
-        tile: output cells of a tile, along the width.
+        tile: output positions of a tile, along the width.
         block: output depths, output rows and tiles of a row in a task.
         lanes: filters in one vector register.
         rows, columns: output rows, and tiles of a row, in the product's register tile; they divide those of a task.
@@ -74,8 +73,8 @@ def applies(spec: CanonicalSpec) -> bool:
 def declare(spec: CanonicalSpec, variant: WinogradRowsVariant) -> Declaration:
     """The TE declaration; arguments: input, transformed weights, packed bias, output, flags.
 
-    Flags are numbers of the accumulator's type, all finite when every sum was; their shape is (batch, groups of cells
-    along depth, height, width, blocks of filters, lanes).
+    Flags are elements of the accumulator's type, all finite when every sum was; their shape is (batch, groups of
+    positions along depth, height, width, blocks of filters, lanes).
 
     Raises:
         ValueError: `spec` has one group, a stride or dilation along the width, or no taps there.
@@ -92,31 +91,13 @@ def groups_of_cells(spec: CanonicalSpec, variant: WinogradRowsVariant) -> Triple
     return -(-depth // bd), -(-height // bh), -(-width // (bw * variant.tile))
 
 
-def pack_kernel(spec: CanonicalSpec, variant: WinogradRowsVariant, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels / groups, filters), transformed in float64, as the product reads them.
+def declare_packing(spec: CanonicalSpec, variant: WinogradRowsVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
+    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
 
     Returns:
-        (blocks of filters, frequencies, kd, kh, channels / groups, lanes).
+        Kernel (blocks of filters, frequencies, kd, kh, channels of a group, lanes).
+        Bias (blocks, lanes).
     """
-    matrix = np.array(transforms(variant.tile, spec.kernel[2]).kernel, dtype=np.float64)
-    taps = kernel.astype(np.float64)
-    blocks = -(-spec.filters // variant.lanes)
-    whole = np.zeros((len(matrix), *spec.kernel[:2], spec.group_channels, blocks * variant.lanes), spec.accumulator)
-    # not by BLAS, whose locks a forked child inherits and waits for
-    whole[..., : spec.filters] = np.einsum("xw,dhwcf->xdhcf", matrix, taps)
-    return np.ascontiguousarray(np.moveaxis(whole.reshape(*whole.shape[:4], blocks, variant.lanes), 4, 0))
-
-
-def pack_bias(spec: CanonicalSpec, variant: WinogradRowsVariant, bias: np.ndarray | None) -> np.ndarray:
-    """Bias (filters,) as (blocks, lanes); zeros where there is none."""
-    padded = np.zeros(-(-spec.filters // variant.lanes) * variant.lanes, spec.accumulator)
-    if bias is not None:
-        padded[: spec.filters] = bias
-    return padded.reshape(-1, variant.lanes)
-
-
-def declare_packing(spec: CanonicalSpec, variant: WinogradRowsVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, laid out as :func:`pack_kernel` and :func:`pack_bias` say."""
     lanes, blocks = variant.lanes, -(-spec.filters // variant.lanes)
 
     def taps_at(taps, block, channel, lane):  # type: ignore[no-untyped-def]
@@ -166,8 +147,8 @@ class _Builder:
     def _gather(self, x: te.Tensor) -> te.Tensor:
         spec, variant = self.spec, self.variant
         (bd, bh, bw), lanes = variant.block, variant.lanes
-        cells = (self.groups[0] * bd, self.groups[1] * bh, self.groups[2] * bw * variant.tile)
-        extents = window_extents(spec, cells)
+        positions = (self.groups[0] * bd, self.groups[1] * bh, self.groups[2] * bw * variant.tile)
+        extents = window_extents(spec, positions)
 
         def at(n, b, d, h, w, c, lane):  # type: ignore[no-untyped-def]
             f = b * lanes + lane
@@ -235,8 +216,8 @@ class _Builder:
         *outer, wi, m, lanes = (int(extent) for extent in sums.shape)
 
         def at(*index):  # type: ignore[no-untyped-def]
-            *cell, lane, w = index
-            return sums[(*cell, w // m, w % m, lane)]
+            *position, lane, w = index
+            return sums[(*position, w // m, w % m, lane)]
 
         shape = (*outer, lanes, wi * m)
         return te.compute(shape, at, name="transposed", varargs_names=index_names(shape))
@@ -249,8 +230,8 @@ class _Builder:
         h = (term(2, bh), term(6, variant.rows), term(7))
         w, block = (term(3, bw * m), term(8, variant.columns * m)), term(4, variant.lanes)
         if self.spec.data_format == CHANNELS_LAST:
-            cells = (d, h, (*w, term(9, m), term(10)))
-            return Tiling(self.spec.output_shape, ((term(0),), *cells, (block, term(11))))
+            positions = (d, h, (*w, term(9, m), term(10)))
+            return Tiling(self.spec.output_shape, ((term(0),), *positions, (block, term(11))))
         return Tiling(self.spec.output_shape, ((term(0),), (block, term(9)), d, h, (*w, term(10))))
 
     def _flags(self, sums: te.Tensor) -> te.Tensor:

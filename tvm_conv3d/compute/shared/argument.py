@@ -23,7 +23,7 @@ PACK = "pack"
 #: Names of what packing gives; it takes the weights as they were under the names of a convolution's.
 PACKED_KERNEL, PACKED_BIAS = "packed_kernel", "packed_bias"
 
-#: The role of each name. Flags are numbers of which the code makes some not finite where a sum is not, and its result
+#: The role of each name. Flags are elements of which the code makes some not finite where a sum is not, and its result
 #: must not be trusted; a residual is added to the sums.
 ROLES: Mapping[str, Role] = {
     X: "input",

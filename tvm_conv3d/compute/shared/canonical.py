@@ -12,8 +12,6 @@ import functools
 import math
 from dataclasses import dataclass, field, fields, replace
 
-import numpy as np
-
 from tvm_conv3d.compute.shared.live_taps import drop_dead_taps, live_taps
 from tvm_conv3d.compute.shared.transposed import AxisTaps, Forward, forward
 from tvm_conv3d.spec import CHANNELS_LAST, DATA_GRADIENT, FORWARD, Conv3DSpec, Convolution, Triple
@@ -58,7 +56,7 @@ class CanonicalSpec(Convolution):
 
     @property
     def phased(self) -> bool:
-        """Whether there are phases, so that windows and cells of the result are not the same."""
+        """Whether there are phases, so that windows and positions of the result are not the same."""
         return self.phases_of_group > 1
 
     @functools.cached_property
@@ -69,27 +67,6 @@ class CanonicalSpec(Convolution):
             for size, windows, phases in zip(self.origin.size, self.out_size, self.phases, strict=True)
         )
         return d, h, w
-
-    def weights(self, kernel: np.ndarray) -> np.ndarray:
-        """The weights (kd, kh, kw, channels of a group, filters) of the origin's; a view where they lie alike."""
-        if self.origin.direction == FORWARD:
-            depth, height, width = (slice(taps[0], taps[0] + len(taps)) for (taps,) in self.taps)  # type: ignore[operator]
-            return kernel[depth, height, width]
-        # in the origin channels of the result stand before those that are read
-        channels, read = self.set_filters, self.group_channels
-        moved = kernel.reshape(*self.origin.kernel, channels, self.groups, read).transpose(0, 1, 2, 5, 4, 3)
-        found = np.zeros((*self.kernel, read, self.groups, *self.phases, channels), kernel.dtype)
-        for phase in np.ndindex(*self.phases):
-            ours, theirs = zip(*map(_pairs, self.taps, phase), strict=True)
-            found[(..., *phase, slice(None))][np.ix_(*ours)] = moved[np.ix_(*theirs)]
-        return found.reshape(*self.kernel, read, self.filters)
-
-    def bias_values(self, bias: np.ndarray | None) -> np.ndarray | None:
-        """The bias of each filter of the origin's, one for each channel of its result; None where there is none."""
-        if bias is None or not self.phased:
-            return bias
-        by_group = bias.reshape(self.groups, 1, self.set_filters)
-        return np.repeat(by_group, self.phases_of_group, axis=1).ravel()
 
     @property
     def weights_identity(self) -> tuple[object, ...]:
@@ -162,9 +139,3 @@ def forward_of(spec: Conv3DSpec) -> Forward:
         return forward(spec)
     depth, height, width = ((tuple(taps),) for taps in live_taps(spec))
     return Forward(drop_dead_taps(spec), (1, 1, 1), (depth, height, width))
-
-
-def _pairs(taps: AxisTaps, phase: int) -> tuple[list[int], list[int]]:
-    """Taps of one phase along an axis, and the origin's taps that they are."""
-    pairs = [(ours, theirs) for ours, theirs in enumerate(taps[phase]) if theirs is not None]
-    return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]

@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 
 Expr = Any  # a TVM expression; its classes are not public names
@@ -87,12 +85,3 @@ class FilterPacking:
         group = shared * self.interleaved + lane % self.interleaved
         whole = self.blocks * self.vectors * self._each == self.filters
         return group * self.filters + number, [] if whole else [number < self.filters]
-
-    def pack(self, values: np.ndarray, dtype: str) -> np.ndarray:
-        """Values (..., filters) as (..., sharing, blocks, vectors, lanes), zeros where there is no filter."""
-        before = values.shape[:-1]
-        padded = np.zeros((*before, self.groups, self.blocks * self.vectors * self._each), dtype)
-        padded[..., : self.filters] = values.reshape(*before, self.groups, self.filters)
-        apart = padded.reshape(*before, self.sharing, self.interleaved, self.blocks, self.vectors, self._each)
-        together = np.moveaxis(apart, -4, -1)
-        return np.ascontiguousarray(together).reshape(*before, self.sharing, self.blocks, self.vectors, self.lanes)

@@ -37,9 +37,9 @@ def grouped_reader(spec: CanonicalSpec, x: te.Tensor) -> Callable[..., Expr]:
     return at
 
 
-def in_layout(spec: CanonicalSpec, n: Expr, channel: Sequence[Expr], cell: Sequence[Expr]) -> tuple[Expr, ...]:
+def in_layout(spec: CanonicalSpec, n: Expr, channel: Sequence[Expr], position: Sequence[Expr]) -> tuple[Expr, ...]:
     """The index of a channel, maybe as group and channel of the group, at a sample's position."""
-    return (n, *cell, *channel) if spec.data_format == CHANNELS_LAST else (n, *channel, *cell)
+    return (n, *position, *channel) if spec.data_format == CHANNELS_LAST else (n, *channel, *position)
 
 
 def grouped_output(spec: CanonicalSpec, groups: int, filters: int, at: Callable[..., Expr]) -> te.Tensor:

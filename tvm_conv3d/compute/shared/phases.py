@@ -84,12 +84,12 @@ def group_of(spec: CanonicalSpec, sets: int) -> tuple[Term]:
 
 
 def tiling(spec: CanonicalSpec) -> Tiling:
-    """Of :func:`tvm_conv3d.compute.shared.layout.grouped_output`, with windows for cells and sets for groups."""
+    """Of :func:`tvm_conv3d.compute.shared.layout.grouped_output`, with windows for positions and sets for groups."""
     if spec.data_format == CHANNELS_LAST:
-        cells, sets, filters = (term(1), term(2), term(3)), 4, term(5)
+        positions, sets, filters = (term(1), term(2), term(3)), 4, term(5)
     else:
-        cells, sets, filters = (term(3), term(4), term(5)), 1, term(2)
-    where, group_ = place(spec, cells, sets), group_of(spec, sets)
+        positions, sets, filters = (term(3), term(4), term(5)), 1, term(2)
+    where, group_ = place(spec, positions, sets), group_of(spec, sets)
     axes = ((term(0),), *where, group_, (filters,))
     if spec.data_format != CHANNELS_LAST:
         axes = ((term(0),), group_, (filters,), *where)
@@ -97,7 +97,7 @@ def tiling(spec: CanonicalSpec) -> Tiling:
 
 
 def tiling_of_product(spec: CanonicalSpec, tile: tuple[int, int], store: int, count: int) -> Tiling:
-    """Of the output of :mod:`tvm_conv3d.compute.implicit_gemm`, a tile of which is declared as (cells, filters, lanes).
+    """Of the output of :mod:`tvm_conv3d.compute.cuda.implicit_gemm`, its tiles declared as (positions, filters, lanes).
 
     Args:
         spec: the problem.
@@ -105,12 +105,12 @@ def tiling_of_product(spec: CanonicalSpec, tile: tuple[int, int], store: int, co
         store: filters that are stored at once, of channels_last.
         count: windows of a plane.
     """
-    cells, filters = tile
+    positions, filters = tile
     # number of a window in its plane, after the declared axes
     window = 7
     depth, height, width = spec.out_size
     windows = (term(window, 1, height * width, depth), term(window, 1, width, height), term(window, 1, 1, width))
-    where, group_, of_plane = place(spec, windows, 1), group_of(spec, 1), ((2, cells), (4, 1))
+    where, group_, of_plane = place(spec, windows, 1), group_of(spec, 1), ((2, positions), (4, 1))
     if spec.data_format == CHANNELS_LAST:
         sample, filter_ = (term(window, 1, math.prod(spec.out_size)),), (term(3, filters // store), term(5))
         shape = (spec.batch, *spec.result_size, spec.groups, spec.set_filters // store, store)

@@ -21,14 +21,14 @@ def reduction(spec: CanonicalSpec) -> tuple[list[te.IterVar], te.IterVar]:
     return taps, te.reduce_axis((0, spec.group_channels), name="channel")
 
 
-def under_tap(spec: CanonicalSpec, cell: Sequence[Expr], taps: Sequence[te.IterVar]) -> list[Expr]:
+def under_tap(spec: CanonicalSpec, position: Sequence[Expr], taps: Sequence[te.IterVar]) -> list[Expr]:
     """Where in the padded input the taps of the window of an output position lie."""
-    return [o * s + t * d for o, s, t, d in zip(cell, spec.strides, taps, spec.dilation, strict=True)]
+    return [o * s + t * d for o, s, t, d in zip(position, spec.strides, taps, spec.dilation, strict=True)]
 
 
-def window_extents(spec: CanonicalSpec, cells: Sequence[int]) -> list[int]:
-    """Extents of the padded input that the windows of `cells` output positions cover."""
-    return [(o - 1) * s + window for o, s, window in zip(cells, spec.strides, spec.window, strict=True)]
+def window_extents(spec: CanonicalSpec, positions: Sequence[int]) -> list[int]:
+    """Extents of the padded input that the windows of so many output positions cover."""
+    return [(o - 1) * s + window for o, s, window in zip(positions, spec.strides, spec.window, strict=True)]
 
 
 def zero_padded(

@@ -1,11 +1,11 @@
 """A transposed convolution, the gradient of a convolution's input, as a forward one.
 
-By definition each input cell adds its products to the cells of the result that lie under its window. Seen from a cell
-of the result: along an axis, the cell at `window * stride + phase` takes tap t of the input cell at `window + offset`,
-where offset * stride = phase + pad before - t * dilation has a whole solution. So the cells of one phase are a forward
-convolution of stride 1 with some of the taps, in reverse order, and with a stride of 1 there is one phase only.
-All phases of all axes have as many windows, but for cells behind the result's end, and get a common range of offsets;
-together they are one convolution whose filters are the channels of the result, once for each phase.
+By definition each input position adds its products to the positions of the result that lie under its window. Seen from
+a position of the result: along an axis, the position at `window * stride + phase` takes tap t of the input position at
+`window + offset`, where offset * stride = phase + pad before - t * dilation has a whole solution. So the positions of
+one phase are a forward convolution of stride 1 with some of the taps, in reverse order, and with a stride of 1 there is
+one phase only. All phases of all axes have as many windows, but for positions behind the result's end, and get a common
+range of offsets; together they are one convolution whose filters are the channels of the result, once for each phase.
 """
 
 from __future__ import annotations
@@ -66,15 +66,15 @@ def forward(spec: Conv3DSpec) -> Forward:
 
 
 def _axis(spec: Conv3DSpec, axis: int) -> _Axis:
-    size, cells, stride = spec.size[axis], spec.out_size[axis], spec.strides[axis]
-    # a result smaller than the stride has a phase for each of its cells
+    size, positions, stride = spec.size[axis], spec.out_size[axis], spec.strides[axis]
+    # a result smaller than the stride has a phase for each of its positions
     phases, windows = max(1, min(stride, size)), -(-size // stride)
     found = {}
     for phase in range(phases):
         last = (size - 1 - phase) // stride
         for tap in range(spec.kernel[axis]):
             offset, rest = divmod(phase + spec.pads[axis].before - tap * spec.dilation[axis], stride)
-            if rest == 0 and -last <= offset < cells:
+            if rest == 0 and -last <= offset < positions:
                 found[phase, offset] = tap
     # where no tap sees the input, one that is out of reach
     offsets = sorted({offset for _, offset in found}) or [-windows]
@@ -82,4 +82,4 @@ def _axis(spec: Conv3DSpec, axis: int) -> _Axis:
     apart = math.gcd(*(offset - first for offset in offsets)) or 1
     places = range(first, offsets[-1] + 1, apart)
     taps = tuple(tuple(found.get((phase, offset)) for offset in places) for phase in range(phases))
-    return _Axis(taps, apart, Pads(-first, windows + offsets[-1] - cells))
+    return _Axis(taps, apart, Pads(-first, windows + offsets[-1] - positions))

@@ -26,12 +26,12 @@ class Axes:
 
     Attributes:
         taps: of the remaining kernel, per axis.
-        strides: gathered cells between the windows of neighbouring outputs, per axis; 1 but for polyphase ones.
-        phases: channels that one input cell's channels became, per axis.
-        step: input cells between gathered cells, per axis.
-        spread: input cells between phases, per axis.
-        parts: interleaved convolutions that are computed apart, per axis; the last ones may have a cell less.
-        channels: of a gathered cell, before padding to whole vectors.
+        strides: gathered positions between the windows of neighbouring outputs, per axis; 1 but for polyphase ones.
+        phases: channels that one input position's channels became, per axis.
+        step: input positions between gathered positions, per axis.
+        spread: input positions between phases, per axis.
+        parts: interleaved convolutions that are computed apart, per axis; the last ones may have a position less.
+        channels: of a gathered position, before padding to whole vectors.
     """
 
     taps: Triple
@@ -43,11 +43,11 @@ class Axes:
     channels: int
 
     def part_size(self, outputs: Sequence[int]) -> Triple:
-        """Output cells of the largest part, per axis, of so many in all."""
+        """Output positions of the largest part, per axis, of so many in all."""
         return triple([-(-count // parts) for count, parts in zip(outputs, self.parts, strict=True)])
 
     def cells(self, outputs: Sequence[int]) -> Triple:
-        """Gathered cells that the windows of so many outputs cover, per axis; of a tile: its frequencies."""
+        """Gathered positions that the windows of so many outputs cover, per axis; of a tile: its frequencies."""
         sides = zip(outputs, self.strides, self.taps, strict=True)
         return triple([(count - 1) * stride + taps for count, stride, taps in sides])
 

@@ -1,4 +1,4 @@
-"""What Winograd's declarations share: the cells that tiles are made of, their weights, and the transforms."""
+"""What Winograd's declarations share: the positions that tiles are made of, their weights, and the transforms."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
 from tvm import te, tirx
 
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.compute.shared.cook_toom import Matrix, amplification, transforms
+from tvm_conv3d.compute.shared.cook_toom import Matrix, amplification
 from tvm_conv3d.compute.shared.elements import widen
 from tvm_conv3d.compute.shared.stages import error_of_sums, zero_padded
 from tvm_conv3d.compute.shared.winograd_axes import Axes
@@ -29,18 +28,18 @@ Expr = Any  # a TVM expression; its classes are not public names
 def gathered(
     spec: CanonicalSpec, axes: Axes, extents: Sequence[int], channels: int, x: te.Tensor, interleaved: int = 1
 ) -> Callable[[Expr, Sequence[Expr], Sequence[Expr], Expr], Expr]:
-    """How a gathered cell is read: (sample, part, cell of that part, channel) -> input, or zero outside of it.
+    """How a gathered position is read: (sample, part, position of that part, channel) -> input, or zero outside of it.
 
     Args:
         spec: the problem.
         axes: its modes.
-        extents: cells of a part, per axis, from which on none is asked for.
+        extents: positions of a part, per axis, from which on none is asked for.
         channels: the same of channels.
         x: the input.
         interleaved: groups of which the same channel lies side by side; the phases of so many groups' channels follow
             each other.
     """
-    # as if the input were padded so that every gathered cell and phase exists
+    # as if the input were padded so that every gathered position and phase exists
     reach = [
         (e - 1) * step + (p - 1) * spread + parts
         for e, step, p, spread, parts in zip(extents, axes.step, axes.phases, axes.spread, axes.parts, strict=True)
@@ -49,14 +48,14 @@ def gathered(
     several = math.prod(axes.phases) > 1
     together = spec.group_channels * interleaved
 
-    def at(n: Expr, part: Sequence[Expr], cell: Sequence[Expr], c: Expr) -> Expr:
+    def at(n: Expr, part: Sequence[Expr], position: Sequence[Expr], c: Expr) -> Expr:
         shared, within = 0, c
         if spec.groups > interleaved and (several or interleaved > 1):
             shared, within = c // (together * math.prod(axes.phases)), c % (together * math.prod(axes.phases))
         phase = (within // (together * pw * ph), within // (together * pw) % ph, within // together % pw)
         where = [
             p + i * step + (q * spread if several else 0)
-            for p, i, step, q, spread in zip(part, cell, axes.step, phase, axes.spread, strict=True)
+            for p, i, step, q, spread in zip(part, position, axes.step, phase, axes.spread, strict=True)
         ]
         channel = within % together if several else within
         if interleaved > 1:
@@ -64,8 +63,8 @@ def gathered(
         channel = shared * together + channel
 
         def read(index: list[Expr]) -> Expr:
-            position = (n, *index, channel) if spec.data_format == CHANNELS_LAST else (n, channel, *index)
-            return widen(x[position], spec.dtype, spec.accumulator)
+            place = (n, *index, channel) if spec.data_format == CHANNELS_LAST else (n, channel, *index)
+            return widen(x[place], spec.dtype, spec.accumulator)
 
         inside = [c < axes.channels] if channels > axes.channels else []
         return zero_padded(spec, reach, where, read, inside)
@@ -73,37 +72,17 @@ def gathered(
     return at
 
 
-def gathered_pieces(spec: CanonicalSpec, axes: Axes) -> tuple[int, int, int]:
-    """What the channels of a gathered cell are made of, of a single group in channels_last.
+def gathered_chunks(spec: CanonicalSpec, axes: Axes) -> tuple[int, int, int]:
+    """What the channels of a gathered position are made of, of a single group in channels_last.
 
     Returns:
-        Numbers that lie side by side in the input, too; those of them that are of the same input cell; how many pieces
-        of so many numbers there are.
+        Elements of a chunk, which lie side by side in the input, too; those of them that are of the same input
+        position; number of chunks.
     """
-    # neighbouring phases along the width are neighbouring cells
+    # neighbouring phases along the width are neighbouring positions
     beside = axes.phases[2] if axes.spread[2] == 1 else 1
-    piece = spec.channels * beside
-    return piece, spec.channels, axes.channels // piece
-
-
-def split_taps(axes: Axes, kernel: np.ndarray) -> np.ndarray:
-    """Weights (kd, kh, kw, channels, filters) as (taps along depth, height, width, gathered channels, filters)."""
-    sizes = tuple(t * p for t, p in zip(axes.taps, axes.phases, strict=True))
-    padded = np.zeros((*sizes, *kernel.shape[3:]))
-    kd, kh, kw = kernel.shape[:3]
-    padded[:kd, :kh, :kw] = kernel
-    split = padded.reshape(*(n for pair in zip(axes.taps, axes.phases, strict=True) for n in pair), *padded.shape[3:])
-    return split.transpose(0, 2, 4, 1, 3, 5, 6, 7).reshape(*axes.taps, -1, kernel.shape[4])
-
-
-def transformed(taps: np.ndarray, tile: Sequence[int], strides: Sequence[int] = (1, 1, 1)) -> np.ndarray:
-    """:func:`split_taps` transformed in float64: (frequencies along depth, height, width, channels, filters)."""
-    for axis, size in enumerate(zip(tile, taps.shape[:3], strides, strict=True)):
-        matrix = np.array(transforms(*size).kernel, dtype=np.float64)
-        # not by BLAS, whose locks a forked child inherits and waits for
-        name = "dhwcf"[axis]
-        taps = np.einsum(f"n{name},dhwcf->{'dhwcf'.replace(name, 'n')}", matrix, taps)
-    return taps
+    chunk = spec.channels * beside
+    return chunk, spec.channels, axes.channels // chunk
 
 
 def expected_error(spec: CanonicalSpec, products: int, sizes: Iterable[Sequence[int]], on_gpu: bool = False) -> float:

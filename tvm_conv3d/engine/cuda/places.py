@@ -12,7 +12,7 @@ _HOMES = ("CUDA_HOME", "CUDA_PATH")
 
 
 def homes() -> Iterator[Path]:
-    """Folders in which a CUDA toolkit may be installed, the wished for first."""
+    """Folders in which a CUDA toolkit may be installed, the requested ones first."""
     for variable in _HOMES:
         if os.environ.get(variable):
             yield Path(os.environ[variable])

@@ -86,9 +86,9 @@ class Record:
         if values.keys() != _CHECKS.keys():
             missing, unknown = sorted(_CHECKS.keys() - values.keys()), sorted(values.keys() - _CHECKS.keys())
             raise RecordError(f"it lacks {missing or 'nothing'} and has unknown {unknown or 'nothing'}")
-        for name, check in _CHECKS.items():
+        for name, (allowed, check) in _CHECKS.items():
             if not check(values[name]):
-                raise RecordError(f"its {name} can't be {str(values[name])[:80]!r}")
+                raise RecordError(f"its {name} must be {allowed}, not {str(values[name])[:80]!r}")
         return cls(**values)
 
 
@@ -127,16 +127,17 @@ def _mapping(of: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, dict) and all(map(of, value.values()))
 
 
-_CHECKS: dict[str, Callable[[object], bool]] = {
-    "spec": _spec_key,
-    "threads": _count,
-    "algorithm": _text,
-    "variant": _mapping(_scalar),
-    "decisions": _mapping(_count),
-    "seconds": _seconds,
-    "default_seconds": _seconds,
-    "isa": _text,
-    "cpu": _text,
-    "date": _date,
-    "versions": _mapping(_text),
+#: Of each field: what it may be, in words and as a check.
+_CHECKS: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "spec": ("a spec's key", _spec_key),
+    "threads": ("an integer of at least 1", _count),
+    "algorithm": ("a text", _text),
+    "variant": ("an object of integers, texts, truths and lists of these", _mapping(_scalar)),
+    "decisions": ("an object of integers of at least 1", _mapping(_count)),
+    "seconds": ("a finite number above 0", _seconds),
+    "default_seconds": ("a finite number above 0", _seconds),
+    "isa": ("a text", _text),
+    "cpu": ("a text", _text),
+    "date": ("a date YYYY-MM-DD", _date),
+    "versions": ("an object of texts", _mapping(_text)),
 }

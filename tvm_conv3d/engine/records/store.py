@@ -49,7 +49,7 @@ class RecordFile:
 
 
 _Signature = tuple[int, int, int]
-_books: dict[Path, tuple[_Signature | None, RecordFile]] = {}
+_files: dict[Path, tuple[_Signature | None, RecordFile]] = {}
 _lock = ForkSafeLock()
 
 
@@ -59,14 +59,14 @@ def load(path: Path) -> RecordFile:
     Warns once for each state of the file of every line that holds no record.
     """
     signature = _signature(path)
-    known = _books.get(path)
+    known = _files.get(path)
     if known is not None and known[0] == signature:
         return known[1]
     with _lock:
-        known = _books.get(path)
+        known = _files.get(path)
         if known is None or known[0] != signature:
-            book = RecordFile(path, {}, {}) if signature is None else _read(path)
-            _books[path] = known = (signature, book)
+            held = RecordFile(path, {}, {}) if signature is None else _read(path)
+            _files[path] = known = (signature, held)
     return known[1]
 
 
@@ -86,14 +86,14 @@ def merge(path: Path, new: Iterable[Record], *, replace: bool = False) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=PATIENCE):
-        book = _read(path, quiet=True) if path.exists() else RecordFile(path, {}, {})
-        records = dict(book.records)
+        held = _read(path, quiet=True) if path.exists() else RecordFile(path, {}, {})
+        records = dict(held.records)
         for record in new:
             present = records.get(record.key)
             if replace or present is None or record.seconds < present.seconds:
                 records[record.key] = record
         text = [records[key].line() for key in sorted(records)]
-        _write(path, "".join(f"{line}\n" for line in [*text, *book.unread]))
+        _write(path, "".join(f"{line}\n" for line in [*text, *held.unread]))
 
 
 def _write(path: Path, text: str) -> None:

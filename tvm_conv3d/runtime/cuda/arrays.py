@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tvm_conv3d.support.dtypes import numpy_dtype
+
 #: DLPack's device types of memory that a GPU addresses: its own, and managed.
 _CUDA = (2, 13)
 
@@ -148,12 +150,12 @@ def _cupy(cupy: Any) -> Library:
     def prepare(array: Any, dtype: str) -> Any:
         # CuPy allocates on the current GPU, which may be another
         with array.device:
-            dense = cupy.ascontiguousarray(array, dtype=_named(dtype))
+            dense = cupy.ascontiguousarray(array, dtype=numpy_dtype(dtype))
             return dense if dense.data.ptr % 16 == 0 else dense.copy()
 
     def empty(shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         with like.device:
-            return cupy.empty(shape, _named(dtype))
+            return cupy.empty(shape, numpy_dtype(dtype))
 
     def stream(device: int) -> int:
         with cupy.cuda.Device(device):
@@ -172,9 +174,3 @@ def _jax(jax: Any) -> Library:
         return jax.device_put(jax.numpy.zeros(shape, dtype), device).block_until_ready()
 
     return Library("jax", prepare, empty, lambda array, axes: array.transpose(axes), lambda device: 0, waits=True)
-
-
-def _named(dtype: str) -> Any:
-    from tvm_conv3d.support.dtypes import numpy_dtype
-
-    return numpy_dtype(dtype)

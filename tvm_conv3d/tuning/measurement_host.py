@@ -67,7 +67,7 @@ def serve_builds(connection: Connection) -> None:
     answer_requests(connection, handle)
 
 
-class Lab:
+class MeasurementHost:
     """Builders and a measurer for one target; a context manager that ends their processes.
 
     Building and measuring take turns, as compilers on the same cores would slow down what is measured. What was killed
@@ -101,7 +101,7 @@ class Lab:
         self._with_packing = measurer is not None
         self._built: OrderedDict[str, Artifact] = OrderedDict()
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> MeasurementHost:
         # all import TVM at the same time, while the search gets ready
         for worker in (*self._builders, self._measurer):
             if isinstance(worker, Worker):
@@ -114,25 +114,25 @@ class Lab:
         for worker in (*self._builders, self._measurer):
             worker.close()
 
-    def try_plans(self, plans: Sequence[Plan], hopeless: float = math.inf) -> Iterator[Trial]:
+    def try_plans(self, plans: Sequence[Plan], cutoff_seconds: float = math.inf) -> Iterator[Trial]:
         """Builds all plans, then times each alone; gives each trial as soon as it is measured.
 
         Args:
             plans: to be tried.
-            hopeless: seconds of a call above which a plan is not timed thoroughly.
+            cutoff_seconds: seconds of a call above which a plan is not timed thoroughly.
         """
         for plan, artifact in zip(plans, self._build(plans), strict=True):
             if isinstance(artifact, WorkerError):
                 yield Trial(plan, None, f"build: {artifact}")
                 continue
             try:
-                seconds = self._ask("time", [(plan, artifact)], self.limits.run, hopeless)[0]
+                seconds = self._ask("time", [(plan, artifact)], self.limits.run, cutoff_seconds)[0]
                 trial = Trial(plan, seconds)
             except WorkerError as error:
                 trial = Trial(plan, None, f"run: {error}")
             yield trial
 
-    def contest(self, plans: Sequence[Plan]) -> list[float]:
+    def measure_interleaved(self, plans: Sequence[Plan]) -> list[float]:
         """Seconds of a call of each plan, measured in turns; infinite where one can't be built or run."""
         found = [math.inf] * len(plans)
         built = {i: artifact for i, artifact in enumerate(self._build(plans)) if isinstance(artifact, Artifact)}
@@ -140,7 +140,7 @@ class Lab:
             return found
         pairs = [(plans[i], artifact) for i, artifact in built.items()]
         try:
-            times = self._ask("contest", pairs, self.limits.run * len(pairs))
+            times = self._ask("interleaved", pairs, self.limits.run * len(pairs))
         except WorkerError:
             # one of them kills the process: each alone, then
             trials = self.try_plans([plan for plan, _ in pairs])
@@ -181,9 +181,9 @@ class Lab:
         return [known[_name(plan)] for plan in plans]
 
     def _ask(
-        self, action: str, pairs: Sequence[tuple[Plan, Artifact]], timeout: float, hopeless: float = math.inf
+        self, action: str, pairs: Sequence[tuple[Plan, Artifact]], timeout: float, cutoff_seconds: float = math.inf
     ) -> list[float]:
-        request = Request(action, self._kind, tuple(pairs), hopeless)
+        request = Request(action, self._kind, tuple(pairs), cutoff_seconds)
         try:
             return self._measurer.ask(request, timeout)
         except WorkerError as error:

@@ -1,0 +1,1 @@
+"""Families of targets: a module each, which joins its algorithms and imports TVM."""
