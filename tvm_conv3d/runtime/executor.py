@@ -128,8 +128,6 @@ class Executor:
 
     def _clear(self) -> None:
         self._lock = ForkSafeLock()
-        threads.after_fork(output_pool.renew)
-        threads.after_fork(exit_guard.renew)
         self._ready: Recent[tuple[Conv3DSpec, int, bool], _PreparedCall] = Recent(self._most_specs)
         self._packed: Recent[str, _Packed] = Recent(_MAX_LAYOUTS)
         self._gpu_ready: Recent[tuple[Conv3DSpec, int, str, bool], _PreparedCall] = Recent(self._most_specs)

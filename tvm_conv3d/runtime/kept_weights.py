@@ -14,6 +14,7 @@ import numpy as np
 
 from tvm_conv3d.runtime import digest, interchange, output_pool, structure
 from tvm_conv3d.runtime.gpu import Weights
+from tvm_conv3d.support import process
 from tvm_conv3d.support.locks import ForkSafeLock
 from tvm_conv3d.support.lru import Recent
 
@@ -102,7 +103,7 @@ class Store:
 
 
 #: That of the process.
-STORE = Store()
+STORE = process.keep("kept_weights: weights by content", Store())
 
 
 def set_kept_weights(most: int) -> None:

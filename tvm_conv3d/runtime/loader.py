@@ -14,6 +14,7 @@ from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.workspace import Workspace
 from tvm_conv3d.runtime import parallel
 from tvm_conv3d.runtime.gpu import LoadedImage
+from tvm_conv3d.support import process
 from tvm_conv3d.support.locks import ForkSafeLock
 from tvm_conv3d.support.lru import Recent
 
@@ -55,8 +56,8 @@ class Loaded:
         return self.functions[MAIN]
 
 
-_loaded: Recent[str, Loaded] = Recent(_MAX_LOADED)
-_loading: dict[str, ForkSafeLock] = {}
+_loaded: Recent[str, Loaded] = process.keep("loader: loaded code", Recent(_MAX_LOADED))
+_loading: dict[str, ForkSafeLock] = process.keep("loader: code that is being loaded", {})
 _loading_lock = ForkSafeLock()
 
 
