@@ -17,7 +17,7 @@ from tvm_conv3d.functional.arguments import ConvArguments, Problem, check_residu
 from tvm_conv3d.functional.transposed_arguments import TransposeArguments
 from tvm_conv3d.runtime import interchange, kept_weights, tracing
 from tvm_conv3d.runtime.executor import Executor
-from tvm_conv3d.runtime.gpu import Weights, host_array
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import CHANNELS_LAST, DTYPES
 from tvm_conv3d.support import process
 from tvm_conv3d.support.dtypes import numpy_dtype
@@ -248,7 +248,7 @@ def _source(function: str, name: str, value: Any) -> interchange.Source:
 def _on_host(function: str, name: str, value: Any) -> np.ndarray:
     if type(value) is np.ndarray:
         return value
-    return host_array(_source(function, name, value))
+    return interchange.host_array(_source(function, name, value))
 
 
 def _kind(source: interchange.Source) -> tuple[tuple[int, ...], Any]:

@@ -13,7 +13,7 @@ from tvm_conv3d.engine.cuda.image import Image
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.workspace import Workspace
 from tvm_conv3d.runtime import parallel
-from tvm_conv3d.runtime.gpu import LoadedImage
+from tvm_conv3d.runtime.cuda.kernels import LoadedImage
 from tvm_conv3d.support import process
 from tvm_conv3d.support.locks import ForkSafeLock
 from tvm_conv3d.support.lru import Recent
@@ -30,7 +30,7 @@ class Entry:
     """One compiled function in this process.
 
     Attributes:
-        code: takes the arguments, in order; for a GPU see :class:`tvm_conv3d.runtime.gpu.Kernels`.
+        code: takes the arguments, in order; for a GPU see :class:`tvm_conv3d.runtime.cuda.kernels.Kernels`.
         function: says which these are.
     """
 
