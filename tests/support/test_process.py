@@ -119,7 +119,7 @@ renewed = {name.partition(":")[0] for name, renews in process.kept().items() if 
 assert renewed == {"exit_guard", "output_pool", "parallel", "threads"}, renewed
 held, done = threading.Event(), threading.Event()
 def hold():
-    with output_pool._store._lock, exit_guard._calls._changed:
+    with output_pool._store._lock, exit_guard._calls._lock:
         held.set()
         done.wait()
 threading.Thread(target=hold, daemon=True).start()

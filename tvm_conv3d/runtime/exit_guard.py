@@ -25,13 +25,15 @@ class _Calls:
 
     def renew(self) -> None:
         """For a forked child, which has none of its parent's other threads."""
-        self._changed = threading.Condition()
+        # taken by itself in hot calls: a condition takes it in Python
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._depths: dict[int, int] = {}
         self._closed = False
 
     def __enter__(self) -> None:
         thread = threading.get_ident()
-        with self._changed:
+        with self._lock:
             # a call that has begun is waited for, and so must get on
             depth = self._depths.get(thread, 0)
             if depth or not self._closed or threading.current_thread() is threading.main_thread():
@@ -41,7 +43,7 @@ class _Calls:
 
     def __exit__(self, *_: object) -> None:
         thread = threading.get_ident()
-        with self._changed:
+        with self._lock:
             # none: forked in the midst of the call
             depth = self._depths.pop(thread, 1) - 1
             if depth:
