@@ -33,7 +33,9 @@ def _run(options: argparse.Namespace) -> int:
 
     try:
         requested = json.loads(options.target) if options.target.lstrip().startswith("{") else options.target
-        written = export(Conv3DSpec.parse(options.spec), requested, options.output, options.threads or None, options.name)
+        written = export(
+            Conv3DSpec.parse(options.spec), requested, options.output, options.threads or None, options.name
+        )
     except (ValueError, RuntimeError, OSError) as error:
         print(f"compile: {error}", file=sys.stderr)
         return 1
