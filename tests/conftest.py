@@ -30,7 +30,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _own_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test, or a command that it runs, asks for is not asked for by the next one."""
-    monkeypatch.setattr(threads._State, "requested", None)
+    monkeypatch.setattr(threads._state, "requested", None)
 
 
 @pytest.fixture(params=["cpu", pytest.param("gpu", marks=_ON_A_GPU)])

@@ -24,6 +24,7 @@ from tvm_conv3d.engine.scheduling import schedule
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import interchange
 from tvm_conv3d.runtime.executor import Executor
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DATA_GRADIENT, FORWARD, Conv3DSpec, Pads, Triple
 from tvm_conv3d.target.cpu import cpu_traits, host_target
 from tvm_conv3d.target.resolve import instruction_set
@@ -184,7 +185,7 @@ def test_an_executor_keeps_apart_what_shares_shapes() -> None:
     small = x[:, :4, :4, :4].copy()
     for spec in (*specs, *specs):
         source = small if spec.input_shape == small.shape else x
-        result = executor(spec, interchange.wrap(source), kernel, bias, version=0)
+        result = executor.convolve(spec, interchange.wrap(source), Weights(kernel, bias, 0))
         expected = oracle.convolve(spec, source, kernel, bias)
         assert oracle.relative_error(result, expected) < WINOGRAD_BOUND, spec.key()
 
@@ -210,7 +211,7 @@ def test_accuracy_and_workspace() -> None:
     assert Executor(accuracy="strict").plan_for(spec).algorithm == "direct"
     x, kernel, bias = data(spec)
     expected = oracle.convolve(spec, x, kernel, bias)
-    result = Executor(accuracy="strict")(spec, interchange.wrap(x), kernel, bias, version=0)
+    result = Executor(accuracy="strict").convolve(spec, interchange.wrap(x), Weights(kernel, bias, 0))
     assert oracle.relative_error(result, expected) < BOUNDS["float32"]
     strided = gradient((8, 14, 14), 64, 64, (3, 3, 3), (2, 2, 2), before=ONE)
     needed = planner.bytes_per_thread(make_plan(strided, target), target)

@@ -16,6 +16,7 @@ from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import make_plan
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import executor, interchange
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.schedules.llvm.costs import winograd
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, NO_PADS, Conv3DSpec, Triple, same_padding
 from tvm_conv3d.target.cpu import cpu_traits, host_target
@@ -165,7 +166,7 @@ def test_default_plans_keep_the_stated_error() -> None:
         assert plan.error_bound <= winograd.ERROR_LIMIT
         for seed, make in enumerate((normal, large_range, constant, one_hot)):
             x, kernel, bias = make(spec, seed)
-            result = executor.Executor()(spec, interchange.wrap(x), kernel, bias, version=0)
+            result = executor.Executor().convolve(spec, interchange.wrap(x), Weights(kernel, bias, 0))
             expected = oracle.convolve(spec, x, kernel, bias)
             assert oracle.relative_error(result, expected) < 1e-5, (spec.key(), make.__name__)
 
@@ -200,8 +201,8 @@ def test_what_is_not_finite_is_as_by_the_definition(value: float, activation: st
     x, kernel, bias = normal(spec, 0)
     kernel += np.sign(kernel)
     x[0, 2, 3, 4, 5] = value
-    result = executor.Executor()(spec, interchange.wrap(x), kernel, bias, version=0)
-    strict = executor.Executor(accuracy="strict")(spec, interchange.wrap(x), kernel, bias, version=0)
+    result = executor.Executor().convolve(spec, interchange.wrap(x), Weights(kernel, bias, 0))
+    strict = executor.Executor(accuracy="strict").convolve(spec, interchange.wrap(x), Weights(kernel, bias, 0))
     finite = np.isfinite(strict)
     np.testing.assert_array_equal(result[~finite], strict[~finite])
     assert oracle.relative_error(result[finite], strict[finite]) < 1e-4
@@ -218,7 +219,7 @@ def test_there_are_no_points_for_long_kernels(taps: int) -> None:
     """Axes with more taps than points do without a transform, and the layer still has a plan."""
     spec = dense((6, 6, 18), 4, 16, (2, 2, taps))
     x, kernel, bias = normal(spec, 0)
-    result = executor.Executor()(spec, interchange.wrap(x), kernel, bias, version=0)
+    result = executor.Executor().convolve(spec, interchange.wrap(x), Weights(kernel, bias, 0))
     assert oracle.relative_error(result, oracle.convolve(spec, x, kernel, bias)) < 1e-5
 
 

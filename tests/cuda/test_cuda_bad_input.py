@@ -19,8 +19,9 @@ from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import interchange
 from tvm_conv3d.runtime.cuda import driver as drivers
 from tvm_conv3d.runtime.cuda.driver import CudaError
+from tvm_conv3d.runtime.cuda.kernels import LoadedImage, Memory
 from tvm_conv3d.runtime.executor import Executor
-from tvm_conv3d.runtime.gpu import LoadedImage, Memory
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec
 from tvm_conv3d.target.resolve import resolve
 
@@ -140,7 +141,7 @@ def test_results_without_elements(gpu: FakeDriver, batch: int, size: tuple[int, 
     spec = replace(SPEC, batch=batch, size=size, channels=3, filters=4)
     x, kernel, bias = data(spec)
     for source in (x, GpuArray(gpu, x)):
-        result = Executor(TARGET)(spec, interchange.wrap(source), kernel, bias, version=0)
+        result = Executor(TARGET).convolve(spec, interchange.wrap(source), Weights(kernel, bias, 0))
         assert isinstance(result, type(source))
         assert result.shape == spec.output_shape
     assert bool(gpu.launched) == (0 not in (batch, *size))
@@ -153,7 +154,7 @@ def small(**changes: object) -> Conv3DSpec:
 def test_jax_waits_for_its_result(gpu: FakeDriver) -> None:
     """JAX works on streams of its own; packing of weights is waited for, too."""
     x, kernel, bias = data(small())
-    result = Executor()(small(), interchange.wrap(JaxArray(gpu, x)), kernel, bias, version=0)
+    result = Executor().convolve(small(), interchange.wrap(JaxArray(gpu, x)), Weights(kernel, bias, 0))
     assert isinstance(result, JaxArray)
     assert gpu.waited == [0, 0]
     assert oracle.relative_error(result.array, oracle.convolve(small(), x, kernel, bias)) < 2e-6
@@ -164,7 +165,7 @@ def test_jax_without_64_bits_is_refused(gpu: FakeDriver) -> None:
     spec = small(dtype="float64")
     x, kernel, bias = data(spec)
     with pytest.raises(TypeError, match=r"dense float64 tensor .* Received: float32, .*jax_enable_x64"):
-        Executor()(spec, interchange.wrap(JaxArray(gpu, x.astype("float32"))), kernel, bias, version=0)
+        Executor().convolve(spec, interchange.wrap(JaxArray(gpu, x.astype("float32"))), Weights(kernel, bias, 0))
     assert not gpu.launched
 
 
@@ -172,7 +173,7 @@ def test_jax_without_64_bits_is_refused(gpu: FakeDriver) -> None:
 def test_torch_computes_on_its_current_stream(gpu: FakeDriver, number: int) -> None:
     gpu.devices = 2
     x, kernel, bias = data(small())
-    result = Executor("cuda")(small(), interchange.wrap(TorchTensor(gpu, x, number)), kernel, bias, version=0)
+    result = Executor("cuda").convolve(small(), interchange.wrap(TorchTensor(gpu, x, number)), Weights(kernel, bias, 0))
     assert isinstance(result, TorchTensor) and result.number == number
     # weights and bias are packed on the default stream, for calls on all streams
     assert gpu.launched == [*2 * [(number, 0)], (number, FakeTorch.STREAM + number)]
@@ -184,7 +185,7 @@ def test_other_types_are_cast_there(gpu: FakeDriver) -> None:
     x, kernel, bias = data(small())
     whole = np.round(4 * x).astype("int32")
     expected = oracle.convolve(small(), whole.astype("float32"), kernel, bias)
-    result = Executor()(small(), interchange.wrap(TorchTensor(gpu, whole)), kernel, bias, version=0)
+    result = Executor().convolve(small(), interchange.wrap(TorchTensor(gpu, whole)), Weights(kernel, bias, 0))
     assert result.array.dtype == np.float32
     assert oracle.relative_error(result.array, expected) < 2e-6
 
@@ -202,7 +203,7 @@ def test_unknown_libraries_are_refused(gpu: FakeDriver) -> None:
 
     x, kernel, bias = data(small())
     with pytest.raises(TypeError, match="may come from torch, CuPy or JAX"):
-        Executor()(small(), interchange.wrap(Other(gpu, x)), kernel, bias, version=0)
+        Executor().convolve(small(), interchange.wrap(Other(gpu, x)), Weights(kernel, bias, 0))
 
 
 def test_activations_that_no_kernel_computes_refuse_gpu_tensors(gpu: FakeDriver) -> None:

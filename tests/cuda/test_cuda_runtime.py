@@ -20,8 +20,9 @@ from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import compatibility, interchange, kept_weights
 from tvm_conv3d.runtime.cuda import driver as drivers
 from tvm_conv3d.runtime.cuda.driver import CudaError
+from tvm_conv3d.runtime.cuda.kernels import LoadedImage, Memory
 from tvm_conv3d.runtime.executor import Executor
-from tvm_conv3d.runtime.gpu import LoadedImage, Memory
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.target import cpu
@@ -53,19 +54,19 @@ def test_numpy_goes_there_and_back(gpu: FakeDriver) -> None:
     x, kernel, bias = data(SPEC)
     executor = Executor("cuda:sm_80")
     for _ in range(2):
-        result = executor(SPEC, interchange.wrap(x), kernel, bias, version=0)
+        result = executor.convolve(SPEC, interchange.wrap(x), Weights(kernel, bias, 0))
         assert isinstance(result, np.ndarray)
         assert oracle.relative_error(result, expected(x, kernel, bias)) < 2e-6
     # kernel and bias once, the input at each call
     assert gpu.uploads == 4
-    executor(SPEC, interchange.wrap(x), 2 * kernel, bias, version=1)
+    executor.convolve(SPEC, interchange.wrap(x), Weights(2 * kernel, bias, 1))
     assert gpu.uploads == 7
 
 
 def test_what_was_brought_there_is_freed(gpu: FakeDriver) -> None:
     x, kernel, bias = data(SPEC)
     executor = Executor("cuda")
-    executor(SPEC, interchange.wrap(x), kernel, bias, version=0)
+    executor.convolve(SPEC, interchange.wrap(x), Weights(kernel, bias, 0))
     assert len(gpu.memory) == 2
     del executor
     assert not gpu.memory
@@ -75,7 +76,7 @@ def test_what_was_brought_there_is_freed(gpu: FakeDriver) -> None:
 def test_tensors_on_the_gpu_stay_there(gpu: FakeDriver, target: str | None) -> None:
     x, kernel, bias = data(SPEC)
     there = GpuArray(gpu, x)
-    result = Executor(target)(SPEC, interchange.wrap(there), kernel, bias, version=0)
+    result = Executor(target).convolve(SPEC, interchange.wrap(there), Weights(kernel, bias, 0))
     assert isinstance(result, GpuArray)
     assert gpu.launched == [*2 * [(0, 0)], (0, FakeCupy.STREAM)]
     assert gpu.uploads == 2
@@ -172,7 +173,7 @@ def test_results_without_elements_take_one_too(gpu: FakeDriver) -> None:
 def test_the_second_gpu(gpu: FakeDriver) -> None:
     gpu.devices = 2
     x, kernel, bias = data(SPEC)
-    Executor()(SPEC, interchange.wrap(GpuArray(gpu, x, device=1)), kernel, bias, version=0)
+    Executor().convolve(SPEC, interchange.wrap(GpuArray(gpu, x, device=1)), Weights(kernel, bias, 0))
     assert gpu.launched == [*2 * [(1, 0)], (1, FakeCupy.STREAM + 1)]
     assert gpu.current == 0
 
@@ -180,12 +181,12 @@ def test_the_second_gpu(gpu: FakeDriver) -> None:
 def test_a_gpu_of_another_architecture(gpu: FakeDriver) -> None:
     x, kernel, bias = data(SPEC)
     with pytest.raises(ValueError, match=r"compute capability 8.0: it can't run code for sm_90"):
-        Executor("cuda:sm_90")(SPEC, interchange.wrap(GpuArray(gpu, x)), kernel, bias, version=0)
+        Executor("cuda:sm_90").convolve(SPEC, interchange.wrap(GpuArray(gpu, x)), Weights(kernel, bias, 0))
     with pytest.raises(ValueError, match="target is a CPU, and the input lies on GPU 0"):
-        Executor("llvm")(SPEC, interchange.wrap(GpuArray(gpu, x)), kernel, bias, version=0)
+        Executor("llvm").convolve(SPEC, interchange.wrap(GpuArray(gpu, x)), Weights(kernel, bias, 0))
     gpu.capability = 61
     with pytest.raises(ValueError, match=r"no code for GPUs of compute capability 6.1"):
-        Executor()(SPEC, interchange.wrap(GpuArray(gpu, x)), kernel, bias, version=0)
+        Executor().convolve(SPEC, interchange.wrap(GpuArray(gpu, x)), Weights(kernel, bias, 0))
 
 
 def test_a_tensor_that_is_gone_says_so(gpu: FakeDriver) -> None:
@@ -278,7 +279,7 @@ def test_no_gpu_is_said_in_words() -> None:
         compatibility.requested_target("cuda", 1)
     x, kernel, bias = data(SPEC)
     with pytest.raises(ValueError, match=r"can't be used|no NVIDIA driver"):
-        Executor("cuda:sm_80")(SPEC, interchange.wrap(x), kernel, bias, version=0)
+        Executor("cuda:sm_80").convolve(SPEC, interchange.wrap(x), Weights(kernel, bias, 0))
 
 
 def test_a_driver_that_fails_is_named() -> None:

@@ -28,7 +28,7 @@ from tvm_conv3d.reference import oracle
 from tvm_conv3d.reference.layers import read_csv
 from tvm_conv3d.runtime import loader
 from tvm_conv3d.runtime.cuda import driver as drivers
-from tvm_conv3d.runtime.gpu import LoadedImage, Memory
+from tvm_conv3d.runtime.cuda.kernels import LoadedImage, Memory
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.target.gpu import ARCHITECTURES
 from tvm_conv3d.target.resolve import resolve

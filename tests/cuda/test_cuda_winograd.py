@@ -23,6 +23,7 @@ from tvm_conv3d.reference import oracle
 from tvm_conv3d.reference.layers import read_csv
 from tvm_conv3d.runtime import interchange
 from tvm_conv3d.runtime.executor import Executor
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.schedules.cuda.costs import winograd
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads, same_padding
 from tvm_conv3d.target.gpu import ARCHITECTURES
@@ -213,10 +214,10 @@ def test_calls_bring_the_memory_between_kernels(gpu: FakeDriver) -> None:
     x, kernel, bias = data(TAKEN)
     executor = Executor(TARGET)
     expected = oracle.convolve(TAKEN, x, kernel, bias)
-    result = executor(TAKEN, interchange.wrap(x), kernel, bias, version=0)
+    result = executor.convolve(TAKEN, interchange.wrap(x), Weights(kernel, bias, 0))
     assert oracle.relative_error(result, expected) < WINOGRAD_BOUND
     # the weights stay, the rest was freed
     assert len(gpu.memory) == 2
-    there = executor(TAKEN, interchange.wrap(GpuArray(gpu, x)), kernel, bias, version=0)
+    there = executor.convolve(TAKEN, interchange.wrap(GpuArray(gpu, x)), Weights(kernel, bias, 0))
     assert oracle.relative_error(there.array, expected) < WINOGRAD_BOUND
     assert [stream for _, stream in gpu.launched] == (2 + 3) * [0] + 3 * [FakeCupy.STREAM]

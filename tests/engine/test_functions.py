@@ -21,6 +21,7 @@ from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import interchange, loader
 from tvm_conv3d.runtime.executor import Executor
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads
 from tvm_conv3d.support import folders
 from tvm_conv3d.support.lru import Recent
@@ -94,14 +95,14 @@ def test_a_call_finds_its_arguments_in_any_order(accuracy: str) -> None:
     assert plan.algorithm == ("direct" if accuracy == "strict" else "winograd")
     for _ in range(2):
         # compiled, then of the cache
-        result = Executor(accuracy=accuracy)(spec, interchange.wrap(x), kernel, bias, version=0)
+        result = Executor(accuracy=accuracy).convolve(spec, interchange.wrap(x), Weights(kernel, bias, 0))
         assert oracle.relative_error(result, oracle.convolve(spec, x, kernel, bias)) < 1e-5
         entry = loader.get_loaded(plan, host_target(2)).main
         assert entry.function.arguments[-1].role == "input"
         loader._loaded.clear()
     # not finite: what the flags tell is found, too
     x[0, 0, 0, 0, 0] = np.inf
-    result = executor(spec, interchange.wrap(x), kernel, bias, version=0)
+    result = executor.convolve(spec, interchange.wrap(x), Weights(kernel, bias, 0))
     assert np.isinf(result[0, 0, 0, 0]).all()
     assert np.isfinite(result[0, 2:]).all()
 
@@ -120,7 +121,9 @@ def test_so_do_the_tuner_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan.algorithm == "gemm"
     with fake_gpu(monkeypatch) as gpu:
         for source in (x, GpuArray(gpu, x)):
-            result = Executor(GPU, accuracy="strict")(LAYER, interchange.wrap(source), kernel, bias, version=0)
+            result = Executor(GPU, accuracy="strict").convolve(
+                LAYER, interchange.wrap(source), Weights(kernel, bias, 0)
+            )
             out = result if isinstance(result, np.ndarray) else result.array
             assert oracle.relative_error(out, oracle.convolve(LAYER, x, kernel, bias)) < 2e-6
 

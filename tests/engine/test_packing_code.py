@@ -22,6 +22,7 @@ from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import interchange, loader
 from tvm_conv3d.runtime.executor import Executor
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import Conv3DSpec, Pads
 from tvm_conv3d.support import folders
 from tvm_conv3d.support.lru import Recent
@@ -57,7 +58,7 @@ def first_plan(spec: Conv3DSpec, algorithm: str) -> Plan:
 
 def check(executor: Executor, spec: Conv3DSpec) -> None:
     x, kernel, bias = data(spec)
-    result = executor(spec, interchange.wrap(x), kernel, bias, version=0)
+    result = executor.convolve(spec, interchange.wrap(x), Weights(kernel, bias, 0))
     assert oracle.relative_error(result, oracle.convolve(spec, x, kernel, bias)) < 1e-5
 
 
@@ -75,7 +76,7 @@ def test_further_sizes_need_no_other(packings: list[Plan]) -> None:
     for size in ((4, 6, 8), (5, 9, 8), (4, 6, 8), (7, 6, 9)):
         spec = replace(SPEC, size=size)
         x = data(spec)[0]
-        result = executor(spec, interchange.wrap(x), kernel, bias, version=0)
+        result = executor.convolve(spec, interchange.wrap(x), Weights(kernel, bias, 0))
         assert oracle.relative_error(result, oracle.convolve(spec, x, kernel, bias)) < 2e-6
     assert len(packings) == 1
 

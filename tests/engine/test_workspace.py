@@ -25,6 +25,7 @@ from tvm_conv3d.engine.workspace import Workspace
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import executor as runtime
 from tvm_conv3d.runtime import interchange, loader
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import Conv3DSpec, same_padding
 from tvm_conv3d.target.cpu import host_target
 from tvm_conv3d.target.resolve import instruction_set, target_key
@@ -111,7 +112,7 @@ def test_another_plan_within_the_limit(exact: bool) -> None:
     x, kernel, bias = data(spec)
     executor = runtime.Executor(accuracy="strict" if exact else "default", workspace_limit=limit)
     assert executor.plan_for(spec) == plan
-    result = executor(spec, interchange.wrap(x), kernel, bias, version=0)
+    result = executor.convolve(spec, interchange.wrap(x), Weights(kernel, bias, 0))
     assert oracle.relative_error(result, oracle.convolve(spec, x, kernel, bias)) < 1e-5
 
 
@@ -124,7 +125,7 @@ def test_a_copy_of_each_task_where_one_of_all_is_too_large() -> None:
     assert planner.bytes_per_thread(plan, target) <= 12 << 20
     executor = runtime.Executor(workspace_limit=12 << 20)
     x, weights, bias = data(spec)
-    result = executor(spec, interchange.wrap(x), weights, bias, version=0)
+    result = executor.convolve(spec, interchange.wrap(x), Weights(weights, bias, 0))
     assert oracle.relative_error(result, oracle.convolve(spec, x, weights, bias)) < BOUNDS["float32"]
 
 
@@ -201,7 +202,7 @@ large = Conv3D(8, 3, padding="same", accuracy="strict", kernel_initializer="ones
 x = np.ones((1, 16, 128, 128, 64), np.float32)
 runtime.make_plan = all_at_once
 spec = large._prepare(x.shape).problem.spec
-large._executor._get_ready(spec, 2, True)
+large._executor.prepared(spec, True)
 runtime.make_plan = real
 memory(40)
 assert "intermediates" in refused(large, x)
@@ -220,7 +221,7 @@ assert many(wide).shape == (1, 4, 64, 64, 1024)
 heavy = Conv3D(5000, 1)
 thin = np.ones((1, 1, 1, 2, 5000), np.float32)
 spec = heavy._prepare(thin.shape).problem.spec
-heavy._executor._get_ready(spec, 2, False)
+heavy._executor.prepared(spec, False)
 memory(20)
 assert "allocate" in refused(heavy, thin)
 memory(None)

@@ -16,6 +16,7 @@ from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import interchange, loader
 from tvm_conv3d.runtime.executor import Executor
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DATA_GRADIENT, NO_PADS, Conv3DSpec, Pads, same_padding
 from tvm_conv3d.target.cpu import host_target
 
@@ -149,7 +150,7 @@ def fenced(array: np.ndarray) -> np.ndarray:
 
 
 def run(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-    return Executor()(spec, interchange.wrap(x), kernel, bias, version=0)
+    return Executor().convolve(spec, interchange.wrap(x), Weights(kernel, bias, 0))
 
 
 def assert_right(spec: Conv3DSpec, seed: int = 0) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from hypothesis import strategies as st
 from problems import data, numpy_dtype, residual_of, specs
 from tvm_conv3d import Conv3D
 from tvm_conv3d.reference import oracle
-from tvm_conv3d.runtime import executor as runtime
-from tvm_conv3d.runtime import interchange, nonfinite
+from tvm_conv3d.runtime import cpu_backend, interchange, nonfinite
+from tvm_conv3d.runtime.cpu_backend import CpuCall
 from tvm_conv3d.runtime.executor import Executor
-from tvm_conv3d.runtime.gpu import Weights
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
 from tvm_conv3d.spec.post_ops import FUSED_ACTIVATIONS
 
@@ -75,6 +76,25 @@ def test_a_single_element(value: float, data_format: str) -> None:
     assert_kinds(spec, x, kernel, bias)
 
 
+class OracleSteps(NamedTuple):
+    """The convolutions that a result is put together of, by the oracle; `x` is what the whole one is called with."""
+
+    spec: Conv3DSpec
+    x: np.ndarray
+
+    def fill(self, operands: nonfinite.Operands) -> bool:
+        out, clean, residual, weights = operands
+        finite = np.isfinite(self.x.astype(np.float32))
+        np.testing.assert_array_equal(clean, np.where(finite, self.x, np.zeros_like(self.x)))
+        sums = oracle.convolve(self.spec, clean, weights.kernel, weights.bias)
+        with np.errstate(invalid="ignore"):
+            out[:] = oracle.finish(self.spec, sums, residual).astype(out.dtype)
+        return True
+
+    def convolve_signs(self, signs: np.ndarray, weights: Weights) -> np.ndarray:
+        return oracle.convolve(self.spec, signs, weights.kernel).astype(np.float32)
+
+
 def assert_kinds(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None) -> None:
     """Without any compiled convolution: against the oracle."""
     out = np.empty(spec.output_shape, x.dtype)
@@ -82,19 +102,9 @@ def assert_kinds(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.n
     if residual is not None:
         residual.flat[::5] = np.resize(VALUES, residual.flat[::5].shape)
 
-    def winograd(clean: np.ndarray) -> bool:
-        assert np.isfinite(clean.astype(np.float32)).all()
-        np.testing.assert_array_equal(clean, np.where(np.isfinite(x.astype(np.float32)), x, np.zeros_like(x)))
-        with np.errstate(invalid="ignore"):
-            out[:] = oracle.finish(spec, oracle.convolve(spec, clean, kernel, bias), residual).astype(out.dtype)
-        return True
-
-    def convolve_signs(signs: np.ndarray, weights: Weights) -> np.ndarray:
-        return oracle.convolve(spec, signs, weights.kernel).astype(np.float32)
-
-    doubts = nonfinite.Doubts()
-    steps = nonfinite.Steps(winograd, convolve_signs)
-    assert nonfinite.fill(out, x, residual, spec, Weights(kernel, bias, 0), doubts, True, steps)
+    doubts, weights = nonfinite.Doubts(), Weights(kernel, bias, 0)
+    steps = OracleSteps(spec, x)
+    assert nonfinite.fill(nonfinite.Operands(out, x, residual, weights), spec, doubts, True, steps)
     assert doubts.nonfinite
     with np.errstate(invalid="ignore"):
         expected = oracle.finish(spec, oracle.convolve(spec, x, kernel, bias), residual)
@@ -123,9 +133,9 @@ LAYERS = {
 def both(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """The second result for the same data, and that of the definition."""
     fast, strict = Executor(), Executor(accuracy="strict")
-    fast(spec, interchange.wrap(x), kernel, bias, version=0)
-    second = fast(spec, interchange.wrap(x), kernel, bias, version=0)
-    return second, strict(spec, interchange.wrap(x), kernel, bias, version=0)
+    fast.convolve(spec, interchange.wrap(x), Weights(kernel, bias, 0))
+    second = fast.convolve(spec, interchange.wrap(x), Weights(kernel, bias, 0))
+    return second, strict.convolve(spec, interchange.wrap(x), Weights(kernel, bias, 0))
 
 
 def assert_alike(spec: Conv3DSpec, result: np.ndarray, expected: np.ndarray) -> None:
@@ -165,7 +175,7 @@ def test_each_activation_makes_the_same_of_sums_that_are_not_finite(activation: 
     spec = Conv3DSpec(3, (1, 1, 1), 1, filters, (1, 1, 1), dtype=dtype, post_ops=(activation,))
     x = np.array(VALUES).reshape(spec.input_shape).astype(numpy_dtype(dtype))
     bias = np.array([0.5, *VALUES, -2.0]).astype(x.dtype)
-    expected = Executor()(spec, interchange.wrap(x), np.ones(spec.kernel_shape, x.dtype), bias, version=0)
+    expected = Executor().convolve(spec, interchange.wrap(x), Weights(np.ones(spec.kernel_shape, x.dtype), bias, 0))
     results = nonfinite._results(spec, bias).view(x.dtype)
     np.testing.assert_array_equal(results.astype(np.float32), expected.reshape(3, filters).astype(np.float32))
 
@@ -182,13 +192,13 @@ class Log(list[str]):
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
     found = Log()
-    run = Executor._run
+    fill = CpuCall.fill
 
-    def logged(self: Executor, ready: runtime._PreparedCall, *rest: object) -> bool:
-        found.append(ready.plan.algorithm)
-        return run(self, ready, *rest)  # type: ignore[arg-type]
+    def logged(self: CpuCall, *arguments: Any) -> bool:
+        found.append(self.plan.algorithm)
+        return fill(self, *arguments)
 
-    monkeypatch.setattr(Executor, "_run", logged)
+    monkeypatch.setattr(CpuCall, "fill", logged)
     return found  # type: ignore[return-value]
 
 
@@ -197,7 +207,7 @@ def caller(spec: Conv3DSpec) -> tuple[Callable[..., np.ndarray], np.ndarray, np.
     x, kernel, bias = data(spec)
 
     def call(x: np.ndarray, kernel: np.ndarray = kernel, version: int = 0) -> np.ndarray:
-        return executor(spec, interchange.wrap(x), kernel, bias, version=version)
+        return executor.convolve(spec, interchange.wrap(x), Weights(kernel, bias, version))
 
     return call, x, kernel
 
@@ -282,7 +292,9 @@ def test_sums_of_signs_are_whole_where_they_are_trusted() -> None:
     for spec in (layer(), layer(channels=64, filters=64), layer(channels=128)):
         plan = Executor().plan_for(nonfinite.sums_spec(spec))
         kernel, signs = np.ones(spec.kernel_shape, np.int8), np.ones(spec.input_shape, np.float32)
-        sums = Executor()._convolve_signs(spec, signs, Weights(kernel, None, 0), 2)
+        executor = Executor()
+        steps = cpu_backend._Steps(executor.prepared(spec, exact=False), executor)
+        sums = steps.convolve_signs(signs, Weights(kernel, None, 0))
         expected = oracle.convolve(replace(spec, bias=False), signs, kernel)
         assert np.abs(sums - expected).max() < 0.1, plan
 

@@ -131,10 +131,10 @@ def test_libraries_that_can_not_be_looked_into(monkeypatch: pytest.MonkeyPatch) 
         raise AttributeError("'NoneType' object has no attribute 'split'")
 
     monkeypatch.setattr(threads.openmp, "loaded", fails)
-    monkeypatch.setattr(threads._State, "modules", 0)
-    monkeypatch.setattr(threads._State, "runtime", None)
+    monkeypatch.setattr(threads._state, "modules", 0)
+    monkeypatch.setattr(threads._state, "runtime", None)
     assert get_num_threads() >= 1
-    assert threads._State.modules == len(sys.modules)
+    assert threads._state.modules == len(sys.modules)
 
 
 def test_a_loop_within_a_loop_of_openmp() -> None:

@@ -99,4 +99,4 @@ def test_every_lock_is_one_of_these() -> None:
     """The exceptions renew themselves after a fork, or hold no lock beyond a moment in which nobody forks."""
     root = Path(str(tvm_conv3d.__file__)).parent
     plain = {p.name for p in root.rglob("*.py") if "= threading.Lock()" in p.read_text() or "RLock()" in p.read_text()}
-    assert plain == {"output_pool.py"}
+    assert plain == {"exit_guard.py", "output_pool.py"}

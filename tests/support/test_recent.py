@@ -31,7 +31,7 @@ def test_a_layer_with_ever_new_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = Conv3D(2, (2, 1, 1), kernel_initializer="ones")
     for width in (*range(1, 9), 1, 8):
         assert (layer(np.ones((1, 2, 1, width, 1), np.float32)) == 2).all()
-    assert len(layer._executor._ready) <= 4
+    assert len(layer._executor._calls) <= 4
     assert len(layer._executor._packed) <= 2
     assert len(loader._loaded) <= 6
     assert not loader._loading

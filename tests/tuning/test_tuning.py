@@ -251,12 +251,13 @@ import numpy as np
 from tvm_conv3d.reference import oracle as reference
 from tvm_conv3d.runtime import interchange as tensors
 from tvm_conv3d.runtime.executor import Executor
+from tvm_conv3d.runtime.weights import Weights
 
 spec = Conv3DSpec.parse(sys.argv[1])
 rng = np.random.default_rng(1)
 x, kernel, bias = (rng.standard_normal(s).astype("float32") for s in (spec.input_shape, spec.kernel_shape, 16))
 executor = Executor()
-y = executor(spec, tensors.wrap(x), kernel, bias, version=0)
+y = executor.convolve(spec, tensors.wrap(x), Weights(kernel, bias, 0))
 error = reference.relative_error(y, np.maximum(reference.convolve(spec, x, kernel, bias), 0))
 print(json.dumps([executor.plan_for(spec).origin, error]))
 """

@@ -15,6 +15,7 @@ from tvm_conv3d.demo.errors import DemoError
 from tvm_conv3d.demo.graph import Concat, Convolution, MaxPool, Program, Shape, Step, TransposedConvolution
 from tvm_conv3d.runtime import interchange
 from tvm_conv3d.runtime.executor import Executor
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import DATA_GRADIENT, NO_PADS, Conv3DSpec, Triple, same_padding
 
 #: Told the step and the seconds of its convolution and of all of it.
@@ -96,7 +97,7 @@ class Network:
         if isinstance(step, TransposedConvolution):
             spec, executor = transposed_spec(step, self._shapes[step.sources[0]]), Executor()
             return _Layer(
-                lambda x: executor(spec, interchange.wrap(x), step.kernel, step.bias, version=0),
+                lambda x: executor.convolve(spec, interchange.wrap(x), Weights(step.kernel, step.bias, 0)),
                 lambda: executor.plan_for(spec),
             )
         return None

@@ -13,6 +13,7 @@ from tvm_conv3d.runtime import interchange
 from tvm_conv3d.runtime.cuda import driver
 from tvm_conv3d.runtime.cuda.driver import CudaError
 from tvm_conv3d.runtime.executor import Executor
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.target.gpu import nearest
 
@@ -40,7 +41,7 @@ def _attempts() -> list[str]:
     spec = Conv3DSpec(1, (4, 4, 4), 16, 16, (3, 3, 3))
     x, kernel, bias = (rng.standard_normal(s, np.float32) for s in (spec.input_shape, spec.kernel_shape, spec.filters))
     try:
-        result = Executor("cuda")(spec, interchange.wrap(x), kernel, bias, version=0)
+        result = Executor("cuda").convolve(spec, interchange.wrap(x), Weights(kernel, bias, 0))
     except (ValueError, RuntimeError) as error:
         return [f"fails: {error}"]
     off = oracle.relative_error(result, oracle.convolve(spec, x, kernel, bias))

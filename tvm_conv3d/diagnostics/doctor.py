@@ -21,6 +21,7 @@ from tvm_conv3d.engine.planner import make_plan
 from tvm_conv3d.layer.conv3d import Conv3D
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import executor, interchange, loader, threads
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import Conv3DSpec, same_padding
 from tvm_conv3d.support.folders import cache_root
 from tvm_conv3d.target.cpu import cpu_traits
@@ -80,7 +81,7 @@ def _measure() -> float:
     x = rng.standard_normal(_SHAPE).astype(np.float32)
     weights = (0.05 * rng.standard_normal(spec.kernel_shape)).astype(np.float32)
     bias = rng.standard_normal(spec.filters).astype(np.float32)
-    result = executor.Executor()(spec, interchange.wrap(x), weights, bias, version=0)
+    result = executor.Executor().convolve(spec, interchange.wrap(x), Weights(weights, bias, 0))
     error = oracle.relative_error(result, oracle.convolve(spec, x, weights, bias))
     layer = Conv3D(64, 3, padding="same")
     seconds = _median_call(layer, x, rounds=20)

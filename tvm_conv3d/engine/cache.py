@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import tempfile
-import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ import filelock
 from tvm_conv3d.compute.shared.argument import Function
 from tvm_conv3d.engine.artifact import Artifact
 from tvm_conv3d.engine.workspace import Workspace
+from tvm_conv3d.support import process
 from tvm_conv3d.support.folders import CACHE_VARIABLE, cache_root
 
 #: Seconds to wait for another process that compiles the same module, before compiling it as well.
@@ -149,12 +149,12 @@ def _replace_folder(staging: Path, folder: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-_warned = threading.Event()
+_warned: set[Path | None] = process.keep("cache: folders that were warned of", set())
 
 
 def _warn_once(error: OSError, root: Path | None) -> None:
-    if not _warned.is_set():
-        _warned.set()
+    if root not in _warned:
+        _warned.add(root)
         warnings.warn(
             f"Compiled convolutions can't be kept in {_modules(root)} and are compiled anew in every process: {error}. "
             f"Set {CACHE_VARIABLE} to a folder of your own.",

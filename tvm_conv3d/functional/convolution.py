@@ -17,8 +17,9 @@ from tvm_conv3d.functional.arguments import ConvArguments, Problem, check_residu
 from tvm_conv3d.functional.transposed_arguments import TransposeArguments
 from tvm_conv3d.runtime import interchange, kept_weights, tracing
 from tvm_conv3d.runtime.executor import Executor
-from tvm_conv3d.runtime.gpu import Weights, host_array
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import CHANNELS_LAST, DTYPES
+from tvm_conv3d.support import process
 from tvm_conv3d.support.dtypes import numpy_dtype
 from tvm_conv3d.support.lru import Recent
 
@@ -43,8 +44,8 @@ class _Prepared(NamedTuple):
 #: What takes the arguments of each public function.
 _ARGUMENTS: dict[str, type[ConvArguments]] = {"conv3d": ConvArguments, "conv3d_transpose": TransposeArguments}
 
-_calls: Recent[Any, _Prepared] = Recent(_MAX_CALLS)
-_executors: Recent[Any, Executor] = Recent(_MAX_EXECUTORS)
+_calls: Recent[Any, _Prepared] = process.keep("convolution: checked calls", Recent(_MAX_CALLS))
+_executors: Recent[Any, Executor] = process.keep("convolution: executors", Recent(_MAX_EXECUTORS))
 
 
 def compute(
@@ -247,7 +248,7 @@ def _source(function: str, name: str, value: Any) -> interchange.Source:
 def _on_host(function: str, name: str, value: Any) -> np.ndarray:
     if type(value) is np.ndarray:
         return value
-    return host_array(_source(function, name, value))
+    return interchange.host_array(_source(function, name, value))
 
 
 def _kind(source: interchange.Source) -> tuple[tuple[int, ...], Any]:

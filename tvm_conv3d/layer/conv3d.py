@@ -19,7 +19,7 @@ from tvm_conv3d.layer.objects.arrays import to_numpy
 from tvm_conv3d.layer.objects.registry import Family, is_keras
 from tvm_conv3d.runtime import interchange, structure, tracing
 from tvm_conv3d.runtime.executor import Executor
-from tvm_conv3d.runtime.gpu import Weights
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.support.dtypes import numpy_dtype
 
 _NDIM = 5

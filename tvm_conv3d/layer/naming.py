@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from tvm_conv3d.support import process
 from tvm_conv3d.support.locks import ForkSafeLock
 
 _WORD_START = re.compile(r"(?<=.)(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z])")
 _lock = ForkSafeLock()
-_given: Counter[str] = Counter()
+_given: Counter[str] = process.keep("naming: names that were given", Counter())
 
 
 def snake_case(name: str) -> str:

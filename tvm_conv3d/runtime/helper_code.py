@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from tvm_conv3d.engine import build, cache
 from tvm_conv3d.engine.artifact import Artifact, check_versions, key_of, target_text
 from tvm_conv3d.runtime import parallel
+from tvm_conv3d.support import process
 from tvm_conv3d.support.locks import ForkSafeLock
 from tvm_conv3d.target.cpu import host_target
 
 if TYPE_CHECKING:
     from tvm import IRModule
 
-_modules: dict[str, Any] = {}
+_modules: dict[str, Any] = process.keep("helper_code: loaded code", {})
 _lock = ForkSafeLock()
 
 

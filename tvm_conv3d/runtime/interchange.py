@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from tvm_conv3d.runtime import conversion, threads
-from tvm_conv3d.runtime.cuda import arrays
+from tvm_conv3d.runtime.cuda import arrays, driver
 from tvm_conv3d.runtime.cuda.arrays import GpuTensor
 from tvm_conv3d.support.dtypes import numpy_dtype
 
@@ -74,6 +74,24 @@ def wrap(value: Any) -> Source:
     if hasattr(value, "__array__") and not isinstance(value, np.generic):
         return _array_source(value, _identity)
     raise TypeError(f"Expected an array or tensor. Received: {_shorten(value)} (of type {type(value)})")
+
+
+def host_array(source: Source) -> np.ndarray:
+    """What a source holds; from a GPU's memory a copy, once the library's current stream is done with the tensor.
+
+    Raises:
+        TypeError: the tensor on a GPU is of an unknown library.
+        tvm_conv3d.runtime.cuda.driver.CudaError: the GPU refuses it.
+    """
+    tensor = source.gpu
+    if tensor is None:
+        return source.numpy()
+    library = arrays.library_of(tensor.value)
+    prepared = library.prepare(tensor.value, tensor.dtype)
+    driver.get().synchronize(tensor.device, library.stream(tensor.device))
+    array = np.empty(tensor.shape, numpy_dtype(tensor.dtype))
+    driver.get().download(tensor.device, array, arrays.look(prepared).address)
+    return array
 
 
 def prepare(array: np.ndarray, dtype: str) -> np.ndarray:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any
 
 import numpy as np
 
 from tvm_conv3d.runtime import digest, interchange, output_pool, structure
-from tvm_conv3d.runtime.gpu import Weights
+from tvm_conv3d.runtime.weights import Packed, Weights
+from tvm_conv3d.support import process
 from tvm_conv3d.support.locks import ForkSafeLock
 from tvm_conv3d.support.lru import Recent
 
@@ -24,14 +24,14 @@ MAX_BYTES = 1 << 30
 _MAX_ENTRIES, _MAX_FORMS = 1024, 32
 
 
-class _Forms(Recent[Any, Any]):
+class _Forms(Recent[Hashable, Packed]):
     """Packed forms of one content; tells when there is one more."""
 
     def __init__(self, grown: Callable[[], None]) -> None:
         super().__init__(_MAX_FORMS)
         self._grown = grown
 
-    def put(self, key: Any, value: Any) -> None:
+    def put(self, key: Hashable, value: Packed) -> None:
         super().put(key, value)
         self._grown()
 
@@ -102,7 +102,7 @@ class Store:
 
 
 #: That of the process.
-STORE = Store()
+STORE = process.keep("kept_weights: weights by content", Store())
 
 
 def set_kept_weights(most: int) -> None:
@@ -126,5 +126,5 @@ def _content(kernel: np.ndarray, bias: np.ndarray | None) -> tuple[Hashable, ...
 
 def _nbytes(weights: Weights) -> int:
     forms = [] if weights.packed is None else weights.packed.values()
-    arrays = [weights.kernel, *([] if weights.bias is None else [weights.bias]), *forms]
-    return sum(array.nbytes for array in arrays)
+    of_bias = 0 if weights.bias is None else weights.bias.nbytes
+    return weights.kernel.nbytes + of_bias + sum(form.nbytes for form in forms)

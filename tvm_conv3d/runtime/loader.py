@@ -13,7 +13,8 @@ from tvm_conv3d.engine.cuda.image import Image
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.workspace import Workspace
 from tvm_conv3d.runtime import parallel
-from tvm_conv3d.runtime.gpu import LoadedImage
+from tvm_conv3d.runtime.cuda.kernels import LoadedImage
+from tvm_conv3d.support import process
 from tvm_conv3d.support.locks import ForkSafeLock
 from tvm_conv3d.support.lru import Recent
 
@@ -29,7 +30,7 @@ class Entry:
     """One compiled function in this process.
 
     Attributes:
-        code: takes the arguments, in order; for a GPU see :class:`tvm_conv3d.runtime.gpu.Kernels`.
+        code: takes the arguments, in order; for a GPU see :class:`tvm_conv3d.runtime.cuda.kernels.Kernels`.
         function: says which these are.
     """
 
@@ -55,8 +56,8 @@ class Loaded:
         return self.functions[MAIN]
 
 
-_loaded: Recent[str, Loaded] = Recent(_MAX_LOADED)
-_loading: dict[str, ForkSafeLock] = {}
+_loaded: Recent[str, Loaded] = process.keep("loader: loaded code", Recent(_MAX_LOADED))
+_loading: dict[str, ForkSafeLock] = process.keep("loader: code that is being loaded", {})
 _loading_lock = ForkSafeLock()
 
 

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from tvm_conv3d.compute.shared.live_taps import drop_dead_taps
 from tvm_conv3d.engine.algorithms import named
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.runtime import helper_code, interchange, output_pool, threads
-from tvm_conv3d.runtime.gpu import Weights
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.support.dtypes import numpy_dtype
 
@@ -77,43 +77,49 @@ class Doubts:
         return signs
 
 
-class Steps(NamedTuple):
-    """The convolutions that a result is put together of.
+class Operands(NamedTuple):
+    """What a convolution reads and writes.
 
     Attributes:
-        winograd: fills the output with the convolution of some input; False where a sum is not finite.
-        convolve_signs: the convolution of an input by some weights, both of -1, 0 and 1, in float32 and without bias
-            and post-ops, to the nearest whole number.
+        out: the output, C-contiguous, of the spec's shape and type.
+        x: the input, likewise.
+        residual: as `out`, where the spec adds one.
+        weights: the weights.
     """
 
-    winograd: Callable[[np.ndarray], bool]
-    convolve_signs: Callable[[np.ndarray, Weights], np.ndarray]
+    out: np.ndarray
+    x: np.ndarray
+    residual: np.ndarray | None
+    weights: Weights
 
 
-def fill(
-    out: np.ndarray,
-    x: np.ndarray,
-    residual: np.ndarray | None,
-    spec: Conv3DSpec,
-    weights: Weights,
-    doubts: Doubts,
-    failed: bool,
-    steps: Steps,
-) -> bool:
-    """Fills `out` with the convolution of data that may hold NaN or infinity.
+class Steps(Protocol):
+    """The convolutions that a result is put together of."""
+
+    def fill(self, operands: Operands) -> bool:
+        """Fills the output by Winograd's algorithm; False where a sum is not finite."""
+
+    def convolve_signs(self, signs: np.ndarray, weights: Weights) -> np.ndarray:
+        """The convolution of an input by some weights, both of -1, 0 and 1, as float32.
+
+        It has no bias and no post-ops; each value is the sum to the nearest whole number.
+        """
+
+
+def fill(operands: Operands, spec: Conv3DSpec, doubts: Doubts, failed: bool, steps: Steps) -> bool:
+    """Fills the output with the convolution of data that may hold NaN or infinity.
 
     Args:
-        out, x: output and input, C-contiguous, of the spec's shapes and type.
-        residual: as `out`, where the spec adds one.
+        operands: of the convolution.
         spec: the problem.
-        weights: its weights.
         doubts: what earlier calls left, and this one changes.
-        failed: whether Winograd's algorithm has failed on `x` already.
+        failed: whether Winograd's algorithm has failed on the input already.
         steps: the convolutions.
 
     Returns:
-        Whether it is done; otherwise `out` is left to the products of the definition.
+        Whether it is done; otherwise the output is left to the products of the definition.
     """
+    out, x, residual, weights = operands
     # of a data gradient, the convolution that computes it, which has no phases where Winograd's algorithm does
     spec = forward_of(spec).spec
     if spec.group_channels > _MAX_CHANNELS:
@@ -128,7 +134,7 @@ def fill(
     doubts.nonfinite = found = bool(marks.any())
     if least is not None and _largest(clean) >= least:
         return False
-    if (failed and not found) or not steps.winograd(clean):
+    if (failed and not found) or not steps.fill(operands._replace(x=clean)):
         # weights that are not finite spoil all data
         doubts.overflow = (weights.version, _largest(clean) if np.isfinite(weights.kernel).all() else 0.0)
         return False

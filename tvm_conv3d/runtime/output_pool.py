@@ -13,6 +13,8 @@ from collections import OrderedDict
 
 import numpy as np
 
+from tvm_conv3d.support import process
+
 #: Smaller results come from the allocator's own free lists anyway.
 _MIN_BYTES = 1 << 20
 
@@ -28,8 +30,12 @@ class _Store:
     """Free blocks by size, oldest first."""
 
     def __init__(self, most: int = MAX_KEPT) -> None:
-        self._lock = threading.Lock()
         self.most = most
+        self.renew()
+
+    def renew(self) -> None:
+        """Starts over without blocks: a forked child's parent may have been in the midst of using them."""
+        self._lock = threading.Lock()
         self._free: OrderedDict[int, list[np.ndarray]] = OrderedDict()
         self._kept = 0
 
@@ -51,7 +57,8 @@ class _Store:
 
     def put_back(self, block: np.ndarray) -> None:
         # a finalizer may run inside `take`, in the same thread: then the block is simply let go
-        if not self._lock.acquire(blocking=False):
+        lock = self._lock
+        if not lock.acquire(blocking=False):
             return
         try:
             self._free.setdefault(block.nbytes, []).append(block)
@@ -59,7 +66,7 @@ class _Store:
             self._kept += block.nbytes
             self._let_go(self.most)
         finally:
-            self._lock.release()
+            lock.release()
 
     def let_go(self, most: int) -> None:
         """Keeps `most` bytes of what is kept now."""
@@ -95,12 +102,7 @@ class _Lease:
 
 
 _store = _Store()
-
-
-def renew() -> None:
-    """Starts over with an empty store: for a forked child, whose parent may have been in the midst of using it."""
-    global _store
-    _store = _Store(_store.most)
+process.keep("output_pool: memory for results", _store, _store.renew)
 
 
 def release() -> None:

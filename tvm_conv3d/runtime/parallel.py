@@ -15,6 +15,7 @@ from typing import Any
 from tvm_conv3d.engine.artifact import check_versions
 from tvm_conv3d.engine.build import object_code
 from tvm_conv3d.runtime import threads
+from tvm_conv3d.support import process
 from tvm_conv3d.support.locks import ForkSafeLock
 
 
@@ -28,17 +29,17 @@ class _Pool:
 
     def __init__(self) -> None:
         check_versions()
-        self._module = _load(_compiled("pool.ll"))
+        module = _load(_compiled("pool.ll"))
+        self._module = process.keep("parallel: workers of the pool", module, module.get_function("forked"))
         self.launch = int(self._module.get_function("start")(ctypes.addressof(threads.SETTINGS)))
         self.hook = _compiled("hook.ll")
         threads.tell_pool(self._module.get_function("set_count"))
-        threads.after_fork(self._module.get_function("forked"))
 
     def workers(self) -> int:
         return int(self._module.get_function("workers")())
 
 
-_made: list[_Pool] = []
+_made: list[_Pool] = process.keep("parallel: the pool", [])
 _lock = ForkSafeLock()
 
 

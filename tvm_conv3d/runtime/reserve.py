@@ -11,6 +11,7 @@ import numpy as np
 from tvm_conv3d.engine.workspace import Workspace
 from tvm_conv3d.runtime import output_pool
 from tvm_conv3d.runtime.threads import get_num_threads
+from tvm_conv3d.support import process
 
 #: Bytes a thread up to which a kernel's memory is taken for granted.
 _SMALL_BYTES = 1 << 20
@@ -23,7 +24,7 @@ class _ThreadState(threading.local):
         self.kernels: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-_thread_state = _ThreadState()
+_thread_state = process.keep("reserve: kernels that a thread has run", _ThreadState())
 
 
 def reserve(kernel: Any, workspace: Workspace) -> None:

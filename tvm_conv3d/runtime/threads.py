@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tvm_conv3d.runtime import openmp
+from tvm_conv3d.support import process
 from tvm_conv3d.target.cpu import available_cpus
 
 #: Names the number of threads; TVM's own name for it.
@@ -32,12 +33,13 @@ class Settings(ctypes.Structure):
 
 
 #: Of the process: threads that a loop takes whose thread does not say; OpenMP's entries where its threads are taken.
-SETTINGS = Settings(1, None, None)
+SETTINGS = process.keep("threads: what the pool reads", Settings(1, None, None))
 
 #: Bit of a process's flags in Linux: it was forked and runs the same program still.
 _FORKED = 0x40
 
 
+@dataclass
 class _State:
     """What the process has settled on.
 
@@ -67,16 +69,13 @@ class _ThreadState(threading.local):
     told: int = 0
 
 
-_thread_state = _ThreadState()
+def _renew() -> None:
+    _state.forked = True
+    SETTINGS.parallel = None
 
-_renewals: list[Callable[[], None]] = []
 
-
-def after_fork(renew: Callable[[], None]) -> None:
-    """Has `renew` called in forked children, which inherit locks but not the threads that would release them."""
-    _watch_forks()
-    if renew not in _renewals:
-        _renewals.append(renew)
+_state = process.keep("threads: what was settled on", _State(), _renew)
+_thread_state = process.keep("threads: what the pool was told", _ThreadState())
 
 
 def set_num_threads(count: int) -> None:
@@ -90,7 +89,7 @@ def set_num_threads(count: int) -> None:
     """
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"`count` must be a positive integer. Received: count={count!r}")
-    _State.requested = count
+    _state.requested = count
 
 
 def get_num_threads() -> int:
@@ -101,7 +100,7 @@ def get_num_threads() -> int:
     $OMP_NUM_THREADS.
     """
     runtime = _openmp()
-    known = _State.requested or _positive(os.environ.get(VARIABLE, ""))
+    known = _state.requested or _positive(os.environ.get(VARIABLE, ""))
     if known:
         return known
     if runtime is not None:
@@ -119,21 +118,21 @@ def owner() -> str:
 
 def tell_pool(set_count: Callable[[int], Any]) -> None:
     """Makes `set_count` known, which tells the pool how many threads the loops of the calling thread take."""
-    _State.set_count = set_count
+    _state.set_count = set_count
 
 
 def torch_is_used() -> None:
     """Notes that the program uses torch, whose OpenMP threads run the loops from now on."""
-    if not _State.used:
-        _State.used = True
+    if not _state.used:
+        _state.used = True
         _take_openmp()
 
 
 def run(function: Callable[..., Any], *arguments: Any) -> None:
     """Calls a compiled function with as many threads as are wanted now."""
     count = get_num_threads()
-    if _thread_state.told != count and _State.set_count is not None:
-        _State.set_count(count)
+    if _thread_state.told != count and _state.set_count is not None:
+        _state.set_count(count)
         _thread_state.told = count
     SETTINGS.count = count
     function(*arguments)
@@ -146,32 +145,31 @@ def _positive(text: str) -> int:
 
 def _openmp() -> openmp.OpenMP | None:
     """The OpenMP runtime of the process, looked for anew once Python has loaded more modules."""
-    if len(sys.modules) != _State.modules:
+    if len(sys.modules) != _state.modules:
         _look_for_openmp()
-    return _State.runtime
+    return _state.runtime
 
 
 def _look_for_openmp() -> None:
-    if _State.forked is None:
-        _State.forked = _was_forked()
-        _watch_forks()
-    found = _State.runtime
+    if _state.forked is None:
+        _state.forked = _was_forked()
+    found = _state.runtime
     # a library that can't be looked into is none of ours, and no reason for a call to fail
     with contextlib.suppress(Exception):
         found = openmp.loaded()
     tvm = "tvm_ffi" in sys.modules
-    if found is not None and _State.runtime is None:
+    if found is not None and _state.runtime is None:
         # torch that comes together with TVM is no choice of the program's
-        _State.used = not found.of_torch or not tvm or _State.tvm
+        _state.used = not found.of_torch or not tvm or _state.tvm
     # the modules after the search, which loads some itself
-    _State.runtime, _State.tvm, _State.modules = found, tvm, len(sys.modules)
+    _state.runtime, _state.tvm, _state.modules = found, tvm, len(sys.modules)
     _take_openmp()
 
 
 def _take_openmp() -> None:
     """Has loops run on the threads of OpenMP where it is used, and can be."""
-    runtime = _State.runtime
-    if runtime is not None and _State.used and not _State.forked:
+    runtime = _state.runtime
+    if runtime is not None and _state.used and not _state.forked:
         SETTINGS.thread_number = runtime.thread_number
         SETTINGS.parallel = runtime.parallel
 
@@ -183,16 +181,3 @@ def _was_forked() -> bool:
         return bool(int(fields[6]) & _FORKED)
     except (OSError, ValueError, IndexError):
         return False
-
-
-@functools.cache
-def _watch_forks() -> None:
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_in_forked_child)
-
-
-def _in_forked_child() -> None:
-    _State.forked = True
-    SETTINGS.parallel = None
-    for renew in _renewals:
-        renew()

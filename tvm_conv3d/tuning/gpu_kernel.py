@@ -9,7 +9,7 @@ import numpy as np
 
 from tvm_conv3d.compute.shared.argument import OUT, PACK
 from tvm_conv3d.runtime.cuda import driver
-from tvm_conv3d.runtime.gpu import Kernels, Memory, pack
+from tvm_conv3d.runtime.cuda.kernels import Kernels, Memory, pack
 from tvm_conv3d.runtime.loader import Loaded
 
 

@@ -14,7 +14,7 @@ import tvm_conv3d.schedules as schedules
 from tvm_conv3d.engine.records.record import Key, Record
 from tvm_conv3d.engine.records.store import FILE_NAME, RecordFile, RecordWarning, load
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.support import folders
+from tvm_conv3d.support import folders, process
 from tvm_conv3d.target.cpu import thread_count
 from tvm_conv3d.target.resolve import instruction_set, target_key
 
@@ -124,7 +124,7 @@ def _in_file(book: RecordFile, key: Key, isa: str, foreign: bool = False) -> Ite
         found.reject(f"it was measured with instruction set {record.isa}, and this target has {isa}")
 
 
-_warned: set[str] = set()
+_warned: set[str] = process.keep("records: warnings that were given", set())
 
 
 def _warn_once(text: str) -> None:

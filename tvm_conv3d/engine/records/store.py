@@ -16,6 +16,7 @@ from pathlib import Path
 import filelock
 
 from tvm_conv3d.engine.records.record import Key, Record, RecordError
+from tvm_conv3d.support import process
 from tvm_conv3d.support.locks import ForkSafeLock
 
 FILE_NAME = "records.jsonl"
@@ -49,7 +50,7 @@ class RecordFile:
 
 
 _Signature = tuple[int, int, int]
-_files: dict[Path, tuple[_Signature | None, RecordFile]] = {}
+_files: dict[Path, tuple[_Signature | None, RecordFile]] = process.keep("records: files that were read", {})
 _lock = ForkSafeLock()
 
 

@@ -1,0 +1,85 @@
+"""What the executor asks of a backend, this CPU or a GPU, and what a backend may ask of the executor."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.runtime.interchange import Source
+from tvm_conv3d.runtime.weights import Packed, Weights
+from tvm_conv3d.spec import Conv3DSpec
+
+if TYPE_CHECKING:
+    from tvm.target import Target
+
+C_co = TypeVar("C_co", bound="PreparedCall", covariant=True)
+
+
+class Convolutions(Protocol[C_co]):
+    """What a call asks the executor for: packed weights, and other convolutions that its result is put together of."""
+
+    def packed(self, call: PreparedCall, weights: Weights) -> Packed[Any]:
+        """The weights in the call's layout: kept ones of their version, else packed now."""
+
+    def prepared(self, spec: Conv3DSpec, exact: bool) -> C_co:
+        """The call of another convolution, by the same backend; `exact` for the products of the definition."""
+
+
+class PreparedCall(Protocol):
+    """A convolution with its machine code on one device: all that calls of one spec need but arrays and weights.
+
+    Attributes:
+        plan: what the machine code computes.
+        layout: equal for calls that take the same packed weights: algorithm, shapes, and which weights stand where.
+    """
+
+    @property
+    def plan(self) -> Plan: ...
+
+    @property
+    def layout(self) -> Hashable: ...
+
+    def pack(self, weights: Weights) -> Packed[Any]:
+        """The weights in the call's layout, on its device.
+
+        Raises:
+            MemoryError, tvm_conv3d.runtime.cuda.driver.CudaError: there is no memory for them.
+        """
+
+    def run(self, source: Source, weights: Weights, residual: Source | None, convolutions: Convolutions[Any]) -> Any:
+        """The convolution of a source, in fresh memory of the source's kind: an array, or a tensor beside the source.
+
+        Args:
+            source: the input, of the spec's shape, where the call's device can read it; cast to the spec's dtype.
+            weights: of the spec's shapes.
+            residual: of the output's shape, from any device; cast to its type. None where the spec adds none.
+            convolutions: of the executor.
+
+        Raises:
+            TypeError: the source holds no real numbers, or is of an unknown library.
+            MemoryError, tvm_conv3d.runtime.cuda.driver.CudaError: there is no memory, or the GPU refuses the call.
+        """
+
+
+class Backend(Protocol):
+    """Where convolutions run; it keeps nothing."""
+
+    def prepare(self, plan: Plan, target: Target, device: int) -> PreparedCall:
+        """The plan's machine code, loaded or compiled, ready to be called.
+
+        Args:
+            plan: of a spec with elements.
+            target: of the plan; code for it runs on the device.
+            device: number of the GPU, where it is one.
+
+        Raises:
+            RuntimeError: the installed TVM is another version, or can't compile the plan.
+        """
+
+    def without_elements(self, spec: Conv3DSpec, source: Source) -> Any:
+        """What :meth:`PreparedCall.run` returns for a spec whose output has no element, or whose input has none.
+
+        Raises:
+            TypeError: the source holds no real numbers, or is of an unknown library.
+        """
