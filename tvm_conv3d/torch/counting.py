@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from tvm_conv3d.support import process
 from tvm_conv3d.support.locks import ForkSafeLock
 
 #: Reasons that are told apart; what comes after them counts together, as reasons may name sizes.
@@ -31,8 +32,8 @@ class Counters:
 
 
 _lock = ForkSafeLock()
-_ours = Counter[None]()
-_torch = Counter[str]()
+_ours: Counter[None] = process.keep("torch: convolutions by this package", Counter())
+_torch: Counter[str] = process.keep("torch: convolutions by torch's own code", Counter())
 
 
 def counters() -> Counters:

@@ -17,8 +17,9 @@ from tvm_conv3d.functional.arguments import ConvArguments, Problem
 from tvm_conv3d.functional.transposed_arguments import TransposeArguments
 from tvm_conv3d.runtime import interchange, kept_weights
 from tvm_conv3d.runtime.executor import Executor
-from tvm_conv3d.runtime.gpu import Weights
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import CHANNELS_FIRST
+from tvm_conv3d.support import process
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.torch import counting
 
@@ -81,12 +82,12 @@ class _Prepared(NamedTuple):
     use: ConvArguments
 
 
-_calls: Recent[Any, _Prepared | str] = Recent(_MAX_CALLS)
+_calls: Recent[Any, _Prepared | str] = process.keep("torch: checked calls", Recent(_MAX_CALLS))
 
 #: Where parameters lie, and their last content.
-_trained: Recent[Any, Weights] = Recent(_MAX_CALLS)
+_trained: Recent[Any, Weights] = process.keep("torch: last weights of parameters", Recent(_MAX_CALLS))
 
-_EXECUTOR = Executor(most_specs=_MAX_CALLS)
+_EXECUTOR = process.keep("torch: executor", Executor(most_specs=_MAX_CALLS))
 
 
 def convolution_of(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
