@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from problems import BOUNDS, WINOGRAD_BOUND, data, execute, numpy_dtype, run
+from sampling import sampled
 from tvm_conv3d.engine.algorithms import algorithms
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.reference import oracle
@@ -45,9 +47,10 @@ DENSE = Conv3DSpec(1, (5, 8, 19), 8, 16, (3, 3, 3), pads=(Pads(1, 1),) * 3, bias
 KINDS = [DENSE, replace(DENSE, channels=36, filters=36, kernel=(3, 3, 5), groups=36)]
 
 
-@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
-@pytest.mark.parametrize("activation", ["relu", "elu"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("activation", "dtype", "data_format"),
+    sampled(itertools.product(("relu", "elu"), ("float32", "bfloat16"), (CHANNELS_LAST, CHANNELS_FIRST)), 3),
+)
 def test_without_a_bias(activation: str, dtype: str, data_format: str) -> None:
     traits = cpu_traits(host_target(2))
     tried = set()
@@ -78,8 +81,9 @@ def test_chains(post_ops: tuple[str, ...]) -> None:
     np.testing.assert_allclose(result, oracle.finish(spec, x), rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), sampled(itertools.product(STEPS, ("float32", "float64", "float16", "bfloat16")), 3)
+)
 def test_values(name: str, dtype: str) -> None:
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.uniform(-9, 9, 200), np.linspace(-2, 2, 89), [0.0]])

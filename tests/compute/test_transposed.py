@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from problems import BOUNDS, WINOGRAD_BOUND, assert_right, data, data_gradients, numpy_dtype, run, run_plan
+from sampling import sampled
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec, canonicalize
 from tvm_conv3d.engine import planner
 from tvm_conv3d.engine.algorithms import algorithms
@@ -91,10 +92,12 @@ def test_numbers(spec: Conv3DSpec) -> None:
     assert_right(spec)
 
 
-@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
-@pytest.mark.parametrize(("kernel", "strides", "before", "open_cells"), GEOMETRIES)
-def test_every_variant(kernel: Triple, strides: Triple, before: Triple, open_cells: Triple, data_format: str) -> None:
+@pytest.mark.parametrize(
+    ("geometry", "data_format"), sampled(itertools.product(GEOMETRIES, (CHANNELS_LAST, CHANNELS_FIRST)), 3)
+)
+def test_every_variant(geometry: tuple[Triple, Triple, Triple, Triple], data_format: str) -> None:
     """All algorithms that take it, of strides the direct one only; channels that fill vectors, and that do not."""
+    kernel, strides, before, open_cells = geometry
     traits = cpu_traits(host_target(2))
     for channels, filters, groups, chain in ((32, 16, 1, ("relu",)), (20, 5, 1, ("add", "relu")), (16, 16, 16, ())):
         spec = gradient(
@@ -117,9 +120,11 @@ def test_every_variant(kernel: Triple, strides: Triple, before: Triple, open_cel
                 assert run_plan(Plan(spec, name, variant, {})) < bound, (name, variant, spec.key())
 
 
-@pytest.mark.parametrize("post_op", ["leaky_relu:0.1", "gelu", "sigmoid"])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
-def test_post_ops_and_types(post_op: str, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "post_op"),
+    sampled(itertools.product(("float32", "float64", "float16", "bfloat16"), ("leaky_relu:0.1", "gelu", "sigmoid")), 4),
+)
+def test_post_ops_and_types(dtype: str, post_op: str) -> None:
     for data_format in (CHANNELS_LAST, CHANNELS_FIRST):
         for channels in (16, 5):
             more = {"before": ONE, "dtype": dtype, "data_format": data_format, "post_ops": (post_op,)}
