@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from test_transposed import GEOMETRIES, gradient
 
 from cuda_checks import assert_right, compute, default_plans
 from problems import data, data_gradients
+from transposed_cases import GEOMETRIES, gradient
 from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine.algorithms import algorithms
 from tvm_conv3d.engine.plan import Plan
