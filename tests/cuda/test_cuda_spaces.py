@@ -15,6 +15,7 @@ from cuda_checks import assert_right, compute, default_plans
 from cuda_on_cpu import lower_module
 from cuda_on_cpu.execute import Order
 from problems import data, specs
+from sampling import sampled
 from tvm_conv3d.engine import scheduling
 from tvm_conv3d.engine.algorithms import algorithms
 from tvm_conv3d.engine.cuda.lower import lower
@@ -92,7 +93,7 @@ def test_random_points_are_many_and_of_all_algorithms(count: int) -> None:
     assert {point.algorithm for point in points} == algorithms("cuda").keys()
 
 
-examples = settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+examples = settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @examples
@@ -126,7 +127,7 @@ def large_specs() -> st.SearchStrategy[Conv3DSpec]:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@settings(examples, max_examples=5)
+@settings(examples, max_examples=8)
 @given(spec=specs() | large_specs())
 def test_any_problem_is_within_the_limits_of_every_architecture(arch: str, spec: Conv3DSpec) -> None:
     assert_within_limits(arch, spec)
@@ -147,8 +148,9 @@ def assert_within_limits(arch: str, spec: Conv3DSpec) -> None:
     assert lower(scheduling.scheduled_module(plan, target), target).functions["main"].launches
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("filters", [4, 12])
+@pytest.mark.parametrize(
+    ("dtype", "filters"), sampled([("float32", 4), ("float32", 12), ("float16", 4), ("float16", 12)], 3)
+)
 def test_all_activations(dtype: str, filters: int, machine: str) -> None:
     """By windows where filters are few, else by matrix products, of halves on tensor cores."""
     spec = same((2, 3, 5), 8, filters, 2, dtype=dtype)

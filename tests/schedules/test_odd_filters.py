@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from problems import BOUNDS, data, execute, linked
+from sampling import sampled
 from tvm_conv3d.compute.llvm import direct as direct_sums
 from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine import build, scheduling
@@ -87,7 +88,7 @@ def plans(spec: Conv3DSpec) -> list[Plan]:
     return list({plan.describe(): plan for plan in (Plan(spec, name, *f) for name, f in found if f)}.values())
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", sampled(SPECS, 3))
 def test_parts_of_vectors(name: str) -> None:
     for plan in plans(SPECS[name]):
         stored(plan)
