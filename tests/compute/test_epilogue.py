@@ -36,6 +36,8 @@ STEPS = (
     "squareplus:1",
 )
 
+FORMATS = (CHANNELS_LAST, CHANNELS_FIRST)
+
 #: A 1x1x1 convolution with weight 1 passes its input to the activation.
 IDENTITY = Conv3DSpec(1, (2, 5, 29), 1, 1, (1, 1, 1), bias=False)
 #: The same where 24 filters fill and overhang vector registers.
@@ -49,7 +51,7 @@ KINDS = [DENSE, replace(DENSE, channels=36, filters=36, kernel=(3, 3, 5), groups
 
 @pytest.mark.parametrize(
     ("activation", "dtype", "data_format"),
-    sampled(itertools.product(("relu", "elu"), ("float32", "bfloat16"), (CHANNELS_LAST, CHANNELS_FIRST)), 3),
+    sampled(itertools.product(("relu", "elu"), ("float32", "bfloat16"), FORMATS), 3),
 )
 def test_without_a_bias(activation: str, dtype: str, data_format: str) -> None:
     traits = cpu_traits(host_target(2))
@@ -96,8 +98,7 @@ def test_values(name: str, dtype: str) -> None:
     assert np.max(np.abs(result.astype(np.float64) - expected) / scale) < 30 * BOUNDS[dtype]
 
 
-@pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+@pytest.mark.parametrize(("name", "data_format"), sampled(itertools.product(STEPS, FORMATS), 3))
 def test_in_vectors(name: str, data_format: str) -> None:
     spec = replace(BROAD, post_ops=(name,), data_format=data_format)
     x = np.random.default_rng(1).uniform(-4, 4, spec.input_shape).astype(np.float32)

@@ -58,7 +58,7 @@ def assert_right(plan: Plan) -> None:
     assert oracle.relative_error(out, expected) < max(BOUNDS[spec.dtype], WINOGRAD_BOUND), plan
 
 
-@pytest.mark.parametrize(("name", "data_format"), sampled(itertools.product(KINDS, FORMATS), 3))
+@pytest.mark.parametrize(("name", "data_format"), sampled(itertools.product(KINDS, FORMATS), 5))
 def test_all_algorithms(name: str, data_format: str) -> None:
     for plan in plans(replace(KINDS[name], data_format=data_format)):
         assert_right(plan)
@@ -90,7 +90,7 @@ def test_strips() -> None:
         itertools.product(
             ("add", "relu+add", "leaky_relu:0.1+add+gelu:tanh", "elu+add"), (True, False), ("odd", "whole"), FORMATS
         ),
-        5,
+        9,
     ),
 )
 def test_any_place_in_the_chain(chain: str, bias: bool, name: str, data_format: str) -> None:

@@ -52,7 +52,7 @@ def test_numbers(spec: Conv3DSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    ("geometry", "data_format"), sampled(itertools.product(GEOMETRIES, (CHANNELS_LAST, CHANNELS_FIRST)), 3)
+    ("geometry", "data_format"), sampled(itertools.product(GEOMETRIES, (CHANNELS_LAST, CHANNELS_FIRST)), 5)
 )
 def test_every_variant(geometry: tuple[Triple, Triple, Triple, Triple], data_format: str) -> None:
     """All algorithms that take it, of strides the direct one only; channels that fill vectors, and that do not."""

@@ -93,7 +93,7 @@ def test_mean_of_a_large_window(data_format: str, accuracy: str) -> None:
     assert abs(float(np.asarray(layer(x)).item()) / expected - 1) < 1.5e-6
 
 
-@pytest.mark.parametrize(("name", "spec"), CASES, ids=[f"{name} {spec.key()}" for name, spec in CASES])
+@pytest.mark.parametrize(("name", "spec"), sampled(CASES, 2), ids=[f"{name} {spec.key()}" for name, spec in CASES])
 def test_long_sums_of_positive_numbers(name: str, spec: Conv3DSpec) -> None:
     plan, given = plan_of(name, spec), positive(spec)
     out, trusted = execute(plan, *given)
