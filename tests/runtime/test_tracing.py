@@ -71,7 +71,6 @@ def test_torch_compile_goes_round_a_layer(layer: Conv3D, model: Any, backend: st
     assert len(graphs) == 3
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's default compiler needs g++")
 @pytest.mark.usefixtures("_no_compiled_code")
 def test_torchs_default_compiler(model: Any) -> None:
