@@ -114,7 +114,6 @@ def test_only_modules_are_taken() -> None:
         ours.accelerate(lambda x: x)
 
 
-@pytest.mark.slow
 def test_a_network_of_monai() -> None:
     nets = pytest.importorskip("monai.networks.nets", reason="monai is not installed")
     torch.manual_seed(0)

@@ -276,7 +276,6 @@ def test_monais_tensors_keep_what_they_carry() -> None:
     assert ours.counters().ours == 1
 
 
-@pytest.mark.slow
 def test_the_page_of_the_documentation(tmp_path: Path) -> None:
     """Its code runs, in the order of the page."""
     page = Path(__file__).parents[2] / "docs" / "pytorch.md"

@@ -146,7 +146,6 @@ def test_compile_without_a_break(memory_format: Any) -> None:
     assert ours.counters() == ours.Counters(3 * 4, {})
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's default compiler needs g++")
 @pytest.mark.usefixtures("_no_compiled_code")
 def test_torchs_default_compiler() -> None:
@@ -333,7 +332,6 @@ torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 def test_distributed_data_parallel(tmp_path: Path) -> None:
     # what frameworks say of ranks would be taken for this machine's
