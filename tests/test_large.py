@@ -5,6 +5,7 @@ No large problem is run here, as it would take more memory than test machines ha
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import pytest
 from tvm import ir, tirx
 
 from problems import data, execute
+from sampling import sampled
 from tvm_conv3d.compute.shared import declaration
 from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine import build, planner, scheduling
@@ -24,6 +26,7 @@ from tvm_conv3d.schedules.llvm.costs.tile_rule import task_box
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
 from tvm_conv3d.target.cpu import cpu_traits, host_target
 
+FORMATS = (CHANNELS_LAST, CHANNELS_FIRST)
 PADS = (Pads(1, 1),) * 3
 CUBE = (3, 3, 3)
 LARGE = {
@@ -60,10 +63,9 @@ def index_types(spec: Conv3DSpec, exact: bool) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
-@pytest.mark.parametrize("spec", LARGE.values(), ids=LARGE.keys())
-def test_indices_have_64_bits(spec: Conv3DSpec, data_format: str) -> None:
-    spec = replace(spec, data_format=data_format)
+@pytest.mark.parametrize(("name", "data_format"), sampled(itertools.product(LARGE, FORMATS), 3))
+def test_indices_have_64_bits(name: str, data_format: str) -> None:
+    spec = replace(LARGE[name], data_format=data_format)
     assert index_types(spec, exact=True) == {"int64"}
     if default_plan(spec, host_target(2)).algorithm == "winograd":
         assert index_types(spec, exact=False) == {"int64"}
@@ -87,9 +89,9 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("narrowed", [False, True])
-@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    ("name", "data_format", "narrowed"), sampled(itertools.product(SMALL, FORMATS, (False, True)), 5)
+)
 def test_indices_of_64_bits_give_the_same_numbers(
     name: str, data_format: str, narrowed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,8 +130,7 @@ COMPILED = {
 }
 
 
-@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize(("name", "data_format"), sampled(itertools.product(COMPILED, FORMATS), 5))
 def test_large_problems_compile(name: str, data_format: str) -> None:
     plan = default_plan(replace(LARGE[name], data_format=data_format), host_target(2))
     assert data_format == CHANNELS_FIRST or plan.algorithm == COMPILED[name]

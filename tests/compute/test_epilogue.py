@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from problems import BOUNDS, WINOGRAD_BOUND, data, execute, numpy_dtype, run
+from sampling import sampled
 from tvm_conv3d.engine.algorithms import algorithms
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.reference import oracle
@@ -34,6 +36,8 @@ STEPS = (
     "squareplus:1",
 )
 
+FORMATS = (CHANNELS_LAST, CHANNELS_FIRST)
+
 #: A 1x1x1 convolution with weight 1 passes its input to the activation.
 IDENTITY = Conv3DSpec(1, (2, 5, 29), 1, 1, (1, 1, 1), bias=False)
 #: The same where 24 filters fill and overhang vector registers.
@@ -45,9 +49,10 @@ DENSE = Conv3DSpec(1, (5, 8, 19), 8, 16, (3, 3, 3), pads=(Pads(1, 1),) * 3, bias
 KINDS = [DENSE, replace(DENSE, channels=36, filters=36, kernel=(3, 3, 5), groups=36)]
 
 
-@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
-@pytest.mark.parametrize("activation", ["relu", "elu"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("activation", "dtype", "data_format"),
+    sampled(itertools.product(("relu", "elu"), ("float32", "bfloat16"), FORMATS), 3),
+)
 def test_without_a_bias(activation: str, dtype: str, data_format: str) -> None:
     traits = cpu_traits(host_target(2))
     tried = set()
@@ -78,8 +83,9 @@ def test_chains(post_ops: tuple[str, ...]) -> None:
     np.testing.assert_allclose(result, oracle.finish(spec, x), rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), sampled(itertools.product(STEPS, ("float32", "float64", "float16", "bfloat16")), 3)
+)
 def test_values(name: str, dtype: str) -> None:
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.uniform(-9, 9, 200), np.linspace(-2, 2, 89), [0.0]])
@@ -92,8 +98,7 @@ def test_values(name: str, dtype: str) -> None:
     assert np.max(np.abs(result.astype(np.float64) - expected) / scale) < 30 * BOUNDS[dtype]
 
 
-@pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+@pytest.mark.parametrize(("name", "data_format"), sampled(itertools.product(STEPS, FORMATS), 3))
 def test_in_vectors(name: str, data_format: str) -> None:
     spec = replace(BROAD, post_ops=(name,), data_format=data_format)
     x = np.random.default_rng(1).uniform(-4, 4, spec.input_shape).astype(np.float32)

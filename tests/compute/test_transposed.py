@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +13,8 @@ from hypothesis import strategies as st
 
 from packing_oracle import filter_bias, live_weights
 from problems import BOUNDS, WINOGRAD_BOUND, assert_right, data, data_gradients, numpy_dtype, run, run_plan
+from sampling import sampled
+from transposed_cases import GEOMETRIES, ONE, gradient
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec, canonicalize
 from tvm_conv3d.engine import planner
 from tvm_conv3d.engine.algorithms import algorithms
@@ -28,47 +29,6 @@ from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DATA_GRADIENT, FORWARD, Conv3DSpec, Pads, Triple
 from tvm_conv3d.target.cpu import cpu_traits, host_target
 from tvm_conv3d.target.resolve import instruction_set
-
-ONE: Triple = (1, 1, 1)
-
-
-def gradient(
-    cells: Triple,
-    channels: int,
-    filters: int,
-    kernel: Triple,
-    strides: Triple = ONE,
-    *,
-    before: Triple = (0, 0, 0),
-    open_cells: Triple = (0, 0, 0),
-    dilation: Triple = ONE,
-    **more: Any,
-) -> Conv3DSpec:
-    """The transposed convolution of `cells` cells, cropped by `before` on both sides, with `open_cells` behind."""
-    size, pads = [], []
-    for n, k, s, b, o, d in zip(cells, kernel, strides, before, open_cells, dilation, strict=True):
-        whole = (n - 1) * s + (k - 1) * d + 1
-        size.append(whole - 2 * b + o)
-        pads.append(Pads(b, whole - size[-1] - b))
-    return Conv3DSpec(
-        1, tuple(size), channels, filters, kernel, strides, dilation, tuple(pads), direction=DATA_GRADIENT, **more
-    )  # type: ignore[arg-type]
-
-
-#: Kernel, strides, pad before, cells that strides leave open or that make up for a large pad.
-GEOMETRIES = [
-    ((3, 3, 3), ONE, ONE, (0, 0, 0)),
-    ((3, 1, 2), ONE, (3, -2, 0), (4, 0, 0)),
-    ((1, 1, 1), ONE, (0, 0, 0), (0, 0, 0)),
-    ((2, 2, 2), (2, 2, 2), (0, 0, 0), (0, 0, 0)),
-    ((3, 3, 3), (2, 2, 2), ONE, ONE),
-    ((3, 3, 3), (2, 2, 2), ONE, (0, 0, 0)),
-    ((4, 4, 4), (2, 2, 2), ONE, (0, 0, 0)),
-    ((1, 2, 2), (1, 2, 2), (0, 0, 0), (0, 0, 0)),
-    ((3, 2, 1), (1, 1, 2), (1, 0, 0), (0, 0, 1)),
-    ((1, 2, 3), (3, 3, 3), (0, 0, 0), (2, 1, 0)),
-    ((4, 3, 2), (3, 2, 1), (4, -1, 3), (3, 0, 3)),
-]
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -93,10 +53,12 @@ def test_numbers(spec: Conv3DSpec) -> None:
     assert_right(spec)
 
 
-@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
-@pytest.mark.parametrize(("kernel", "strides", "before", "open_cells"), GEOMETRIES)
-def test_every_variant(kernel: Triple, strides: Triple, before: Triple, open_cells: Triple, data_format: str) -> None:
+@pytest.mark.parametrize(
+    ("geometry", "data_format"), sampled(itertools.product(GEOMETRIES, (CHANNELS_LAST, CHANNELS_FIRST)), 5)
+)
+def test_every_variant(geometry: tuple[Triple, Triple, Triple, Triple], data_format: str) -> None:
     """All algorithms that take it, of strides the direct one only; channels that fill vectors, and that do not."""
+    kernel, strides, before, open_cells = geometry
     traits = cpu_traits(host_target(2))
     for channels, filters, groups, chain in ((32, 16, 1, ("relu",)), (20, 5, 1, ("add", "relu")), (16, 16, 16, ())):
         spec = gradient(
@@ -119,9 +81,11 @@ def test_every_variant(kernel: Triple, strides: Triple, before: Triple, open_cel
                 assert run_plan(Plan(spec, name, variant, {})) < bound, (name, variant, spec.key())
 
 
-@pytest.mark.parametrize("post_op", ["leaky_relu:0.1", "gelu", "sigmoid"])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
-def test_post_ops_and_types(post_op: str, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "post_op"),
+    sampled(itertools.product(("float32", "float64", "float16", "bfloat16"), ("leaky_relu:0.1", "gelu", "sigmoid")), 4),
+)
+def test_post_ops_and_types(dtype: str, post_op: str) -> None:
     for data_format in (CHANNELS_LAST, CHANNELS_FIRST):
         for channels in (16, 5):
             more = {"before": ONE, "dtype": dtype, "data_format": data_format, "post_ops": (post_op,)}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from problems import data, run_plan
+from sampling import sampled
 from tvm_conv3d import Conv3D
 from tvm_conv3d.compute.llvm.winograd import WinogradVariant, error_bound
 from tvm_conv3d.compute.shared.canonical import canonicalize
@@ -106,9 +108,13 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize(("spec", "variant"), [case[1:] for case in VARIANTS], ids=[case[0] for case in VARIANTS])
-@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
-def test_all_modes(spec: Conv3DSpec, variant: WinogradVariant, data_format: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "data_format"),
+    sampled(itertools.product(VARIANTS, (CHANNELS_LAST, CHANNELS_FIRST)), 3),
+    ids=lambda value: value[0] if isinstance(value, tuple) else value,
+)
+def test_all_modes(case: tuple[str, Conv3DSpec, WinogradVariant], data_format: str) -> None:
+    _, spec, variant = case
     spec = replace(spec, data_format=data_format, batch=2)
     assert relative_error(spec, variant) < max(1.5 * error_bound(canonicalize(spec), variant), 2e-7)
 

@@ -33,12 +33,13 @@ def plans_of(spec: Conv3DSpec) -> list[Plan]:
     return found
 
 
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.deep)])
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 @pytest.mark.parametrize("padding", ["valid", "same"])
-def test_grid_by_every_algorithm(padding: str, data_format: str, machine: str) -> None:
+def test_grid_by_every_algorithm(padding: str, data_format: str, every: int, machine: str) -> None:
     wanted: dict[str, Any] = {"padding": padding, "data_format": data_format}
     cases = [arguments for arguments in grid() if arguments.items() >= wanted.items()]
-    plans = [plan for arguments in cases for plan in plans_of(spec_of(arguments))]
+    plans = [plan for arguments in cases[::every] for plan in plans_of(spec_of(arguments))]
     assert {plan.algorithm for plan in plans} == algorithms("cuda").keys()
     assert_right(plans, machine=machine)
 

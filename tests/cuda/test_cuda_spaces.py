@@ -15,6 +15,7 @@ from cuda_checks import assert_right, compute, default_plans
 from cuda_on_cpu import lower_module
 from cuda_on_cpu.execute import Order
 from problems import data, specs
+from sampling import sampled
 from tvm_conv3d.engine import scheduling
 from tvm_conv3d.engine.algorithms import algorithms
 from tvm_conv3d.engine.cuda.lower import lower
@@ -26,8 +27,8 @@ from tvm_conv3d.spec.post_ops import FUSED_ACTIVATIONS
 from tvm_conv3d.target.gpu import ARCHITECTURES
 from tvm_conv3d.target.resolve import resolve, traits_of
 
-#: Points drawn from the spaces of each problem.
-POINTS = 20
+#: Points that are drawn from the spaces of each problem: always, and with the deep tests.
+SAMPLE, POINTS = 3, 20
 
 TARGET = "cuda:sm_80"
 
@@ -56,7 +57,7 @@ ODD = [
 
 
 @functools.cache
-def random_points(spec: Conv3DSpec, count: int = POINTS) -> list[Plan]:
+def random_points(spec: Conv3DSpec, count: int) -> list[Plan]:
     """Plans with variants and decisions drawn at random, as MetaSchedule draws them."""
     from tvm.s_tir import Schedule
 
@@ -76,20 +77,35 @@ def random_points(spec: Conv3DSpec, count: int = POINTS) -> list[Plan]:
     return list(found.values())
 
 
+COUNTS = [SAMPLE, pytest.param(POINTS, marks=pytest.mark.deep)]
+
+
+@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("number", range(len(ODD)))
-def test_random_points_are_right(number: int, machine: str) -> None:
-    assert_right(random_points(ODD[number]), order=ORDERS[number % len(ORDERS)], machine=machine)
+def test_random_points_are_right(number: int, count: int, machine: str) -> None:
+    assert_right(random_points(ODD[number], count), order=ORDERS[number % len(ORDERS)], machine=machine)
 
 
-def test_random_points_are_many_and_of_all_algorithms() -> None:
-    points = [point for spec in ODD for point in random_points(spec)]
-    assert len({(point.spec, point.describe()) for point in points}) >= 200
+@pytest.mark.parametrize("count", COUNTS)
+def test_random_points_are_many_and_of_all_algorithms(count: int) -> None:
+    points = [point for spec in ODD for point in random_points(spec, count)]
+    assert len({(point.spec, point.describe()) for point in points}) >= 10 * count
     assert {point.algorithm for point in points} == algorithms("cuda").keys()
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+examples = settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@examples
 @given(some=st.lists(specs(), min_size=8, max_size=8))
 def test_any_problem(some: list[Conv3DSpec], machine: str) -> None:
+    assert_right(default_plans(some), machine=machine)
+
+
+@pytest.mark.deep
+@settings(examples, max_examples=12)
+@given(some=st.lists(specs(), min_size=8, max_size=8))
+def test_many_problems(some: list[Conv3DSpec], machine: str) -> None:
     assert_right(default_plans(some), machine=machine)
 
 
@@ -111,17 +127,30 @@ def large_specs() -> st.SearchStrategy[Conv3DSpec]:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(examples, max_examples=8)
 @given(spec=specs() | large_specs())
 def test_any_problem_is_within_the_limits_of_every_architecture(arch: str, spec: Conv3DSpec) -> None:
+    assert_within_limits(arch, spec)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@settings(examples, max_examples=40)
+@given(spec=specs() | large_specs())
+def test_many_problems_are_within_the_limits_of_every_architecture(arch: str, spec: Conv3DSpec) -> None:
+    assert_within_limits(arch, spec)
+
+
+def assert_within_limits(arch: str, spec: Conv3DSpec) -> None:
     """All loops are bound, and `lower` refuses what the GPU would."""
     (plan,) = default_plans([spec], f"cuda:{arch}")
     target = resolve(f"cuda:{arch}", 1)
     assert lower(scheduling.scheduled_module(plan, target), target).functions["main"].launches
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("filters", [4, 12])
+@pytest.mark.parametrize(
+    ("dtype", "filters"), sampled([("float32", 4), ("float32", 12), ("float16", 4), ("float16", 12)], 3)
+)
 def test_all_activations(dtype: str, filters: int, machine: str) -> None:
     """By windows where filters are few, else by matrix products, of halves on tensor cores."""
     spec = same((2, 3, 5), 8, filters, 2, dtype=dtype)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from test_transposed import GEOMETRIES, gradient
 
 from cuda_checks import assert_right, compute, default_plans
 from problems import data, data_gradients
+from transposed_cases import GEOMETRIES, gradient
 from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine.algorithms import algorithms
 from tvm_conv3d.engine.plan import Plan
@@ -32,11 +32,12 @@ def plans_of(spec: Conv3DSpec) -> list[Plan]:
     return found
 
 
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.deep)])
 @pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
-def test_geometries(data_format: str, machine: str) -> None:
+def test_geometries(data_format: str, every: int, machine: str) -> None:
     plans = []
     for channels, filters, groups, chain in ((16, 16, 1, ("relu",)), (5, 3, 1, ("add", "relu")), (12, 24, 2, ())):
-        for kernel, strides, before, open_cells in GEOMETRIES:
+        for kernel, strides, before, open_cells in GEOMETRIES[::every]:
             more = {"before": before, "open_cells": open_cells, "groups": groups, "data_format": data_format}
             plans += plans_of(gradient((2, 3, 3), channels, filters, kernel, strides, post_ops=chain, **more))
     strided = {plan.algorithm for plan in plans if canonicalize(plan.spec).phased}
@@ -55,10 +56,11 @@ def test_reductions_in_parts(machine: str) -> None:
     assert_right(plans, machine=machine)
 
 
-def test_random_problems(machine: str) -> None:
+@pytest.mark.parametrize("count", [6, pytest.param(36, marks=pytest.mark.deep)])
+def test_random_problems(count: int, machine: str) -> None:
     specs: list[Conv3DSpec] = []
 
-    @settings(max_examples=24, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=count, deadline=None, derandomize=True, database=None)
     @given(spec=data_gradients())
     def draw(spec: Conv3DSpec) -> None:
         specs.append(spec)

@@ -322,7 +322,6 @@ def _is_empty(name: str) -> bool:
     return all(isinstance(node, ast.Expr) for node in ast.parse(Path(spec.origin).read_text()).body)
 
 
-@pytest.mark.slow
 def test_all_that_is_imported_while_compiling_is_in_the_key() -> None:
     out = subprocess.run([sys.executable, "-c", ONLY_COMPILE], capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr

@@ -165,6 +165,11 @@ def assert_right(spec: Conv3DSpec, seed: int = 0) -> None:
     assert oracle.relative_error(result, expected) < bound, spec.key()
 
 
+def linked(plan: Plan) -> loader.Loaded:
+    """The plan's code, compiled anew."""
+    return loader.link(build.compile_plan(plan, host_target(2)))
+
+
 def execute(
     plan: Plan,
     x: np.ndarray,
@@ -172,13 +177,15 @@ def execute(
     bias: np.ndarray | None,
     out: np.ndarray | None = None,
     residual: np.ndarray | None = None,
+    loaded: loader.Loaded | None = None,
 ) -> tuple[np.ndarray, bool]:
     """Compiles and runs `plan`: the result, in `out` where it is given, and whether all flags are finite.
 
-    The residual operand is that of :func:`residual_of` unless another one is given.
+    The residual operand is that of :func:`residual_of` unless another one is given. The plan's code is compiled unless
+    it is given.
     """
     packed_kernel, packed_bias = packing_oracle.pack(plan.algorithm, plan.spec, plan.variant, kernel, bias)
-    loaded = loader.link(build.compile_plan(plan, host_target(2)))
+    loaded = loaded or linked(plan)
     if out is None:
         out = np.empty(plan.spec.output_shape, x.dtype)
     out.fill(np.nan)

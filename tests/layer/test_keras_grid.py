@@ -9,14 +9,13 @@ import pytest
 from keras_cases import grid, spec_of
 from problems import assert_right
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.deep)])
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 @pytest.mark.parametrize("padding", ["valid", "same"])
-def test_grid(padding: str, data_format: str) -> None:
+def test_grid(padding: str, data_format: str, every: int) -> None:
     wanted: dict[str, Any] = {"padding": padding, "data_format": data_format}
     cases = [arguments for arguments in grid() if arguments.items() >= wanted.items()]
     assert len(cases) == 39
-    for arguments in cases:
+    for arguments in cases[::every]:
         assert_right(spec_of(arguments))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from problems import data, numpy_dtype, residual_of, specs
+from sampling import sampled
 from tvm_conv3d import Conv3D
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import cpu_backend, interchange, nonfinite
@@ -41,8 +43,7 @@ def kinds(x: np.ndarray) -> np.ndarray:
     return np.isnan(x) + 2 * np.isposinf(x) + 3 * np.isneginf(x)
 
 
-@settings(max_examples=150, deadline=None)
-@given(
+sums = given(
     spec=specs(),
     seed=st.integers(0, 1000),
     values=st.lists(st.sampled_from(VALUES), min_size=1, max_size=3, unique=True),
@@ -51,7 +52,22 @@ def kinds(x: np.ndarray) -> np.ndarray:
     alike=st.booleans(),
     chain=st.sampled_from([(), (), ("add",), ("relu", "add")]),
 )
-def test_the_kind_of_each_sum_is_that_of_the_definition(
+
+
+@settings(max_examples=40, deadline=None)
+@sums
+def test_the_kind_of_each_sum_is_that_of_the_definition(**drawn: Any) -> None:
+    assert_kinds_of_sums(**drawn)
+
+
+@pytest.mark.deep
+@settings(max_examples=300, deadline=None)
+@sums
+def test_the_kind_of_many_sums_is_that_of_the_definition(**drawn: Any) -> None:
+    assert_kinds_of_sums(**drawn)
+
+
+def assert_kinds_of_sums(
     spec: Conv3DSpec,
     seed: int,
     values: list[float],
@@ -146,11 +162,12 @@ def assert_alike(spec: Conv3DSpec, result: np.ndarray, expected: np.ndarray) -> 
     assert oracle.relative_error(result[finite], expected[finite]) < bound
 
 
-@pytest.mark.parametrize("spec", LAYERS.values(), ids=LAYERS)
-@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+@pytest.mark.parametrize(
+    ("name", "data_format"), sampled(itertools.product(LAYERS, (CHANNELS_LAST, CHANNELS_FIRST)), 3)
+)
 @pytest.mark.parametrize("values", [VALUES[:1], VALUES], ids=["NaN", "all"])
-def test_layers(spec: Conv3DSpec, data_format: str, values: tuple[float, ...]) -> None:
-    spec = replace(spec, data_format=data_format)
+def test_layers(name: str, data_format: str, values: tuple[float, ...]) -> None:
+    spec = replace(LAYERS[name], data_format=data_format)
     assert Executor().plan_for(spec).algorithm.startswith("winograd")
     x = sprinkled(spec, 0, values, 3e-4)
     _, kernel, bias = data(spec)

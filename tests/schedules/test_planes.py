@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 
 import pytest
 
 from problems import BOUNDS, run_plan
+from sampling import sampled
 from tvm_conv3d.compute.llvm.planes import needs_gather
 from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine import planner, scheduling
@@ -48,25 +50,24 @@ def assembly(spec: Conv3DSpec, target_fields: dict[str, object]) -> str:
     return str(tvm.compile(module, target=target).mod.inspect_source("asm"))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
-@pytest.mark.parametrize(
-    "change",
-    [
-        {},
-        {"size": (3, 4, 1)},
-        {"size": (3, 4, 1), "kernel": (3, 3, 1), "pads": (Pads(1, 1), Pads(1, 1), Pads(15, 0))},
-        {"size": (3, 4, 17)},
-        {"strides": (1, 2, 2)},
-        {"strides": (2, 1, 5)},
-        {"strides": (2, 3, 2), "kernel": (1, 1, 1), "pads": (Pads(1, 0), Pads(0, 2), Pads(3, 1)), "groups": 1},
-        {"dilation": (1, 2, 3), "kernel": (1, 2, 3)},
-        {"groups": 3, "filters": 9},
-        {"groups": 1, "channels": 3, "filters": 41},
-        {"groups": 1, "channels": 5, "filters": 1, "kernel": (1, 1, 1), "pads": NO_PADS, "size": (2, 3, 32)},
-        {"kernel": (3, 1, 1), "pads": (Pads(1, 1), Pads(0, 0), Pads(0, 0))},
-        {"pads": (Pads(0, 2), Pads(3, 0), Pads(5, 4))},
-    ],
-)
+CHANGES_OF_DEPTHWISE = [
+    {},
+    {"size": (3, 4, 1)},
+    {"size": (3, 4, 1), "kernel": (3, 3, 1), "pads": (Pads(1, 1), Pads(1, 1), Pads(15, 0))},
+    {"size": (3, 4, 17)},
+    {"strides": (1, 2, 2)},
+    {"strides": (2, 1, 5)},
+    {"strides": (2, 3, 2), "kernel": (1, 1, 1), "pads": (Pads(1, 0), Pads(0, 2), Pads(3, 1)), "groups": 1},
+    {"dilation": (1, 2, 3), "kernel": (1, 2, 3)},
+    {"groups": 3, "filters": 9},
+    {"groups": 1, "channels": 3, "filters": 41},
+    {"groups": 1, "channels": 5, "filters": 1, "kernel": (1, 1, 1), "pads": NO_PADS, "size": (2, 3, 32)},
+    {"kernel": (3, 1, 1), "pads": (Pads(1, 1), Pads(0, 0), Pads(0, 0))},
+    {"pads": (Pads(0, 2), Pads(3, 0), Pads(5, 4))},
+]
+
+
+@pytest.mark.parametrize(("change", "dtype"), sampled(itertools.product(CHANGES_OF_DEPTHWISE, BOUNDS), 3))
 def test_numbers_are_right(change: dict[str, object], dtype: str) -> None:
     spec = replace(DEPTHWISE, dtype=dtype, **change)  # type: ignore[arg-type]
     assert run_plan(first_plan(spec)) < BOUNDS[dtype]
@@ -75,33 +76,34 @@ def test_numbers_are_right(change: dict[str, object], dtype: str) -> None:
 FEW = replace(DEPTHWISE, groups=1, channels=5, filters=3, data_format="channels_last")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
-@pytest.mark.parametrize(
-    "change",
-    [
-        {},
-        {"filters": 1},
-        {"filters": 4, "channels": 33, "size": (3, 7, 16)},
-        {"filters": 2, "size": (3, 4, 1), "kernel": (3, 3, 1), "pads": (Pads(1, 1), Pads(1, 1), Pads(15, 0))},
-        {"strides": (1, 2, 2), "channels": 16},
-        {"filters": 2, "strides": (2, 1, 5)},
-        {"filters": 2, "strides": (3, 2, 2), "kernel": (1, 1, 1), "pads": (Pads(1, 0), Pads(0, 2), Pads(3, 1))},
-        {"dilation": (1, 2, 3), "kernel": (1, 2, 3)},
-        {"filters": 1, "channels": 8, "kernel": (1, 1, 1), "pads": NO_PADS, "size": (2, 3, 32)},
-        {"filters": 2, "channels": 3, "kernel": (1, 1, 1), "pads": NO_PADS, "post_ops": ("relu",)},
-        {"kernel": (3, 1, 1), "pads": (Pads(1, 1), Pads(0, 0), Pads(0, 0))},
-        {"filters": 1, "pads": (Pads(0, 2), Pads(3, 0), Pads(5, 4))},
-    ],
-)
+CHANGES_OF_FEW = [
+    {},
+    {"filters": 1},
+    {"filters": 4, "channels": 33, "size": (3, 7, 16)},
+    {"filters": 2, "size": (3, 4, 1), "kernel": (3, 3, 1), "pads": (Pads(1, 1), Pads(1, 1), Pads(15, 0))},
+    {"strides": (1, 2, 2), "channels": 16},
+    {"filters": 2, "strides": (2, 1, 5)},
+    {"filters": 2, "strides": (3, 2, 2), "kernel": (1, 1, 1), "pads": (Pads(1, 0), Pads(0, 2), Pads(3, 1))},
+    {"dilation": (1, 2, 3), "kernel": (1, 2, 3)},
+    {"filters": 1, "channels": 8, "kernel": (1, 1, 1), "pads": NO_PADS, "size": (2, 3, 32)},
+    {"filters": 2, "channels": 3, "kernel": (1, 1, 1), "pads": NO_PADS, "post_ops": ("relu",)},
+    {"kernel": (3, 1, 1), "pads": (Pads(1, 1), Pads(0, 0), Pads(0, 0))},
+    {"filters": 1, "pads": (Pads(0, 2), Pads(3, 0), Pads(5, 4))},
+]
+
+
+@pytest.mark.parametrize(("change", "dtype"), sampled(itertools.product(CHANGES_OF_FEW, BOUNDS), 3))
 def test_numbers_of_few_filters_in_channels_last_are_right(change: dict[str, object], dtype: str) -> None:
     spec = replace(FEW, dtype=dtype, **change)  # type: ignore[arg-type]
     assert run_plan(first_plan(spec)) < BOUNDS[dtype]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-@pytest.mark.parametrize(("channels", "filters"), [(3, 2), (8, 1), (16, 1), (16, 2)])
-@pytest.mark.parametrize("stream", [False, True])
-def test_planes_of_single_taps_are_made_in_registers(stream: bool, channels: int, filters: int, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "stream"),
+    sampled(itertools.product(((3, 2), (8, 1), (16, 1), (16, 2)), ("float32", "float64", "float16"), (False, True)), 5),
+)
+def test_planes_of_single_taps_are_made_in_registers(sizes: tuple[int, int], dtype: str, stream: bool) -> None:
+    channels, filters = sizes
     spec = replace(
         FEW, channels=channels, filters=filters, kernel=(1, 1, 1), pads=NO_PADS, size=(4, 9, 32), dtype=dtype
     )
@@ -174,8 +176,7 @@ def test_winograd_takes_few_filters_where_it_is_the_cheaper() -> None:
 WIDE = Conv3DSpec(1, (2, 16, 32), 20, 24, (1, 1, 1), data_format=CHANNELS_FIRST)
 
 
-@pytest.mark.parametrize("width", [32, 31, 40])
-@pytest.mark.parametrize("channels", [20, 70])
+@pytest.mark.parametrize(("width", "channels"), sampled(itertools.product((32, 31, 40), (20, 70)), 5))
 def test_every_way_of_a_pointwise_layer_is_right(width: int, channels: int) -> None:
     spec = replace(WIDE, size=(4, 16, width), channels=channels)
     found = algorithms("llvm")["planes"].variants(spec, cpu_traits(host_target(2)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from dataclasses import replace
@@ -9,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from problems import run_plan
+from sampling import sampled
 from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine import scheduling
 from tvm_conv3d.engine.algorithms import algorithms, named
@@ -48,9 +50,13 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("order", ["filters_spatial", "spatial_filters", "filters_parallel"])
-@pytest.mark.parametrize("gather", ["task", "root"])
-@pytest.mark.parametrize("unroll_taps", [False, True])
+@pytest.mark.parametrize(
+    ("order", "gather", "unroll_taps"),
+    sampled(
+        itertools.product(("filters_spatial", "spatial_filters", "filters_parallel"), ("task", "root"), (False, True)),
+        5,
+    ),
+)
 def test_all_direct_variants_are_right(order: str, gather: str, unroll_taps: bool) -> None:
     generator = random.Random(order + gather)
     for spec in ODD[:3]:

@@ -15,7 +15,8 @@ from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, same_padding
 from tvm_conv3d.target.cpu import cpu_traits, host_target
 
-POINTS = 50
+#: Points that are drawn from the space of each problem: always, and with the deep tests.
+SAMPLE, POINTS = 2, 50
 
 
 def same(size: tuple[int, int, int], channels: int, filters: int, kernel: int, **more: object) -> Conv3DSpec:
@@ -75,21 +76,21 @@ SHAPES = {
 }
 
 
-def random_points(algorithm: Algorithm, spec: Conv3DSpec) -> list[Plan]:
+def random_points(algorithm: Algorithm, spec: Conv3DSpec, count: int) -> list[Plan]:
     """Different points, of all variants alike; all that there are, where there are fewer than wanted."""
     from tvm.s_tir import Schedule
 
     generator = random.Random(spec.key())
     variants = algorithm.variants(spec, cpu_traits(host_target(2)))
     found: dict[str, Plan] = {}
-    for seed in range(1, 4 * POINTS):
+    for seed in range(1, 4 * count):
         variant = generator.choice(variants)
         schedule = Schedule(algorithm.declare(spec, variant).module(), seed=seed)
         decisions = Decisions(schedule, None)
         algorithm.apply(schedule, spec, variant, decisions)
         plan = Plan(spec, algorithm.name, variant, decisions.taken())
         found[plan.describe()] = plan
-        if len(found) == POINTS:
+        if len(found) == count:
             break
     return list(found.values())
 
@@ -97,12 +98,13 @@ def random_points(algorithm: Algorithm, spec: Conv3DSpec) -> list[Plan]:
 CASES = [(name, spec) for name, shapes in SHAPES.items() for spec in shapes]
 
 
+@pytest.mark.parametrize("count", [SAMPLE, pytest.param(POINTS, marks=pytest.mark.deep)])
 @pytest.mark.parametrize(("name", "spec"), CASES, ids=[f"{name} {spec.key()}" for name, spec in CASES])
-def test_random_points_are_right(name: str, spec: Conv3DSpec) -> None:
+def test_random_points_are_right(name: str, spec: Conv3DSpec, count: int) -> None:
     """MetaSchedule may draw any of these."""
     algorithm = algorithms("llvm")[name]
-    points = random_points(algorithm, spec)
-    assert len(points) >= 8
+    points = random_points(algorithm, spec, count)
+    assert len(points) >= min(count, 8)
     for plan in points:
         bound = BOUNDS[spec.dtype] if algorithm.exact else 1.5 * plan.error_bound
         assert run_plan(plan) < bound, plan.describe()

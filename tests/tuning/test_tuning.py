@@ -179,6 +179,7 @@ def test_turns_go_on_where_the_last_ended(tmp_path: Path) -> None:
     assert make_plan(SPEC, target(), tmp_path).describe() == tuning.turn(0.0).plan.describe()
 
 
+@pytest.mark.deep
 def test_an_algorithm_far_behind_is_given_up() -> None:
     host = FakeHost()
     trials = Search(DEPTHWISE, host, Options(trials=200), Journal(DEPTHWISE, target())).run()

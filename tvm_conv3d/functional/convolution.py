@@ -239,10 +239,7 @@ def _source(function: str, name: str, value: Any) -> interchange.Source:
         source = interchange.wrap(value)
     except (TypeError, ValueError) as error:
         raise type(error)(f"`{name}` can't be taken. {error}") from error
-    if source.gpu is not None:
-        return source
-    array = source.numpy()
-    return interchange.Source(source.shape, lambda: array, source.restore)
+    return interchange.at_hand(source)
 
 
 def _on_host(function: str, name: str, value: Any) -> np.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -113,6 +113,14 @@ def check_real(dtype: np.dtype, what: str = "The input") -> None:
         raise TypeError(f"{what} must hold real numbers. Received: dtype={dtype}. Cast it first.")
 
 
+def at_hand(source: Source) -> Source:
+    """The same with the array made once, where it is in the CPU's memory."""
+    if source.gpu is not None:
+        return source
+    array = source.numpy()
+    return Source(source.shape, lambda: array, source.restore)
+
+
 def channels_inside(source: Source) -> Source | None:
     """A source of (batch, channels, depth, height, width) as it lies in memory where the channels lie innermost.
 
@@ -121,7 +129,7 @@ def channels_inside(source: Source) -> Source | None:
         None where the channels lie outside.
     """
     strides = source.numpy().strides if source.gpu is None else source.gpu.strides
-    return with_channels_last(source) if _channels_lie_inside(source.shape, strides) else None
+    return with_channels_last(source) if channels_lie_inside(source.shape, strides) else None
 
 
 def with_channels_last(source: Source) -> Source:
@@ -137,7 +145,7 @@ def with_channels_last(source: Source) -> Source:
     return Source(array.shape, lambda: array, lambda result: source.restore(result.transpose(_TO_FIRST)))
 
 
-def _channels_lie_inside(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+def channels_lie_inside(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether torch would call it channels_last_3d: axes of one element have strides that tell, too."""
     if strides[1] > strides[4] or strides[1] <= 0 or 0 in shape:
         return False

@@ -82,6 +82,14 @@ class Store:
         self.trim()
         return found
 
+    def forget(self, weights: Weights) -> None:
+        """Forgets a content that is not expected again, such as that of a step of training."""
+        with self._lock:
+            for key, kept in self._entries.items():
+                if kept is weights:
+                    del self._entries[key]
+                    return
+
     def trim(self) -> None:
         """Forgets what is too much."""
         with self._lock:

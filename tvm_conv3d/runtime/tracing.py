@@ -37,7 +37,7 @@ class Door(NamedTuple):
 
 LAYER = Door(
     "Layer '{}'",
-    "Put a torch.nn.Conv3d in its place: its weight is `layer.get_weights()[0].transpose(4, 3, 0, 1, 2)`, "
+    "Put a tvm_conv3d.torch.Conv3d in its place: its weight is `layer.get_weights()[0].transpose(4, 3, 0, 1, 2)`, "
     "its input in channels_first.",
     "Keep keras.layers.Conv3D in the model, and call `Conv3D.from_keras(layer)` with arrays.",
     "`layer.compute_output_shape(x.shape)` tells the result's.",
@@ -45,7 +45,7 @@ LAYER = Door(
 
 FUNCTION = Door(
     "tvm_conv3d.{}",
-    "Put torch.nn.functional.conv3d in its place: its weight is `w.permute(4, 3, 0, 1, 2)`, its input in "
+    "Put a tvm_conv3d.torch.Conv3d in its place: its weight is `w.permute(4, 3, 0, 1, 2)`, its input in "
     "channels_first.",
     "Keep keras.layers.Conv3D in the model, and call this with arrays.",
     "Call it with a tensor that has memory.",

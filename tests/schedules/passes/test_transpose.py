@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -12,7 +13,8 @@ from tvm import IRModule, ir, tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.transform import CompactBufferAllocation
 
-from problems import assert_right, data, execute, fenced
+from problems import BOUNDS, assert_right, data, execute, fenced
+from sampling import sampled
 from tvm_conv3d.engine import build, scheduling
 from tvm_conv3d.engine.algorithms import algorithms
 from tvm_conv3d.engine.planner import default_plan
@@ -60,30 +62,34 @@ def test_the_shuffles_transpose(dtype: str, rows: int, columns: int) -> None:
         assert vectors[name] == [(r, int(c)) for r in range(rows)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
-@pytest.mark.parametrize(
-    "change",
-    [
-        {},
-        {"size": (3, 4, 1)},
-        {"size": (2, 3, 70), "channels": 3},
-        {"channels": 80, "filters": 16, "kernel": (1, 1, 1), "pads": (Pads(0, 0),) * 3, "size": (3, 5, 31)},
-        {"strides": (2, 2, 2)},
-        {"strides": (1, 3, 5)},
-        {"dilation": (1, 2, 2), "size": (5, 8, 20)},
-        {"groups": 21, "filters": 21},
-        {"groups": 7, "filters": 14},
-        {"filters": 1},
-        {"pads": (Pads(0, 2), Pads(3, 0), Pads(5, 4)), "batch": 2},
-    ],
-)
+CHANGES: list[dict[str, object]] = [
+    {},
+    {"size": (3, 4, 1)},
+    {"size": (2, 3, 70), "channels": 3},
+    {"channels": 80, "filters": 16, "kernel": (1, 1, 1), "pads": (Pads(0, 0),) * 3, "size": (3, 5, 31)},
+    {"strides": (2, 2, 2)},
+    {"strides": (1, 3, 5)},
+    {"dilation": (1, 2, 2), "size": (5, 8, 20)},
+    {"groups": 21, "filters": 21},
+    {"groups": 7, "filters": 14},
+    {"filters": 1},
+    {"pads": (Pads(0, 2), Pads(3, 0), Pads(5, 4)), "batch": 2},
+]
+
+
+@pytest.mark.parametrize(("change", "dtype"), sampled(itertools.product(CHANGES, BOUNDS), 3))
 def test_channels_first_is_right(change: dict[str, object], dtype: str) -> None:
     assert_right(replace(DENSE, dtype=dtype, post_ops=(), **change))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", TARGETS)
-@pytest.mark.parametrize("change", [{}, {"strides": (2, 2, 2)}, {"groups": 21, "filters": 21}, {"dtype": "float16"}])
-def test_all_targets_compile(name: str, change: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("change", "name"),
+    sampled(
+        itertools.product(({}, {"strides": (2, 2, 2)}, {"groups": 21, "filters": 21}, {"dtype": "float16"}), TARGETS),
+        3,
+    ),
+)
+def test_all_targets_compile(change: dict[str, object], name: str) -> None:
     spec = replace(DENSE, **change)  # type: ignore[arg-type]
     target = resolve(TARGETS[name], 2)
     assert build.compile_plan(default_plan(spec, target), target).object_code
