@@ -17,7 +17,7 @@ import shlex
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -47,8 +47,22 @@ Costs = Mapping[str, Mapping[str, float]]
 #: Rounds of reweighting, and the error below which a sample's weight grows no more.
 ROUNDS, MIN_ERROR = 30, 0.02
 
-#: Factor by which a cost may change at once; share of a plan's cycles that one which was nothing may come to.
-AWAY, MAX_SHARE = 3.0, 0.5
+#: Factor by which a cost may change at once.
+AWAY = 3.0
+
+#: Costs by which an algorithm chooses among its own variants. Samples with one plan an algorithm say nothing about
+#: their ratios, which stay as they are unless there are journals of tuning.
+OWN_CHOICE = {
+    "winograd": (
+        *("product_1", "product_2", "product_3", "product_4", "transform", "copy", "piece", "own_l2"),
+        *("own_l3", "own_memory", "weights_l3", "waiting", "task", "transpose", "row"),
+    ),
+    "winograd_rows": ("tap", "product", "position", "vector", "row"),
+    "planes": ("step",),
+    "depthwise": ("step", "step_tail", "copy"),
+    "grouped": ("product", "shuffled", "repeated", "copy", "copy_again", "transpose"),
+    "direct": ("product_1", "product_2", "product_3", "product_4", "product_shared", "conflict", "interleave"),
+}
 
 #: Weight of the costs in force, each as if so large a share of the samples' weight said them.
 PRIOR = 0.003
@@ -117,46 +131,56 @@ def read(target: Target, ghz: float) -> list[Sample]:
     return list(fastest.values())
 
 
-def fit(samples: Sequence[Sample], in_force: Costs) -> Costs:
-    """Costs of the least sum of relative errors for each algorithm; those of algorithms without samples stay."""
-    grouped = defaultdict(list)
+def fit(samples: Sequence[Sample], in_force: Costs, own_choice: Mapping[str, Collection[str]] = OWN_CHOICE) -> Costs:
+    """Costs of the least sum of relative errors for each algorithm; those of algorithms without samples stay.
+
+    Args:
+        samples: what was measured.
+        in_force: the present costs.
+        own_choice: of each algorithm the costs whose ratios stay.
+    """
+    best: dict[str, float] = {}
     for sample in samples:
-        grouped[sample.algorithm].append(sample)
-    return {
-        name: _fitted(grouped[name], costs) if len(grouped[name]) > len(costs) else costs
-        for name, costs in in_force.items()
-    }
+        best[sample.layer] = min(sample.cycles, best.get(sample.layer, math.inf))
+    found = {}
+    for name, costs in in_force.items():
+        own = [sample for sample in samples if sample.algorithm == name]
+        nearness = np.array([best[sample.layer] / sample.cycles for sample in own])
+        found[name] = _fitted(own, nearness, costs, own_choice.get(name, ())) if len(own) > len(costs) else costs
+    return found
 
 
-def _fitted(samples: Sequence[Sample], in_force: Mapping[str, float]) -> Mapping[str, float]:
-    """Costs of one algorithm, every layer with the same weight.
+def _fitted(
+    samples: Sequence[Sample], nearness: np.ndarray, in_force: Mapping[str, float], together: Collection[str]
+) -> Mapping[str, float]:
+    """Costs of one algorithm, every layer with the same weight, times how near a plan is to the layer's best.
 
     Costs stay within a factor of those in force: amounts grow together, and trials alone hardly tell them apart. What
     the samples do not tell stays as it is. Errors count as such, not squared, by reweighting: a trial that something
     disturbed is far off, and says nothing.
+
+    Args:
+        samples: of the algorithm.
+        nearness: of each sample, at most 1.
+        in_force: the present costs.
+        together: those that change by one factor.
     """
-    names = list(in_force)
+    columns = [tuple(together)] if together else []
+    columns += [(name,) for name in in_force if name not in together]
     layers = [s.layer for s in samples]
-    weights = np.array([layers.count(layer) ** -0.5 for layer in layers])
-    rows = np.array([[s.amounts.get(name, 0.0) / s.cycles for name in names] for s in samples])
-    start = np.array([in_force[name] for name in names])
-    typical = np.array([np.median(column[column > 0]) if (column > 0).any() else math.inf for column in rows.T])
-    # each amount in units in which it comes to all cycles of a usual plan
-    scale = np.where(start > 0, start, MAX_SHARE / typical)
-    told = scale > 0
-    high = np.where(start > 0, AWAY, 1.0)[told]
-    low = np.where(start > 0, 1 / AWAY, 0.0)[told]
-    prior = math.sqrt(PRIOR * float(weights @ weights)) * np.eye(told.sum())
-    anchor = prior @ np.where(start > 0, 1.0, 0.0)[told]
-    reweighted, found = weights, np.zeros(told.sum())
+    weights = nearness * np.array([layers.count(layer) ** -0.5 for layer in layers])
+    rows = np.array(
+        [[sum(in_force[n] * s.amounts.get(n, 0.0) for n in names) / s.cycles for names in columns] for s in samples]
+    )
+    prior = math.sqrt(PRIOR * float(weights @ weights)) * np.eye(len(columns))
+    reweighted, found = weights, np.ones(len(columns))
     for _ in range(ROUNDS):
-        left = np.vstack([(rows * scale)[:, told] * reweighted[:, None], prior])
-        found = lsq_linear(left, np.concatenate([reweighted, anchor]), (low, high)).x
-        errors = np.abs((rows * scale)[:, told] @ found - 1)
+        left = np.vstack([rows * reweighted[:, None], prior])
+        found = lsq_linear(left, np.concatenate([reweighted, prior.sum(axis=0)]), (1 / AWAY, AWAY)).x
+        errors = np.abs(rows @ found - 1)
         reweighted = weights / np.sqrt(np.maximum(errors, MIN_ERROR))
-    costs = dict(in_force)
-    costs.update(zip(np.array(names)[told].tolist(), (float(v) for v in scale[told] * found), strict=True))
-    return costs
+    factors = {name: float(factor) for names, factor in zip(columns, found, strict=True) for name in names}
+    return {name: cost * factors[name] for name, cost in in_force.items()}
 
 
 def tell(title: str, samples: Sequence[Sample], costs: Costs) -> None:
@@ -193,7 +217,7 @@ def _rounded(costs: Costs) -> Costs:
 def _specs(options: argparse.Namespace) -> list[Conv3DSpec]:
     layers = read_csv(options.layers) if options.layers else []
     layers += [layer for seed in options.seeds for layer in draw(options.random, seed)]
-    specs = [layer.spec for layer in layers]
+    specs = [layer.spec for layer in layers if layer.family in (options.families or [layer.family])]
     both = [*specs, *(replace(spec, data_format=CHANNELS_FIRST) for spec in specs)]
     return list(dict.fromkeys(both))
 
@@ -206,7 +230,11 @@ def _parser() -> argparse.ArgumentParser:
     options.add_argument("--layers", type=Path, metavar="FILE.csv", help="to measure, in both formats")
     options.add_argument("--random", type=int, default=40, metavar="N", help="layers drawn at random for each seed")
     options.add_argument("--seeds", type=int, nargs="*", default=[12], metavar="SEED")
+    options.add_argument("--families", nargs="*", metavar="NAME", help="only layers of these, e.g. depthwise grouped")
     options.add_argument("--ghz", type=float, default=3.75, help="clock of the cores under this load")
+    options.add_argument(
+        "--ratios", action="store_true", help="of costs by which an algorithm chooses its variant, too"
+    )
     options.add_argument("--write", action="store_true", help="replace the table by the fitted costs")
     return options
 
@@ -225,7 +253,7 @@ def main() -> None:
     in_force = table.table_of(traits).cycles
     print(f"{len(samples)} trials of {len({s.layer for s in samples})} layers")
     tell("in force", samples, in_force)
-    fitted = _rounded(fit(samples, in_force))
+    fitted = _rounded(fit(samples, in_force, {} if given.ratios else OWN_CHOICE))
     tell("fitted", samples, fitted)
     if given.write:
         command = shlex.join(["python", "scripts/fit_costs.py", *sys.argv[1:]])

@@ -61,7 +61,7 @@ def test_known_costs_are_found_again(
         trials.append(Trial(Plan(spec, "winograd", variant, {"unroll": 2}), None, "run: it failed"))
         Journal(spec, target).add(trials)
     samples = script.read(target, GHZ)
-    found = script.fit(samples, in_force)
+    found = script.fit(samples, in_force, {})
     for sample in samples:
         expected = sum(costs[name] * amount for name, amount in sample.amounts.items())
         assert sample.estimate(found) == pytest.approx(expected, rel=0.03)
@@ -69,7 +69,9 @@ def test_known_costs_are_found_again(
         name: in_force[name] for name in in_force if name != "winograd"
     }
     monkeypatch.setattr(table, "_FOLDER", tmp_path)
-    monkeypatch.setattr("sys.argv", ["fit_costs.py", "fit", "--write", "--ghz", str(GHZ), "--threads", str(THREADS)])
+    monkeypatch.setattr(
+        "sys.argv", ["fit_costs.py", "fit", "--write", "--ratios", "--ghz", str(GHZ), "--threads", str(THREADS)]
+    )
     script.main()
     assert "fitted" in capsys.readouterr().out
     written = table.Table(**json.loads((tmp_path / f"{traits.microarchitecture}.json").read_text()))

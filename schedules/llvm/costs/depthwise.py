@@ -6,7 +6,8 @@ Amounts, of which :mod:`table` has the cost:
     step_tail  the same where rows end within a vector, which is stored in part
     copy       vectors of input that a task copies
     store      vectors of output
-    memory     bytes of input and output
+    l3          bytes of input and output, where L3 holds both
+    memory      cycles for them where it does not, beyond those of the products that are done meanwhile
     task       tasks
 """
 
@@ -21,7 +22,7 @@ from tvm_conv3d.compute.llvm.depthwise import DepthwiseVariant, applies, period
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import divisors
 from tvm_conv3d.schedules.llvm.costs import streaming
-from tvm_conv3d.schedules.llvm.costs.memory import bytes_moved
+from tvm_conv3d.schedules.llvm.costs.memory import bytes_moved, moved
 from tvm_conv3d.schedules.llvm.costs.table import costs_of, total
 from tvm_conv3d.schedules.llvm.costs.tile_rule import TASKS_PER_THREAD, busiest_share
 from tvm_conv3d.target.cpu import CpuTraits
@@ -99,7 +100,7 @@ def _amounts(s: CanonicalSpec, traits: CpuTraits, candidate: _Candidate) -> dict
         "step" if whole else "step_tail": step,
         "copy": of_core * _copied_vectors(s, candidate),
         "store": tiles * variant.rows,
-        "memory": bytes_moved(s) / traits.cores,
+        **moved(bytes_moved(s), traits, step),
         "task": of_core,
     }
 

@@ -4,6 +4,8 @@ Amounts, of which :mod:`table` has the cost:
 
     product_N       cycles that steps of the reduction take of the vector units, in register tiles of N vectors
     product_shared  the same in tiles of one vector of interleaved groups
+    product_narrow  the same in tiles of vectors of less than half a register
+    shared          of these, steps of interleaved groups: inputs are loaded apart from the multiplication
     conflict        of these, steps whose input positions overfill a set of L1
     tile            register tiles
     store           vectors of output
@@ -11,10 +13,15 @@ Amounts, of which :mod:`table` has the cost:
     gather          vectors of input that are copied
     element         elements that are copied one by one, as channels fill no vectors
     interleave      elements that are copied to where interleaved groups are side by side
-    transpose       vectors of input and output in channels_first, and the rows that are started
+    interleave_rows the same in channels_first
+    transpose       vectors of input that are copied from channels_first
+    transpose_tail  the same where channels end in a tail
+    row             rows that are started there: each of a channel lies in a page of its own
+    segment         in channels_first, parts of rows that register tiles store, one for each filter
     weights_l3      bytes of weights that are read anew, for each register tile, from L3
     waiting         cycles for weights from memory, beyond those of the products that are done meanwhile
-    memory          bytes of input and output
+    l3              bytes of input and output, where L3 holds both
+    memory          cycles for them where it does not, beyond those of the products that are done meanwhile
     task            tasks
 """
 
@@ -31,7 +38,7 @@ from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.filter_packing import FilterPacking
 from tvm_conv3d.compute.shared.stages import window_extents
 from tvm_conv3d.schedules.llvm.costs import store_rule, streaming
-from tvm_conv3d.schedules.llvm.costs.memory import ROW, SHARE_OF_L3, bytes_moved, waiting
+from tvm_conv3d.schedules.llvm.costs.memory import SHARE_OF_L3, bytes_moved, moved, waiting_for_weights
 from tvm_conv3d.schedules.llvm.costs.tile_rule import (
     Tile,
     best_tile,
@@ -61,10 +68,6 @@ MAX_TILES = 8
 
 #: Ways of sharing vectors among groups that do.
 MAX_SHARINGS = 3
-
-
-#: Positions of a row that a task has at most, nearly.
-_LONG_ROW = 64
 
 
 ORDERS = ("filters_spatial", "spatial_filters", "filters_parallel")
@@ -153,29 +156,37 @@ def amounts(
     product = share * positions * blocks * terms * live * step_cycles(math.prod(tile), variant.vectors, width)
     weights = 4.0 * terms * s.filters
     done = {
-        product_of(variant.vectors, variant.interleaved > 1): product,
+        _product(s, traits, variant): product,
         "tile": share * positions * blocks,
-        "memory": bytes_moved(s) / traits.cores,
+        **moved(bytes_moved(s), traits, product),
         "task": share * count,
         **_stored(s, variant, width / traits.cores),
         **_gathered(s, traits, variant, box, share),
     }
+    if variant.interleaved > 1:
+        done["shared"] = product
     if overfills_a_set(s, traits, *tile):
         done["conflict"] = product
     if weights > SHARE_OF_L3 * traits.l3:
-        done["waiting"] = waiting(product, weights)
+        done["waiting"] = waiting_for_weights(product, weights)
     if 4.0 * terms * variant.vectors * variant.lanes > traits.l2 / 2:
         # each tile reads its weights anew, from behind the core's own cache
         done["weights_l3"] = share * positions * weights * live
     return done
 
 
+def _product(s: CanonicalSpec, traits: CpuTraits, variant: DirectVariant) -> str:
+    """What a variant's steps count as."""
+    if variant.interleaved == 1 and 2 * variant.lanes < traits.lanes(s.accumulator):
+        return "product_narrow"
+    return product_of(variant.vectors, variant.interleaved > 1)
+
+
 def _stored(s: CanonicalSpec, variant: DirectVariant, share: float) -> dict[str, float]:
     """What storing a core's share of the output takes."""
     results = math.prod(s.output_shape)
     if s.data_format != CHANNELS_LAST:
-        row = min(s.out_size[2], _LONG_ROW)
-        return {"transpose": share * results / variant.lanes * (1 + ROW / row)}
+        return {"segment": share * results / variant.columns}
     found = {"store": share * results / variant.lanes}
     if s.set_filters * variant.interleaved % variant.lanes:
         found["store_tail"] = share * results / (s.set_filters * variant.interleaved)
@@ -195,10 +206,11 @@ def _gathered(
         copied, of_core = _copied_positions(s, variant, box), share * tasks(s, (variant.rows, variant.columns), box)
     elements = of_core * copied * s.channels
     if variant.interleaved > 1:
-        return {"interleave": elements}
+        return {"interleave" if s.data_format == CHANNELS_LAST else "interleave_rows": elements}
     if s.data_format != CHANNELS_LAST:
-        row = min(box[2] * variant.columns * s.strides[2], _LONG_ROW)
-        return {"transpose": elements / variant.lanes * (1 + ROW / row)}
+        row = (box[2] * variant.columns - 1) * s.strides[2] + s.window[2]
+        tail = "_tail" if s.channels % variant.lanes else ""
+        return {f"transpose{tail}": elements / variant.lanes, "row": elements / row}
     return {"gather": elements / variant.lanes} if s.channels % variant.lanes == 0 else {"element": elements}
 
 

@@ -1,14 +1,25 @@
 """Which variants of the grouped convolution there are on a CPU, what they cost, and which one is taken untuned.
 
-Amounts, of which :mod:`table` has the cost; each also as `..._tail` where filters end in a tail, as vectors then are
-copied and stored in parts:
+Amounts, of which :mod:`table` has the cost:
 
-    product     multiply-adds of vectors
-    copy        vectors of input that a task copies
-    copy_again  the same, of tasks so large that they are gone from L2 when the channels' next vectors are read
-    store       vectors of output
-    memory      bytes of input and output
-    task        tasks
+    product      multiply-adds of vectors
+    shuffled     the same of vectors whose lanes are exchanged in registers
+    repeated     the same of vectors that are made of repeated channels
+    copy         vectors of input that a task copies
+    copy_again   the same, of tasks so large that they are gone from L2 when the channels' next vectors are read
+    copy_tail    vectors that are copied in parts, as filters end in a tail
+    repeat       vectors that are made of repeated channels
+    store        vectors of output
+    store_tail   those that are stored in parts
+    l3           bytes of input and output, where L3 holds both
+    memory       cycles for them where it does not, beyond those of the products that are done meanwhile
+    task         tasks
+
+In channels_first vectors are transposed as they are copied and stored:
+
+    transpose    vectors of input and output
+    repeat_rows  vectors that are made of repeated channels
+    row          rows that are started: each of a channel lies in a page of its own
 """
 
 from __future__ import annotations
@@ -25,7 +36,7 @@ from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.stages import window_extents
 from tvm_conv3d.schedules.decisions import divisors
 from tvm_conv3d.schedules.llvm.costs import streaming
-from tvm_conv3d.schedules.llvm.costs.memory import bytes_moved
+from tvm_conv3d.schedules.llvm.costs.memory import bytes_moved, moved
 from tvm_conv3d.schedules.llvm.costs.table import costs_of, total
 from tvm_conv3d.schedules.llvm.costs.tile_rule import (
     TASKS_PER_THREAD,
@@ -34,7 +45,7 @@ from tvm_conv3d.schedules.llvm.costs.tile_rule import (
     tasks,
     tiles_of,
 )
-from tvm_conv3d.spec import Triple
+from tvm_conv3d.spec import CHANNELS_LAST, Triple
 from tvm_conv3d.target.cpu import CpuTraits
 
 #: Columns of a tile, and of one of a single channel a group: wider ones run out of registers beside the unrolled taps.
@@ -91,15 +102,23 @@ def _amounts(s: CanonicalSpec, traits: CpuTraits, variant: GroupedVariant, box: 
     share = variant.lanes / traits.lanes(s.accumulator)
     positions = math.prod(box) * math.prod(tile)
     copied = _copied_positions(s, tile, box)
-    again = copied * s.channels * np.dtype(s.accumulator).itemsize > _HELD_BETWEEN_PASSES * traits.l2
-    tail = "_tail" if s.filters % variant.lanes else ""
-    return {
-        f"product{tail}": of_core * positions * math.prod(s.kernel) * s.group_channels * share,
-        f"copy_again{tail}" if again else f"copy{tail}": of_core * _copies(s, variant) * copied,
-        f"store{tail}": of_core * positions,
-        "memory": bytes_moved(s) / traits.cores,
+    product = of_core * positions * math.prod(s.kernel) * s.group_channels * share
+    made = of_core * copied * _copies(s, variant)
+    repeated = s.group_channels > 1 and not variant.shuffled
+    done = {
+        "shuffled" if variant.shuffled else "repeated" if repeated else "product": product,
+        **moved(bytes_moved(s), traits, product),
         "task": of_core,
     }
+    tail = s.filters % variant.lanes != 0
+    if s.data_format != CHANNELS_LAST:
+        stored = of_core * positions
+        done["row"] = (stored + of_core * copied) * variant.lanes / (box[2] * variant.columns)
+        return {**done, "repeat_rows": made, "transpose": stored} if repeated else {**done, "transpose": stored + made}
+    again = copied * s.channels * np.dtype(s.accumulator).itemsize > _HELD_BETWEEN_PASSES * traits.l2
+    done["repeat" if repeated else "copy_tail" if tail else "copy_again" if again else "copy"] = made
+    done["store_tail" if tail else "store"] = of_core * positions
+    return done
 
 
 def _copied_positions(s: CanonicalSpec, tile: tuple[int, int], box: Triple) -> int:

@@ -7,23 +7,36 @@ import math
 import numpy as np
 
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.target.cpu import CpuTraits
 
-#: Cost of starting a row in channels_first, in positions copied: each row of a channel lies in a page of its own.
-ROW = 40.0
-
-#: Share of L3 that may be filled with what stays.
+#: Share of L3 that may be filled with what stays there from call to call.
 SHARE_OF_L3 = 0.5
 
-#: Cycles for a byte of weights from memory, while all cores read.
-_WEIGHTS = 0.13
+#: Cycles for a byte of weights, and of input and output, from memory, while all cores read.
+_WEIGHTS, _BYTE = 0.13, 0.12
+
+
+def moved(total: float, traits: CpuTraits, product: float) -> dict[str, float]:
+    """The amounts of a core's share of `total` bytes of input and output, beside `product` cycles of multiply-adds.
+
+    Bytes of "l3" where that holds all, else cycles of waiting for "memory".
+    """
+    if total <= SHARE_OF_L3 * traits.l3:
+        return {"l3": total / traits.cores}
+    return {"memory": _waiting(product, _BYTE * total / traits.cores)}
+
+
+def waiting_for_weights(product: float, weights: float) -> float:
+    """Cycles that bytes of weights from memory add to those of products. Fitted to 13 last stages."""
+    return _waiting(product, _WEIGHTS * weights)
+
+
+def _waiting(product: float, transfer: float) -> float:
+    """What a transfer adds to the cycles of products that are computed meanwhile: the longer of both, nearly."""
+    return math.hypot(product, transfer) - product
 
 
 def bytes_moved(spec: CanonicalSpec) -> float:
     """Bytes of input, but for what strides skip, and of output."""
     read = math.prod(min(1.0, window / stride) for window, stride in zip(spec.window, spec.strides, strict=True))
     return (read * math.prod(spec.input_shape) + math.prod(spec.output_shape)) * np.dtype(spec.accumulator).itemsize
-
-
-def waiting(product: float, weights: float) -> float:
-    """What weights from memory add to the cycles of products: the longer of both, nearly. Fitted to 13 last stages."""
-    return math.hypot(product, _WEIGHTS * weights) - product

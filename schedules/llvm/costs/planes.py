@@ -2,11 +2,16 @@
 
 Amounts, of which :mod:`table` has the cost:
 
-    step    cycles that register tiles take of the vector units and load ports, tap by tap
-    copy    elements that are copied into planes
-    store   vectors of output
-    memory  bytes of input and output
-    task    tasks
+    step       cycles that register tiles take of the vector units and load ports, tap by tap
+    copy       elements that are copied into planes, row by row
+    strided    the same where columns are strided, whose phases are copied apart
+    transpose  the same from channels_last
+    made       the same in registers, tile by tile
+    store      vectors of output
+    l3         bytes of input and output, where L3 holds both
+    memory     cycles for them where it does not, beyond those of the products that are done meanwhile
+    stream     the same of planes that are made in registers, as all of input and output is read and stored in order
+    task       tasks
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from tvm_conv3d.compute.llvm.planes import PlanesVariant, applies, copied_steps,
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import divisors
 from tvm_conv3d.schedules.llvm.costs import streaming
-from tvm_conv3d.schedules.llvm.costs.memory import bytes_moved
+from tvm_conv3d.schedules.llvm.costs.memory import bytes_moved, moved
 from tvm_conv3d.schedules.llvm.costs.tile_rule import (
     L1_PERIOD,
     LATENCY,
@@ -147,13 +152,23 @@ def amounts(
     taps = spec.kernel[0] * live_share(spec, 0) * spec.kernel[2]
     planes = spec.batch * spec.out_size[0] * spec.channels * taps
     copied = count * _copied(spec, variant, box) if variant.gather else 0
-    return {
-        "step": share * planes * _cycles(spec, traits, variant, live_share(spec, 1))[0],
-        "copy": share * copied,
+    made = _in_registers(spec)
+    step = share * planes * _cycles(spec, traits, variant, live_share(spec, 1))[0]
+    done = {
+        "step": step,
+        _copy(spec, made): share * copied,
         "store": share * math.prod(spec.output_shape) / variant.lanes,
-        "memory": bytes_moved(spec) / traits.cores,
         "task": share * count,
     }
+    bytes_of = moved(bytes_moved(spec), traits, step)
+    return {**done, **({"stream": sum(bytes_of.values())} if made else bytes_of)}
+
+
+def _copy(s: CanonicalSpec, made: bool) -> str:
+    """What copying an element counts as."""
+    if s.data_format != CHANNELS_FIRST:
+        return "made" if made else "transpose"
+    return "copy" if s.strides[2] == 1 else "strided"
 
 
 def variants(spec: CanonicalSpec, traits: CpuTraits) -> list[PlanesVariant]:

@@ -29,6 +29,7 @@ class Table:
         microarchitecture: LLVM's name of it.
         machine, date, command: where, when and by what it was measured.
         cycles: algorithm -> amount -> cycles of one.
+        note: what was changed by hand since, and why.
     """
 
     microarchitecture: str
@@ -36,6 +37,7 @@ class Table:
     date: str
     command: str
     cycles: Mapping[str, Mapping[str, float]]
+    note: str = ""
 
     def write(self) -> Path:
         """Replaces the table of its microarchitecture; returns the file."""

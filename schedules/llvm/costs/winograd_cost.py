@@ -5,13 +5,16 @@ Amounts, of which :mod:`table` has the cost:
     product_N        multiply-adds of vectors in the frequencies' matrix products, in register tiles of N vectors
     transform        multiply-adds of vectors in the transforms, forth and back
     copy             vectors of the gathered input and of the stored output
+    transpose        vectors of either in channels_first
+    row              rows that are started there: each of a channel lies in a page of its own
     element          scalar copies of gathered elements: chunks of interleaved groups fill no vectors
     piece            gathered elements that are copied in channel chunks, as channels fill no vectors
     own_l2, own_l3,  bytes of a task's private data, written and read once, where L2 holds them, where half of L3
     own_memory       holds those of all cores, and where it does not
     weights_l3       bytes of weights that are read anew, for each task, from L3
     waiting          cycles for weights from memory, beyond those of the products that are done meanwhile
-    memory           bytes of input and output
+    l3               bytes of input and output, where L3 holds both
+    memory           cycles for them where it does not, beyond those of the products that are done meanwhile
     task             tasks
 """
 
@@ -25,7 +28,7 @@ from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import transforms
 from tvm_conv3d.compute.shared.filter_packing import FilterPacking
 from tvm_conv3d.compute.shared.winograd_axes import axes_of
-from tvm_conv3d.schedules.llvm.costs.memory import ROW, SHARE_OF_L3, bytes_moved, waiting
+from tvm_conv3d.schedules.llvm.costs.memory import SHARE_OF_L3, bytes_moved, moved, waiting_for_weights
 from tvm_conv3d.schedules.llvm.costs.table import costs_of, total
 from tvm_conv3d.schedules.llvm.costs.tile_rule import product_of, relative_vector_cost, step_cycles
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
@@ -51,7 +54,7 @@ class Tasks:
         blocks = FilterPacking.of(s, variant)
         width = variant.vectors * variant.lanes
         self._s, self._traits, self._tile = s, traits, variant.tile
-        self._vectors, self._lanes = variant.vectors, variant.lanes
+        self._vectors, self._lanes, self._interleaved = variant.vectors, variant.lanes, variant.interleaved
         self._axes, self._cells = axes, axes.cells(variant.tile)
         self._part = axes.part_size(s.out_size)
         self._filters = blocks.sharing * blocks.blocks * width
@@ -64,7 +67,7 @@ class Tasks:
         self._parts = s.batch * math.prod(axes.parts)
         self._in_pieces = bool(side_by_side(s, variant) % variant.lanes)
         self._entries = [_entries(size) for size in zip(variant.tile, axes.taps, axes.strides, strict=True)]
-        self._memory = bytes_moved(s) / traits.cores
+        self._bytes = bytes_moved(s)
         self._costs = costs_of(traits, "winograd")
 
     def cycles(self, block: Triple, columns: int) -> float:
@@ -88,10 +91,11 @@ class Tasks:
         }
         if self._weights > SHARE_OF_L3 * traits.l3:
             # register tiles after the first find the weights of a frequency in the core's own caches
-            of_task["waiting"] = waiting(self._products * step * columns, self._weights)
+            of_task["waiting"] = waiting_for_weights(self._products * step * columns, self._weights)
         elif self._weights > traits.l2 / 2:
             of_task["weights_l3"] = self._weights
-        return {**{name: rounds * amount for name, amount in of_task.items()}, "memory": self._memory}
+        product = rounds * of_task[product_of(self._vectors)]
+        return {**{name: rounds * amount for name, amount in of_task.items()}, **moved(self._bytes, traits, product)}
 
     def _copied(self, block: Triple, tiles: int) -> dict[str, float]:
         """What a task copies, gathering its input and storing its output."""
@@ -101,8 +105,9 @@ class Tasks:
         stored = tiles * math.prod(self._tile) * self._filters
         if s.data_format != CHANNELS_LAST:
             # transposed on the way, each row of a channel by itself
-            row = block[2] * self._tile[2]
-            return {"copy": (3 * gathered + 2 * stored + (gathered + stored) * ROW / row) * share / lanes}
+            moved = {"transpose": (1.5 * gathered + stored) * share / lanes}
+            moved["row"] = (gathered + stored) * share / lanes / (block[2] * self._tile[2])
+            return {**moved, "element": gathered} if self._interleaved > 1 else moved
         if self._in_pieces:
             return {"copy": stored * share / lanes, "piece" if s.groups == 1 else "element": gathered}
         return {"copy": (2 * gathered + stored) * share / lanes}

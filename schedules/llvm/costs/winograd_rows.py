@@ -6,9 +6,12 @@ all others:
     tap       multiply-adds of vectors: n / m * taps of depth and height * channels for a vector of outputs
     product   vectors of products on their way through L1 and the inverse transform: n / m
     position  vectors of input, the halo's too, that are copied and transformed, for each frequency
+    tail      the same where filters end in a tail, as vectors are copied in parts
+    repeat    the same of repeated channels, where groups have several
     row       of these, in channels_first, the rows that are started: each lies in a page of its own
     vector    vectors of outputs: bias, activation and store
-    memory    bytes of input and output
+    l3          bytes of input and output, where L3 holds both
+    memory      cycles for them where it does not, beyond those of the products that are done meanwhile
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import MAX_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.shared.stages import window_extents
 from tvm_conv3d.schedules.llvm.costs import streaming
-from tvm_conv3d.schedules.llvm.costs.memory import bytes_moved
+from tvm_conv3d.schedules.llvm.costs.memory import bytes_moved, moved
 from tvm_conv3d.schedules.llvm.costs.priced import Priced
 from tvm_conv3d.schedules.llvm.costs.table import costs_of, total
 from tvm_conv3d.schedules.llvm.costs.tile_rule import TASKS_PER_THREAD, busiest_share, fitting_lanes
@@ -104,17 +107,25 @@ def amounts(
     rounds = tasks * busiest_share(tasks, traits) if variant.parallel_blocks else tasks / traits.cores
     each = rounds * variant.block[2]
     copied = each * frequencies * math.prod(window) * s.group_channels
+    taps = each * frequencies * rows * math.prod(s.kernel[:2]) * s.group_channels
     done = {
-        "tap": each * frequencies * rows * math.prod(s.kernel[:2]) * s.group_channels,
+        "tap": taps,
         "product": each * frequencies * rows,
-        "position": copied,
+        _position(s, variant): copied,
         "vector": each * rows * variant.tile,
-        "memory": bytes_moved(s) / traits.cores,
+        **moved(bytes_moved(s), traits, taps),
     }
     if s.data_format != CHANNELS_LAST:
         # short stretches of the rows of many channels
         done["row"] = copied / (variant.block[2] * variant.tile)
     return done
+
+
+def _position(s: CanonicalSpec, variant: WinogradRowsVariant) -> str:
+    """What copying and transforming a vector counts as."""
+    if s.group_channels > 1:
+        return "repeat"
+    return "tail" if s.data_format == CHANNELS_LAST and s.filters % variant.lanes else "position"
 
 
 #: Variants that compete while tuning.
