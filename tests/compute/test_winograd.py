@@ -159,7 +159,7 @@ def test_the_default_takes_it_where_it_pays() -> None:
         big(dtype="float64"),
         big(groups=32),
         replace(big(), kernel=(1, 1, 1), pads=NO_PADS),
-        dense((4, 4, 4), 8, 4, (3, 3, 3)),
+        dense((16, 28, 28), 8, 2, (3, 3, 3)),
     ):
         assert make_plan(spec, target).algorithm != "winograd", spec.key()
 

@@ -46,6 +46,10 @@ LAYERS = [
     cube((8, 28, 28), 48, 24, groups=8),
     cube((8, 28, 28), 40, 40, groups=4),
     cube((8, 28, 28), 44, 44, groups=22),
+    cube((64, 128, 128), 8, 1, kernel=1),
+    replace(cube((8, 29, 29), 32, 64), strides=(1, 2, 2)),
+    replace(cube((8, 29, 29), 184, 184, groups=184), strides=(1, 2, 2)),
+    cube((8, 29, 29), 16, 48, kernel=1),
 ]
 
 

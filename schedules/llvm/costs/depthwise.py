@@ -5,6 +5,7 @@ Amounts, of which :mod:`table` has the cost:
     step       cycles that register tiles take of the vector units and load ports, tap by tap
     step_tail  the same where rows end within a vector, which is stored in part
     copy       vectors of input that a task copies
+    strided    the same where columns are strided, whose phases are copied apart
     store      vectors of output
     l3          bytes of input and output, where L3 holds both
     memory      cycles for them where it does not, beyond those of the products that are done meanwhile
@@ -98,7 +99,7 @@ def _amounts(s: CanonicalSpec, traits: CpuTraits, candidate: _Candidate) -> dict
     step = tiles * s.kernel[0] * s.kernel[2] * _step(s, traits, variant.rows)
     return {
         "step" if whole else "step_tail": step,
-        "copy": of_core * _copied_vectors(s, candidate),
+        "copy" if s.strides[2] == 1 else "strided": of_core * _copied_vectors(s, candidate),
         "store": tiles * variant.rows,
         **moved(bytes_moved(s), traits, step),
         "task": of_core,

@@ -251,9 +251,12 @@ def worthwhile_sharing(spec: CanonicalSpec, traits: CpuTraits) -> Sharing | None
     if not found:
         return None
     lanes = fitting_lanes(traits, spec.accumulator, spec.group_filters)
+    costs = costs_of(traits, "direct")
     apart = spec.groups * -(-spec.group_filters // lanes) * relative_vector_cost(traits, spec, lanes)
+    # as cheap as tiles can be: groups with vectors of their own have more of them
+    apart *= costs["product_2"]
     saved = math.prod(spec.kernel) * spec.group_channels * (apart - found[0].cycles(spec, traits))
-    copied = costs_of(traits, "direct")["interleave"] * spec.channels * math.prod(spec.strides)
+    copied = costs["interleave"] * spec.channels * math.prod(spec.strides)
     return found[0] if saved > copied else None
 
 
