@@ -119,7 +119,7 @@ def gpu_plans(spec: Conv3DSpec) -> Iterator[Plan]:
             yield Plan(spec, name, variant, {})
 
 
-@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+@pytest.mark.parametrize("data_format", sampled(FORMATS, 2))
 def test_gpus(data_format: str, machine: str) -> None:
     """The emulator checks that each access is in bounds."""
     base = Conv3DSpec(2, (3, 5, 6), 32, 24, (3, 3, 3), pads=SAME, post_ops=("add", "gelu"), data_format=data_format)  # type: ignore[arg-type]
