@@ -24,6 +24,7 @@ from problems import BOUNDS, WINOGRAD_BOUND, data, numpy_dtype, residual_of
 from processes import VARIABLES
 from tvm_conv3d.compute.shared.argument import Function
 from tvm_conv3d.deploy.export import export
+from tvm_conv3d.engine.algorithms import algorithms
 from tvm_conv3d.engine.artifact import Artifact
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import interchange, loader
@@ -31,24 +32,24 @@ from tvm_conv3d.spec import CHANNELS_FIRST, DATA_GRADIENT, Conv3DSpec, Pads
 
 LAYER = Conv3DSpec(1, (6, 10, 12), 32, 32, (3, 3, 3), pads=(Pads(1, 1),) * 3, post_ops=("relu",))
 
-#: By name: a layer, and the algorithms of its plan and of the one that it falls back to.
+#: By name: a layer, the algorithm of its plan, and whether there is a plan that it falls back to.
 LAYERS = {
-    "winograd": (LAYER, "winograd", "direct"),
+    "winograd": (LAYER, "winograd", True),
     "residual": (
         replace(LAYER, data_format=CHANNELS_FIRST, post_ops=("add", "relu"), bias=False, size=(6, 12, 16)),
         "winograd",
-        "planes",
+        True,
     ),
-    "groups": (replace(LAYER, groups=4, post_ops=()), "winograd", "grouped"),
+    "groups": (replace(LAYER, groups=4, post_ops=()), "winograd", True),
     "rows": (
         replace(LAYER, channels=48, filters=48, groups=48, kernel=(7, 7, 7), pads=(Pads(3, 3),) * 3, size=(8, 16, 16)),
         "winograd_rows",
-        "grouped",
+        True,
     ),
-    "gradient": (replace(LAYER, channels=24, direction=DATA_GRADIENT), "winograd", "direct"),
-    "float16": (replace(LAYER, dtype="float16"), "winograd", "direct"),
-    "bfloat16": (replace(LAYER, dtype="bfloat16", data_format=CHANNELS_FIRST, size=(6, 12, 16)), "winograd", "planes"),
-    "exact": (replace(LAYER, dtype="float64", post_ops=("add",)), "direct", None),
+    "gradient": (replace(LAYER, channels=24, direction=DATA_GRADIENT), "winograd", True),
+    "float16": (replace(LAYER, dtype="float16"), "winograd", True),
+    "bfloat16": (replace(LAYER, dtype="bfloat16", data_format=CHANNELS_FIRST, size=(6, 12, 16)), "winograd", True),
+    "exact": (replace(LAYER, dtype="float64", post_ops=("add",)), "direct", False),
 }
 
 FILES = {"meta.json", "module.h", "module.o", "module.s", "schedule.py"}
@@ -300,13 +301,13 @@ def test_it_says_what_it_holds(name: str, exported: Callable[[str], Path]) -> No
     about = described(folder)
     assert about["spec"] == spec.key()
     assert about["plan"]["algorithm"] == algorithm
-    assert about["entry"] == {"pack": "pack", "convolve": "main" if fallback is None else "convolve"}
-    if fallback is None:
+    assert about["entry"] == {"pack": "pack", "convolve": "convolve" if fallback else "main"}
+    if not fallback:
         assert set(about["functions"]) == {"pack", "main"}
         assert "exact" not in about
     else:
         assert set(about["functions"]) == {"pack", "convolve", "main", "exact", "pack_main", "pack_exact"}
-        assert about["exact"]["plan"]["algorithm"] == fallback
+        assert algorithms("llvm")[about["exact"]["plan"]["algorithm"]].exact
     functions = {name: Function.from_json(arguments) for name, arguments in about["functions"].items()}
     convolution = functions[about["entry"]["convolve"]]
     packed = {f"packed_{a.name}": (a.shape, a.dtype) for a in convolution.of("weights", "bias")}

@@ -155,10 +155,10 @@ class Executor:
     def _prepare(self, key: _Key) -> PreparedCall:
         """The call for a key that is not in the table, which has one for the key's next call from now on."""
         spec, count, device, exact = key
-        target = self._usable_target(key)
-        backend, layer = _backend_of(target), (layer_of(spec), count, device)
         # compiling, too, must not end in its midst
         with exit_guard.in_flight():
+            target = self._usable_target(key)
+            backend, layer = _backend_of(target), (layer_of(spec), count, device)
             plan = self._sizes.best(key) or self._make_plan(spec, target, exact)
             quick = self._quick_plan(layer, key, plan, target)
             call = backend.prepare(quick or plan, target, device or 0)

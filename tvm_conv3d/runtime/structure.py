@@ -16,6 +16,8 @@ import math
 
 import numpy as np
 
+from tvm_conv3d.runtime import exit_guard
+
 #: Bits of the largest multiple in a filter of few bits: Laplace over 26 neighbours needs 5, Sobel on 5x5x5 needs 7.
 _BITS = 7
 
@@ -45,6 +47,12 @@ def structured(kernel: np.ndarray) -> bool:
     Returns:
         The answer; False where there is nothing to choose: of a single tap, of float64, of zeros only.
     """
+    # NumPy's loops are compiled code, too
+    with exit_guard.in_flight():
+        return _structured(kernel)
+
+
+def _structured(kernel: np.ndarray) -> bool:
     if kernel.dtype.itemsize > 4 or math.prod(kernel.shape[:3]) == 1 or kernel.size == 0:
         return False
     values = kernel.reshape(-1, kernel.shape[-1])

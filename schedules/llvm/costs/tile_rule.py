@@ -119,9 +119,11 @@ def good_tiles(
     def cost(tile: Tile) -> tuple[float, int, int]:
         cells = tile.rows * tile.columns
         conflict = costs["conflict"] if overfills_a_set(spec, traits, tile.rows, tile.columns) else 0.0
-        step = step_cycles(cells, tile.vectors, tile.lanes / useful[0]) * (costs[product_of(tile.vectors)] + conflict)
+        step = step_cycles(cells, tile.vectors, tile.lanes / useful[0])
         tiles = -(-height // tile.rows) * -(-width // tile.columns) * -(-filters // (tile.vectors * tile.lanes))
-        return tiles * step * (row_share if tile.rows == 1 else 1), -cells * tile.vectors, tile.rows
+        # the cost last: what takes as long must not differ by rounding
+        steps = tiles * step * (row_share if tile.rows == 1 else 1)
+        return steps * (costs[product_of(tile.vectors)] + conflict), -cells * tile.vectors, tile.rows
 
     return heapq.nsmallest(count, candidates, key=cost)
 
