@@ -139,7 +139,7 @@ LAYERS = {
     "dilated": layer(dilation=(1, 2, 2), pads=(Pads(1, 1), Pads(2, 2), Pads(2, 2)), channels=48, filters=48),
     "strided": layer(size=(8, 28, 28), strides=(1, 2, 2), channels=64, filters=64),
     "grouped": layer(groups=2, channels=64, filters=64),
-    "along rows": layer(size=(4, 32, 32), groups=32, kernel=(7, 7, 7), pads=(Pads(3, 3), Pads(3, 3), Pads(3, 3))),
+    "along rows": layer(size=(8, 32, 32), groups=32, kernel=(5, 5, 5), pads=(Pads(2, 2), Pads(2, 2), Pads(2, 2))),
     "unseen taps": layer(size=(1, 14, 15), pads=(Pads(1, 1), Pads(1, 1), Pads(1, 1)), channels=64, filters=64),
     "float16": layer(dtype="float16"),
     "bfloat16": layer(dtype="bfloat16"),
