@@ -112,23 +112,24 @@ def test_structured_kernels_keep_their_exactness() -> None:
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    # all of mixed signs, so that all take one plan
     x, w, b = data()
     store = Store(max_bytes=1 << 40, max_entries=3)
     monkeypatch.setattr(kept_weights, "STORE", store)
     for number in range(5):
-        conv3d(x, w + number, b)
+        conv3d(x, w * (1 + number), b)
     assert len(store) == 3
     one = store.nbytes // 3
     assert one >= w.nbytes + b.nbytes
     set_kept_weights(2 * one)
     assert len(store) == 2
-    conv3d(x, w + 3, b)  # the longest unused goes, not this one
-    conv3d(x, w + 9, b)
+    conv3d(x, w * 4, b)  # the longest unused goes, not this one
+    conv3d(x, w * 10, b)
     contents = [weights.kernel for weights in store._entries.values()]
-    assert [np.array_equal(kernel, w + k) for kernel, k in zip(contents, (3, 9), strict=True)] == [True, True]
+    assert [np.array_equal(kernel, w * k) for kernel, k in zip(contents, (4, 10), strict=True)] == [True, True]
     set_kept_weights(0)
     for number in range(3):
-        check(conv3d(x, w + number, b), expected(x, w + number, b))
+        check(conv3d(x, w * (1 + number), b), expected(x, w * (1 + number), b))
     assert len(store) == 1
     with pytest.raises(ValueError, match="number of bytes"):
         set_kept_weights(-1)
