@@ -34,9 +34,9 @@ from tvm_conv3d.reference.layers import read_csv
 from tvm_conv3d.reference.random_layers import draw
 from tvm_conv3d.schedules.llvm.costs import table
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec
-from tvm_conv3d.support import folders
 from tvm_conv3d.target.cpu import available_cpus, cpu_name, cpu_traits, host_target, thread_count
-from tvm_conv3d.target.resolve import resolve, target_key
+from tvm_conv3d.target.resolve import resolve
+from tvm_conv3d.tuning.journal import folder_of
 
 if TYPE_CHECKING:
     from tvm_conv3d.tuning.measurement_host import MeasurementHost
@@ -79,11 +79,6 @@ class Sample:
 
     def estimate(self, costs: Costs) -> float:
         return table.total(costs[self.algorithm], self.amounts)
-
-
-def folder_of(target: Target, kind: str) -> Path:
-    """Where trials of a kind lie for a target with its number of threads."""
-    return folders.cache_root() / kind / target_key(target) / f"threads{thread_count(target)}"
 
 
 def measure(target: Target, specs: Sequence[Conv3DSpec]) -> None:

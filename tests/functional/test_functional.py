@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 
 from functional_cases import FILTERS, KERNEL, RNG, VIEWS, check, data, expected, inside, peak
+from pages import run_code
 from problems import WINOGRAD_BOUND, numpy_dtype
 from tvm_conv3d import Conv3D, conv3d
 from tvm_conv3d.functional import convolution
@@ -341,13 +340,7 @@ def test_options_decide_the_plan() -> None:
 def test_the_page_of_the_documentation(tmp_path: Path) -> None:
     """Its code runs, in the order of the page."""
     pytest.importorskip("torch", reason="torch is not installed")
-    page = Path(__file__).parents[2] / "docs" / "functional.md"
-    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
-    assert "conv3d(" in code
-    script = tmp_path / "page.py"
-    script.write_text(code)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_code("functional.md", "conv3d(", tmp_path)
 
 
 def test_bfloat16_of_numpy() -> None:

@@ -6,14 +6,13 @@ import copy
 import io
 import pickle
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pages import run_code
 from torch_cases import by_oracle, random_arguments
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -22,14 +21,6 @@ import tvm_conv3d.torch as ours  # noqa: E402  (needs torch)
 from torch_modules import PAIRS, all_ours, check, pair  # noqa: E402
 
 LAST = torch.channels_last_3d
-
-
-@pytest.fixture(autouse=True)
-def _counted_from_zero() -> Iterator[None]:
-    torch.manual_seed(0)
-    ours.reset_counters()
-    yield
-    ours.reset_counters()
 
 
 # Numbers
@@ -278,10 +269,4 @@ def test_monais_tensors_keep_what_they_carry() -> None:
 
 def test_the_page_of_the_documentation(tmp_path: Path) -> None:
     """Its code runs, in the order of the page."""
-    page = Path(__file__).parents[2] / "docs" / "pytorch.md"
-    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
-    assert "Conv3d(" in code
-    script = tmp_path / "page.py"
-    script.write_text(code)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_code("pytorch.md", "Conv3d(", tmp_path)

@@ -20,7 +20,6 @@ import tvm_conv3d.torch as ours  # noqa: E402  (needs torch)
 from tvm_conv3d.torch.custom_operator import CONVOLUTION  # noqa: E402
 
 LAST = torch.channels_last_3d
-HERE = Path(__file__).parent
 
 #: The operator's arguments behind its tensors; weights are of (4, 2, 3, 2, 1) elements, inputs of 4 channels.
 GEOMETRIES: dict[str, tuple[Any, ...]] = {
@@ -29,14 +28,6 @@ GEOMETRIES: dict[str, tuple[Any, ...]] = {
     "six pads": ((1, 2, 1), (1, 0, 0, 2, 1, 1), (1, 1, 1), False, (0, 0, 0), 2),
     "transposed": ((2, 2, 1), (1, 0, 0), (1, 1, 1), True, (1, 0, 0), 2),
 }
-
-
-@pytest.fixture(autouse=True)
-def _counted_from_zero() -> Iterator[None]:
-    torch.manual_seed(0)
-    ours.reset_counters()
-    yield
-    ours.reset_counters()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,14 +15,6 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import tvm_conv3d.torch as ours  # noqa: E402  (needs torch)
 from torch_modules import PAIRS, all_ours, check, pair  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def _counted_from_zero() -> Iterator[None]:
-    torch.manual_seed(0)
-    ours.reset_counters()
-    yield
-    ours.reset_counters()
 
 
 def through_data(module: Any, new: Any) -> None:

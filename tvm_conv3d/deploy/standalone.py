@@ -60,9 +60,7 @@ def compile_standalone(plan: Plan, exact: Plan | None, target: Target, prefix: s
     scheduled = {name: scheduling.scheduled_module(each, target) for name, each in plans.items()}
     bodies = {name: scheduling.lowered_module(module, target)[MAIN] for name, module in scheduled.items()}
     packing = {name: scheduling.packing_module(each) for name, each in plans.items()}
-    taken = {
-        name: Function(named(each.algorithm).declare(each.spec, each.variant).arguments) for name, each in plans.items()
-    }
+    taken = {name: _arguments(each) for name, each in plans.items()}
     packed = {name: Function(scheduling.packing_arguments(module)) for name, module in packing.items()}
     if exact is None:
         functions = {PACK: packed[MAIN], **taken}

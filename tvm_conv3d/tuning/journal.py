@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from tvm.target import Target
 
 
+def folder_of(target: Target, kind: str = "trials") -> Path:
+    """Where trials of a kind lie for a target with its number of threads: by default the journals."""
+    return cache_root() / kind / target_key(target) / f"threads{thread_count(target)}"
+
+
 class Journal:
     """The trials of one spec on one target with one number of threads, in the order of measuring.
 
@@ -39,8 +44,7 @@ class Journal:
         head = {"spec": spec.key(), "target": target_text(target), "source": source_hash()}
         self._head = json.dumps({**head, "versions": PINNED}, sort_keys=True)
         name = sha256(f"{spec.key()} {target_text(target)}".encode()).hexdigest()[:24]
-        folder = cache_root() / "trials" / target_key(target) / f"threads{thread_count(target)}"
-        self.path: Path = folder / f"{name}.jsonl"
+        self.path: Path = folder_of(target) / f"{name}.jsonl"
         self.trials: dict[str, Trial] = {}
         self._spec, self._known = spec, algorithms(str(target.kind.name))
         self._pending: list[str] = []

@@ -7,8 +7,8 @@ Amounts, of which :mod:`table` has the cost:
     copy       vectors of input that a task copies
     strided    the same where columns are strided, whose phases are copied apart
     store      vectors of output
-    l3          bytes of input and output, where L3 holds both
-    memory      cycles for them where it does not, beyond those of the products that are done meanwhile
+    l3         bytes of input and output, where L3 holds both
+    memory     cycles for them where it does not, beyond those of the products that are done meanwhile
     task       tasks
 """
 

@@ -278,5 +278,5 @@ def _best_box(s: CanonicalSpec, traits: CpuTraits, variant: PlanesVariant) -> Tr
         in_cache = copied * item // (traits.l3 // traits.cores), copied * item > traits.l2 // 2
         return too_few, *in_cache, unevenness(count, traits), copied * count, -box[2], -box[1]
 
-    whole = tiles_of(s, (variant.rows, variant.vectors * variant.lanes))
-    return min(itertools.product(*map(divisors, whole)), key=cost)
+    depths, row_tiles, column_tiles = map(divisors, tiles_of(s, (variant.rows, variant.vectors * variant.lanes)))
+    return min(itertools.product(depths, row_tiles, column_tiles), key=cost)

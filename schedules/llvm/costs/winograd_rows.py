@@ -10,8 +10,8 @@ all others:
     repeat    the same of repeated channels, where groups have several
     row       of these, in channels_first, the rows that are started: each lies in a page of its own
     vector    vectors of outputs: bias, activation and store
-    l3          bytes of input and output, where L3 holds both
-    memory      cycles for them where it does not, beyond those of the products that are done meanwhile
+    l3        bytes of input and output, where L3 holds both
+    memory    cycles for them where it does not, beyond those of the products that are done meanwhile
 """
 
 from __future__ import annotations
