@@ -17,7 +17,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import tvm_conv3d.torch as ours  # noqa: E402  (needs torch)
-from tvm_conv3d.torch.custom_operator import CONVOLUTION  # noqa: E402
+from tvm_conv3d.torch.operators.convolution import CONVOLUTION  # noqa: E402
 
 LAST = torch.channels_last_3d
 

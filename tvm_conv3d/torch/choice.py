@@ -13,7 +13,7 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tvm_conv3d.torch import counting
-from tvm_conv3d.torch.kernel import DTYPES
+from tvm_conv3d.torch.operators.cpu_convolution import DTYPES
 
 #: The operator's kernel, and its fake one.
 _DEVICES = ("cpu", "meta")

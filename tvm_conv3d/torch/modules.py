@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tvm_conv3d.torch.choice import count_torch, why_torch
-from tvm_conv3d.torch.custom_operator import CONVOLUTION
+from tvm_conv3d.torch.operators.convolution import CONVOLUTION
 
 _NONE = (0, 0, 0)
 

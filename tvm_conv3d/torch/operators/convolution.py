@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tvm_conv3d.torch import kernel
-from tvm_conv3d.torch.kernel import Geometry
+from tvm_conv3d.torch.operators.cpu_convolution import Geometry, convolution_of, in_torch, order_of_memory
 
 _NAME = "convolution"
 _LIBRARY = torch.library.Library("tvm_conv3d", "DEF")
@@ -65,8 +64,8 @@ def _autograd(*given: Any) -> Tensor:
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
     """Shape, type and strides of a result; wrong shapes are refused in torch's words."""
-    like = kernel.in_torch(x, weight, bias, Geometry(*arguments))
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device, memory_format=kernel.order_of_memory(x))
+    like = in_torch(x, weight, bias, Geometry(*arguments))
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device, memory_format=order_of_memory(x))
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
@@ -104,7 +103,7 @@ def _vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: 
     return result.unflatten(1, (count, -1)), 1
 
 
-_LIBRARY.impl(_NAME, kernel.convolution_of, "CPU")
+_LIBRARY.impl(_NAME, convolution_of, "CPU")
 _LIBRARY.impl(_NAME, _autograd, "Autograd")
 _LIBRARY.impl(_NAME, _autocast, "AutocastCPU")
 torch.library.register_fake(f"tvm_conv3d::{_NAME}", _fake, lib=_LIBRARY)
