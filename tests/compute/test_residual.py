@@ -33,6 +33,7 @@ KINDS = {
     "shuffled": replace(DENSE, channels=24, filters=24, groups=12),
     "depthwise": replace(DENSE, channels=21, filters=21, groups=21, kernel=(3, 3, 5)),
     "dilated": replace(DENSE, dilation=(1, 2, 2), size=(4, 11, 19)),
+    "dilated evenly": replace(DENSE, dilation=(1, 2, 2), size=(4, 12, 18)),
 }
 FORMATS = (CHANNELS_LAST, CHANNELS_FIRST)
 

@@ -171,7 +171,7 @@ class _Builder:
         product = self._product(self._input(self._gather(x)), kernel)
         sums = self._output(product)
         by_position = self._transposed(sums) if transposes_sums(spec, variant) else self._positions_of(sums)
-        residual = Residual(spec, spec.output_shape)
+        residual = Residual(spec, self._declared_shape() if self._tiling() is None else spec.output_shape)
         out = self._out(by_position, bias, residual)
         return Declaration((x, kernel, bias, *residual.tensors, out, self._flags(sums)), self._tiling())
 
@@ -339,10 +339,14 @@ class _Builder:
             added = residual.at(*(index if tiling is None else tiling.real(index)))
             return finish(self.spec, self._sum_at(by_position, n, positions, f), bias[f], added)
 
+        shape = self._declared_shape()
+        return te.compute(shape, at, name="out", varargs_names=index_names(shape))
+
+    def _declared_shape(self) -> tuple[int, ...]:
+        """That of the output as declared; without a tiling, its memory is that of the output."""
         size = [extent for axis in range(3) for extent in self._declared(axis)]
         batch, filters = self.spec.batch, self.spec.filters
-        shape = (batch, *size, filters) if self.spec.data_format == CHANNELS_LAST else (batch, filters, *size)
-        return te.compute(shape, at, name="out", varargs_names=index_names(shape))
+        return (batch, *size, filters) if self.spec.data_format == CHANNELS_LAST else (batch, filters, *size)
 
     def _declared(self, axis: int) -> tuple[int, ...]:
         """Extents of the output's axis as declared: of parted ones the positions of a part, and the parts."""
