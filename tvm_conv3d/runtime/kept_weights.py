@@ -11,7 +11,8 @@ from collections.abc import Callable, Hashable
 
 import numpy as np
 
-from tvm_conv3d.runtime import digest, interchange, output_pool, structure
+from tvm_conv3d.runtime import digest, folding, interchange, output_pool, structure
+from tvm_conv3d.runtime.folding import BatchNorm
 from tvm_conv3d.runtime.weights import Packed, Weights
 from tvm_conv3d.support import process
 from tvm_conv3d.support.locks import ForkSafeLock
@@ -50,33 +51,42 @@ class Store:
         self._max_entries = max_entries
         self.max_bytes = max_bytes
 
-    def get(self, kernel: np.ndarray, bias: np.ndarray | None, dtype: str, use: Hashable) -> Weights:
+    def get(
+        self,
+        kernel: np.ndarray,
+        bias: np.ndarray | None,
+        dtype: str,
+        use: Hashable,
+        norm: BatchNorm | None = None,
+    ) -> Weights:
         """The weights with what is kept of their content.
 
         Args:
             kernel, bias: arrays of any strides and real type; they may change after the call.
             dtype: which they are cast to.
             use: of equal contents, those of one use share their packed forms.
+            norm: what is folded into them; they are kept as they are then, not as they came. Kernel and bias are of
+                floating types with one.
 
         Raises:
             TypeError: they hold something other than real numbers or booleans.
             MemoryError: there is none for the copies.
+            ValueError: the norm can't be folded into the weights.
         """
         if not digest.is_dense(kernel):
             kernel = np.ascontiguousarray(kernel)
         kind = (kernel.shape, kernel.strides, kernel.dtype, dtype, use)
-        key = (*_content(kernel, bias), kind)
+        key = (*_content(kernel, bias, norm), kind)
         with self._lock:
             found = self._entries.get(key)
             if found is not None:
                 self._entries.move_to_end(key)
                 return found
         kernel, bias = kernel.copy("K"), None if bias is None else bias.copy()
-        prepared = interchange.prepare(kernel, dtype)
-        values = None if bias is None else interchange.prepare(bias, dtype)
-        made = Weights(prepared, values, object(), structure.structured(prepared), _Forms(self.trim))
+        norm = None if norm is None else norm._replace(values=norm.values.copy())
+        made = _made(kernel, bias, dtype, norm, _Forms(self.trim))
         # of the copies: another thread may have changed the caller's arrays meanwhile
-        key = (*_content(kernel, bias), kind)
+        key = (*_content(kernel, bias, norm), kind)
         with self._lock:
             found = self._entries.setdefault(key, made)
         self.trim()
@@ -128,8 +138,22 @@ def set_kept_weights(most: int) -> None:
     STORE.trim()
 
 
-def _content(kernel: np.ndarray, bias: np.ndarray | None) -> tuple[Hashable, ...]:
-    return digest.of(kernel), None if bias is None else (bias.dtype, bias.tobytes())
+def _content(kernel: np.ndarray, bias: np.ndarray | None, norm: BatchNorm | None) -> tuple[Hashable, ...]:
+    of_norm = None if norm is None else (*_bytes(norm.values), *norm[1:])
+    return digest.of(kernel), None if bias is None else _bytes(bias), of_norm
+
+
+def _bytes(vector: np.ndarray) -> tuple[np.dtype, bytes]:
+    return vector.dtype, vector.tobytes()
+
+
+def _made(kernel: np.ndarray, bias: np.ndarray | None, dtype: str, norm: BatchNorm | None, forms: _Forms) -> Weights:
+    if norm is not None:
+        # what the values mean is seen before they are scaled
+        return Weights(*folding.fold(kernel, bias, norm, dtype), object(), structure.structured(kernel), forms)
+    prepared = interchange.prepare(kernel, dtype)
+    values = None if bias is None else interchange.prepare(bias, dtype)
+    return Weights(prepared, values, object(), structure.structured(prepared), forms)
 
 
 def _nbytes(weights: Weights) -> int:

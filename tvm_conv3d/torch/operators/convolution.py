@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tvm_conv3d.torch.operators.cpu_convolution import Geometry, convolution_of, in_torch, order_of_memory
+from tvm_conv3d.torch.operators.cpu_convolution import convolution_of, order_of_memory
+from tvm_conv3d.torch.operators.geometry import Geometry, in_torch
 
 _NAME = "convolution"
 _LIBRARY = torch.library.Library("tvm_conv3d", "DEF")
@@ -71,12 +72,12 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Te
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
     """In the type that autocast asks for, as torch's own convolutions are."""
     dtype = torch.get_autocast_dtype("cpu")
-    x, weight, bias = (_cast(tensor, dtype) for tensor in (x, weight, bias))
+    x, weight, bias = (cast(tensor, dtype) for tensor in (x, weight, bias))
     with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
         return CONVOLUTION(x, weight, bias, *arguments)
 
 
-def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """A tensor in autocast's type: of numbers in float64 torch casts none."""
     if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
         return tensor

@@ -1,0 +1,53 @@
+"""The arguments of a convolution in torch's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Geometry(NamedTuple):
+    """The operator's arguments behind its tensors, as `aten::convolution` names them.
+
+    Attributes:
+        stride, dilation, groups: torch's.
+        padding: three numbers, or six: before and after depth, height and width; six for what is not transposed only.
+        transposed, output_padding: torch's.
+    """
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    transposed: bool
+    output_padding: Sequence[int]
+    groups: int
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """The same as what tables can be asked for."""
+        return tuple(tuple(value) if isinstance(value, (list, tuple)) else value for value in self)
+
+    @property
+    def pads(self) -> tuple[tuple[int, int], ...]:
+        """Before and after each axis."""
+        padding = self.padding if len(self.padding) == 6 else [pad for pad in self.padding for _ in range(2)]
+        return tuple(zip(padding[::2], padding[1::2], strict=True))
+
+    def split(self) -> tuple[tuple[int, ...], Geometry]:
+        """What is to be padded beforehand, as torch's `pad` takes it, and what torch's own convolution takes then."""
+        around = tuple(min(pair) for pair in self.pads)
+        more = [pad - least for pair, least in zip(self.pads, around, strict=True) for pad in pair]
+        # torch begins with the last axis
+        beforehand = tuple(pad for axis in (2, 1, 0) for pad in more[2 * axis : 2 * axis + 2])
+        return beforehand if any(beforehand) else (), self._replace(padding=around)
+
+
+def in_torch(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """The convolution by torch's own code, differentiable, in the order of memory that torch chooses."""
+    beforehand, rest = geometry.split()
+    if beforehand:
+        x = torch.nn.functional.pad(x, beforehand)
+    return torch.ops.aten.convolution.default(x, weight, bias, *rest)
