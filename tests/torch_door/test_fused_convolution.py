@@ -65,7 +65,7 @@ def test_types(dtype: str, name: str) -> None:
         if dtype == "float64":
             check(each, dtype)
             continue
-        assert error(each.run(), each) < 1.2 * error(by_torch(each), each)
+        assert error(each.run(), each) < 1.5 * error(by_torch(each), each)
         assert error(each.run(), each) < 2 * BOUNDS[dtype]
     assert ours.counters().torch == {}
 

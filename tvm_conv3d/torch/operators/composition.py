@@ -56,7 +56,8 @@ def composed(
             f"Received: {len(batch_norm)} of them"
         )
     if batch_norm:
-        y = functional.batch_norm(y, *batch_norm, training=False, eps=epsilon)
+        mean, variance, gamma, beta = batch_norm
+        y = functional.batch_norm(y, mean, variance, gamma, beta, training=False, eps=epsilon)
     return post_ops.apply(y, steps, residual, slope)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tvm_conv3d.runtime import interchange
 from tvm_conv3d.runtime.folding import BatchNorm
+from tvm_conv3d.spec import CHANNELS_LAST, DATA_GRADIENT, Conv3DSpec
 from tvm_conv3d.support import process
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.torch import counting
@@ -27,17 +30,34 @@ class _Fused(NamedTuple):
 
     Attributes:
         convolution: of calls of the convolution with these steps.
+        spec: of the same, with the channels last.
         affine: whether there are the batch norm's weight and its bias; None for no batch norm.
     """
 
     convolution: Prepared
+    spec: Conv3DSpec
     affine: tuple[bool, bool] | None
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the convolution is."""
+        return self.spec.direction == DATA_GRADIENT
 
 
 _calls: Recent[Any, _Fused | str] = process.keep("torch: checked calls of fused convolutions", Recent(MAX_CALLS))
 
 
-def fused_convolution_of(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
+def fused_convolution_of(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    batch_norm: Sequence[Tensor | None],
+    epsilon: float,
+    residual: Tensor | None,
+    slope: Tensor | None,
+    post_ops: Sequence[str],
+    *arguments: Any,
+) -> Tensor:
     """`post_ops(batch_norm(convolution(x) + bias))` in a fresh tensor of `torch.channels_last_3d` memory.
 
     The batch norm is folded into the weights (:mod:`tvm_conv3d.runtime.folding`); residual operand and steps are
@@ -46,55 +66,68 @@ def fused_convolution_of(x: Tensor, weight: Tensor, bias: Tensor | None, *argume
     Args:
         x: (batch, channels, depth, height, width), in the CPU's memory, of any strides.
         weight, bias: as `torch.nn.functional` takes them.
-        arguments: of :class:`Epilogue`, then of :class:`Geometry`.
+        batch_norm, epsilon, residual, slope, post_ops: of :class:`Epilogue`.
+        arguments: of :class:`Geometry`.
 
     Raises:
         ValueError, RuntimeError: as :func:`tvm_conv3d.torch.operators.composition.composed`.
         MemoryError: there is none for the result, the packed weights or the intermediates.
     """
-    epilogue, geometry = Epilogue(*arguments[:5]), Geometry(*arguments[5:])
-    batch_norm, epsilon, residual, slope, post_ops = epilogue
     tensors = (x, weight, bias, residual, *batch_norm)
-    kinds = tuple(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in tensors)
-    chain = with_slope(post_ops, slope)
+    kinds = tuple([None if tensor is None else (tensor.shape, tensor.dtype) for tensor in tensors])
+    chain, geometry = with_slope(post_ops, slope), Geometry(*arguments)
     key = (kinds, chain, epsilon, geometry.key)
     fused = _calls.get(key)
     if fused is None:
         fused = _prepare(kinds, chain, geometry)
         _calls.put(key, fused)
-    if isinstance(fused, str):
-        return _by_torch(fused, x, weight, bias, epilogue, geometry)
-    prepared, norm, norm_at = fused.convolution, None, None
-    if fused.affine is not None:
-        norm = BatchNorm(_values(batch_norm), *fused.affine, epsilon, geometry.transposed, geometry.groups)
-        norm_at = batch_norm[0].data_ptr()
     try:
-        weights = weights_of(weight, bias, prepared, norm, norm_at)
-    except ValueError as error:
-        # of these values: others may do
-        return _by_torch(str(error), x, weight, bias, epilogue, geometry)
-    source = interchange.with_channels_last(interchange.wrap(x))
-    added = None if residual is None else interchange.with_channels_last(interchange.wrap(residual))
-    try:
-        result = EXECUTOR.convolve(prepared.problem.inside, source, weights, added)
+        result = fused if isinstance(fused, str) else _by_kernel(fused, x, weight, bias, batch_norm, epsilon, residual)
     except ValueError as error:
         # no algorithm takes it within the limit of workspace, say
-        _calls.put(key, str(error))
-        return _by_torch(str(error), x, weight, bias, epilogue, geometry)
+        result = str(error)
+        _calls.put(key, result)
+    if isinstance(result, str):
+        counting.count_torch(result)
+        epilogue = Epilogue(batch_norm, epsilon, residual, slope, post_ops)
+        return in_channels_last(composed(x, weight, bias, epilogue, geometry))
     counting.count_ours()
     return result
 
 
-def _values(batch_norm: Sequence[Tensor | None]) -> Any:
-    """All that a batch norm's parameters hold, as one array."""
-    return interchange.wrap(torch.cat([tensor for tensor in batch_norm if tensor is not None])).numpy()
+def _by_kernel(
+    fused: _Fused,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    batch_norm: Sequence[Tensor | None],
+    epsilon: float,
+    residual: Tensor | None,
+) -> Tensor | str:
+    """The result, or why these values have none: no weights can hold them.
+
+    Raises:
+        ValueError, MemoryError: as :meth:`tvm_conv3d.runtime.executor.Executor.convolve`.
+    """
+    norm, norm_at = None, None
+    if fused.affine is not None:
+        rows = [row for row in batch_norm if row is not None]
+        norm = BatchNorm(_joined(rows), *fused.affine, epsilon, fused.transposed, fused.spec.groups)
+        norm_at = rows[0].data_ptr()
+    try:
+        weights = weights_of(weight, bias, fused.convolution, norm, norm_at)
+    except ValueError as error:
+        return str(error)
+    source = interchange.with_channels_last(interchange.wrap(x))
+    added = None if residual is None else interchange.with_channels_last(interchange.wrap(residual))
+    return EXECUTOR.convolve(fused.spec, source, weights, added)
 
 
-def _by_torch(
-    reason: str, x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue, geometry: Geometry
-) -> Tensor:
-    counting.count_torch(reason)
-    return in_channels_last(composed(x, weight, bias, epilogue, geometry))
+def _joined(rows: Sequence[Tensor]) -> np.ndarray:
+    """Small vectors as a new one."""
+    joined = torch.cat(rows)
+    # NumPy has no bfloat16; the values are what counts
+    return (joined.float() if joined.dtype == torch.bfloat16 else joined).numpy()
 
 
 def _prepare(kinds: tuple[Any, ...], chain: tuple[str, ...] | None, geometry: Geometry) -> _Fused | str:
@@ -117,4 +150,5 @@ def _prepare(kinds: tuple[Any, ...], chain: tuple[str, ...] | None, geometry: Ge
     given = None if residual is None else (tuple(residual[0]), residual[1])
     if given != wanted:
         return f"a residual operand that is {given}, where the result is {wanted}"
-    return _Fused(prepared, (batch_norm[2] is not None, batch_norm[3] is not None) if norms else None)
+    affine = (batch_norm[2] is not None, batch_norm[3] is not None) if norms else None
+    return _Fused(prepared, replace(prepared.problem.spec, data_format=CHANNELS_LAST), affine)

@@ -5,6 +5,7 @@ Networks that are rewritten call it. Its result is in `torch.channels_last_3d` m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,17 +40,25 @@ def _split(arguments: tuple[Any, ...]) -> tuple[Epilogue, Geometry]:
     return Epilogue(*arguments[:_EPILOGUE]), Geometry(*arguments[_EPILOGUE:])
 
 
-def _autograd(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
-    epilogue, geometry = _split(arguments)
-    tensors = (x, weight, bias, *epilogue.batch_norm, epilogue.residual, epilogue.slope)
+def _autograd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    batch_norm: Sequence[Tensor | None],
+    epsilon: float,
+    residual: Tensor | None,
+    slope: Tensor | None,
+    *rest: Any,
+) -> Tensor:
     forward = forward_ad._current_level >= 0
+    tensors = (x, weight, bias, *batch_norm, residual, slope)
     if forward or (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)):
         # the plain operator has no rule for what torch.func derives by
         plain = not forward and not torch._C._are_functorch_transforms_active()
-        convolve = _convolution_last if plain else in_torch
-        return in_channels_last(composed(x, weight, bias, epilogue, geometry, convolve))
+        epilogue, geometry = _split((batch_norm, epsilon, residual, slope, *rest))
+        return in_channels_last(composed(x, weight, bias, epilogue, geometry, _convolution_last if plain else in_torch))
     with torch._C._AutoDispatchBelowAutograd():
-        return FUSED_CONVOLUTION(x, weight, bias, *arguments)
+        return FUSED_CONVOLUTION(x, weight, bias, batch_norm, epsilon, residual, slope, *rest)
 
 
 def _convolution_last(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
