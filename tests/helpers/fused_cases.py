@@ -162,7 +162,7 @@ def expected(case: Case) -> np.ndarray:
         values = (values - mean) / np.sqrt(variance + case.epsilon)
         with np.errstate(invalid="ignore"):
             values = values * (1 if weight is None else weight) + (0 if bias is None else bias)
-    slope = None if case.slope is None else float(case.slope)
+    slope = None if case.slope is None else case.slope.item()
     steps = tuple(f"leaky_relu:{slope!r}" if step == "prelu" else step for step in case.post_ops)
     chain = Conv3DSpec(1, ONE, 1, 1, ONE, post_ops=steps)
     residual = None if case.residual is None else case.residual.detach().numpy()

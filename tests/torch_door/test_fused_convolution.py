@@ -16,13 +16,14 @@ from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import kept_weights
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.spec.post_ops import FUSED_ACTIVATIONS, PARAMETERS
+from tvm_conv3d.support.lru import Recent
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import tvm_conv3d.torch as ours  # noqa: E402  (needs torch)
 from fused_cases import CHAINS, GEOMETRIES, LAST, Case, Geometry, by_torch, error, expected  # noqa: E402
 from torch_modules import all_ours  # noqa: E402
-from tvm_conv3d.torch.operators import post_ops  # noqa: E402
+from tvm_conv3d.torch.operators import cpu_fused_convolution, post_ops  # noqa: E402
 
 PLAIN = GEOMETRIES["plain"]
 
@@ -208,6 +209,21 @@ def test_operands_that_torch_takes(change: Callable[[Case], dict[str, Any]], rea
     assert result.is_contiguous(memory_format=LAST)
     ((found, _),) = ours.counters().torch.items()
     assert reason in found
+
+
+def test_what_no_algorithm_takes_is_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, calls = Case.random(replace(PLAIN, size=(3, 5, 7)), ("relu",)), []
+
+    def refuse(*given: Any) -> Any:
+        calls.append(given)
+        raise ValueError("no algorithm within the limit of workspace")
+
+    monkeypatch.setattr(cpu_fused_convolution.EXECUTOR, "convolve", refuse)
+    monkeypatch.setattr(cpu_fused_convolution, "_calls", Recent(4))
+    for _ in range(2):
+        torch.testing.assert_close(case.run(), by_torch(case))
+    assert len(calls) == 1
+    assert ours.counters().torch == {"no algorithm within the limit of workspace": 2}
 
 
 def test_sizes_of_zero_are_torchs() -> None:

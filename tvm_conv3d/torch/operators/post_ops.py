@@ -52,7 +52,7 @@ def with_slope(post_ops: Sequence[str], slope: Tensor | None) -> tuple[str, ...]
         return tuple(post_ops)
     if slope is None or PRELU not in post_ops or slope.numel() != 1 or not slope.is_floating_point():
         return None
-    value = float(slope)
+    value = slope.item()
     step = f"leaky_relu:{value!r}"
     return tuple(step if each == PRELU else each for each in post_ops) if math.isfinite(value) else None
 
