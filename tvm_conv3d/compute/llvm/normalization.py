@@ -1,0 +1,276 @@
+"""Normalization of (samples, positions, channels) in loops, for sizes known at the call only.
+
+Data are read in rows (:mod:`tvm_conv3d.compute.shared.channel_rows`). Moments come of the sums of deviations, and of
+their squares, from the channel's first element of the sample, all in float64 (Chan, Golub, LeVeque: Algorithms for
+computing the sample variance, The American Statistician 37, 1983). A shift that is one of n numbers lies at most
+sqrt(n) standard deviations from their mean, so that the variance is off by n roundings of float64 at worst, however
+large the mean is. Channels of a group are combined by the formula of the same paper, for equal counts.
+
+An element's mean is subtracted before it is scaled, as the product would cancel where the mean is large; what the mean
+loses when it is rounded to the type of the elements comes back with the shift.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import IRModule, tirx
+from tvm.script import tirx as T
+
+from tvm_conv3d.compute.shared.channel_rows import LANES
+from tvm_conv3d.compute.shared.elements import narrow, storage_dtype, widen
+from tvm_conv3d.compute.shared.epilogue import apply_post_ops
+from tvm_conv3d.spec.normalization import PRELU, NormalizationSpec
+
+Expr = Any  # a TVM expression; its classes are not public names
+
+#: A buffer's extent that only the caller knows.
+_UNKNOWN = 1 << 40
+
+#: Rows that are added up before the sum of all is touched.
+_TOGETHER = 4
+
+
+def moments_module(dtype: str) -> IRModule:
+    """The functions that make moments of data of an element type; pointers, and sizes as int64.
+
+    sums(x, sums, samples, elements, channels, period, chunk)
+                        `elements` of a sample; for each of its tasks three rows of `period` numbers: the channels'
+                        deviations and squared deviations summed up, and what they deviate from
+    moments(sums, moments, samples, positions, channels, groups, period, tasks)
+                        moments: (samples, 2, channels), each channel's mean and variance, or its group's; the sums are
+                        written over
+    """
+    functions = {"sums": _sums(dtype), "moments": _moments()}
+    return IRModule({name: _entry(name, function) for name, function in functions.items()})
+
+
+def module(spec: NormalizationSpec) -> IRModule:
+    """The functions that make the result of moments; pointers, numbers as float64, and sizes as int64.
+
+    tables(moments, affine, tables, samples, channels, period, epsilon)
+                        affine: (2, channels), weights and biases; tables: (samples, 3, period) in the accumulator's
+                        type: what is subtracted, multiplied by and added
+    apply(x, residual, out, tables, slope, samples, elements, period, chunk)
+                        residual and out: as x; where there is none, or out is x, they are not looked at
+    """
+    functions = {"tables": _tables(spec.accumulator), "apply": _apply(spec)}
+    return IRModule({name: _entry(name, function) for name, function in functions.items()})
+
+
+def _entry(name: str, function: Any) -> Any:
+    return function.with_attr({"global_symbol": name, "tirx.noalias": True})
+
+
+def _sums(dtype: str) -> Any:
+    stored = storage_dtype(dtype)
+
+    @T.prim_func
+    def sums(  # type: ignore[no-untyped-def]
+        x_: T.handle,
+        sums_: T.handle,
+        samples: T.int64,
+        elements: T.int64,
+        channels: T.int64,
+        period: T.int64,
+        chunk: T.int64,
+    ):
+        x = T.decl_buffer((_UNKNOWN,), stored, data=x_, align=2)
+        sums = T.decl_buffer((_UNKNOWN,), "float64", data=sums_, align=8)
+        with T.attr(0, "device_id", 0), T.attr(0, "device_type", 1):
+            tasks: T.let = (elements + chunk - 1) // chunk
+            for task in T.parallel(samples * tasks):
+                sample: T.let = task // tasks * elements
+                begin: T.let = sample + task % tasks * chunk
+                length: T.let = T.min(chunk, elements - task % tasks * chunk)
+                added: T.let = task * 3 * period
+                squared: T.let = added + period
+                shift: T.let = squared + period
+                for position in range(period // channels):
+                    for channel in range(channels):
+                        sums[shift + position * channels + channel] = _wide(x[sample + channel], dtype)
+                for i in range(2 * period):
+                    sums[added + i] = T.float64(0)
+                blocks: T.let = length // (_TOGETHER * period)
+                for block in range(blocks):
+                    for vector in range(period // LANES):
+                        for lane in T.vectorized(T.int64(LANES)):
+                            i: T.let = vector * LANES + lane
+                            at: T.let = begin + block * _TOGETHER * period + i
+                            sums[added + i] = sums[added + i] + _sum(x, at, period, sums[shift + i], dtype)
+                            sums[squared + i] = sums[squared + i] + _squares(x, at, period, sums[shift + i], dtype)
+                done: T.let = blocks * _TOGETHER * period
+                for row in range((length - done + period - 1) // period):
+                    from_: T.let = begin + done + row * period
+                    width: T.let = T.min(period, length - done - row * period)
+                    for vector in range(width // LANES):
+                        for lane in T.vectorized(T.int64(LANES)):
+                            i: T.let = vector * LANES + lane
+                            sums[added + i] = sums[added + i] + (_wide(x[from_ + i], dtype) - sums[shift + i])
+                            sums[squared + i] = sums[squared + i] + _square(
+                                _wide(x[from_ + i], dtype) - sums[shift + i]
+                            )
+                    for i in range(width // LANES * LANES, width):
+                        sums[added + i] = sums[added + i] + (_wide(x[from_ + i], dtype) - sums[shift + i])
+                        sums[squared + i] = sums[squared + i] + _square(_wide(x[from_ + i], dtype) - sums[shift + i])
+                for position in range(1, period // channels):
+                    for channel in range(channels):
+                        i: T.let = position * channels + channel
+                        sums[added + channel] = sums[added + channel] + sums[added + i]
+                        sums[squared + channel] = sums[squared + channel] + sums[squared + i]
+
+    return sums
+
+
+def _wide(value: Expr, dtype: str) -> Expr:
+    """An element in float64."""
+    return widen(value, dtype, "float64" if dtype == "float64" else "float32").astype("float64")
+
+
+def _square(value: Expr) -> Expr:
+    return value * value
+
+
+def _deviations(x: Any, at: Expr, period: Expr, shift: Expr, dtype: str) -> list[Expr]:
+    """Of the elements at the same place of successive rows."""
+    return [_wide(x[at + row * period], dtype) - shift for row in range(_TOGETHER)]
+
+
+def _sum(x: Any, at: Expr, period: Expr, shift: Expr, dtype: str) -> Expr:
+    one, *others = _deviations(x, at, period, shift, dtype)
+    return sum(others, start=one)
+
+
+def _squares(x: Any, at: Expr, period: Expr, shift: Expr, dtype: str) -> Expr:
+    one, *others = map(_square, _deviations(x, at, period, shift, dtype))
+    return sum(others, start=one)
+
+
+def _moments() -> Any:
+    @T.prim_func
+    def moments(  # type: ignore[no-untyped-def]
+        sums_: T.handle,
+        moments_: T.handle,
+        samples: T.int64,
+        positions: T.int64,
+        channels: T.int64,
+        groups: T.int64,
+        period: T.int64,
+        tasks: T.int64,
+    ):
+        sums = T.decl_buffer((_UNKNOWN,), "float64", data=sums_, align=8)
+        out = T.decl_buffer((_UNKNOWN,), "float64", data=moments_, align=8)
+        with T.attr(0, "device_id", 0), T.attr(0, "device_type", 1):
+            for sample in T.parallel(samples):
+                mean: T.let = sample * tasks * 3 * period
+                square: T.let = mean + period
+                for task in range(1, tasks):
+                    for i in range(channels):
+                        sums[mean + i] = sums[mean + i] + sums[mean + task * 3 * period + i]
+                        sums[square + i] = sums[square + i] + sums[square + task * 3 * period + i]
+                for i in range(channels):
+                    deviation: T.let = sums[mean + i] / T.Cast("float64", positions)
+                    squares: T.let = sums[square + i] - sums[mean + i] * deviation
+                    sums[mean + i] = sums[square + period + i] + deviation
+                    # not below zero by rounding; a comparison is false for NaN, which stays
+                    sums[square + i] = T.Select(squares < T.float64(0), T.float64(0), squares)
+                each: T.let = channels // groups
+                for group in range(groups):
+                    total: T.float64 = 0.0
+                    for i in range(group * each, (group + 1) * each):
+                        total = total + sums[mean + i]
+                    of_all: T.let = total / T.Cast("float64", each)
+                    spread: T.float64 = 0.0
+                    for i in range(group * each, (group + 1) * each):
+                        between: T.let = _square(sums[mean + i] - of_all) * T.Cast("float64", positions)
+                        spread = spread + (sums[square + i] + between)
+                    for i in range(group * each, (group + 1) * each):
+                        out[sample * 2 * channels + i] = of_all
+                        out[(sample * 2 + 1) * channels + i] = spread / T.Cast("float64", each * positions)
+
+    return moments
+
+
+def _tables(accumulator: str) -> Any:
+    @T.prim_func
+    def tables(  # type: ignore[no-untyped-def]
+        moments_: T.handle,
+        affine_: T.handle,
+        tables_: T.handle,
+        samples: T.int64,
+        channels: T.int64,
+        period: T.int64,
+        epsilon: T.float64,
+    ):
+        moments = T.decl_buffer((_UNKNOWN,), "float64", data=moments_, align=8)
+        affine = T.decl_buffer((_UNKNOWN,), "float64", data=affine_, align=8)
+        tables = T.decl_buffer((_UNKNOWN,), accumulator, data=tables_, align=4)
+        for sample in range(samples):
+            for i in range(channels):
+                mean: T.let = moments[sample * 2 * channels + i]
+                scale: T.let = affine[i] / T.sqrt(moments[(sample * 2 + 1) * channels + i] + epsilon)
+                near: T.let = T.Cast(accumulator, mean)
+                tables[sample * 3 * period + i] = near
+                tables[(sample * 3 + 1) * period + i] = T.Cast(accumulator, scale)
+                tables[(sample * 3 + 2) * period + i] = T.Cast(
+                    accumulator, affine[channels + i] - (mean - T.Cast("float64", near)) * scale
+                )
+            for table in range(3):
+                for i in range(channels, period):
+                    at: T.let = (sample * 3 + table) * period + i
+                    tables[at] = tables[at - channels]
+
+    return tables
+
+
+def _apply(spec: NormalizationSpec) -> Any:
+    accumulator, stored = spec.accumulator, storage_dtype(spec.dtype)
+
+    def into(x: Expr, out: Expr) -> Expr:
+        # code that is told of one buffer only expects that what it reads is written over
+        return x if spec.in_place else out
+
+    def finished(x: Any, residual: Any, tables: Any, at: Expr, table: Expr, period: Expr, slope: Expr) -> Expr:
+        value = widen(x[at], spec.dtype, accumulator) - tables[table]
+        value = value * tables[table + period] + tables[table + 2 * period]
+        for step in spec.post_ops:
+            if step == PRELU:
+                value = tirx.Select(value < tirx.const(0, accumulator), slope.astype(accumulator) * value, value)
+            else:
+                added = widen(residual[at], spec.dtype, accumulator) if spec.residual else None
+                value = apply_post_ops((step,), value, added)
+        return narrow(value, spec.dtype, accumulator)
+
+    @T.prim_func
+    def apply(  # type: ignore[no-untyped-def]
+        x_: T.handle,
+        residual_: T.handle,
+        out_: T.handle,
+        tables_: T.handle,
+        slope: T.float64,
+        samples: T.int64,
+        elements: T.int64,
+        period: T.int64,
+        chunk: T.int64,
+    ):
+        x = T.decl_buffer((_UNKNOWN,), stored, data=x_, align=2)
+        residual = T.decl_buffer((_UNKNOWN,), stored, data=residual_, align=2)
+        out = T.decl_buffer((_UNKNOWN,), stored, data=into(x_, out_), align=2)
+        tables = T.decl_buffer((_UNKNOWN,), accumulator, data=tables_, align=4)
+        with T.attr(0, "device_id", 0), T.attr(0, "device_type", 1):
+            tasks: T.let = (elements + chunk - 1) // chunk
+            for task in T.parallel(samples * tasks):
+                begin: T.let = task // tasks * elements + task % tasks * chunk
+                length: T.let = T.min(chunk, elements - task % tasks * chunk)
+                table: T.let = task // tasks * 3 * period
+                for row in range((length + period - 1) // period):
+                    from_: T.let = begin + row * period
+                    width: T.let = T.min(period, length - row * period)
+                    for vector in range(width // LANES):
+                        for lane in T.vectorized(T.int64(LANES)):
+                            i: T.let = vector * LANES + lane
+                            out[from_ + i] = finished(x, residual, tables, from_ + i, table + i, period, slope)
+                    for i in range(width // LANES * LANES, width):
+                        out[from_ + i] = finished(x, residual, tables, from_ + i, table + i, period, slope)
+
+    return apply
