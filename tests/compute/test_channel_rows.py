@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from tvm_conv3d.compute.shared.channel_rows import LANES, rows_of
+from tvm_conv3d.compute.shared.channel_rows import LANES, ROOM, rows_of
 
 
 @pytest.mark.parametrize("channels", [1, 3, 8, 16, 20, 33, 320, 5001])
@@ -24,5 +24,5 @@ def test_rows_hold_whole_positions_and_tasks_all_rows(channels: int) -> None:
 def test_sums_take_less_memory_than_the_data() -> None:
     for channels, positions in product((1, 8, 33, 320, 5001), (27, 1000, 30_000)):
         period, _, tasks = rows_of(1, positions, channels)
-        # three numbers of eight bytes beside elements of four, or a row of each
-        assert 3 * 8 * period * tasks <= max(4 * positions * channels, 3 * 8 * period)
+        # beside elements of four bytes; or a row of each task
+        assert ROOM * 8 * period * (tasks - 1) <= 4 * positions * channels

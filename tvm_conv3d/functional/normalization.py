@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_conv3d.compute.shared.channel_rows import Rows, rows_of
+from tvm_conv3d.compute.shared.channel_rows import ROOM, Rows, rows_of
 from tvm_conv3d.runtime import exit_guard, helper_code, output_pool, threads
 from tvm_conv3d.spec.normalization import NormalizationSpec
 
@@ -63,7 +63,7 @@ def normalize(
     rows = rows_of(samples, elements // channels, channels)
     spec = NormalizationSpec(x.dtype.name, post_ops, in_place)
     make_tables, apply = _code(spec)
-    tables = np.empty((samples, 3, rows.period), spec.accumulator)
+    tables = output_pool.aligned((samples, 3, rows.period), np.dtype(spec.accumulator))
     moments = _channels(channels, given) if given is not None else _moments(x, samples, groups, rows)
     affine = _channels(channels, (1 if weight is None else weight, 0 if bias is None else bias))
     pointers = map(_pointer, (x, x if residual is None else residual, out, tables))
@@ -77,7 +77,7 @@ def _moments(x: np.ndarray, samples: int, groups: int, rows: Rows) -> np.ndarray
     """Mean and variance of each channel, those of its group: (samples, 2, channels)."""
     channels, elements = x.shape[-1], x.size // samples
     add_up, make_moments = _moments_code(x.dtype.name)
-    sums = output_pool.empty((samples, rows.tasks, 3, rows.period), _FLOAT64)
+    sums = output_pool.aligned((samples, rows.tasks, ROOM, rows.period), _FLOAT64)
     moments = np.empty((samples, 2, channels))
     pointers = _pointer(sums), _pointer(moments)
     with exit_guard.in_flight():

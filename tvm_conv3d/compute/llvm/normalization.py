@@ -1,10 +1,16 @@
 """Normalization of (samples, positions, channels) in loops, for sizes known at the call only.
 
-Data are read in rows (:mod:`tvm_conv3d.compute.shared.channel_rows`). Moments come of the sums of deviations, and of
-their squares, from the channel's first element of the sample, all in float64 (Chan, Golub, LeVeque: Algorithms for
-computing the sample variance, The American Statistician 37, 1983). A shift that is one of n numbers lies at most
-sqrt(n) standard deviations from their mean, so that the variance is off by n roundings of float64 at worst, however
-large the mean is. Channels of a group are combined by the formula of the same paper, for equal counts.
+Data are read in rows (:mod:`tvm_conv3d.compute.shared.channel_rows`), some of which at a time are added up in the type
+of the elements' arithmetic, and these sums in float64. Both are of numbers less a shift that is near to them (Chan,
+Golub, LeVeque: Algorithms for computing the sample variance, The American Statistician 37, 1983), so that moments are
+off by some roundings of either type relative to the variance, however large the mean is:
+
+- The shift of some rows is the mean of those before them. Where the two means lie far apart, the variance is at least
+  as large as half of their distance squared tells.
+- That of the sums in float64 is the channel's first element of the sample. One of n numbers lies at most sqrt(n)
+  standard deviations from their mean, which costs n roundings at worst.
+
+Channels of a group are combined by the formula of the same paper, for equal counts.
 
 An element's mean is subtracted before it is scaled, as the product would cancel where the mean is large; what the mean
 loses when it is rounded to the type of the elements comes back with the shift.
@@ -14,10 +20,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from tvm import IRModule, tirx
 from tvm.script import tirx as T
 
-from tvm_conv3d.compute.shared.channel_rows import LANES
+from tvm_conv3d.compute.shared.channel_rows import LANES, ROOM, TOGETHER
 from tvm_conv3d.compute.shared.elements import narrow, storage_dtype, widen
 from tvm_conv3d.compute.shared.epilogue import apply_post_ops
 from tvm_conv3d.spec.normalization import PRELU, NormalizationSpec
@@ -26,9 +33,6 @@ Expr = Any  # a TVM expression; its classes are not public names
 
 #: A buffer's extent that only the caller knows.
 _UNKNOWN = 1 << 40
-
-#: Rows that are added up before the sum of all is touched.
-_TOGETHER = 4
 
 
 def moments_module(dtype: str) -> IRModule:
@@ -63,7 +67,8 @@ def _entry(name: str, function: Any) -> Any:
 
 
 def _sums(dtype: str) -> Any:
-    stored = storage_dtype(dtype)
+    stored, accumulator = storage_dtype(dtype), "float64" if dtype == "float64" else "float32"
+    begin_near, by_rows, by_elements = _first_means(dtype), _sums_of_rows(dtype), _sums_of_elements(dtype)
 
     @T.prim_func
     def sums(  # type: ignore[no-untyped-def]
@@ -77,49 +82,99 @@ def _sums(dtype: str) -> Any:
     ):
         x = T.decl_buffer((_UNKNOWN,), stored, data=x_, align=2)
         sums = T.decl_buffer((_UNKNOWN,), "float64", data=sums_, align=8)
+        near = T.decl_buffer((_UNKNOWN,), accumulator, data=sums_, align=8)
         with T.attr(0, "device_id", 0), T.attr(0, "device_type", 1):
             tasks: T.let = (elements + chunk - 1) // chunk
             for task in T.parallel(samples * tasks):
                 sample: T.let = task // tasks * elements
                 begin: T.let = sample + task % tasks * chunk
                 length: T.let = T.min(chunk, elements - task % tasks * chunk)
-                added: T.let = task * 3 * period
-                squared: T.let = added + period
-                shift: T.let = squared + period
+                added: T.let = task * ROOM * period
+                shift: T.let = added + 2 * period
+                means: T.let = (shift + period) * (8 // np.dtype(accumulator).itemsize)
+                for i in range(2 * period):
+                    sums[added + i] = T.float64(0)
                 for position in range(period // channels):
                     for channel in range(channels):
                         sums[shift + position * channels + channel] = _wide(x[sample + channel], dtype)
-                for i in range(2 * period):
-                    sums[added + i] = T.float64(0)
-                blocks: T.let = length // (_TOGETHER * period)
-                for block in range(blocks):
-                    for vector in range(period // LANES):
-                        for lane in T.vectorized(T.int64(LANES)):
-                            i: T.let = vector * LANES + lane
-                            at: T.let = begin + block * _TOGETHER * period + i
-                            sums[added + i] = sums[added + i] + _sum(x, at, period, sums[shift + i], dtype)
-                            sums[squared + i] = sums[squared + i] + _squares(x, at, period, sums[shift + i], dtype)
-                done: T.let = blocks * _TOGETHER * period
-                for row in range((length - done + period - 1) // period):
-                    from_: T.let = begin + done + row * period
-                    width: T.let = T.min(period, length - done - row * period)
-                    for vector in range(width // LANES):
-                        for lane in T.vectorized(T.int64(LANES)):
-                            i: T.let = vector * LANES + lane
-                            sums[added + i] = sums[added + i] + (_wide(x[from_ + i], dtype) - sums[shift + i])
-                            sums[squared + i] = sums[squared + i] + _square(
-                                _wide(x[from_ + i], dtype) - sums[shift + i]
-                            )
-                    for i in range(width // LANES * LANES, width):
-                        sums[added + i] = sums[added + i] + (_wide(x[from_ + i], dtype) - sums[shift + i])
-                        sums[squared + i] = sums[squared + i] + _square(_wide(x[from_ + i], dtype) - sums[shift + i])
+                # a sample's only row may not fill its vectors
+                rows: T.let = T.Select(period % LANES == 0, length // period, T.int64(0))
+                begin_near(x, near, begin, T.min(rows, T.int64(TOGETHER)), means, period)
+                for block in range((rows + TOGETHER - 1) // TOGETHER):
+                    left: T.let = T.min(T.int64(TOGETHER), rows - block * TOGETHER)
+                    by_rows(x, near, sums, begin + block * TOGETHER * period, left, means, added, period)
+                by_elements(x, sums, begin + rows * period, length - rows * period, added, period)
                 for position in range(1, period // channels):
                     for channel in range(channels):
-                        i: T.let = position * channels + channel
-                        sums[added + channel] = sums[added + channel] + sums[added + i]
-                        sums[squared + channel] = sums[squared + channel] + sums[squared + i]
+                        i: T.let = added + position * channels + channel
+                        sums[added + channel] = sums[added + channel] + sums[i]
+                        sums[added + period + channel] = sums[added + period + channel] + sums[period + i]
 
     return sums
+
+
+def _first_means(dtype: str) -> Any:
+    """Means of a task's first rows, with zeros behind them for sums."""
+    accumulator = "float64" if dtype == "float64" else "float32"
+
+    @T.inline
+    def begin_near(x, near, begin, rows, means, period):  # type: ignore[no-untyped-def]
+        for i in range(3 * period):
+            near[means + i] = tirx.const(0, accumulator)
+        # each one divided, as their sum may be too large
+        share: T.let = tirx.const(1, accumulator) / T.Cast(accumulator, rows)
+        for row in range(rows):
+            for i in range(period):
+                near[means + i] = near[means + i] + widen(x[begin + row * period + i], dtype, accumulator) * share
+
+    return begin_near
+
+
+def _sums_of_rows(dtype: str) -> Any:
+    """Adds up some rows: deviations from the means of those before, which then give way to their own."""
+    accumulator = "float64" if dtype == "float64" else "float32"
+
+    @T.inline
+    def by_rows(x, near, sums, begin, rows, means, added, period):  # type: ignore[no-untyped-def]
+        for row in range(rows):
+            for vector in range(period // LANES):
+                for lane in T.vectorized(T.int64(LANES)):
+                    i: T.let = means + vector * LANES + lane
+                    value: T.let = widen(x[begin + row * period + vector * LANES + lane], dtype, accumulator)
+                    deviation: T.let = value - near[i]
+                    near[period + i] = near[period + i] + deviation
+                    near[2 * period + i] = near[2 * period + i] + _square(deviation)
+        count: T.let = T.Cast("float64", rows)
+        share: T.let = T.float64(1) / count
+        for vector in range(period // LANES):
+            for lane in T.vectorized(T.int64(LANES)):
+                i: T.let = means + vector * LANES + lane
+                at: T.let = added + vector * LANES + lane
+                rest: T.let = T.Cast("float64", near[period + i]) * share
+                squares: T.let = T.Cast("float64", near[2 * period + i]) - _square(rest) * count
+                mean: T.let = T.Cast("float64", near[i]) + rest
+                shifted: T.let = mean - sums[at + 2 * period]
+                sums[at] = sums[at] + shifted * count
+                sums[at + period] = sums[at + period] + (squares + _square(shifted) * count)
+                near[i] = T.Cast(accumulator, mean)
+                near[period + i] = tirx.const(0, accumulator)
+                near[2 * period + i] = tirx.const(0, accumulator)
+
+    return by_rows
+
+
+def _sums_of_elements(dtype: str) -> Any:
+    """Adds up a part of a row, element by element."""
+
+    @T.inline
+    def by_elements(x, sums, begin, length, added, period):  # type: ignore[no-untyped-def]
+        for i in range(length):
+            at: T.let = added + i
+            deviation: T.let = _wide(x[begin + i], dtype) - sums[at + 2 * period]
+            sums[at] = sums[at] + deviation
+            sums[at + period] = sums[at + period] + _square(deviation)
+
+    return by_elements
 
 
 def _wide(value: Expr, dtype: str) -> Expr:
@@ -129,21 +184,6 @@ def _wide(value: Expr, dtype: str) -> Expr:
 
 def _square(value: Expr) -> Expr:
     return value * value
-
-
-def _deviations(x: Any, at: Expr, period: Expr, shift: Expr, dtype: str) -> list[Expr]:
-    """Of the elements at the same place of successive rows."""
-    return [_wide(x[at + row * period], dtype) - shift for row in range(_TOGETHER)]
-
-
-def _sum(x: Any, at: Expr, period: Expr, shift: Expr, dtype: str) -> Expr:
-    one, *others = _deviations(x, at, period, shift, dtype)
-    return sum(others, start=one)
-
-
-def _squares(x: Any, at: Expr, period: Expr, shift: Expr, dtype: str) -> Expr:
-    one, *others = map(_square, _deviations(x, at, period, shift, dtype))
-    return sum(others, start=one)
 
 
 def _moments() -> Any:
@@ -162,12 +202,12 @@ def _moments() -> Any:
         out = T.decl_buffer((_UNKNOWN,), "float64", data=moments_, align=8)
         with T.attr(0, "device_id", 0), T.attr(0, "device_type", 1):
             for sample in T.parallel(samples):
-                mean: T.let = sample * tasks * 3 * period
+                mean: T.let = sample * tasks * ROOM * period
                 square: T.let = mean + period
                 for task in range(1, tasks):
                     for i in range(channels):
-                        sums[mean + i] = sums[mean + i] + sums[mean + task * 3 * period + i]
-                        sums[square + i] = sums[square + i] + sums[square + task * 3 * period + i]
+                        sums[mean + i] = sums[mean + i] + sums[mean + task * ROOM * period + i]
+                        sums[square + i] = sums[square + i] + sums[square + task * ROOM * period + i]
                 for i in range(channels):
                     deviation: T.let = sums[mean + i] / T.Cast("float64", positions)
                     squares: T.let = sums[square + i] - sums[mean + i] * deviation

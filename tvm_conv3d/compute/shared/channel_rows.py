@@ -10,10 +10,13 @@ from typing import NamedTuple
 LANES = 16
 
 #: Elements that a row has at least, and a task, and tasks of all samples together, at most.
-_ROW, _TASK, _MAX_TASKS = 256, 8192, 256
+_ROW, _TASK, _MAX_TASKS = 256, 16384, 128
 
-#: Rows of a task at least: what is kept for each element of a row takes less than the data then.
-_MIN_ROWS = 8
+#: Rows that are added up at once; a task has some such blocks, but for the last one.
+TOGETHER = 32
+
+#: Numbers of eight bytes that a task keeps for each element of a row while it adds up.
+ROOM = 6
 
 
 class Rows(NamedTuple):
@@ -38,7 +41,6 @@ def rows_of(samples: int, positions: int, channels: int) -> Rows:
     elements = positions * channels
     period = min(elements, least * max(1, _ROW // least))
     rows = -(-elements // period)
-    together = max(-(-_TASK // period), _MIN_ROWS, -(-rows // max(1, _MAX_TASKS // samples)))
-    # as even as whole rows allow
-    each = -(-rows // max(1, rows // together))
-    return Rows(period, each * period, -(-rows // each))
+    together = max(-(-_TASK // period), -(-rows // max(1, _MAX_TASKS // samples)))
+    together = -(-together // TOGETHER) * TOGETHER
+    return Rows(period, together * period, -(-rows // together))

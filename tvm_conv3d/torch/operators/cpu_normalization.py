@@ -174,8 +174,8 @@ def _why_torch(x: Tensor, given: Arguments) -> str | None:
         return "one statistic without the other"
     if given.running_mean is None and (given.groups < 1 or channels % given.groups):
         return f"{channels} channels in {given.groups} groups"
-    if given.running_mean is None and x.numel() == x.shape[0] * channels:
-        return "a single position"
+    if given.running_mean is None and given.groups == channels and x.numel() == x.shape[0] * channels:
+        return "a single element of each channel"
     if not given.epsilon >= 0:
         return f"an epsilon of {given.epsilon}"
     residual, slope = given.residual, given.slope
