@@ -173,6 +173,14 @@ def test_channels_of_very_different_means() -> None:
     check(x, 2, vectors(8, False))
 
 
+@pytest.mark.parametrize("factor", [1e25, 1e-18])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_squares_that_float32_does_not_hold(factor: float, dtype: Any) -> None:
+    x = (torch.randn(2, 6, 9, 10, 11) * factor).to(dtype).to(memory_format=LAST)
+    for groups in (6, 2):
+        check(x, groups, vectors(6, False), epsilon=0.0)
+
+
 def test_constant_channels() -> None:
     x = torch.full((1, 4, 3, 5, 7), 0.1)
     four = vectors(4, False)

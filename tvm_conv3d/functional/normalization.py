@@ -65,6 +65,9 @@ def normalize(
     make_tables, apply = _code(spec)
     tables = output_pool.aligned((samples, 3, rows.period), np.dtype(spec.accumulator))
     moments = _channels(channels, given) if given is not None else _moments(x, samples, groups, rows)
+    if given is None and x.dtype != _FLOAT64 and np.isinf(moments).any():
+        # squares of more than float32 holds
+        moments = _moments(x.astype(_FLOAT64), samples, groups, rows)
     affine = _channels(channels, (1 if weight is None else weight, 0 if bias is None else bias))
     pointers = map(_pointer, (x, x if residual is None else residual, out, tables))
     with exit_guard.in_flight():
@@ -82,7 +85,7 @@ def _moments(x: np.ndarray, samples: int, groups: int, rows: Rows) -> np.ndarray
     pointers = _pointer(sums), _pointer(moments)
     with exit_guard.in_flight():
         threads.run(add_up, _pointer(x), pointers[0], samples, elements, channels, rows.period, rows.chunk)
-        threads.run(make_moments, *pointers, samples, elements // channels, channels, groups, rows.period, rows.tasks)
+        make_moments(*pointers, samples, elements // channels, channels, groups, rows.period, rows.tasks)
     return moments
 
 

@@ -106,9 +106,9 @@ def _sums(dtype: str) -> Any:
                 by_elements(x, sums, begin + rows * period, length - rows * period, added, period)
                 for position in range(1, period // channels):
                     for channel in range(channels):
-                        i: T.let = added + position * channels + channel
-                        sums[added + channel] = sums[added + channel] + sums[i]
-                        sums[added + period + channel] = sums[added + period + channel] + sums[period + i]
+                        lane: T.let = added + position * channels + channel
+                        sums[added + channel] = sums[added + channel] + sums[lane]
+                        sums[added + period + channel] = sums[added + period + channel] + sums[period + lane]
 
     return sums
 
@@ -148,17 +148,17 @@ def _sums_of_rows(dtype: str) -> Any:
         share: T.let = T.float64(1) / count
         for vector in range(period // LANES):
             for lane in T.vectorized(T.int64(LANES)):
-                i: T.let = means + vector * LANES + lane
+                of: T.let = means + vector * LANES + lane
                 at: T.let = added + vector * LANES + lane
-                rest: T.let = T.Cast("float64", near[period + i]) * share
-                squares: T.let = T.Cast("float64", near[2 * period + i]) - _square(rest) * count
-                mean: T.let = T.Cast("float64", near[i]) + rest
+                rest: T.let = T.Cast("float64", near[period + of]) * share
+                squares: T.let = T.Cast("float64", near[2 * period + of]) - _square(rest) * count
+                mean: T.let = T.Cast("float64", near[of]) + rest
                 shifted: T.let = mean - sums[at + 2 * period]
                 sums[at] = sums[at] + shifted * count
                 sums[at + period] = sums[at + period] + (squares + _square(shifted) * count)
-                near[i] = T.Cast(accumulator, mean)
-                near[period + i] = tirx.const(0, accumulator)
-                near[2 * period + i] = tirx.const(0, accumulator)
+                near[of] = T.Cast(accumulator, mean)
+                near[period + of] = tirx.const(0, accumulator)
+                near[2 * period + of] = tirx.const(0, accumulator)
 
     return by_rows
 
@@ -200,33 +200,33 @@ def _moments() -> Any:
     ):
         sums = T.decl_buffer((_UNKNOWN,), "float64", data=sums_, align=8)
         out = T.decl_buffer((_UNKNOWN,), "float64", data=moments_, align=8)
-        with T.attr(0, "device_id", 0), T.attr(0, "device_type", 1):
-            for sample in T.parallel(samples):
-                mean: T.let = sample * tasks * ROOM * period
-                square: T.let = mean + period
-                for task in range(1, tasks):
-                    for i in range(channels):
-                        sums[mean + i] = sums[mean + i] + sums[mean + task * ROOM * period + i]
-                        sums[square + i] = sums[square + i] + sums[square + task * ROOM * period + i]
+        count: T.let = T.Cast("float64", positions)
+        each: T.let = channels // groups
+        for sample in range(samples):
+            mean: T.let = sample * tasks * ROOM * period
+            square: T.let = mean + period
+            for task in range(1, tasks):
                 for i in range(channels):
-                    deviation: T.let = sums[mean + i] / T.Cast("float64", positions)
-                    squares: T.let = sums[square + i] - sums[mean + i] * deviation
-                    sums[mean + i] = sums[square + period + i] + deviation
-                    # not below zero by rounding; a comparison is false for NaN, which stays
-                    sums[square + i] = T.Select(squares < T.float64(0), T.float64(0), squares)
-                each: T.let = channels // groups
-                for group in range(groups):
-                    total: T.float64 = 0.0
-                    for i in range(group * each, (group + 1) * each):
-                        total = total + sums[mean + i]
-                    of_all: T.let = total / T.Cast("float64", each)
-                    spread: T.float64 = 0.0
-                    for i in range(group * each, (group + 1) * each):
-                        between: T.let = _square(sums[mean + i] - of_all) * T.Cast("float64", positions)
-                        spread = spread + (sums[square + i] + between)
-                    for i in range(group * each, (group + 1) * each):
-                        out[sample * 2 * channels + i] = of_all
-                        out[(sample * 2 + 1) * channels + i] = spread / T.Cast("float64", each * positions)
+                    sums[mean + i] = sums[mean + i] + sums[mean + task * ROOM * period + i]
+                    sums[square + i] = sums[square + i] + sums[square + task * ROOM * period + i]
+            for i in range(channels):
+                deviation: T.let = sums[mean + i] / count
+                squares: T.let = sums[square + i] - sums[mean + i] * deviation
+                sums[mean + i] = sums[square + period + i] + deviation
+                # not below zero by rounding; a comparison is false for NaN, which stays
+                sums[square + i] = T.Select(squares < T.float64(0), T.float64(0), squares)
+            for group in range(groups):
+                first: T.let = sample * 2 * channels + group * each
+                out[first] = T.float64(0)
+                for i in range(group * each, (group + 1) * each):
+                    out[first] = out[first] + sums[mean + i] / T.Cast("float64", each)
+                out[first + channels] = T.float64(0)
+                for i in range(group * each, (group + 1) * each):
+                    spread: T.let = sums[square + i] + _square(sums[mean + i] - out[first]) * count
+                    out[first + channels] = out[first + channels] + spread / (T.Cast("float64", each) * count)
+                for i in range(1, each):
+                    out[first + i] = out[first]
+                    out[first + channels + i] = out[first + channels]
 
     return moments
 
