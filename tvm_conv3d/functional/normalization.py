@@ -61,9 +61,8 @@ def normalize(
     samples = x.shape[0] if given is None else 1
     elements = x.size // samples
     rows = rows_of(samples, elements // channels, channels)
-    spec = NormalizationSpec(x.dtype.name, post_ops, in_place)
-    make_tables, apply = _code(spec)
-    tables = output_pool.aligned((samples, 3, rows.period), np.dtype(spec.accumulator))
+    make_tables, apply, accumulator = _code(x.dtype, post_ops, in_place)
+    tables = output_pool.aligned((samples, 3, rows.period), accumulator)
     moments = _channels(channels, given) if given is not None else _moments(x, samples, groups, rows)
     if given is None and x.dtype != _FLOAT64 and np.isinf(moments).any():
         # squares of more than float32 holds
@@ -79,7 +78,7 @@ def normalize(
 def _moments(x: np.ndarray, samples: int, groups: int, rows: Rows) -> np.ndarray:
     """Mean and variance of each channel, those of its group: (samples, 2, channels)."""
     channels, elements = x.shape[-1], x.size // samples
-    add_up, make_moments = _moments_code(x.dtype.name)
+    add_up, make_moments = _moments_code(x.dtype)
     sums = output_pool.aligned((samples, rows.tasks, ROOM, rows.period), _FLOAT64)
     moments = np.empty((samples, 2, channels))
     pointers = _pointer(sums), _pointer(moments)
@@ -101,21 +100,22 @@ def _pointer(array: np.ndarray) -> ctypes.c_void_p:
 
 
 @functools.cache
-def _moments_code(dtype: str) -> tuple[Any, Any]:
+def _moments_code(dtype: np.dtype) -> tuple[Any, Any]:
     """The loaded functions that make moments of data of a type."""
 
     def make_module() -> IRModule:
         from tvm_conv3d.compute.llvm import normalization
 
-        return normalization.moments_module(dtype)
+        return normalization.moments_module(dtype.name)
 
-    code = helper_code.get({"name": f"moments of data of {dtype}"}, make_module)
+    code = helper_code.get({"name": f"moments of data of {dtype.name}"}, make_module)
     return code.get_function("sums"), code.get_function("moments")
 
 
 @functools.lru_cache(1024)
-def _code(spec: NormalizationSpec) -> tuple[Any, Any]:
-    """The loaded functions that make results of moments."""
+def _code(dtype: np.dtype, post_ops: tuple[str, ...], in_place: bool) -> tuple[Any, Any, np.dtype]:
+    """The loaded functions that make results of moments, and the type of their tables."""
+    spec = NormalizationSpec(dtype.name, post_ops, in_place)
 
     def make_module() -> IRModule:
         from tvm_conv3d.compute.llvm import normalization
@@ -123,4 +123,4 @@ def _code(spec: NormalizationSpec) -> tuple[Any, Any]:
         return normalization.module(spec)
 
     code = helper_code.get({"name": "normalization", "of": spec.key()}, make_module)
-    return code.get_function("tables"), code.get_function("apply")
+    return code.get_function("tables"), code.get_function("apply"), np.dtype(spec.accumulator)
