@@ -140,3 +140,9 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     if size < _MIN_BYTES:
         return np.empty(shape, dtype)
     return np.asarray(_Lease(_store, _store.take(size))).view(dtype).reshape(shape)
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """As :func:`empty`, beginning with a cache line: vectors that lie across two are read at half the speed."""
+    size = math.prod(shape) * dtype.itemsize
+    return empty(shape, dtype) if size >= _MIN_BYTES else _aligned(size).view(dtype).reshape(shape)

@@ -14,6 +14,7 @@ except ModuleNotFoundError as error:
         name="torch",
     ) from None
 
+from tvm_conv3d.torch import operators  # noqa: F401  (which registers them with torch)
 from tvm_conv3d.torch.acceleration import Report, accelerate
 from tvm_conv3d.torch.counting import Counters, counters, reset_counters
 from tvm_conv3d.torch.modules import Conv3d, ConvTranspose3d

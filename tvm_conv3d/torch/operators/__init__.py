@@ -1,5 +1,1 @@
 """Operators that are registered with torch, and their kernels: what modules and rewritten graphs call."""
-
-from tvm_conv3d.torch.operators import convolution, fused_convolution
-
-__all__ = ["convolution", "fused_convolution"]

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tvm_conv3d.spec.normalization import PRELU
 from tvm_conv3d.spec.post_ops import ADD, PostOp, canonical
-
-#: The step whose parameter is a tensor.
-PRELU = "prelu"
 
 
 def apply(y: Tensor, post_ops: Sequence[str], residual: Tensor | None = None, slope: Tensor | None = None) -> Tensor:
