@@ -1,0 +1,142 @@
+"""What loops that gather cells are told: which cells each result takes along each axis, and in which pieces.
+
+Pooling and interpolation are separable: a result takes some cells along the depth, some along the height and some along
+the width, each by a factor, and combines them by a maximum or a sum. Tables say which, so that one function computes
+all sizes, windows and ratios.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tvm_conv3d.spec import Triple
+
+#: How cells are combined: the largest one, the sum of cells times factors, or the last one as it is.
+MAX, SUM, COPY = "max", "sum", "copy"
+
+#: Bytes of a vector along the channels.
+_VECTOR = 64
+
+#: Elements of the row in cache that a task goes through: usually, and at most.
+_ROW, LONGEST_ROW = 1 << 12, 1 << 15
+
+#: What the numbers begin with. Sizes of the result; elements of a sample of the input; results at the end of a piece
+#: that are stored element by element; where the table of each axis begins, and the numbers of a record in it: how many
+#: cells a result takes, and the element with which each begins, counted along this axis only; the table of the pieces.
+(
+    TASKS,
+    PIECES,
+    OUT_DEPTH,
+    OUT_HEIGHT,
+    OUT_WIDTH,
+    SAMPLE,
+    CHANNELS,
+    SPARE,
+    AT_DEPTH,
+    RECORD_DEPTH,
+    AT_HEIGHT,
+    RECORD_HEIGHT,
+    AT_WIDTH,
+    RECORD_WIDTH,
+    AT_PIECES,
+    _HEADER,
+) = range(16)
+
+#: Numbers of a piece: its first result, the one behind its last, the element of a row of the input with which the cells
+#: begin that it takes, and how many elements these have.
+PIECE = 4
+
+
+class Cells(NamedTuple):
+    """Which cells each result takes along an axis.
+
+    Attributes:
+        counts: (results,), how many.
+        index: (results, most), which; behind a result's count any cell near by.
+        factors: (results, most).
+    """
+
+    counts: np.ndarray
+    index: np.ndarray
+    factors: np.ndarray
+
+
+class Tables(NamedTuple):
+    """What the loops read.
+
+    Attributes:
+        shape: of the result, (batch, depth, height, width, channels).
+        numbers: integers of 64 bits.
+        factors: beside each cell's place among the numbers its factor, in the type in which cells are summed up.
+    """
+
+    shape: tuple[int, ...]
+    numbers: np.ndarray
+    factors: np.ndarray
+
+
+def accumulator_of(kind: str, dtype: str) -> str:
+    """Element type in which elements of type `dtype` are combined."""
+    return dtype if kind == COPY else factors_of(dtype)
+
+
+def factors_of(dtype: str) -> str:
+    """Element type of the factors of elements of type `dtype`."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def lanes_of(kind: str, dtype: str) -> int:
+    """Elements of a vector along the channels."""
+    return _VECTOR // np.dtype(accumulator_of(kind, dtype)).itemsize
+
+
+def tables(kind: str, dtype: str, batch: int, size: Triple, channels: int, axes: Sequence[Cells]) -> Tables:
+    """The tables of an operator on (batch, depth, height, width, channels).
+
+    Args:
+        kind, dtype: how cells are combined, and their type, as the loops have it.
+        batch, size, channels: of the input, each at least 1.
+        axes: of depth, height and width.
+
+    Raises:
+        ValueError: the cells under one result are more than a task's row holds.
+    """
+    out_size = [len(cells.counts) for cells in axes]
+    pieces = _pieces(axes[2], channels)
+    steps = [math.prod(size[axis + 1 :]) * channels for axis in range(3)]
+    records = [np.column_stack([c.counts, c.index * step]) for c, step in zip(axes, steps, strict=True)]
+    begins = np.cumsum([_HEADER, *(record.size for record in records)]).tolist()
+    # the last vector of a result may end in the results behind it, which are stored later
+    spare = -(-(-channels % lanes_of(kind, dtype)) // channels)
+    lines = batch * out_size[0] * out_size[1]
+    header = [lines * len(pieces), len(pieces), *out_size, math.prod(size) * channels, channels, spare]
+    for begin, record in zip(begins[:3], records, strict=True):
+        header += [begin, record.shape[1]]
+    numbers = [[*header, begins[3]], *(record.ravel() for record in records), np.ravel(pieces)]
+    factors = [np.zeros(_HEADER), *(np.insert(c.factors, 0, 0.0, axis=1).ravel() for c in axes)]
+    shape = (batch, *out_size, channels)
+    return Tables(shape, np.concatenate(numbers).astype(np.int64), np.concatenate(factors).astype(factors_of(dtype)))
+
+
+def _pieces(cells: Cells, channels: int) -> list[tuple[int, int, int, int]]:
+    """A row of results in pieces whose cells fit into a task's row."""
+    # as they rise along the row, whatever padding does to single windows
+    first = np.minimum.accumulate(cells.index.min(1)[::-1])[::-1]
+    last = np.maximum.accumulate(cells.index.max(1))
+    widest = int((last - first).max()) + 1
+    if widest * channels > LONGEST_ROW:
+        raise ValueError(
+            f"Windows of {widest} cells with {channels} channels are wider than the {LONGEST_ROW} elements of a row in "
+            "cache."
+        )
+    pieces, begin = [], 0
+    while begin < len(first):
+        start = int(first[begin])
+        end = max(begin + 1, int(np.searchsorted(last, start + _ROW // channels)))
+        pieces.append((begin, end, start * channels, (int(last[end - 1]) + 1 - start) * channels))
+        begin = end
+    return pieces
