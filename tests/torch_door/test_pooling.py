@@ -1,4 +1,4 @@
-"""Pooling beside torch's in float64: windows, orders of memory, element types, and all that torch asks of an operator."""
+"""Pooling beside torch's: windows, orders of memory, element types, and all that torch asks of an operator."""
 
 from __future__ import annotations
 
@@ -79,9 +79,15 @@ def test_element_types_and_orders_of_memory(kind: str, dtype: Any) -> None:
     assert ours.counters().torch == {}
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 1, 1, 1), (3, 1, 1, 1, 5), (1, 1, 1, 1, 1), (2, 7, 2, 1, 300), (1, 700, 3, 2, 5)])
+@pytest.mark.parametrize(
+    "shape", [(1, 4, 1, 1, 1), (3, 1, 1, 1, 5), (1, 1, 1, 1, 1), (2, 7, 2, 1, 300), (1, 700, 3, 2, 5)]
+)
 def test_odd_shapes(shape: Any) -> None:
-    for window in (((1, 1, 1), (1, 1, 1), NONE, ONE), ((2, 2, 2), (2, 2, 2), ONE, ONE), ((1, 1, 1), (1, 1, 4), NONE, ONE)):
+    for window in (
+        ((1, 1, 1), (1, 1, 1), NONE, ONE),
+        ((2, 2, 2), (2, 2, 2), ONE, ONE),
+        ((1, 1, 1), (1, 1, 4), NONE, ONE),
+    ):
         for kind in ("max", "average"):
             x = torch.randn(shape)
             check(pooled(x, kind, window), wanted(x, kind, window), exact=kind == "max")
@@ -90,10 +96,17 @@ def test_odd_shapes(shape: Any) -> None:
 
 def test_rows_longer_than_a_task_takes() -> None:
     x = torch.randn(1, 24, 3, 3, 900)
-    for window in (WINDOWS[0], WINDOWS[3], ((1, 1, 40), (1, 1, 3), (0, 0, 20), ONE), ((1, 1, 3), ONE, (0, 0, 1), (1, 1, 17))):
+    for window in (
+        WINDOWS[0],
+        WINDOWS[3],
+        ((1, 1, 40), (1, 1, 3), (0, 0, 20), ONE),
+        ((1, 1, 3), ONE, (0, 0, 1), (1, 1, 17)),
+    ):
         check(pooled(x, "max", window), wanted(x, "max", window), exact=True)
     wide = torch.randn(1, 4000, 2, 2, 9)
-    check(pooled(wide, "max", ((1, 1, 8), ONE, NONE, ONE)), wanted(wide, "max", ((1, 1, 8), ONE, NONE, ONE)), exact=True)
+    check(
+        pooled(wide, "max", ((1, 1, 8), ONE, NONE, ONE)), wanted(wide, "max", ((1, 1, 8), ONE, NONE, ONE)), exact=True
+    )
     assert all_ours(5)
     ours.reset_counters()
     widest = ((1, 1, 9), ONE, NONE, ONE)

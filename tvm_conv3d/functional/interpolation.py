@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from tvm_conv3d.compute.shared.gathered import COPY, SUM, Cells, Tables, factors_of, tables
+from tvm_conv3d.compute.shared.gathered import COPY, SUM, Cells, Tables, factors_of, form_of, tables
 from tvm_conv3d.runtime import gathered
 from tvm_conv3d.spec.interpolation import NEAREST, Interpolation
 
@@ -28,14 +28,15 @@ def interpolate(x: np.ndarray, spec: Interpolation) -> np.ndarray:
         ValueError: the cells of a result have more elements along the width than a row in cache.
         MemoryError: there is none for the result.
     """
-    kind = COPY if spec.mode == NEAREST else SUM
-    return gathered.gather(kind, x, _tables(kind, gathered.dtype_of(kind, x), x.shape[0], x.shape[-1], spec))
+    return gathered.gather(x, _tables(spec, x.dtype.name, x.shape[0], x.shape[-1]))
 
 
 @functools.lru_cache(256)
-def _tables(kind: str, dtype: str, batch: int, channels: int, spec: Interpolation) -> Tables:
+def _tables(spec: Interpolation, dtype: str, batch: int, channels: int) -> Tables:
+    kind = COPY if spec.mode == NEAREST else SUM
     cells = _nearest if kind == COPY else functools.partial(_linear, dtype=np.dtype(factors_of(dtype)))
-    return tables(kind, dtype, batch, spec.size, channels, [cells(spec, axis) for axis in range(3)])
+    axes = [cells(spec, axis) for axis in range(3)]
+    return tables(form_of(kind, dtype, channels, axes), batch, spec.size, channels, axes)
 
 
 def _nearest(spec: Interpolation, axis: int) -> Cells:

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from tvm_conv3d.compute.shared.gathered import MAX, SUM, Cells, Tables, tables
+from tvm_conv3d.compute.shared.gathered import MAX, SUM, Cells, Tables, form_of, tables
 from tvm_conv3d.runtime import gathered
 from tvm_conv3d.spec import pooling
 from tvm_conv3d.spec.pooling import Pooling
@@ -28,13 +28,14 @@ def pool(x: np.ndarray, spec: Pooling) -> np.ndarray:
         ValueError: a window has more elements along the width than a row in cache.
         MemoryError: there is none for the result.
     """
-    kind = MAX if spec.kind == pooling.MAX else SUM
-    return gathered.gather(kind, x, _tables(kind, gathered.dtype_of(kind, x), x.shape[0], x.shape[-1], spec))
+    return gathered.gather(x, _tables(spec, x.dtype.name, x.shape[0], x.shape[-1]))
 
 
 @functools.lru_cache(256)
-def _tables(kind: str, dtype: str, batch: int, channels: int, spec: Pooling) -> Tables:
-    return tables(kind, dtype, batch, spec.size, channels, [_cells(spec, axis) for axis in range(3)])
+def _tables(spec: Pooling, dtype: str, batch: int, channels: int) -> Tables:
+    axes = [_cells(spec, axis) for axis in range(3)]
+    form = form_of(MAX if spec.kind == pooling.MAX else SUM, dtype, channels, axes)
+    return tables(form, batch, spec.size, channels, axes)
 
 
 def _cells(spec: Pooling, axis: int) -> Cells:

@@ -14,21 +14,28 @@ from typing import NamedTuple
 import numpy as np
 
 from tvm_conv3d.spec import Triple
+from tvm_conv3d.support.dtypes import numpy_dtype
 
 #: How cells are combined: the largest one, the sum of cells times factors, or the last one as it is.
 MAX, SUM, COPY = "max", "sum", "copy"
 
-#: Bytes of a vector along the channels.
-_VECTOR = 64
+#: Bytes of a vector along the channels, and elements of one where there are few.
+_VECTOR, _FEW = 64, 4
+
+#: Tasks, at most: each asks for the memory of a row in cache.
+_TASKS = 256
 
 #: Elements of the row in cache that a task goes through: usually, and at most.
 _ROW, LONGEST_ROW = 1 << 12, 1 << 15
 
-#: What the numbers begin with. Sizes of the result; elements of a sample of the input; results at the end of a piece
-#: that are stored element by element; where the table of each axis begins, and the numbers of a record in it: how many
-#: cells a result takes, and the element with which each begins, counted along this axis only; the table of the pieces.
+#: What the numbers begin with: tasks, pieces of rows that a task makes, all pieces, those of a row; sizes of the
+#: result; elements of a sample of the input; channels; results at the end of a piece that are stored element by
+#: element; where the table of each axis begins, and the numbers of a record in it, which are how many cells a result
+#: takes, and the element with which each begins, counted along this axis only; where the table of the pieces begins.
 (
     TASKS,
+    TOGETHER,
+    UNITS,
     PIECES,
     OUT_DEPTH,
     OUT_HEIGHT,
@@ -44,7 +51,7 @@ _ROW, LONGEST_ROW = 1 << 12, 1 << 15
     RECORD_WIDTH,
     AT_PIECES,
     _HEADER,
-) = range(16)
+) = range(18)
 
 #: Numbers of a piece: its first result, the one behind its last, the element of a row of the input with which the cells
 #: begin that it takes, and how many elements these have.
@@ -65,23 +72,41 @@ class Cells(NamedTuple):
     factors: np.ndarray
 
 
+class Form(NamedTuple):
+    """What the code of the loops depends on.
+
+    Attributes:
+        kind: how cells are combined.
+        dtype: element type, of what is copied one of as many bits.
+        lanes: elements of a vector along the channels.
+        taps: cells that each result takes along each axis, where that is one number; else 0.
+    """
+
+    kind: str
+    dtype: str
+    lanes: int
+    taps: int
+
+    @property
+    def accumulator(self) -> str:
+        """Element type in which cells are combined."""
+        return self.dtype if self.kind == COPY else factors_of(self.dtype)
+
+
 class Tables(NamedTuple):
     """What the loops read.
 
     Attributes:
         shape: of the result, (batch, depth, height, width, channels).
+        form: of the loops.
         numbers: integers of 64 bits.
         factors: beside each cell's place among the numbers its factor, in the type in which cells are summed up.
     """
 
     shape: tuple[int, ...]
+    form: Form
     numbers: np.ndarray
     factors: np.ndarray
-
-
-def accumulator_of(kind: str, dtype: str) -> str:
-    """Element type in which elements of type `dtype` are combined."""
-    return dtype if kind == COPY else factors_of(dtype)
 
 
 def factors_of(dtype: str) -> str:
@@ -89,16 +114,23 @@ def factors_of(dtype: str) -> str:
     return "float64" if dtype == "float64" else "float32"
 
 
-def lanes_of(kind: str, dtype: str) -> int:
-    """Elements of a vector along the channels."""
-    return _VECTOR // np.dtype(accumulator_of(kind, dtype)).itemsize
+def form_of(kind: str, dtype: str, channels: int, axes: Sequence[Cells]) -> Form:
+    """The form of the loops for elements of a type."""
+    if kind == COPY:
+        dtype = f"uint{8 * numpy_dtype(dtype).itemsize}"
+    lanes = _VECTOR // np.dtype(Form(kind, dtype, 1, 0).accumulator).itemsize
+    # no more than there are channels, unless these are very few
+    while lanes > max(channels, _FEW):
+        lanes //= 2
+    taps = {int(count) for cells in axes for count in np.unique(cells.counts)}
+    return Form(kind, dtype, lanes, taps.pop() if len(taps) == 1 else 0)
 
 
-def tables(kind: str, dtype: str, batch: int, size: Triple, channels: int, axes: Sequence[Cells]) -> Tables:
+def tables(form: Form, batch: int, size: Triple, channels: int, axes: Sequence[Cells]) -> Tables:
     """The tables of an operator on (batch, depth, height, width, channels).
 
     Args:
-        kind, dtype: how cells are combined, and their type, as the loops have it.
+        form: of the loops.
         batch, size, channels: of the input, each at least 1.
         axes: of depth, height and width.
 
@@ -111,15 +143,26 @@ def tables(kind: str, dtype: str, batch: int, size: Triple, channels: int, axes:
     records = [np.column_stack([c.counts, c.index * step]) for c, step in zip(axes, steps, strict=True)]
     begins = np.cumsum([_HEADER, *(record.size for record in records)]).tolist()
     # the last vector of a result may end in the results behind it, which are stored later
-    spare = -(-(-channels % lanes_of(kind, dtype)) // channels)
-    lines = batch * out_size[0] * out_size[1]
-    header = [lines * len(pieces), len(pieces), *out_size, math.prod(size) * channels, channels, spare]
+    spare = -(-(-channels % form.lanes) // channels)
+    units = batch * out_size[0] * out_size[1] * len(pieces)
+    together = -(-units // _TASKS)
+    header = [
+        -(-units // together),
+        together,
+        units,
+        len(pieces),
+        *out_size,
+        math.prod(size) * channels,
+        channels,
+        spare,
+    ]
     for begin, record in zip(begins[:3], records, strict=True):
         header += [begin, record.shape[1]]
     numbers = [[*header, begins[3]], *(record.ravel() for record in records), np.ravel(pieces)]
     factors = [np.zeros(_HEADER), *(np.insert(c.factors, 0, 0.0, axis=1).ravel() for c in axes)]
     shape = (batch, *out_size, channels)
-    return Tables(shape, np.concatenate(numbers).astype(np.int64), np.concatenate(factors).astype(factors_of(dtype)))
+    beside = np.concatenate(factors).astype(factors_of(form.dtype))
+    return Tables(shape, form, np.concatenate(numbers).astype(np.int64), beside)
 
 
 def _pieces(cells: Cells, channels: int) -> list[tuple[int, int, int, int]]:

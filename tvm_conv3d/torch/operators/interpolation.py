@@ -39,7 +39,8 @@ def _theirs(x: Tensor, size: Sequence[int], scales: Sequence[float], mode: str, 
 
 
 #: The operator. `mode` is "nearest" or "trilinear", `size` that of the result. `scales` are three factors by which
-#: coordinates are computed, as by `torch.nn.functional.interpolate` with its `scale_factor`, or empty: the sizes' ratio.
+#: coordinates are computed, as by `torch.nn.functional.interpolate` with its `scale_factor`; without them it is by the
+#: ratio of the sizes.
 INTERPOLATION = registration.register(
     "interpolation(Tensor input, int[] size, float[] scales, str mode, bool align_corners) -> Tensor", _ours, _theirs
 )
