@@ -83,15 +83,15 @@ def test_element_types_and_orders_of_memory(kind: str, dtype: Any) -> None:
     "shape", [(1, 4, 1, 1, 1), (3, 1, 1, 1, 5), (1, 1, 1, 1, 1), (2, 7, 2, 1, 300), (1, 700, 3, 2, 5)]
 )
 def test_odd_shapes(shape: Any) -> None:
-    for window in (
-        ((1, 1, 1), (1, 1, 1), NONE, ONE),
-        ((2, 2, 2), (2, 2, 2), ONE, ONE),
-        ((1, 1, 1), (1, 1, 4), NONE, ONE),
-    ):
-        for kind in ("max", "average"):
+    for kind in ("max", "average"):
+        for window in (((1, 1, 1), ONE, NONE, ONE), ((1, 1, 1), (1, 1, 4), NONE, ONE)):
             x = torch.randn(shape)
             check(pooled(x, kind, window), wanted(x, kind, window), exact=kind == "max")
-    assert all_ours(6)
+    # of an average torch wants more cells than the kernel has
+    x = torch.randn(shape)
+    window = ((2, 2, 2), (2, 2, 2), ONE, ONE)
+    check(pooled(x, "max", window), wanted(x, "max", window), exact=True)
+    assert all_ours(5)
 
 
 def test_rows_longer_than_a_task_takes() -> None:

@@ -30,12 +30,15 @@ def _theirs(x: Tensor, size: Sequence[int], scales: Sequence[float], mode: str, 
         raise ValueError(f"`mode` must be one of {', '.join(MODES)}. Received: {mode!r}")
     if len(scales) not in (0, 3):
         raise ValueError(f"`scales` must be three numbers, or none. Received: {list(scales)}")
-    factors = scales or (None, None, None)
-    if mode == TRILINEAR:
-        return torch.ops.aten.upsample_trilinear3d.default(x, size, align_corners, *factors)
-    if align_corners:
-        raise ValueError(f"`align_corners` is for {TRILINEAR!r}. Received: mode={NEAREST!r}, align_corners=True")
-    return torch.ops.aten.upsample_nearest3d.default(x, size, *factors)
+    if align_corners and mode == NEAREST:
+        raise ValueError(f"`align_corners` is for {TRILINEAR!r}. Received: mode={mode!r}, align_corners=True")
+    function, corners = (
+        (torch.ops.aten.upsample_nearest3d, ())
+        if mode == NEAREST
+        else (torch.ops.aten.upsample_trilinear3d, (align_corners,))
+    )
+    # the overload that compilers derive at any size takes either a size or scales
+    return function.default(x, size, *corners, *scales) if scales else function.vec(x, size, *corners, None)
 
 
 #: The operator. `mode` is "nearest" or "trilinear", `size` that of the result. `scales` are three factors by which
