@@ -175,7 +175,7 @@ def test_what_torch_computes() -> None:
     ("window", "words"),
     [
         (((2, 2, 2), (2, 2, 2), (2, 0, 0), ONE), "pad should be at most half"),
-        (((9, 2, 2), (2, 2, 2), NONE, ONE), "output size is too small"),
+        (((9, 2, 2), (2, 2, 2), NONE, ONE), "Output size is too small"),
         (((0, 2, 2), (2, 2, 2), NONE, ONE), "kernel size should be greater than zero"),
         (((2, 2), (2, 2, 2), NONE, ONE), "kernel_size must either be a single int, or a tuple of three ints"),
         (((2, 2, 2), (2, 0, 2), NONE, ONE), "stride should"),

@@ -28,7 +28,9 @@ def interpolate(x: np.ndarray, spec: Interpolation) -> np.ndarray:
         ValueError: the cells of a result have more elements along the width than a row in cache.
         MemoryError: there is none for the result.
     """
-    return gathered.gather(x, _tables(spec, x.dtype.name, x.shape[0], x.shape[-1]))
+    # cells are copied as bits, of whatever type
+    dtype = f"uint{8 * x.itemsize}" if spec.mode == NEAREST else x.dtype.name
+    return gathered.gather(x, _tables(spec, dtype, x.shape[0], x.shape[-1]))
 
 
 @functools.lru_cache(256)

@@ -149,19 +149,17 @@ def module(form: Form) -> IRModule:
                         row_of_rows(one, row, at, 1, T.serial, x, x0, numbers, factors, depth, height)
                     first: T.let = numbers[piece]
                     last: T.let = numbers[piece + 1]
-                    whole: T.let = T.max(first, last - numbers[gathered.SPARE])
-                    for result in range(first, whole):
+                    for result in range(first, last):
                         width: T.let = numbers[gathered.AT_WIDTH] + result * numbers[gathered.RECORD_WIDTH]
                         to: T.let = (line * numbers[gathered.OUT_WIDTH] + result) * channels
-                        for part in range((channels + lanes - 1) // lanes):
-                            at: T.let = part * lanes
-                            result_of_cells(
-                                vector, out, to + at, lanes, T.vectorized, row, at - start, numbers, factors, width
-                            )
-                    for result in range(whole, last):
-                        width: T.let = numbers[gathered.AT_WIDTH] + result * numbers[gathered.RECORD_WIDTH]
-                        to: T.let = (line * numbers[gathered.OUT_WIDTH] + result) * channels
-                        for at in range(channels):
-                            result_of_cells(one, out, to + at, 1, T.serial, row, at - start, numbers, factors, width)
+                        if result < last - numbers[gathered.SPARE]:
+                            for part in range((channels + lanes - 1) // lanes):
+                                c: T.let = part * lanes
+                                result_of_cells(
+                                    vector, out, to + c, lanes, T.vectorized, row, c - start, numbers, factors, width
+                                )
+                        else:
+                            for c in range(channels):
+                                result_of_cells(one, out, to + c, 1, T.serial, row, c - start, numbers, factors, width)
 
     return IRModule({"gather": gather.with_attr({"global_symbol": "gather", "tirx.noalias": True})})

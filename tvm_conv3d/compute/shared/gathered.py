@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 
 from tvm_conv3d.spec import Triple
-from tvm_conv3d.support.dtypes import numpy_dtype
 
 #: How cells are combined: the largest one, the sum of cells times factors, or the last one as it is.
 MAX, SUM, COPY = "max", "sum", "copy"
@@ -63,12 +62,12 @@ class Cells(NamedTuple):
 
     Attributes:
         counts: (results,), how many.
-        index: (results, most), which; behind a result's count any cell near by.
-        factors: (results, most).
+        places: (results, most), which; behind a result's count any cell near by.
+        factors: (results, most), of the same.
     """
 
     counts: np.ndarray
-    index: np.ndarray
+    places: np.ndarray
     factors: np.ndarray
 
 
@@ -77,7 +76,7 @@ class Form(NamedTuple):
 
     Attributes:
         kind: how cells are combined.
-        dtype: element type, of what is copied one of as many bits.
+        dtype: element type; of what is copied the unsigned integer of as many bits.
         lanes: elements of a vector along the channels.
         taps: cells that each result takes along each axis, where that is one number; else 0.
     """
@@ -115,9 +114,7 @@ def factors_of(dtype: str) -> str:
 
 
 def form_of(kind: str, dtype: str, channels: int, axes: Sequence[Cells]) -> Form:
-    """The form of the loops for elements of a type."""
-    if kind == COPY:
-        dtype = f"uint{8 * numpy_dtype(dtype).itemsize}"
+    """The form of the loops for elements of a type; see :class:`Form`."""
     lanes = _VECTOR // np.dtype(Form(kind, dtype, 1, 0).accumulator).itemsize
     # no more than there are channels, unless these are very few
     while lanes > max(channels, _FEW):
@@ -140,7 +137,7 @@ def tables(form: Form, batch: int, size: Triple, channels: int, axes: Sequence[C
     out_size = [len(cells.counts) for cells in axes]
     pieces = _pieces(axes[2], channels)
     steps = [math.prod(size[axis + 1 :]) * channels for axis in range(3)]
-    records = [np.column_stack([c.counts, c.index * step]) for c, step in zip(axes, steps, strict=True)]
+    records = [np.column_stack([c.counts, c.places * step]) for c, step in zip(axes, steps, strict=True)]
     begins = np.cumsum([_HEADER, *(record.size for record in records)]).tolist()
     # the last vector of a result may end in the results behind it, which are stored later
     spare = -(-(-channels % form.lanes) // channels)
@@ -158,7 +155,7 @@ def tables(form: Form, batch: int, size: Triple, channels: int, axes: Sequence[C
     ]
     for begin, record in zip(begins[:3], records, strict=True):
         header += [begin, record.shape[1]]
-    numbers = [[*header, begins[3]], *(record.ravel() for record in records), np.ravel(pieces)]
+    numbers = [np.array([*header, begins[3]]), *(record.ravel() for record in records), np.ravel(pieces)]
     factors = [np.zeros(_HEADER), *(np.insert(c.factors, 0, 0.0, axis=1).ravel() for c in axes)]
     shape = (batch, *out_size, channels)
     beside = np.concatenate(factors).astype(factors_of(form.dtype))
@@ -168,8 +165,8 @@ def tables(form: Form, batch: int, size: Triple, channels: int, axes: Sequence[C
 def _pieces(cells: Cells, channels: int) -> list[tuple[int, int, int, int]]:
     """A row of results in pieces whose cells fit into a task's row."""
     # as they rise along the row, whatever padding does to single windows
-    first = np.minimum.accumulate(cells.index.min(1)[::-1])[::-1]
-    last = np.maximum.accumulate(cells.index.max(1))
+    first = np.minimum.accumulate(cells.places.min(1)[::-1])[::-1]
+    last = np.maximum.accumulate(cells.places.max(1))
     widest = int((last - first).max()) + 1
     if widest * channels > LONGEST_ROW:
         raise ValueError(

@@ -11,6 +11,7 @@ from tvm_conv3d.functional import interpolation
 from tvm_conv3d.spec.interpolation import MODES, NEAREST, TRILINEAR, Interpolation
 from tvm_conv3d.torch.operators import registration
 from tvm_conv3d.torch.operators.memory import channels_inside
+from tvm_conv3d.torch.operators.registration import triple
 
 
 def _ours(x: Tensor, size: Sequence[int], scales: Sequence[float], mode: str, align_corners: bool) -> Tensor | str:
@@ -18,7 +19,8 @@ def _ours(x: Tensor, size: Sequence[int], scales: Sequence[float], mode: str, al
     if reason is not None:
         return reason
     try:
-        spec = Interpolation(mode, (x.shape[2], x.shape[3], x.shape[4]), tuple(size), tuple(scales), align_corners)
+        sizes = triple("input", x.shape[2:]), triple("size", size)
+        spec = Interpolation(mode, *sizes, tuple(scales), align_corners)
         array, restore = channels_inside(x)
         return restore(interpolation.interpolate(array, spec))
     except ValueError as error:

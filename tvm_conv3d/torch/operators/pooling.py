@@ -12,6 +12,7 @@ from tvm_conv3d.functional import pooling
 from tvm_conv3d.spec.pooling import KINDS, MAX, Pooling
 from tvm_conv3d.torch.operators import registration
 from tvm_conv3d.torch.operators.memory import channels_inside
+from tvm_conv3d.torch.operators.registration import triple
 
 
 class _Arguments(NamedTuple):
@@ -31,10 +32,11 @@ def _ours(x: Tensor, *arguments: Any) -> Tensor | str:
     reason = registration.why_torch((x,))
     if reason is not None:
         return reason
-    kind, kernel, stride, padding, dilation, *rest = _Arguments(*arguments)
-    size = (x.shape[2], x.shape[3], x.shape[4])
+    kind, kernel, stride, padding, dilation, ceil_mode, count_include_pad, divisor = _Arguments(*arguments)
     try:
-        spec = Pooling(kind, size, tuple(kernel), tuple(stride or kernel), tuple(padding), tuple(dilation), *rest)
+        window = (triple("kernel_size", kernel), triple("stride", stride or kernel), triple("padding", padding))
+        size, apart = triple("size", x.shape[2:]), triple("dilation", dilation)
+        spec = Pooling(kind, size, *window, apart, ceil_mode, count_include_pad, divisor)
         array, restore = channels_inside(x)
         return restore(pooling.pool(array, spec))
     except ValueError as error:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from tvm_conv3d.spec import Triple
 from tvm_conv3d.torch import counting
 from tvm_conv3d.torch.kernel import DTYPES
 
@@ -97,6 +98,18 @@ def why_torch(tensors: Sequence[Tensor]) -> str | None:
             # which of them are errors is for torch to say
             return "tensors without elements"
     return None
+
+
+def triple(name: str, values: Sequence[int]) -> Triple:
+    """The numbers of depth, height and width.
+
+    Raises:
+        ValueError: there are not three of them.
+    """
+    if len(values) != 3:
+        raise ValueError(f"`{name}` must be three integers. Received: {list(values)}")
+    depth, height, width = values
+    return depth, height, width
 
 
 def _derived(given: Tensor | Sequence[Tensor]) -> bool:
