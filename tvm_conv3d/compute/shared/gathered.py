@@ -21,6 +21,9 @@ MAX, SUM, COPY = "max", "sum", "copy"
 #: Bytes of a vector along the channels, and elements of one where there are few.
 _VECTOR, _FEW = 64, 4
 
+#: Cells along an axis, at most, for which there is code of its own: pools by 2, and both interpolations.
+_MOST_TAPS = 2
+
 #: Tasks, at most: each asks for the memory of a row in cache.
 _TASKS = 256
 
@@ -78,7 +81,7 @@ class Form(NamedTuple):
         kind: how cells are combined.
         dtype: element type; of what is copied the unsigned integer of as many bits.
         lanes: elements of a vector along the channels.
-        taps: cells that each result takes along each axis, where that is one number; else 0.
+        taps: cells that each result takes along each axis, where that is one small number; else 0.
     """
 
     kind: str
@@ -120,7 +123,8 @@ def form_of(kind: str, dtype: str, channels: int, axes: Sequence[Cells]) -> Form
     while lanes > max(channels, _FEW):
         lanes //= 2
     taps = {int(count) for cells in axes for count in np.unique(cells.counts)}
-    return Form(kind, dtype, lanes, taps.pop() if len(taps) == 1 else 0)
+    taps_of_all = taps.pop() if len(taps) == 1 else 0
+    return Form(kind, dtype, lanes, taps_of_all if taps_of_all <= _MOST_TAPS else 0)
 
 
 def tables(form: Form, batch: int, size: Triple, channels: int, axes: Sequence[Cells]) -> Tables:
