@@ -20,8 +20,8 @@ from monai.inferers import sliding_window_inference  # noqa: E402
 
 import tvm_conv3d.torch as ours  # noqa: E402
 
-#: Relative errors (2-norm) of outputs, and of all gradients together, which a sign of a number near zero may decide.
-OUTPUTS, GRADIENTS = 1e-5, 1e-3
+#: Relative errors (2-norm) of outputs in float32, and in float64 of gradients and what training makes of outputs.
+SINGLE, DOUBLE = 1e-5, 1e-9
 
 
 class Client(NamedTuple):
@@ -42,7 +42,6 @@ def unet(**more: Any) -> Any:
 
 
 CUBES = ((1, 1, 16, 16, 16), (2, 1, 24, 16, 16))
-VNETS = ((1, 1, 32, 16, 16), (2, 1, 16, 16, 16))
 CLIENTS = {
     "UNet": Client(lambda: unet(num_res_units=2, norm="batch"), CUBES),
     "UNet, instance norms": Client(lambda: unet(), CUBES),
@@ -54,12 +53,12 @@ CLIENTS = {
     "DynUNet, residual": Client(lambda: dynunet(res_block=True, trans_bias=True), CUBES),
     "SegResNet": Client(lambda: nets.SegResNet(3, 8, 1, 2, blocks_down=(1, 2), blocks_up=(1,)), CUBES),
     "UNETR": Client(
-        lambda: nets.UNETR(1, 2, (32, 32, 32), feature_size=4, hidden_size=24, mlp_dim=32, num_heads=2),
+        lambda: nets.UNETR(
+            1, 2, (32, 32, 32), feature_size=4, hidden_size=24, mlp_dim=32, num_heads=2, conv_block=False
+        ),
         ((1, 1, 32, 32, 32), (2, 1, 32, 32, 32)),
     ),
-    "VNet": Client(
-        lambda: nets.VNet(dropout_prob_down=0.0, dropout_prob_up=(0.0, 0.0)), ((1, 1, 32, 16, 16), CUBES[1])
-    ),
+    "VNet": Client(lambda: nets.VNet(), ((1, 1, 16, 16, 16), (2, 1, 16, 16, 16))),
     "AttentionUnet": Client(lambda: nets.AttentionUnet(3, 1, 2, (4, 8, 16), (2, 2)), CUBES),
     "DenseNet": Client(
         lambda: nets.DenseNet121(3, 1, 2, init_features=8, growth_rate=4, block_config=(2, 2)),
@@ -72,16 +71,22 @@ CLIENTS = {
 }
 
 
-@pytest.fixture(params=CLIENTS)
+#: Whose states, copies and gradients are looked at every time; the others' by deep tests.
+SAMPLE = ("UNet", "DynUNet, deep supervision", "SegResNet", "AttentionUnet", "DenseNet")
+
+
+@pytest.fixture(params=[name if name in SAMPLE else pytest.param(name, marks=pytest.mark.deep) for name in CLIENTS])
 def client(request: pytest.FixtureRequest) -> Client:
     return CLIENTS[request.param]
 
 
 def network(client: Client) -> Any:
-    """In eval mode, batch norms as after training."""
+    """In eval mode, batch norms as after training; nothing is left to chance in training."""
     torch.manual_seed(0)
     module = client.make()
     for part in module.modules():
+        if isinstance(part, torch.nn.modules.dropout._DropoutNd):
+            part.p = 0.0
         if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
             torch.nn.init.normal_(part.running_mean, 0, 0.1)
             torch.nn.init.uniform_(part.running_var, 0.5, 1.5)
@@ -105,17 +110,22 @@ def relative(results: Any, wanted: Any) -> float:
     return float(off / size)
 
 
-def test_numbers(client: Client) -> None:
+# these have many layers to compile
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.deep if name in ("BasicUNet", "UNETR", "VNet") else ()) for name in CLIENTS],
+)
+def test_numbers(name: str) -> None:
+    client = CLIENTS[name]
     module = network(client)
     wide, fast = copy.deepcopy(module).double(), accelerated(module)
     ours.reset_counters()
     first, second = (torch.randn(shape) for shape in client.shapes)
-    for grad_mode in (torch.inference_mode, torch.no_grad):
-        for x in (first, second, first):
-            with grad_mode():
-                result = fast(x)
-                assert relative(result, wide(x.double())) < OUTPUTS
-            assert result.dtype == torch.float32 and not result.requires_grad
+    for x, without_gradients in ((first, torch.inference_mode), (second, torch.inference_mode), (first, torch.no_grad)):
+        with without_gradients():
+            result = fast(x)
+            assert relative(result, wide(x.double())) < SINGLE
+        assert result.dtype == torch.float32 and not result.requires_grad
     assert ours.counters().ours and not ours.counters().torch
 
 
@@ -133,9 +143,9 @@ def test_the_state_is_the_networks(client: Client) -> None:
                 tensor.mul_(1.25)
         # a checkpoint of torch's own network
         fast.load_state_dict(other.state_dict())
-        assert relative(fast(x), copy.deepcopy(other).double()(x.double())) < OUTPUTS
+        assert relative(fast(x), copy.deepcopy(other).double()(x.double())) < SINGLE
         other.load_state_dict(fast.state_dict())
-        assert relative(module(x), fast(x)) < OUTPUTS
+        assert relative(module(x), fast(x)) < SINGLE
 
 
 def saved(module: Any) -> Any:
@@ -149,36 +159,35 @@ def saved(module: Any) -> Any:
 def test_copies(client: Client, twin: Callable[[Any], Any]) -> None:
     fast = accelerated(network(client))
     x = torch.randn(client.shapes[0])
-    with torch.inference_mode():
+    with torch.no_grad():
         wanted = fast(x)
         other = twin(fast)
-        assert relative(other(x), wanted) < OUTPUTS
-    with torch.no_grad():
+        assert relative(other(x), wanted) < SINGLE
         for parameter in other.parameters():
             parameter.zero_()
-        assert relative(fast(x), wanted) < OUTPUTS
+        assert relative(fast(x), wanted) < SINGLE
         assert relative(other(x), wanted) > 0.1
 
 
 def test_training(client: Client) -> None:
-    module = network(client)
-    wide, fast = copy.deepcopy(module).double().train(), accelerated(module).train()
-    x = torch.randn(client.shapes[0])
+    # in float32 norms of few numbers turn a rounding into another gradient
+    wide = network(client).double().train()
+    fast = accelerated(copy.deepcopy(wide))
+    x = torch.randn(client.shapes[0], dtype=torch.float64)
     found = []
-    for each, given in ((fast, x), (wide, x.double())):
-        given = given.clone().requires_grad_()
-        loss = each(given).square().mean()
-        parameters = [parameter for parameter in each.parameters() if parameter.requires_grad]
-        gradients = torch.autograd.grad(loss, [given, *parameters], allow_unused=True)
-        found.append([gradient for gradient in gradients if gradient is not None])
+    for each in (fast, wide):
+        given = x.clone().requires_grad_()
+        parameters = list(each.parameters())
+        gradients = torch.autograd.grad(each(given).square().mean(), [given, *parameters], allow_unused=True)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients[1:], strict=True):
                 if gradient is not None:
                     parameter.sub_(0.01 * gradient)
-    assert len(found[0]) == len(found[1]) and relative(*found) < GRADIENTS
+        found.append([gradient for gradient in gradients if gradient is not None])
+    assert len(found[0]) > 5 and relative(*found) < DOUBLE
     # statistics and weights have changed
     with torch.inference_mode():
-        assert relative(fast.eval()(x), wide.eval()(x.double())) < GRADIENTS
+        assert relative(fast.eval()(x), wide.eval()(x)) < DOUBLE
 
 
 @pytest.mark.parametrize("name", ["UNet", "DynUNet"])
@@ -194,4 +203,4 @@ def test_sliding_windows(name: str, meta: bool) -> None:
         result = sliding_window_inference(given, predictor=fast, **windows)
     assert isinstance(result, MetaTensor) == meta
     assert not meta or result.meta["scan"] == "head"
-    assert relative(torch.as_tensor(result.numpy()), wanted) < OUTPUTS
+    assert relative(torch.as_tensor(result.numpy()), wanted) < SINGLE
