@@ -154,10 +154,8 @@ class Run:
 
 def network_of(content: dict[str, Any]) -> Network:
     """A network of its fields in JSON."""
-    found = Network(**content)
-    found.shape = tuple(found.shape)
-    found.modes = {mode: Timing(**fields) for mode, fields in found.modes.items()}
-    return found
+    modes = {mode: Timing(**fields) for mode, fields in content["modes"].items()}
+    return Network(**{**content, "shape": tuple(content["shape"]), "modes": modes})
 
 
 def closing(networks: Iterable[Network]) -> list[Summary]:

@@ -156,6 +156,7 @@ def _turn(run: Callable[[], Any]) -> float:
 def main() -> None:
     do, text, place = sys.argv[1:]
     task = Task(**json.loads(text))
+    answer: dict[str, Any]
     if do == "peak":
         try:
             answer = {"memory": peak(task)}
