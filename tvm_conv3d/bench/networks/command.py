@@ -63,18 +63,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         names, modes = _names(options.networks, options.modes)
-        command = shlex.join(["python", "scripts/bench_networks.py", *(arguments or sys.argv[1:])])
+        command = shlex.join(
+            ["python", "scripts/bench_networks.py", *(sys.argv[1:] if arguments is None else arguments)]
+        )
         run = _begun(options.json, options.threads, options.rounds, command if names else "")
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     print("\n".join(run.setting.where()), flush=True)
     for number, name in enumerate(names, 1):
-        found = measured(name, modes, options)
-        run.networks[name] = found
+        run.networks[name] = found = measured(name, modes, options)
         _tell(f"[{number}/{len(names)}] {name}", found)
-        if options.json:
-            run.write(options.json)
+        _write(options.json, run)
+        if options.memory:
+            weigh(found, options)
+            _write(options.json, run)
     _show(list(run.networks.values()))
     _draw(options, run)
     failures = [line for name in names for line in run.networks[name].failures()]
@@ -84,22 +87,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measured(name: str, modes: Sequence[str], options: argparse.Namespace) -> Network:
-    """One network by a process of its own, and its modes' memory by one each."""
-    task = {
-        "network": name,
-        "modes": list(modes),
-        "rounds": options.rounds,
-        "threads": options.threads,
-        "limit": options.limit,
-    }
+    """One network in its modes, by a process of its own."""
+    task = _task(name, modes, options)
     answer = _answer("measure", {**task, "profile": options.profile}, _LIMITS * options.limit * len(modes))
     found = Network(name, note=answer["note"]) if "name" not in answer else network_of(answer)
     found.date = datetime.now(timezone.utc).strftime(report.DATE)
-    for mode, timing in found.modes.items():
-        if options.memory and timing.seconds:
-            peak = _answer("peak", {**task, "modes": [mode]}, _LIMITS * options.limit)
-            timing.memory, timing.note = peak.get("memory"), peak.get("note", timing.note)
     return found
+
+
+def weigh(network: Network, options: argparse.Namespace) -> None:
+    """Adds the peak memory of each mode that was timed, by a process for each."""
+    for mode, timing in network.modes.items():
+        if timing.seconds:
+            answer = _answer("peak", _task(network.name, [mode], options), _LIMITS * options.limit)
+            timing.memory, timing.note = answer.get("memory"), answer.get("note", timing.note)
+
+
+def _task(name: str, modes: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Fields of a worker's task."""
+    common = {each: getattr(options, each) for each in ("rounds", "threads", "limit")}
+    return {"network": name, "modes": list(modes), **common}
 
 
 def _answer(do: str, task: dict[str, Any], timeout: float) -> dict[str, Any]:
@@ -156,6 +163,11 @@ def _begun(path: Path | None, threads: int, rounds: int, command: str) -> Run:
             )
     kept.commands = list(dict.fromkeys((*kept.commands, command)))
     return kept
+
+
+def _write(path: Path | None, run: Run) -> None:
+    if path is not None:
+        run.write(path)
 
 
 def _versions() -> dict[str, str]:
