@@ -78,6 +78,8 @@ def test_tables() -> None:
     assert one[2:7] == ["9.0", "eager", "4.5", "-", "2.00"]
     assert len(head) == len(none) and set(none[1:]) == {"-"}
     assert pages.by_mode([BOTH, ONE], pages.first_call)[0][1:] == [m for m in results.MODES if m != "compile_cl"]
+    assert pages.first_calls_title([replace(BOTH, cold=True)]).endswith("nothing cached")
+    assert pages.first_calls_title([replace(BOTH, cold=True), ONE]).endswith("caches as they were")
     assert pages.notes([ONE, NONE]) == ["one, compiled: no such instruction", "none: not available: no such library"]
     assert pages.kinds([ONE]) == [["network", "mode", *KINDS, "sum"]]
 

@@ -184,7 +184,7 @@ def test_kinds_of_a_network(mode: str) -> None:
 def test_script(tmp_path: Path) -> None:
     path, page = tmp_path / "run.json", tmp_path / "networks.md"
     command = [sys.executable, str(ROOT / "scripts" / "bench_networks.py"), "--networks", TINY, "--rounds", "2"]
-    command += ["--modes", "eager,accelerate", "--profile", "--memory", "--threads", "1"]
+    command += ["--modes", "eager,accelerate", "--profile", "--memory", "--cold", "--threads", "1"]
     command += ["--json", str(path), "--page", str(page)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests/helpers")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -196,5 +196,6 @@ def test_script(tmp_path: Path) -> None:
         assert len(timing["seconds"]) == 2 and min(timing["seconds"]) > 0 and timing["first_call"] > 0
         assert timing["error"] < 1e-5 and timing["kinds"]["convolution"] > 0 and timing["memory"] > 1 << 26
     text = page.read_text()
+    assert "first call, nothing cached" in text
     assert f"| {TINY} | 1x2x8x8x8 | " in text and "scripts/bench_networks.py --networks" in text
     assert set(MODES) >= set(found["modes"])

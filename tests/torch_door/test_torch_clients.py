@@ -58,7 +58,7 @@ CLIENTS = {
         ),
         ((1, 1, 32, 32, 32), (2, 1, 32, 32, 32)),
     ),
-    "VNet": Client(lambda: nets.VNet(), ((1, 1, 16, 16, 16), (2, 1, 16, 16, 16))),
+    "VNet": Client(lambda: nets.VNet(), ((2, 1, 16, 16, 16), (1, 1, 16, 16, 16))),
     "AttentionUnet": Client(lambda: nets.AttentionUnet(3, 1, 2, (4, 8, 16), (2, 2)), CUBES),
     "DenseNet": Client(
         lambda: nets.DenseNet121(3, 1, 2, init_features=8, growth_rate=4, block_config=(2, 2)),

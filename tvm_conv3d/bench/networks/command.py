@@ -19,14 +19,17 @@ from typing import Any
 from tvm_conv3d.bench import report
 from tvm_conv3d.bench.networks import pages, picture, zoo
 from tvm_conv3d.bench.networks.results import MODES, Network, Run, closing, network_of
+from tvm_conv3d.support.folders import CACHE_VARIABLE
 from tvm_conv3d.target.cpu import available_cpus
 
 #: Packages whose versions decide the figures.
 PACKAGES = ("tvm-conv3d", "apache-tvm", "torch", "torchvision", "monai")
 
-#: Variables by which users change threads, memory or compilers of the libraries; that of the cache changes none.
+#: Where this package and torch's compiler keep what they have compiled.
+_CACHES = (CACHE_VARIABLE, "TORCHINDUCTOR_CACHE_DIR")
+
+#: Variables by which users change threads, memory or compilers of the libraries.
 _VARIABLES = r"(OMP|GOMP|KMP|MKL|DNNL|ONEDNN|MALLOC|TORCH|TORCHINDUCTOR|TVM)_.*|LD_PRELOAD"
-_HARMLESS = "TVM_CONV3D_CACHE"
 
 #: A process that does not answer, as code that is not Python's hangs, is ended after so many limits of each mode.
 _LIMITS = 3
@@ -48,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--limit", type=float, default=300.0, metavar="SECONDS", help="for preparing a mode and its first call"
     )
+    options.add_argument("--cold", action="store_true", help="first calls find no caches on disk, ours or torch's")
     options.add_argument("--profile", action="store_true", help="the fastest modes' time by kind of operator, too")
     options.add_argument("--memory", action="store_true", help="peak memory of each mode, in processes of their own")
     options.add_argument(
@@ -89,8 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measured(name: str, modes: Sequence[str], options: argparse.Namespace) -> Network:
     """One network in its modes, by a process of its own."""
     task = _task(name, modes, options)
-    answer = _answer("measure", {**task, "profile": options.profile}, _LIMITS * options.limit * len(modes))
+    task["profile"] = options.profile
+    answer = _answer("measure", task, _LIMITS * options.limit * len(modes), options.cold)
     found = Network(name, note=answer["note"]) if "name" not in answer else network_of(answer)
+    found.cold = options.cold
     found.date = datetime.now(timezone.utc).strftime(report.DATE)
     return found
 
@@ -109,14 +115,15 @@ def _task(name: str, modes: Sequence[str], options: argparse.Namespace) -> dict[
     return {"network": name, "modes": list(modes), **common}
 
 
-def _answer(do: str, task: dict[str, Any], timeout: float) -> dict[str, Any]:
-    """What a worker wrote, or a note of how it ended."""
+def _answer(do: str, task: dict[str, Any], timeout: float, cold: bool = False) -> dict[str, Any]:
+    """What a worker wrote, or a note of how it ended; with caches of its own where it is to find none."""
     with tempfile.TemporaryDirectory() as folder:
+        places = {variable: str(Path(folder) / variable) for variable in _CACHES} if cold else {}
         place = Path(folder) / "answer.json"
         command = [sys.executable, "-m", "tvm_conv3d.bench.networks.worker", do, json.dumps(task), str(place)]
         try:
             # what libraries print is not for the table: it goes where errors go
-            done = subprocess.run(command, stdout=2, timeout=timeout, check=False)
+            done = subprocess.run(command, stdout=2, timeout=timeout, check=False, env={**os.environ, **places})
         except subprocess.TimeoutExpired:
             return {"note": f"no answer within {timeout:.0f} s"}
         if done.returncode:
@@ -150,7 +157,7 @@ def _begun(path: Path | None, threads: int, rounds: int, command: str) -> Run:
     environment = {
         name: value
         for name, value in sorted(os.environ.items())
-        if re.fullmatch(_VARIABLES, name) and name != _HARMLESS
+        if re.fullmatch(_VARIABLES, name) and name not in _CACHES
     }
     run = Run(report.setting(threads, rounds, 0.0, _versions()), environment, [command])
     if kept is None:
@@ -190,7 +197,7 @@ def _tell(title: str, network: Network) -> None:
 def _show(networks: Sequence[Network]) -> None:
     tables = [pages.ratios(networks), pages.by_mode(networks, pages.first_call)]
     tables += [pages.by_mode(networks, pages.memory), pages.kinds(networks)]
-    titles = ("", "seconds of preparing and the first call", "peak resident MiB", "ms by kind of operator")
+    titles = ("", pages.first_calls_title(networks), "peak resident MiB", "ms by kind of operator")
     for title, table in zip(titles, tables, strict=True):
         if any(cell != report.NOTHING for row in table[1:] for cell in row[1:]):
             print("\n" + "\n".join((*([title] if title else []), *report.aligned(table, (0, 1)))))

@@ -42,6 +42,12 @@ def by_mode(networks: Iterable[Network], figure: Callable[[Network, str], str]) 
     return [["network", *shown], *([n.name, *(figure(n, mode) for mode in shown)] for n in timed)]
 
 
+def first_calls_title(networks: Iterable[Network]) -> str:
+    """What :func:`first_call` tells; one network that found caches spoils the rest."""
+    cold = all(network.cold for network in networks)
+    return f"Seconds of preparing and the first call, {'nothing cached' if cold else 'caches as they were'}"
+
+
 def first_call(network: Network, mode: str) -> str:
     seconds = network.modes[mode].first_call if mode in network.modes else None
     return NOTHING if seconds is None else f"{seconds:.1f}"
@@ -110,7 +116,7 @@ def page(run: Run, pictures: Sequence[str]) -> str:
     lines += ["", *MEANINGS]
     lines += _section("Milliseconds of every mode", by_mode(networks, _ms))
     lines += _section("Relative errors", by_mode(networks, _error))
-    lines += _section("Seconds of preparing and the first call", by_mode(networks, first_call))
+    lines += _section(first_calls_title(networks), by_mode(networks, first_call))
     if any(timing.memory for network in networks for timing in network.modes.values()):
         lines += _section("Peak resident memory, MiB, of a process with one mode", by_mode(networks, memory))
     if len(found := kinds(networks)) > 1:

@@ -65,6 +65,7 @@ class Network:
         date: when it was measured.
         reference: element type of PyTorch's eager run that the outputs were compared with.
         modes: mode -> what was measured, in the order of the run.
+        cold: first calls found no caches on disk.
         note: why no mode ran.
         available: False where this installation does not have the network.
     """
@@ -74,6 +75,7 @@ class Network:
     date: str = ""
     reference: str = ""
     modes: dict[str, Timing] = field(default_factory=dict)
+    cold: bool = False
     note: str = ""
     available: bool = True
 
