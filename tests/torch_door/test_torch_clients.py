@@ -37,14 +37,14 @@ def dynunet(**more: Any) -> Any:
     return nets.DynUNet(spatial_dims=3, in_channels=1, out_channels=2, **size, **more)
 
 
-def unet(**more: Any) -> Any:
-    return nets.UNet(3, 1, 2, channels=(4, 8, 16), strides=(2, 2), **more)
+def unet(channels: tuple[int, ...], **more: Any) -> Any:
+    return nets.UNet(3, 1, 2, channels=channels, strides=(2,) * (len(channels) - 1), **more)
 
 
 CUBES = ((1, 1, 16, 16, 16), (2, 1, 24, 16, 16))
 CLIENTS = {
-    "UNet": Client(lambda: unet(num_res_units=2, norm="batch"), CUBES),
-    "UNet, instance norms": Client(lambda: unet(), CUBES),
+    "UNet": Client(lambda: unet((4, 8), num_res_units=2, norm="batch"), CUBES),
+    "UNet, instance norms": Client(lambda: unet((4, 8, 16)), CUBES),
     "BasicUNet": Client(
         lambda: nets.BasicUNet(3, 1, 2, features=(4, 4, 8, 8, 8, 4)), ((1, 1, 32, 32, 32), (1, 1, 32, 48, 32))
     ),
