@@ -4,5 +4,5 @@ Each library lives in a process of its own; one layer at a time, the processes t
 compared.
 
 Never holds: numerics of its own, or a way to compute that users do not have.
-Entry points: `cli.main`.
+Entry points: `cli.main`, `networks.command.main`.
 """

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +17,8 @@ from tvm_conv3d.bench.stats import Summary, closing
 from tvm_conv3d.target.cpu import available_cpus, cpu_name
 
 NOTHING = "-"
+#: How dates are written.
+DATE = "%Y-%m-%d %H:%M UTC"
 #: Turns of one library on one layer that differ by more than this factor were disturbed by something else.
 NOISY = 1.5
 
@@ -34,9 +36,13 @@ class Setting:
     min_time: float
     versions: dict[str, str]
 
+    @property
+    def machine(self) -> str:
+        return f"{self.cpu}, {self.threads} threads on {self.cpus} CPUs, {self.system}"
+
     def where(self) -> list[str]:
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        return [f"{self.date}, {self.cpu}, {self.threads} threads on {self.cpus} CPUs, {self.system}", versions]
+        return [f"{self.date}, {self.machine}", versions]
 
     def lines(self) -> list[str]:
         return [
@@ -53,7 +59,7 @@ def setting(threads: int, rounds: int, min_time: float, versions: dict[str, str]
         threads=threads,
         cpus=available_cpus(),
         system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        date=datetime.now(timezone.utc).strftime(DATE),
         rounds=rounds,
         min_time=min_time,
         versions=versions,
@@ -82,15 +88,31 @@ def cells(row: Row, peers: Sequence[str]) -> list[str]:
 
 def table(rows: Sequence[Row], peers: Sequence[str]) -> list[str]:
     """Aligned lines, the same on a terminal and in a pipe."""
-    lines = [header(peers), *(cells(row, peers) for row in rows)]
+    titles = header(peers)
+    return aligned([titles, *(cells(row, peers) for row in rows)], {0, 1, len(titles) - 1})
+
+
+def aligned(lines: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+    """A table's lines with a rule below the first; the columns of `left` begin at the left, others end at the right."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    left = {0, 1, len(widths) - 1}
-    aligned = (
+    padded = (
         "  ".join(text.ljust(width) if i in left else text.rjust(width) for i, (text, width) in _columns(line, widths))
         for line in lines
     )
-    head, *body = (line.rstrip() for line in aligned)
+    head, *body = (line.rstrip() for line in padded)
     return [head, "-" * len(head), *body]
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> list[str]:
+    """The same in Markdown."""
+    head, *body = ("| " + " | ".join(line) + " |" for line in lines)
+    return [head, "|" + "---|" * len(lines[0]), *body]
+
+
+def means(title: str, counted: str, summaries: Sequence[Summary]) -> list[str]:
+    """The geometric means in Markdown."""
+    rows = [[s.title.strip(), f"{s.mean:.2f}", str(s.count), f"{s.least:.2f} {s.least_name}"] for s in summaries]
+    return markdown([[title, "geometric mean", counted, "least"], *rows])
 
 
 def summary_lines(summaries: Sequence[Summary]) -> list[str]:
@@ -141,14 +163,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def page(where: Setting, rows: Sequence[Row], peers: Sequence[str], pictures: Sequence[str], command: str) -> str:
     """A Markdown page of the run."""
-    titles = header(peers)
     lines = ["# Benchmark", "", *(f"- {line}" for line in where.lines()), "", "Made by", "", f"    {command}", ""]
-    lines += ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    lines += ["| " + " | ".join(cells(row, peers)) + " |" for row in rows]
-    lines += ["", "| peer's time / ours | geometric mean | rows | least |", "|---|---|---|---|"]
-    lines += [
-        f"| {s.title.strip()} | {s.mean:.2f} | {s.count} | {s.least:.2f} {s.least_name} |" for s in closing(rows, peers)
-    ]
+    lines += markdown([header(peers), *(cells(row, peers) for row in rows)])
+    lines += ["", *means("peer's time / ours", "rows", closing(rows, peers))]
     lines += [f"\n![{Path(picture).stem}]({picture})" for picture in pictures]
     return "\n".join(lines) + "\n"
 
