@@ -50,36 +50,51 @@ def test_arrays_are_plain() -> None:
     assert output_pool.empty((2, 0, 3), FLOAT).shape == (2, 0, 3)
 
 
-def test_little_is_kept() -> None:
+def test_as_much_is_kept_as_was_used_at_once() -> None:
     store = output_pool._Store()
-    blocks = [np.empty(output_pool.MAX_KEPT // 4, np.uint8) for _ in range(6)]
-    for block in blocks:
-        store.put_back(block)
-    assert store._kept <= output_pool.MAX_KEPT
-    assert sum(len(free) for free in store._free.values()) == 4
+    size = output_pool.MIN_KEPT // 4
+    for count in (6, 1):
+        blocks = [store.take(size) for _ in range(count)]
+        del blocks
+        assert store.kept() == 6 * size
+    # what was long ago does not count
+    for _ in range(2 * output_pool._LATELY):
+        store.take(64)
+    assert store.kept() <= store.limit == output_pool.MIN_KEPT
+
+
+def test_not_all_of_the_machine_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_pool, "_machine_bytes", lambda: 4 * output_pool.MIN_KEPT)
+    store = output_pool._Store()
+    size = output_pool.MIN_KEPT // 4
+    blocks = [store.take(size) for _ in range(6)]
+    # those above the limit never come back
+    assert len(store._lent) == 4
+    del blocks
+    assert store.kept() == store.limit == output_pool.MIN_KEPT
 
 
 @pytest.fixture
 def _usual_limit() -> Iterator[None]:
     yield
-    set_kept_memory(output_pool.MAX_KEPT)
+    output_pool._store.most = None
 
 
 @pytest.mark.usefixtures("_usual_limit")
 def test_the_user_bounds_what_is_kept() -> None:
     set_kept_memory(0)
-    assert output_pool._store._kept == 0
+    assert output_pool._store.kept() == 0
     array = output_pool.empty(SHAPE, FLOAT)
     del array
     gc.collect()
-    assert output_pool._store._kept == 0
+    assert output_pool._store.kept() == 0
     set_kept_memory(8 << 20)
     arrays = [output_pool.empty(SHAPE, FLOAT) for _ in range(3)]
     del arrays
     gc.collect()
-    assert output_pool._store._kept == 8 << 20
+    assert output_pool._store.kept() == 8 << 20
     output_pool._store.renew()
-    assert (output_pool._store.most, output_pool._store._kept) == (8 << 20, 0)
+    assert (output_pool._store.most, output_pool._store.kept()) == (8 << 20, 0)
 
 
 @pytest.mark.parametrize("most", [-1, 1.5, "1", True, None])
@@ -90,7 +105,8 @@ def test_bad_bounds(most: object) -> None:
 
 def test_kept_memory_is_given_up_before_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     store = output_pool._Store()
-    store.put_back(np.empty(4 << 20, np.uint8))
+    store.take(4 << 20)
+    assert store.kept() == 4 << 20
     real = np.empty
 
     def scarce(*arguments: object) -> np.ndarray:
@@ -100,6 +116,18 @@ def test_kept_memory_is_given_up_before_memory_runs_out(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(output_pool.np, "empty", scarce)
     assert store.take(5 << 20).nbytes == 5 << 20
+
+
+def test_what_no_memory_is_left_for_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = output_pool._Store()
+
+    def none(*arguments: object) -> np.ndarray:
+        raise MemoryError
+
+    monkeypatch.setattr(output_pool.np, "empty", none)
+    with pytest.raises(MemoryError):
+        store.take(5 << 20)
+    assert store._used == 0
 
 
 def test_threads_never_share() -> None:

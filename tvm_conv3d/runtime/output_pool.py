@@ -7,9 +7,12 @@ and the next result of that size takes it from there.
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 import threading
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, deque
 
 import numpy as np
 
@@ -18,18 +21,32 @@ from tvm_conv3d.support import process
 #: Smaller results come from the allocator's own free lists anyway.
 _MIN_BYTES = 1 << 20
 
-#: Bytes that are kept for later, at most, unless the user says otherwise; the longest unused go first.
-MAX_KEPT = 512 << 20
+#: Bytes that are kept for later in any case, unless the user says otherwise; the longest unused go first.
+MIN_KEPT = 512 << 20
 
+#: More is kept where results take more: so many times what they took at once lately, as a network's next call takes the
+#: same again, up to this part of the machine's memory.
+_OF_USED, _OF_MACHINE = 1.25, 0.25
+
+#: Results after which what they took before is forgotten.
+_LATELY = 4096
 
 #: Bytes of a cache line.
 _LINE = 64
 
 
 class _Store:
-    """Free blocks by size, oldest first."""
+    """Free blocks by size, oldest first.
 
-    def __init__(self, most: int = MAX_KEPT) -> None:
+    Blocks come back by a weak reference's callback that is no Python code: a finalizer in Python would be traced where
+    torch.compile is at work around it, and could run in the midst of what holds the lock. So they are taken in at the
+    next call.
+
+    Attributes:
+        most: bytes that are kept; None for as many as results take.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
         self.most = most
         self.renew()
 
@@ -38,40 +55,86 @@ class _Store:
         self._lock = threading.Lock()
         self._free: OrderedDict[int, list[np.ndarray]] = OrderedDict()
         self._kept = 0
+        self._used = 0
+        # the most that was used at once, in this period and the one before
+        self._highest = [0, 0]
+        self._taken = 0
+        self._lent: set[_Return] = set()
+        self._returned: deque[_Return] = deque()
+
+    @property
+    def limit(self) -> int:
+        """Bytes that are kept at present."""
+        if self.most is not None:
+            return self.most
+        return max(MIN_KEPT, min(int(_OF_USED * max(self._highest)), int(_OF_MACHINE * _machine_bytes())))
 
     def take(self, size: int) -> np.ndarray:
+        """Bytes that come back when the array, and all that is made of it, is gone; where they may be kept, that is."""
         with self._lock:
-            blocks = self._free.get(size)
-            if blocks:
+            self._take_in()
+            self._note(size)
+            # what is above the limit goes back to the system as soon as it is gone, not at the next call
+            kept = self._used + size <= self.limit
+            self._used += size if kept else 0
+            blocks = self._free.get(size) if kept else None
+            block = blocks.pop() if blocks else None
+            if block is not None:
                 self._kept -= size
-                block = blocks.pop()
                 if not blocks:
                     del self._free[size]
-                return block
+            self._let_go(self.limit)
+        if block is None:
+            block = self._fresh(size, kept)
+        if not kept:
+            return block
+        lease = _Lease(block)
+        back = _Return(lease, self._returned.append)
+        back.block = block
+        self._lent.add(back)
+        return np.asarray(lease)
+
+    def let_go(self, most: int) -> None:
+        """Keeps `most` bytes of what is kept now."""
+        with self._lock:
+            self._take_in()
+            self._let_go(most)
+
+    def kept(self) -> int:
+        """Bytes that are kept for results to come."""
+        self.let_go(self.limit)
+        return self._kept
+
+    def _fresh(self, size: int, counted: bool) -> np.ndarray:
         try:
             return _aligned(size)
         except MemoryError:
             # rather no memory for later than none for now
             self.let_go(0)
-            return _aligned(size)
-
-    def put_back(self, block: np.ndarray) -> None:
-        # a finalizer may run inside `take`, in the same thread: then the block is simply let go
-        lock = self._lock
-        if not lock.acquire(blocking=False):
-            return
         try:
-            self._free.setdefault(block.nbytes, []).append(block)
-            self._free.move_to_end(block.nbytes)
-            self._kept += block.nbytes
-            self._let_go(self.most)
-        finally:
-            lock.release()
+            return _aligned(size)
+        except MemoryError:
+            with self._lock:
+                self._used -= size if counted else 0
+            raise
 
-    def let_go(self, most: int) -> None:
-        """Keeps `most` bytes of what is kept now."""
-        with self._lock:
-            self._let_go(most)
+    def _note(self, size: int) -> None:
+        """Counts what is used at once."""
+        self._taken += 1
+        if self._taken % _LATELY == 0:
+            self._highest = [self._highest[1], 0]
+        self._highest[1] = max(self._highest[1], self._used + size)
+
+    def _take_in(self) -> None:
+        """Counts blocks as free that have come back."""
+        while self._returned:
+            back = self._returned.popleft()
+            self._lent.discard(back)
+            size = back.block.nbytes
+            self._used -= size
+            self._kept += size
+            self._free.setdefault(size, []).append(back.block)
+            self._free.move_to_end(size)
 
     def _let_go(self, most: int) -> None:
         while self._kept > most:
@@ -82,23 +145,38 @@ class _Store:
                 del self._free[size]
 
 
+class _Lease:
+    """What an array on a block belongs to."""
+
+    def __init__(self, block: np.ndarray) -> None:
+        # held here, too: whoever lent it may forget it, as after a fork
+        self._block = block
+        self.__array_interface__ = block.__array_interface__
+
+
+class _Return(weakref.ref[_Lease]):
+    """What a lease that is gone leaves behind: its block."""
+
+    __slots__ = ("block",)
+
+    block: np.ndarray
+
+    # as objects: leases that are gone can't be asked
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+@functools.cache
+def _machine_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _aligned(size: int) -> np.ndarray:
     """Bytes that begin with a cache line; NumPy's own begin 16 bytes behind one."""
     block = np.empty(size + _LINE, np.uint8)
     start = -block.ctypes.data % _LINE
     return block[start : start + size]
-
-
-class _Lease:
-    """Owns a block for as long as an array on it lives."""
-
-    def __init__(self, store: _Store, block: np.ndarray) -> None:
-        self._store = store
-        self._block = block
-        self.__array_interface__ = block.__array_interface__
-
-    def __del__(self) -> None:
-        self._store.put_back(self._block)
 
 
 _store = _Store()
@@ -114,7 +192,8 @@ def set_kept_memory(most: int) -> None:
     """Sets how much memory of results that nobody holds any more is kept for the results to come; from now on.
 
     Args:
-        most: bytes; 0 keeps none. 512 MiB at the start.
+        most: bytes; 0 keeps none. At the start as many as results took at once lately and a quarter more, but not less
+            than 512 MiB, and not more than a quarter of the machine's memory.
 
     Raises:
         ValueError: `most` is no integer of at least 0.
@@ -139,7 +218,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     if size < _MIN_BYTES:
         return np.empty(shape, dtype)
-    return np.asarray(_Lease(_store, _store.take(size))).view(dtype).reshape(shape)
+    return _store.take(size).view(dtype).reshape(shape)
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
