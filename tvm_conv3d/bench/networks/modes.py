@@ -57,8 +57,7 @@ def _accelerated(module: torch.nn.Module) -> Any:
         from tvm_conv3d.torch import accelerate
     except ImportError as error:
         raise NotAvailableError(str(error)) from None
-    found = accelerate(module)
-    return found[0] if isinstance(found, tuple) else found
+    return accelerate(module)
 
 
 def _by_backend(module: torch.nn.Module) -> Any:
