@@ -48,7 +48,8 @@ def test_convolutions_are_replaced_wherever_they_are() -> None:
     module = network()
     wanted = module(X)
     ours.reset_counters()
-    fast, report = ours.accelerate(module)
+    fast = ours.accelerate(module)
+    report = fast.report
     torch.testing.assert_close(fast(X), wanted, rtol=1e-4, atol=1e-5)
     # the stem, the same by another path, and the way up
     assert ours.counters().ours == 3
@@ -63,7 +64,7 @@ def test_convolutions_are_replaced_wherever_they_are() -> None:
 def test_the_given_module_is_not_touched() -> None:
     module = network()
     before = [type(part) for part in module.modules()]
-    fast, _ = ours.accelerate(module)
+    fast = ours.accelerate(module)
     assert [type(part) for part in module.modules()] == before
     fast(X)
     assert len(fast.seen) == 1 and not module.seen
@@ -73,7 +74,7 @@ def test_the_given_module_is_not_touched() -> None:
 
 def test_weights_are_shared() -> None:
     module = network()
-    fast, _ = ours.accelerate(module)
+    fast = ours.accelerate(module)
     tensors = zip((*module.parameters(), *module.buffers()), (*fast.parameters(), *fast.buffers()), strict=True)
     assert all(one is other for one, other in tensors)
     fast(X).square().sum().backward()
@@ -85,25 +86,28 @@ def test_weights_are_shared() -> None:
 
 def test_a_single_convolution() -> None:
     conv = torch.nn.Conv3d(2, 3, 3)
-    fast, report = ours.accelerate(conv)
+    fast = ours.accelerate(conv)
+    report = fast.report
     assert type(fast) is ours.Conv3d and fast.weight is conv.weight
     assert report.replaced == ("",)
     assert "replaced: (the module itself)" in str(report)
     # nothing is left to do
-    again, report = ours.accelerate(fast)
+    again = ours.accelerate(fast)
+    report = again.report
     assert type(again) is ours.Conv3d and report == ours.Report()
 
 
 def test_parametrized_convolutions_are_left_alone() -> None:
     module = torch.nn.Sequential(torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv3d(2, 3, 3)))
-    fast, report = ours.accelerate(module)
+    fast = ours.accelerate(module)
+    report = fast.report
     torch.testing.assert_close(fast(X), module(X))
     assert report.replaced == () and list(report.left) == ["0"]
 
 
 def test_accelerated_networks_are_compiled_and_copied() -> None:
     module = network()
-    fast, _ = ours.accelerate(module)
+    fast = ours.accelerate(module)
     twin = copy.deepcopy(fast)
     assert twin.stem[0].weight is not fast.stem[0].weight
     torch.testing.assert_close(twin(X), module(X), rtol=1e-4, atol=1e-5)
@@ -119,7 +123,8 @@ def test_a_network_of_monai() -> None:
     torch.manual_seed(0)
     module = nets.DynUNet(3, 1, 2, [3, 3, 3], [1, 2, 2], [2, 2], filters=[4, 8, 16])
     module.eval()
-    fast, report = ours.accelerate(module)
+    fast = ours.accelerate(module)
+    report = fast.report
     kinds = (torch.nn.Conv3d, torch.nn.ConvTranspose3d)
     assert len(report.replaced) == sum(type(part) in kinds for part in module.modules()) > 4
     assert report.left == {}

@@ -93,11 +93,6 @@ def network(client: Client) -> Any:
     return module.eval()
 
 
-def accelerated(module: Any) -> Any:
-    found = ours.accelerate(module)
-    return found[0] if isinstance(found, tuple) else found
-
-
 def relative(results: Any, wanted: Any) -> float:
     """The error of one tensor or of many together."""
     both = [found if isinstance(found, (list, tuple)) else [found] for found in (results, wanted)]
@@ -118,7 +113,7 @@ def relative(results: Any, wanted: Any) -> float:
 def test_numbers(name: str) -> None:
     client = CLIENTS[name]
     module = network(client)
-    wide, fast = copy.deepcopy(module).double(), accelerated(module)
+    wide, fast = copy.deepcopy(module).double(), ours.accelerate(module)
     ours.reset_counters()
     first, second = (torch.randn(shape) for shape in client.shapes)
     for x, without_gradients in ((first, torch.inference_mode), (second, torch.inference_mode), (first, torch.no_grad)):
@@ -131,7 +126,7 @@ def test_numbers(name: str) -> None:
 
 def test_the_state_is_the_networks(client: Client) -> None:
     module = network(client)
-    fast, other = accelerated(module), network(client)
+    fast, other = ours.accelerate(module), network(client)
     x = torch.randn(client.shapes[0])
     before, after = module.state_dict(), fast.state_dict()
     assert list(before) == list(after)
@@ -157,7 +152,7 @@ def saved(module: Any) -> Any:
 
 @pytest.mark.parametrize("twin", [copy.deepcopy, saved])
 def test_copies(client: Client, twin: Callable[[Any], Any]) -> None:
-    fast = accelerated(network(client))
+    fast = ours.accelerate(network(client))
     x = torch.randn(client.shapes[0])
     with torch.no_grad():
         wanted = fast(x)
@@ -172,7 +167,7 @@ def test_copies(client: Client, twin: Callable[[Any], Any]) -> None:
 def test_training(client: Client) -> None:
     # in float32 norms of few numbers turn a rounding into another gradient
     wide = network(client).double().train()
-    fast = accelerated(copy.deepcopy(wide))
+    fast = ours.accelerate(copy.deepcopy(wide))
     x = torch.randn(client.shapes[0], dtype=torch.float64)
     found = []
     for each in (fast, wide):
@@ -194,7 +189,7 @@ def test_training(client: Client) -> None:
 @pytest.mark.parametrize("meta", [False, True])
 def test_sliding_windows(name: str, meta: bool) -> None:
     module = network(CLIENTS[name])
-    wide, fast = copy.deepcopy(module).double(), accelerated(module)
+    wide, fast = copy.deepcopy(module).double(), ours.accelerate(module)
     x = torch.randn(1, 1, 24, 20, 16)
     windows = {"roi_size": (16, 16, 16), "sw_batch_size": 2, "overlap": 0.25, "mode": "gaussian"}
     with torch.inference_mode():

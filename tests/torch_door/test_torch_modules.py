@@ -187,7 +187,7 @@ def test_torch_computes_the_rest_and_it_is_counted() -> None:
     torch.testing.assert_close(result, functional(theirs, given, (x.to(torch.complex64),)))
     assert module(x[:0]).shape == theirs(x[:0]).shape
     assert ours.counters().torch == {"numbers of type torch.complex64": 1, "tensors without elements": 1}
-    assert "0 convolutions by tvm_conv3d, 2 by torch's own code" in str(ours.counters())
+    assert "0 operators by tvm_conv3d, 2 by torch's own code" in str(ours.counters())
     assert "1 by torch: numbers of type torch.complex64" in str(ours.counters())
 
 

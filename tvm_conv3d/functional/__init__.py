@@ -1,4 +1,4 @@
-"""The convolution as a function, which every door calls, and the arguments that all doors take.
+"""The convolution, and what networks need beside it, as functions that every door calls, and the arguments they take.
 
 Never holds: messages and habits of any framework.
 Entry points: `convolution.conv3d`, `convolution.conv3d_transpose`, `convolution.compute`.

@@ -1,4 +1,4 @@
-"""`torch.nn.Conv3d` and `ConvTranspose3d`, argument for argument, on one operator that is registered with torch.
+"""PyTorch's modules, argument for argument, and whole networks, on operators that are registered with torch.
 
 Never holds: arithmetic of convolutions, layers of other frameworks.
 Entry points: `modules.Conv3d`, `modules.ConvTranspose3d`, `acceleration.accelerate`.
@@ -14,9 +14,9 @@ except ModuleNotFoundError as error:
         name="torch",
     ) from None
 
-from tvm_conv3d.torch import operators  # noqa: F401  (which registers them with torch)
-from tvm_conv3d.torch.acceleration import Report, accelerate
+from tvm_conv3d.torch.acceleration import accelerate
 from tvm_conv3d.torch.counting import Counters, counters, reset_counters
 from tvm_conv3d.torch.modules import Conv3d, ConvTranspose3d
+from tvm_conv3d.torch.report import Report
 
 __all__ = ["Conv3d", "ConvTranspose3d", "Counters", "Report", "accelerate", "counters", "reset_counters"]

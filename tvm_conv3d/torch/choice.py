@@ -13,10 +13,17 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tvm_conv3d.torch import counting
-from tvm_conv3d.torch.operators.cpu_convolution import DTYPES
+from tvm_conv3d.torch.arguments import DTYPES
+from tvm_conv3d.torch.graph.recording import Recorder
 
 #: The operator's kernel, and its fake one.
 _DEVICES = ("cpu", "meta")
+
+#: What a recorder sees is torch's own function, and no loss of speed that is to be told.
+RECORDING = "a recording of the module's functions"
+
+#: Types in which torch's own convolutions take hundreds of times as long on CPUs.
+_SLOW = (torch.float16,)
 
 _NO_GRADIENT = "a transform of torch.func that derives, or forward-mode differentiation, around the module"
 
@@ -27,9 +34,9 @@ def why_torch(x: Any, weight: Tensor, bias: Tensor | None) -> str | None:
     What is wrong with the arguments is for torch's own code to say.
     """
     compiling = torch.compiler.is_compiling()
-    around = None if compiling else _around()
-    if around is not None:
-        return around
+    tool = None if compiling else around()
+    if tool is not None and not (tool is RECORDING and weight.dtype in _SLOW):
+        return tool
     if (compiling or torch.jit.is_tracing()) and _onnx_export():
         return "an export to ONNX"
     tensors = (x, weight) if bias is None else (x, weight, bias)
@@ -55,7 +62,7 @@ def count_torch(reason: str) -> None:
     """Counts what torch's own code computes."""
     if torch.compiler.is_compiling():
         _count_while_tracing(reason)
-    else:
+    elif reason is not RECORDING:
         counting.count_torch(reason)
 
 
@@ -65,7 +72,7 @@ def _count_while_tracing(reason: str) -> bool:
     return True
 
 
-def _around() -> str | None:
+def around() -> str | None:
     """What of torch's tools around an eager call would not see the operator as they see torch's own."""
     if torch._C._are_functorch_transforms_active():
         vmap = torch._C._functorch.TransformType.Vmap
@@ -75,6 +82,8 @@ def _around() -> str | None:
         return _NO_GRADIENT
     if torch._C._len_torch_function_stack():
         for mode in _get_current_function_mode_stack():
+            if isinstance(mode, Recorder):
+                return RECORDING
             # that of torch.set_default_device: convolutions are nothing to it
             if not isinstance(mode, DeviceContext):
                 return f"a torch function mode, {type(mode).__name__}"

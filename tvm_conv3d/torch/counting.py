@@ -1,4 +1,4 @@
-"""How many convolutions were computed by this package, and how many by torch's own code, and why."""
+"""How many operators were computed by this package, and how many by torch's own code, and why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OTHERS = "other reasons"
 
 @dataclass(frozen=True)
 class Counters:
-    """Convolutions of this process's modules so far.
+    """Convolutions of this process's modules so far, and other operators of this package's.
 
     Attributes:
         ours: computed by this package.
@@ -27,13 +27,13 @@ class Counters:
     torch: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"{self.ours} convolutions by tvm_conv3d, {sum(self.torch.values())} by torch's own code"]
+        lines = [f"{self.ours} operators by tvm_conv3d, {sum(self.torch.values())} by torch's own code"]
         return "\n".join((*lines, *(f"  {count} by torch: {reason}" for reason, count in self.torch.items())))
 
 
 _lock = ForkSafeLock()
-_ours: Counter[None] = process.keep("torch: convolutions by this package", Counter())
-_torch: Counter[str] = process.keep("torch: convolutions by torch's own code", Counter())
+_ours: Counter[None] = process.keep("torch: operators by this package", Counter())
+_torch: Counter[str] = process.keep("torch: operators by torch's own code", Counter())
 
 
 def counters() -> Counters:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tvm_conv3d.torch.arguments import same_padding, three
 from tvm_conv3d.torch.choice import count_torch, why_torch
 from tvm_conv3d.torch.operators.convolution import CONVOLUTION
 
@@ -50,7 +50,7 @@ class Conv3d(torch.nn.Conv3d):
             input = functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = _NONE
         elif isinstance(padding, str):
-            padding = _same_padding(weight.shape[2:], _three(self.dilation)) if padding == "same" else _NONE
+            padding = same_padding(weight.shape[2:], three(self.dilation)) if padding == "same" else _NONE
         return _call(input, weight, bias, self.stride, padding, self.dilation, False, _NONE, self.groups)
 
 
@@ -108,25 +108,15 @@ def _call(
 ) -> Tensor:
     """The operator with torch's arguments, of a batch or of one sample."""
     # users set attributes to single integers, which torch's functions take
-    arguments = (_three(stride), _three(padding), _three(dilation), transposed, _three(output_padding), groups)
+    arguments = (three(stride), three(padding), three(dilation), transposed, three(output_padding), groups)
     if x.dim() == 4:
         return CONVOLUTION(x.unsqueeze(0), weight, bias, *arguments).squeeze(0)
     return CONVOLUTION(x, weight, bias, *arguments)
 
 
-def _three(value: Any) -> Sequence[int]:
-    return (value,) * 3 if isinstance(value, int) else value
-
-
-def _same_padding(kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
-    """Zeros before and after each axis; an odd one is behind."""
-    totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-    return tuple(pad for total in totals for pad in (total // 2, total - total // 2))
-
-
 def _same_with_strides(padding: Any, stride: Any) -> str | None:
     """The constructor refuses it; whoever sets attributes later is told by torch's function."""
-    if padding == "same" and tuple(_three(stride)) != (1, 1, 1):
+    if padding == "same" and tuple(three(stride)) != (1, 1, 1):
         return 'padding="same" with strides, which torch refuses'
     return None
 

@@ -23,15 +23,8 @@ from tvm_conv3d.spec import CHANNELS_FIRST
 from tvm_conv3d.support import process
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.torch import counting
+from tvm_conv3d.torch.arguments import DTYPES
 from tvm_conv3d.torch.operators.geometry import Geometry, in_torch
-
-#: What is computed here, and its names.
-DTYPES = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-}
 
 #: Calls that are kept at hand, told apart by shapes, types and arguments.
 MAX_CALLS = 4096

@@ -13,13 +13,15 @@ from torch import Tensor
 from tvm_conv3d.runtime import interchange
 from tvm_conv3d.runtime.folding import BatchNorm
 from tvm_conv3d.spec import CHANNELS_LAST, DATA_GRADIENT, Conv3DSpec
+from tvm_conv3d.spec.normalization import PRELU
 from tvm_conv3d.support import process
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.torch import counting
+from tvm_conv3d.torch.arguments import DTYPES
 from tvm_conv3d.torch.operators.composition import Epilogue, composed, in_channels_last
-from tvm_conv3d.torch.operators.cpu_convolution import DTYPES, EXECUTOR, MAX_CALLS, Prepared, prepare, weights_of
+from tvm_conv3d.torch.operators.cpu_convolution import EXECUTOR, MAX_CALLS, Prepared, prepare, weights_of
 from tvm_conv3d.torch.operators.geometry import Geometry
-from tvm_conv3d.torch.operators.post_ops import PRELU, with_slope
+from tvm_conv3d.torch.operators.post_ops import with_slope
 
 #: Types of batch norms beside those of inputs: parameters of float32 are usual beside half types.
 _NORM_DTYPES = {dtype: {dtype, torch.float32} if dtype.itemsize == 2 else {dtype} for dtype in DTYPES}
@@ -93,6 +95,20 @@ def fused_convolution_of(
         return in_channels_last(composed(x, weight, bias, epilogue, geometry))
     counting.count_ours()
     return result
+
+
+def spec_of(
+    kinds: tuple[Any, ...], post_ops: Sequence[str], slope: Tensor | None, geometry: Geometry
+) -> Conv3DSpec | None:
+    """The problem that calls with tensors of these kinds pose; None where torch's own code computes them.
+
+    Args:
+        kinds: shape and type of input, weight, bias, residual operand, and the batch norm's parts; None for none.
+        post_ops, slope: of an :class:`Epilogue`.
+        geometry: of the convolution.
+    """
+    fused = _prepare(kinds, with_slope(post_ops, slope), geometry)
+    return None if isinstance(fused, str) else fused.spec
 
 
 def _by_kernel(

@@ -17,8 +17,9 @@ from tvm_conv3d.spec.post_ops import ADD
 from tvm_conv3d.support import process
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.torch import counting
-from tvm_conv3d.torch.kernel import DTYPES
+from tvm_conv3d.torch.arguments import DTYPES
 from tvm_conv3d.torch.operators import post_ops as chains
+from tvm_conv3d.torch.operators.composition import in_channels_last
 
 #: Calls that are kept at hand, told apart by shapes, types and arguments.
 _MAX_CALLS = 4096
@@ -128,13 +129,7 @@ def composed(x: Tensor, given: Arguments) -> Tensor:
     else:
         y = functional.group_norm(x, groups, weight, bias, epsilon)
     y = chains.apply(y, post_ops, residual, slope)
-    if y.dim() != 5:
-        return y.contiguous()
-    _, channels, depth, height, width = y.shape
-    row = width * channels
-    # of axes of one element, too, whose strides torch does not look at
-    strides = (depth * height * row, 1, height * row, row, channels)
-    return y if y.stride() == strides else y.clone(memory_format=torch.channels_last_3d)
+    return in_channels_last(y) if y.dim() == 5 else y.contiguous()
 
 
 def _checked(x: Tensor, given: Arguments) -> tuple[str, ...] | _Refused:

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from tvm_conv3d.runtime import interchange
-from tvm_conv3d.torch.kernel import DTYPES
+from tvm_conv3d.torch.arguments import DTYPES
 
 
 def channels_inside(x: Tensor) -> tuple[np.ndarray, Callable[[np.ndarray], Tensor]]:

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from tvm_conv3d.spec import Triple
 from tvm_conv3d.torch import counting
-from tvm_conv3d.torch.kernel import DTYPES
+from tvm_conv3d.torch.arguments import DTYPES
 
 #: Takes an operator's arguments.
 _Kernel = Callable[..., Any]

@@ -1,0 +1,101 @@
+"""Machine code made before it is called, by several processes: within one, Python's lock lets one compile at a time.
+
+Run as a module, this is such a process: it reads a spec's key from each line of its input, and answers each by a line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.planner import make_plan
+from tvm_conv3d.runtime import threads
+from tvm_conv3d.runtime.compatibility import requested_target
+from tvm_conv3d.runtime.loader import at_hand, get_loaded, get_packing
+from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.target.cpu import available_cpus
+
+#: Specs below which a process, which imports TVM in a second, is not worth starting.
+_MIN_SPECS = 4
+
+
+def compile_ahead(specs: Iterable[Conv3DSpec], progress: Callable[[int, int], None] | None = None) -> None:
+    """Compiles what calls of these specs on this CPU will need, unless it is in the cache already.
+
+    What can't be compiled is left to the call, which says why.
+
+    Args:
+        specs: the problems, of weights without structure.
+        progress: is told how many of how many are done, from the start on; by one thread at a time.
+    """
+    missing = [spec for spec in dict.fromkeys(specs) if not spec.empty and not _is_at_hand(spec)]
+    count = min(available_cpus(), len(missing))
+    if count < 2 or len(missing) < _MIN_SPECS or not sys.executable:
+        return
+    left, done, lock = iter(missing), [0], threading.Lock()
+
+    def tell(finished: int) -> None:
+        done[0] += finished
+        if progress is not None:
+            progress(done[0], len(missing))
+
+    def work() -> None:
+        for _ in _answers(left, lock):
+            with lock:
+                tell(1)
+
+    tell(0)
+    workers = [threading.Thread(target=work) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+def _plan(spec: Conv3DSpec) -> Plan:
+    return make_plan(spec, requested_target(None, threads.get_num_threads()))
+
+
+def _is_at_hand(spec: Conv3DSpec) -> bool:
+    with contextlib.suppress(ValueError):
+        return at_hand(_plan(spec), requested_target(None, threads.get_num_threads()))
+    return True
+
+
+def _answers(left: Iterator[Conv3DSpec], lock: threading.Lock) -> Iterator[str]:
+    """Has a process of its own compile one spec after the other; ends where that dies."""
+    command = [sys.executable, "-m", __name__, str(threads.get_num_threads())]
+    pipe = subprocess.PIPE
+    with contextlib.suppress(OSError):
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        with process:
+            assert process.stdin is not None and process.stdout is not None
+            while True:
+                with lock:
+                    spec = next(left, None)
+                if spec is None:
+                    break
+                process.stdin.write(spec.key() + "\n")
+                process.stdin.flush()
+                answer = process.stdout.readline()
+                if not answer:
+                    break
+                yield answer
+
+
+def _serve(count: int) -> None:
+    threads.set_num_threads(count)
+    target = requested_target(None, count)
+    for line in sys.stdin:
+        with contextlib.suppress(ValueError, RuntimeError, MemoryError):
+            plan = _plan(Conv3DSpec.parse(line.strip()))
+            get_packing(get_loaded(plan, target), plan, target)
+        print("done", flush=True)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))

@@ -1,0 +1,69 @@
+"""What a recording depends on beside its inputs: the parts of a module and all that they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sized
+from operator import is_, itemgetter
+from typing import Any
+
+import torch
+from torch.nn.modules import module as torch_module
+
+from tvm_conv3d.torch.graph import state
+
+
+class Guards:
+    """Whether a module is what it was; looked at before each replay, in about a microsecond a part.
+
+    Plain values stay equal, all else the same objects. Tensors may be others of the same shape and type, as a replay
+    looks them up; but where two names had one tensor, that must stay so.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._sizes: list[tuple[Sized, int]] = []
+        self._values: list[tuple[Callable[[Any], Any], Any, Any]] = []
+        self._objects: list[tuple[Callable[[Any], Any], Any, Any]] = []
+        self._tensors: list[tuple[Any, Any, torch.Size, torch.dtype]] = []
+        seen: set[int] = set()
+        for hooks in (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks):
+            self._watch(hooks, hooks, seen)
+        for container, items in state.contents(module):
+            self._watch(container, items, seen)
+
+    def _watch(self, container: Any, items: Any, seen: set[int]) -> None:
+        self._sizes.append((container, len(container)))
+        if isinstance(container, (set, frozenset)):
+            # elements are their own keys: with the number of them, that all are there tells
+            self._values += [(frozenset(container).__le__, container, True)] if container else []
+            return
+        values: list[Any] = []
+        objects: list[Any] = []
+        for key, value in items.items():
+            if isinstance(value, torch.Tensor) and id(value) not in seen:
+                seen.add(id(value))
+                self._tensors.append((container, key, value.shape, value.dtype))
+            else:
+                (values if isinstance(value, state.VALUES) else objects).append(key)
+        for keys, table in ((values, self._values), (objects, self._objects)):
+            if keys:
+                # a tuple of one key, too
+                look = itemgetter(*keys, keys[0])
+                table.append((look, container, look(container)))
+
+    def hold(self) -> bool:
+        """Whether all is as it was."""
+        try:
+            return (
+                all(len(container) == size for container, size in self._sizes)
+                and all(look(container) == values for look, container, values in self._values)
+                and all(all(map(is_, look(container), objects)) for look, container, objects in self._objects)
+                and all(self._is_like(*watched) for watched in self._tensors)
+            )
+        except Exception:
+            # something is gone, or is of another kind
+            return False
+
+    @staticmethod
+    def _is_like(container: Any, key: Any, shape: torch.Size, dtype: torch.dtype) -> bool:
+        tensor = container[key]
+        return tensor.shape == shape and tensor.dtype == dtype

@@ -1,0 +1,213 @@
+"""Torch's functions by what they compute: nodes of a graph as convolutions, norms and steps behind them."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.fx import Node
+from torch.nn import functional
+
+from tvm_conv3d.spec import post_ops
+from tvm_conv3d.spec.normalization import PRELU
+from tvm_conv3d.torch.arguments import DTYPES, same_padding, three
+from tvm_conv3d.torch.graph.tensors import info
+from tvm_conv3d.torch.operators.convolution import CONVOLUTION
+
+
+class Convolution(NamedTuple):
+    """A convolution's operands and arguments, as :class:`tvm_conv3d.torch.operators.geometry.Geometry` has them."""
+
+    input: Node
+    weight: Node
+    bias: Node | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+
+class Norm(NamedTuple):
+    """A norm over all positions.
+
+    Attributes:
+        input: what is normalised.
+        groups: of channels with common statistics.
+        mean, variance: given statistics; None where they are the input's own.
+        weight, bias: of each channel, or None.
+        epsilon: added to variances.
+    """
+
+    input: Node
+    groups: int
+    mean: Node | None
+    variance: Node | None
+    weight: Node | None
+    bias: Node | None
+    epsilon: float
+
+
+class Step(NamedTuple):
+    """One post-op.
+
+    Attributes:
+        text: as of :mod:`tvm_conv3d.spec.post_ops`, or :data:`PRELU`.
+        residual: what is added.
+        slope: of :data:`PRELU`.
+    """
+
+    text: str
+    residual: Node | None = None
+    slope: Node | None = None
+
+
+def convolution_of(node: Node) -> Convolution | None:
+    """The 3-D convolution of a batch that a node computes; None where it computes something else."""
+    given = bound(node, _CONVOLUTIONS)
+    if given is None or not is_volume(given["input"]):
+        return None
+    weight = info(given["weight"])
+    if weight is None or len(weight.shape) != 5:
+        return None
+    dilation = three(given["dilation"])
+    return Convolution(
+        given["input"],
+        given["weight"],
+        given["bias"],
+        three(given["stride"]),
+        _padding(given["padding"], weight.shape[2:], dilation),
+        dilation,
+        given.get("transposed", node.target is torch.conv_transpose3d),
+        three(given.get("output_padding", 0)),
+        given["groups"],
+    )
+
+
+def norm_of(node: Node) -> Norm | None:
+    """The norm that a node computes, where it does as in inference; None where it computes something else."""
+    given = bound(node, _NORMS)
+    if given is None or not is_volume(given["input"]):
+        return None
+    of = info(given["input"])
+    channels = None if of is None else of.shape[1]
+    if of is None or not isinstance(channels, int):
+        return None
+    affine = (given["weight"], given["bias"], given["eps"])
+    if node.target is functional.group_norm:
+        if given["num_groups"] == channels and all(extent == 1 for extent in of.shape[2:]):
+            # what torch refuses as an instance norm
+            return None
+        return Norm(given["input"], given["num_groups"], None, None, *affine)
+    if given.get("use_input_stats", False):
+        return Norm(given["input"], channels, None, None, *affine)
+    mean, variance = given["running_mean"], given["running_var"]
+    if given.get("training", False) or mean is None or variance is None:
+        return None
+    return Norm(given["input"], channels, mean, variance, *affine)
+
+
+def step_of(node: Node, value: Node) -> Step | None:
+    """What a node does to `value`, its one use, where an epilogue can do it."""
+    given = bound(node, _SUMS)
+    if given is not None:
+        other = given["other"] if given["input"] is value else given["input"]
+        return Step(post_ops.ADD, other) if given["alpha"] == 1 and _alike(value, other) else None
+    given = bound(node, _STEPS)
+    if given is None or given["input"] is not value or not _is_float(value):
+        return None
+    if node.target is torch.prelu:
+        slope = info(given["weight"])
+        return Step(PRELU, slope=given["weight"]) if slope is not None and slope.shape == (1,) else None
+    return Step(_ACTIVATIONS[node.target](given))
+
+
+def sum_of(node: Node) -> tuple[Node, Node] | None:
+    """The operands of a sum of two different volumes of one shape and type; None where a node is something else."""
+    given = bound(node, _SUMS)
+    if given is None or given["alpha"] != 1 or not is_volume(given["input"]):
+        return None
+    return (given["input"], given["other"]) if _alike(given["input"], given["other"]) else None
+
+
+def is_volume(node: Any) -> bool:
+    """Whether a node is a batch of volumes, (batch, channels, depth, height, width), that our operators take."""
+    of = info(node) if isinstance(node, Node) else None
+    return of is not None and len(of.shape) == 5 and of.dtype in DTYPES and of.device.type == "cpu"
+
+
+def bound(node: Node, signatures: Mapping[Any, inspect.Signature]) -> dict[str, Any] | None:
+    """The arguments of a node by name, defaults included; None where its function is none of these."""
+    if node.op != "call_function" or node.target not in signatures:
+        return None
+    try:
+        found = signatures[node.target].bind(*node.args, **node.kwargs)
+    except TypeError:
+        return None
+    found.apply_defaults()
+    return found.arguments
+
+
+def _is_float(node: Node) -> bool:
+    of = info(node)
+    return of is not None and of.dtype in DTYPES
+
+
+def _alike(value: Node, other: Any) -> bool:
+    """Whether `other` is another tensor of the shape and type of `value`."""
+    if not isinstance(other, Node) or other is value:
+        return False
+    a, b = info(value), info(other)
+    return a is not None and b is not None and a.shape == b.shape and a.dtype == b.dtype
+
+
+def _padding(padding: Any, kernel: Sequence[int], dilation: tuple[int, ...]) -> tuple[int, ...]:
+    """Three or six numbers, as :class:`tvm_conv3d.torch.operators.geometry.Geometry` has them."""
+    if padding == "same":
+        return same_padding(kernel, dilation)
+    return (0, 0, 0) if padding == "valid" else three(padding)
+
+
+def _signature(arguments: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(arguments)
+
+
+#: Arguments of functions that tell Python nothing of them; of others `inspect` knows.
+_CONVOLUTIONS = {
+    CONVOLUTION: _signature(
+        lambda input, weight, bias, stride, padding, dilation, transposed, output_padding, groups: ...
+    ),
+    torch.conv3d: _signature(lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: ...),
+    torch.conv_transpose3d: _signature(
+        lambda input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1: ...
+    ),
+}
+_NORMS = {
+    function: inspect.signature(function)
+    for function in (functional.batch_norm, functional.instance_norm, functional.group_norm)
+}
+_SUM = _signature(lambda input, other, *, alpha=1: ...)
+_SUMS = dict.fromkeys((torch.add, torch.Tensor.add, torch.Tensor.__add__, operator.add), _SUM)
+
+#: Each activation that an epilogue does in passing, and its step. Others would call a function of the C library for
+#: each element, where torch has vectors.
+_ACTIVATIONS: dict[Any, Callable[[dict[str, Any]], str]] = {
+    functional.relu: lambda given: "relu",
+    torch.relu: lambda given: "relu",
+    torch.Tensor.relu: lambda given: "relu",
+    functional.relu6: lambda given: "relu6",
+    functional.leaky_relu: lambda given: f"leaky_relu:{given['negative_slope']!r}",
+    functional.hardsigmoid: lambda given: "hard_sigmoid",
+    functional.hardswish: lambda given: "hard_silu",
+    functional.hardtanh: lambda given: f"hard_tanh:{given['min_val']!r}:{given['max_val']!r}",
+    functional.softsign: lambda given: "softsign",
+}
+_UNARY = _signature(lambda input: ...)
+_STEPS = {
+    **{function: inspect.signature(function) if inspect.isfunction(function) else _UNARY for function in _ACTIVATIONS},
+    torch.prelu: _signature(lambda input, weight: ...),
+}

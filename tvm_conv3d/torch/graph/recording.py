@@ -1,0 +1,331 @@
+"""A module's call as a graph: the torch functions that it calls for inputs of these shapes, in their order.
+
+The module runs once, by torch itself, under a mode that sees each function (`torch.overrides.TorchFunctionMode`).
+Python's own values are noted as they are, so a recording holds for inputs of the same shapes, types and strides, and
+for as long as the module's attributes are the same (:mod:`tvm_conv3d.torch.graph.guards`).
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import Graph, Node
+from torch.nn.modules import module as torch_module
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakIdKeyDictionary
+
+from tvm_conv3d.torch.graph import in_place, state
+from tvm_conv3d.torch.graph.tensors import TensorInfo, set_info
+
+#: Functions whose result says nothing of a tensor's values.
+_OF_FORM = frozenset(
+    (
+        "dim",
+        "size",
+        "stride",
+        "numel",
+        "nelement",
+        "ndimension",
+        "element_size",
+        "is_contiguous",
+        "is_floating_point",
+        "is_complex",
+        "is_tensor",
+        "is_storage",
+        "storage_offset",
+        "__len__",
+        "get_device",
+        "is_inference",
+        "is_same_size",
+        "_set_grad_enabled",
+        "is_grad_enabled",
+        "result_type",
+        "broadcast_shapes",
+    )
+)
+
+#: Functions whose result has a shape that depends on values.
+_OF_VALUES = frozenset(
+    (
+        "nonzero",
+        "argwhere",
+        "unique",
+        "_unique2",
+        "unique_consecutive",
+        "unique_dim",
+        "masked_select",
+        "bincount",
+        "repeat_interleave",
+        "to_sparse",
+    )
+)
+
+#: Functions that look at the order of memory, which a replay has otherwise.
+_OF_MEMORY = frozenset(
+    (
+        "as_strided",
+        "as_strided_",
+        "as_strided_scatter",
+        "set_",
+        "data_ptr",
+        "untyped_storage",
+    )
+)
+
+#: What arguments of recorded functions may be beside tensors and containers.
+_PLAIN = (
+    str,
+    int,
+    float,
+    bool,
+    complex,
+    type(None),
+    type(...),
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+)
+
+
+#: Why a call can't be replayed that changes more than tensors.
+CHANGES = "it changes what its parts hold"
+
+#: A container and a key of it: the `vars` of a part of a module or of an object in it, or a list or dict.
+Place = tuple[Any, Any]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a module did.
+
+    Attributes:
+        result: of the call.
+        graph: of tensors in, one placeholder each; out come the result's leaves, and behind them what is left in
+            `places`. None where it can't be replayed.
+        structure: of the result.
+        places: where the call leaves tensors for later: attributes, or elements of lists and dicts in attributes.
+        reason: why it can't be replayed.
+    """
+
+    result: Any
+    graph: Graph | None
+    structure: pytree.TreeSpec
+    places: Sequence[Place]
+    reason: str | None
+
+
+def record(module: torch.nn.Module, call: Callable[[], Any], inputs: Sequence[torch.Tensor]) -> Recording:
+    """Calls the module, and notes what it did.
+
+    Args:
+        module: whose parameters, buffers and tensors in attributes the graph refers to by their names.
+        call: the call of its `forward`.
+        inputs: the tensors among its arguments.
+
+    Raises:
+        What the module raises.
+    """
+    recorder = Recorder(module, inputs)
+    # those of the module itself are called around its `forward`
+    parts = [(name, part) for name, part in module.named_modules() if part is not module]
+    hooked = [name for name, part in parts if part._forward_hooks or part._forward_pre_hooks]
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        hooked.append("all modules")
+    if hooked:
+        recorder.refuse(f"there are hooks on {hooked[0]}")
+    before, drawn = list(state.contents(module)), _random_state()
+    with recorder:
+        result = call()
+    if _random_state() != drawn:
+        recorder.refuse("it draws random numbers")
+    places, left = _changes(before, list(state.contents(module)), recorder)
+    leaves, structure = pytree.tree_flatten(result)
+    return Recording(result, recorder.finish([*leaves, *left]), structure, places, recorder.reason)
+
+
+def _random_state() -> tuple[Any, ...]:
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), np.random.get_state()[1].tobytes()  # type: ignore[index]
+
+
+def _changes(before: Any, after: Any, recorder: Recorder) -> tuple[list[Place], list[torch.Tensor]]:
+    """Where the call left tensors, and these; anything else that it changed would be lost in a replay."""
+    places, tensors = [], []
+    same = [id(container) for container, _ in before] == [id(container) for container, _ in after]
+    if not same or any(old.keys() != new.keys() for (_, old), (_, new) in zip(before, after, strict=True)):
+        recorder.refuse(CHANGES)
+        return [], []
+    for (container, old), (_, new) in zip(before, after, strict=True):
+        for key, value in new.items():
+            was = old[key]
+            if value is was or (isinstance(value, state.VALUES) and type(value) is type(was) and value == was):
+                continue
+            if isinstance(value, torch.Tensor) and type(container) in (list, dict):
+                places.append((container, key))
+                tensors.append(value)
+            else:
+                recorder.refuse(f"{CHANGES}: {key!r}")
+    return places, tensors
+
+
+class Recorder(TorchFunctionMode):
+    """The mode that notes functions.
+
+    Args:
+        module: as of :func:`record`.
+        inputs: as of :func:`record`.
+    """
+
+    def __init__(self, module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self.reason: str | None = None
+        self._graph = Graph()
+        self._nodes = WeakIdKeyDictionary()
+        self._storages = 0
+        self._given = {tensor.untyped_storage()._cdata for tensor in inputs}
+        for number, tensor in enumerate(inputs):
+            self._know(tensor, self._graph.placeholder(f"input_{number}"))
+        self._names: dict[int, tuple[str, torch.Tensor]] = {
+            id(tensor): (name, tensor) for name, tensor in reversed(list(_held(module)))
+        }
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.reason is None:
+            try:
+                self._note(func, args, kwargs or {}, result)
+            except Exception as error:
+                # whatever torch's functions take and return: what is not known is not replayed
+                self.refuse(f"{function_name(func)} can't be noted: {type(error).__name__}: {error}")
+        return result
+
+    def refuse(self, reason: str) -> None:
+        """Notes why there will be no graph; the first reason counts."""
+        self.reason = self.reason or reason
+
+    def finish(self, leaves: Sequence[Any]) -> Graph | None:
+        """The graph, whose outputs are these leaves of a result."""
+        outputs = self._arguments(leaves)
+        if self.reason is not None:
+            return None
+        self._graph.output(outputs)
+        return self._graph
+
+    def _note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        if torch.is_autocast_enabled("cpu"):
+            return self.refuse("autocast")
+        name = function_name(func)
+        if name in _OF_MEMORY:
+            return self.refuse(f"{name} looks at the order of memory")
+        if name in _OF_VALUES or (name == "where" and len(args) + len(kwargs) == 1) or _by_mask(name, args):
+            return self.refuse(f"{name} gives a shape that depends on values")
+        if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result)):
+            if not _of_form(func, name):
+                self.refuse(f"{name} makes a Python value of a tensor, on which what follows may depend")
+            return None
+        given = self._arguments(args), self._arguments(kwargs)
+        if self.reason is not None:
+            return None
+        written = in_place.written(func, args, kwargs)
+        if written is not None and written.untyped_storage()._cdata in self._foreign():
+            return self.refuse(f"{name} writes into an input, a parameter or a buffer")
+        if _is_getter(func):
+            node = self._graph.call_function(getattr, (*given[0][:1], name))
+        else:
+            node = self._graph.call_function(func, *given)
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        return self._name_results(node, result, tensors)
+
+    def _name_results(self, node: Node, result: Any, given: Sequence[torch.Tensor]) -> None:
+        if isinstance(result, torch.Tensor):
+            self._know(result, node, given)
+            return None
+        if not isinstance(result, (tuple, list)):
+            return self.refuse(f"{node.name} returns a {type(result).__name__}")
+        for number, part in enumerate(result):
+            if isinstance(part, (torch.Tensor, tuple, list)):
+                self._name_results(self._graph.call_function(operator.getitem, (node, number)), part, given)
+        return None
+
+    def _know(self, tensor: torch.Tensor, node: Node, given: Iterable[torch.Tensor] = ()) -> None:
+        """Notes which node a tensor comes of, and whose memory it shares."""
+        place = tensor.untyped_storage()._cdata
+        shared = [self._nodes[other][1] for other in given if other.untyped_storage()._cdata == place]
+        if not shared:
+            self._storages += 1
+        number = shared[0] if shared else self._storages
+        self._nodes[tensor] = (set_info(node, TensorInfo.of(tensor, number)), number)
+
+    def _foreign(self) -> set[int]:
+        """Memory that is not the call's own."""
+        return self._given.union(tensor.untyped_storage()._cdata for _, tensor in self._names.values())
+
+    def _arguments(self, value: Any) -> Any:
+        """Arguments with nodes in place of tensors."""
+        if isinstance(value, torch.Tensor):
+            return self._node(value)
+        if isinstance(value, (tuple, list)):
+            return list(map(self._arguments, value)) if isinstance(value, list) else tuple(map(self._arguments, value))
+        if isinstance(value, Mapping):
+            return {key: self._arguments(part) for key, part in value.items()}
+        if isinstance(value, slice):
+            return slice(*map(self._arguments, (value.start, value.stop, value.step)))
+        if isinstance(value, np.generic):
+            return value.item()
+        if not isinstance(value, _PLAIN):
+            self.refuse(f"an argument of type {type(value).__name__}")
+        return value
+
+    def _node(self, tensor: torch.Tensor) -> Node | None:
+        known = self._nodes.get(tensor)
+        if known is None and id(tensor) in self._names:
+            name, _ = self._names[id(tensor)]
+            self._know(tensor, self._graph.get_attr(name))
+            known = self._nodes[tensor]
+        if known is None:
+            self.refuse("a tensor that is neither an input, held by the module, nor made by torch's functions")
+            return None
+        return known[0]
+
+
+def function_name(func: Any) -> str:
+    """The name by which people know a function of torch's."""
+    if _is_getter(func):
+        return str(func.__self__.__name__)
+    return str(getattr(func, "__name__", func))
+
+
+def _by_mask(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether elements are chosen by a mask."""
+    if name not in ("__getitem__", "index", "index_put", "index_put_", "__setitem__"):
+        return False
+    masks = (torch.bool, torch.uint8)
+    return any(isinstance(leaf, torch.Tensor) and leaf.dtype in masks for leaf in pytree.tree_leaves(args[1:]))
+
+
+def _is_getter(func: Any) -> bool:
+    """Whether it reads an attribute of a tensor."""
+    return getattr(func, "__name__", "") == "__get__"
+
+
+def _of_form(func: Any, name: str) -> bool:
+    return _is_getter(func) or name in _OF_FORM
+
+
+def _held(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters, buffers and other tensors in attributes, by their names."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            if isinstance(value, torch.Tensor):
+                yield f"{path}.{name}" if path else name, value

@@ -1,0 +1,52 @@
+"""What is known of the tensors in a graph: where they came from decides what may be rewritten."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch.fx import Node
+
+_KEY = "tvm_conv3d"
+
+
+class TensorInfo(NamedTuple):
+    """What one tensor is.
+
+    Attributes:
+        shape, strides: in elements; those of compilers that trace sizes may hold symbols.
+        dtype, device: of it.
+        storage: equal for tensors that share memory.
+    """
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    storage: int
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor, storage: int) -> TensorInfo:
+        """That of a tensor."""
+        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, storage)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether it lies in memory in the order of its axes; axes of one element may have any stride."""
+        step = 1
+        for extent, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if extent != 1 and stride != step:
+                return False
+            step *= extent
+        return True
+
+
+def info(node: Node) -> TensorInfo | None:
+    """What is known of a node's tensor; None where it is none, or several."""
+    return node.meta.get(_KEY)
+
+
+def set_info(node: Node, value: TensorInfo | None) -> Node:
+    """Notes what the node's tensor is, and returns the node."""
+    node.meta[_KEY] = value
+    return node
