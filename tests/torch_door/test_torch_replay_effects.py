@@ -284,6 +284,22 @@ def test_an_input_that_the_module_holds() -> None:
     agree(fast, plain, inputs(3))
 
 
+class Closed(dict[str, int]):
+    def __iter__(self) -> Any:
+        raise RuntimeError("nobody looks into this")
+
+    def keys(self) -> Any:
+        raise RuntimeError("nobody looks into this")
+
+
+def test_parts_that_cannot_be_looked_at() -> None:
+    fast, plain = pair(lambda self, y, x: y.relu())
+    for each in (fast, plain):
+        each.closed = Closed(a=1)
+    agree(fast, plain, inputs(3))
+    assert len(fast.report.replayed) == 1 and "nobody looks into this" in told(fast)
+
+
 def test_zeros_tell_nothing() -> None:
     fast, plain = pair(lambda self, y, x: (y - self.conv.bias[:, None, None, None]).relu())
     agree(fast, plain, [torch.zeros(SHAPE), *inputs(3)])

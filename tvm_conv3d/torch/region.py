@@ -150,7 +150,9 @@ class Region:
         tries = self._tries.get(key) or _Tries()
         self._tries.put(key, tries)
         tries.count += 1
-        guards: Guards | None = Guards(self._module)
+        guards = self._guards(key, tensors)
+        if guards is None:
+            return self._layers(*args, **kwargs)
         before = pytree.tree_leaves((args, kwargs))
         recording = record(self._module, lambda: self._layers(*args, **kwargs), tensors)
         after = pytree.tree_leaves((args, kwargs))
@@ -160,7 +162,7 @@ class Region:
         if reason is None and graph is not None:
             run, reason = self._made(graph, tensors, recording.result)
         wanted = pytree.tree_leaves(recording.result)
-        settled = guards is not None and guards.hold() and (run is None or replay.tells(wanted))
+        settled = guards.hold() and (run is None or replay.tells(wanted))
         if not settled and tries.count < _MAX_TRIES:
             # the next call may do something else, or tell more
             return recording.result
@@ -170,6 +172,21 @@ class Region:
         self._replays.put(key, _Replay(run, recording.structure, recording.places, guards))
         self._report.recorded(_sizes(tensors), described(graph) if graph is not None and run else [], reason)
         return recording.result
+
+    def _guards(self, key: Hashable, tensors: Sequence[torch.Tensor]) -> Guards | None:
+        """What a recording will depend on; None where there can be none."""
+        held = {id(tensor) for tensor in (*self._module.parameters(), *self._module.buffers())}
+        if any(id(tensor) in held for tensor in tensors):
+            # in a graph it would be the input for ever
+            self._report.note("an input that is the module's own parameter or buffer")
+            return None
+        try:
+            return Guards(self._module)
+        except Exception as error:
+            reason = f"what its parts hold can't be looked at: {type(error).__name__}: {error}"
+            self._replays.put(key, _Replay(None, pytree.tree_structure(None), (), None))
+            self._report.recorded(_sizes(tensors), [], reason)
+            return None
 
     def _made(self, graph: Graph, tensors: Sequence[torch.Tensor], expected: Any) -> tuple[Any, str | None]:
         """The graph as a function, where it computes what the module does; else why there is none."""
@@ -201,10 +218,7 @@ def _not_replayed(module: torch.nn.Module, tensors: Sequence[torch.Tensor]) -> s
         return "gradients are enabled: call it under torch.inference_mode() or torch.no_grad()"
     if torch.is_autocast_enabled("cpu"):
         return "autocast"
-    held = {id(tensor) for tensor in (*module.parameters(), *module.buffers())} if tensors else set()
     for tensor in tensors:
-        if id(tensor) in held:
-            return "an input that is the module's own parameter or buffer"
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
             return f"an input of {type(tensor).__name__}"
         if tensor.device.type != "cpu" or tensor.layout != torch.strided:
