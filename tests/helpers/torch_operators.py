@@ -52,3 +52,16 @@ def by_torch(*words: str) -> bool:
     """Whether torch computed, for one reason with these words."""
     found = ours.counters()
     return found.ours == 0 and len(found.torch) == 1 and all(word in next(iter(found.torch)) for word in words)
+
+
+def check_compiled(operator: Any, arguments: Any) -> None:
+    """Compiled without a break, at another size and in another order of memory too, with the gradient."""
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: operator(x, *arguments), fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 4, 5, 6, 7)
+    for each in (x, x.to(memory_format=LAST), torch.randn(3, 4, 9, 8, 7)):
+        torch.testing.assert_close(compiled(each), operator(each, *arguments))
+    x.requires_grad_()
+    compiled(x).sum().backward()
+    torch.testing.assert_close(x.grad, torch.autograd.grad(operator(x, *arguments).sum(), x)[0])
+    torch.compiler.reset()

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from torch.nn import functional as F  # noqa: E402  (needs torch)
 
 import tvm_conv3d.torch as ours  # noqa: E402
-from torch_operators import DTYPES, LAST, all_ours, by_torch, check, orders  # noqa: E402
+from torch_operators import DTYPES, LAST, all_ours, by_torch, check, check_compiled, orders  # noqa: E402
 from tvm_conv3d.torch.operators.pooling import POOLING  # noqa: E402
 
 NONE, ONE = (0, 0, 0), (1, 1, 1)
@@ -256,15 +256,7 @@ def test_transforms(arguments: Any) -> None:
 
 @pytest.mark.parametrize("arguments", ARGUMENTS)
 def test_compile_without_a_break(arguments: Any) -> None:
-    torch.compiler.reset()
-    compiled = torch.compile(lambda x: POOLING(x, *arguments), fullgraph=True, backend="aot_eager")
-    x = torch.randn(2, 4, 5, 6, 7)
-    for each in (x, x.to(memory_format=LAST), torch.randn(3, 4, 9, 8, 7)):
-        torch.testing.assert_close(compiled(each), POOLING(each, *arguments))
-    x.requires_grad_()
-    compiled(x).sum().backward()
-    torch.testing.assert_close(x.grad, torch.autograd.grad(POOLING(x, *arguments).sum(), x)[0])
-    torch.compiler.reset()
+    check_compiled(POOLING, arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

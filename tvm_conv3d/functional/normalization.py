@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +67,9 @@ def normalize(
         # squares of more than float32 holds
         moments = _moments(x.astype(_FLOAT64), samples, groups, rows)
     affine = _channels(channels, (1 if weight is None else weight, 0 if bias is None else bias))
-    pointers = map(_pointer, (x, x if residual is None else residual, out, tables))
+    pointers = helper_code.pointers(x, x if residual is None else residual, out, tables)
     with exit_guard.in_flight():
-        make_tables(*map(_pointer, (moments, affine, tables)), samples, channels, rows.period, epsilon)
+        make_tables(*helper_code.pointers(moments, affine, tables), samples, channels, rows.period, epsilon)
         threads.run(apply, *pointers, slope, samples, elements, rows.period, rows.chunk)
     return out
 
@@ -81,10 +80,10 @@ def _moments(x: np.ndarray, samples: int, groups: int, rows: Rows) -> np.ndarray
     add_up, make_moments = _moments_code(x.dtype)
     sums = output_pool.aligned((samples, rows.tasks, ROOM, rows.period), _FLOAT64)
     moments = np.empty((samples, 2, channels))
-    pointers = _pointer(sums), _pointer(moments)
+    pointers = helper_code.pointers(x, sums, moments)
     with exit_guard.in_flight():
-        threads.run(add_up, _pointer(x), pointers[0], samples, elements, channels, rows.period, rows.chunk)
-        make_moments(*pointers, samples, elements // channels, channels, groups, rows.period, rows.tasks)
+        threads.run(add_up, *pointers[:2], samples, elements, channels, rows.period, rows.chunk)
+        make_moments(*pointers[1:], samples, elements // channels, channels, groups, rows.period, rows.tasks)
     return moments
 
 
@@ -93,10 +92,6 @@ def _channels(channels: int, values: tuple[Any, Any]) -> np.ndarray:
     found = np.empty((2, channels))
     found[0], found[1] = values
     return found
-
-
-def _pointer(array: np.ndarray) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.__array_interface__["data"][0])
 
 
 @functools.cache

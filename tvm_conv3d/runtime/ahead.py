@@ -10,14 +10,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
-from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import make_plan
 from tvm_conv3d.runtime import threads
 from tvm_conv3d.runtime.compatibility import requested_target
 from tvm_conv3d.runtime.loader import at_hand, get_loaded, get_packing
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.target.cpu import available_cpus
+
+if TYPE_CHECKING:
+    from tvm.target import Target
 
 #: Specs below which a process, which imports TVM in a second, is not worth starting.
 _MIN_SPECS = 4
@@ -32,7 +35,8 @@ def compile_ahead(specs: Iterable[Conv3DSpec], progress: Callable[[int, int], No
         specs: the problems, of weights without structure.
         progress: is told how many of how many are done, from the start on; by one thread at a time.
     """
-    missing = [spec for spec in dict.fromkeys(specs) if not spec.empty and not _is_at_hand(spec)]
+    target = requested_target(None, threads.get_num_threads())
+    missing = [spec for spec in dict.fromkeys(specs) if not spec.empty and not _is_at_hand(spec, target)]
     count = min(available_cpus(), len(missing))
     if count < 2 or len(missing) < _MIN_SPECS or not sys.executable:
         return
@@ -56,13 +60,10 @@ def compile_ahead(specs: Iterable[Conv3DSpec], progress: Callable[[int, int], No
         worker.join()
 
 
-def _plan(spec: Conv3DSpec) -> Plan:
-    return make_plan(spec, requested_target(None, threads.get_num_threads()))
-
-
-def _is_at_hand(spec: Conv3DSpec) -> bool:
+def _is_at_hand(spec: Conv3DSpec, target: Target) -> bool:
+    """Whether nothing is to be compiled for a spec, be it that nothing can be."""
     with contextlib.suppress(ValueError):
-        return at_hand(_plan(spec), requested_target(None, threads.get_num_threads()))
+        return at_hand(make_plan(spec, target), target)
     return True
 
 
@@ -92,7 +93,7 @@ def _serve(count: int) -> None:
     target = requested_target(None, count)
     for line in sys.stdin:
         with contextlib.suppress(ValueError, RuntimeError, MemoryError):
-            plan = _plan(Conv3DSpec.parse(line.strip()))
+            plan = make_plan(Conv3DSpec.parse(line.strip()), target)
             get_packing(get_loaded(plan, target), plan, target)
         print("done", flush=True)
 

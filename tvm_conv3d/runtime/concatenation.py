@@ -40,10 +40,9 @@ def concatenate(arrays: Sequence[np.ndarray]) -> np.ndarray:
     out = output_pool.empty((*outer, total), arrays[0].dtype)
     numbers = (math.prod(outer), max(1, _TASK // (total * out.itemsize)), total, *channels)
     packed = (ctypes.c_int64 * len(numbers))(*numbers)
-    places = [array.__array_interface__["data"][0] for array in (*arrays, out)]
     code = _code(len(arrays), 8 * out.itemsize)
     with exit_guard.in_flight():
-        threads.run(code, *map(ctypes.c_void_p, (*places, ctypes.addressof(packed))))
+        threads.run(code, *helper_code.pointers(*arrays, out), ctypes.c_void_p(ctypes.addressof(packed)))
     return out
 
 

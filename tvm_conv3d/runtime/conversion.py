@@ -48,11 +48,10 @@ def contiguous(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
         return out
     function, axes, tile = plan(array.shape, [stride // array.itemsize for stride in array.strides], array.itemsize)
     numbers = [*(number for column in zip(*axes, strict=True) for number in column), *tile]
-    places = [a.__array_interface__["data"][0] for a in (array, out)]
     packed = (ctypes.c_int64 * len(numbers))(*numbers)
     copy = _compiled(function, *_types(array.dtype, dtype))
     with exit_guard.in_flight():
-        threads.run(copy, *map(ctypes.c_void_p, (*places, ctypes.addressof(packed))))
+        threads.run(copy, *helper_code.pointers(array, out), ctypes.c_void_p(ctypes.addressof(packed)))
     return out
 
 

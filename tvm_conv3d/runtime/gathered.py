@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +25,8 @@ def gather(x: np.ndarray, tables: Tables) -> np.ndarray:
         MemoryError: there is none for the result.
     """
     out = output_pool.empty(tables.shape, x.dtype)
-    places = (array.__array_interface__["data"][0] for array in (x, out, tables.numbers, tables.factors))
     with exit_guard.in_flight():
-        threads.run(_code(tables.form), *map(ctypes.c_void_p, places))
+        threads.run(_code(tables.form), *helper_code.pointers(x, out, tables.numbers, tables.factors))
     return out
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tvm_conv3d.engine import build, cache
 from tvm_conv3d.engine.artifact import Artifact, check_versions, key_of, target_text
@@ -15,6 +18,12 @@ from tvm_conv3d.target.cpu import host_target
 
 if TYPE_CHECKING:
     from tvm import IRModule
+
+
+def pointers(*arrays: np.ndarray) -> list[ctypes.c_void_p]:
+    """Where the first elements of arrays lie, as this code takes it."""
+    return [ctypes.c_void_p(array.__array_interface__["data"][0]) for array in arrays]
+
 
 _modules: dict[str, Any] = process.keep("helper_code: loaded code", {})
 _lock = ForkSafeLock()

@@ -42,10 +42,15 @@ class Pads(NamedTuple):
 NO_PADS = (Pads(0, 0), Pads(0, 0), Pads(0, 0))
 
 
-def _positive_triple(name: str, value: Sequence[int]) -> Triple:
+def check_triple(name: str, value: Sequence[int], least: int = 1) -> Triple:
+    """Three numbers, of depth, height and width.
+
+    Raises:
+        ValueError: there are more or fewer, or one is less than `least`.
+    """
     numbers = tuple(int(v) for v in value)
-    if len(numbers) != 3 or min(numbers) < 1:
-        raise ValueError(f"`{name}` must be three integers of at least 1. Received: {value}")
+    if len(numbers) != 3 or min(numbers) < least:
+        raise ValueError(f"`{name}` must be three integers of at least {least}. Received: {value}")
     return numbers
 
 
@@ -233,7 +238,7 @@ class Conv3DSpec(Convolution):
 
     def __post_init__(self) -> None:
         for name in ("kernel", "strides", "dilation", "input_dilation"):
-            object.__setattr__(self, name, _positive_triple(name, getattr(self, name)))
+            object.__setattr__(self, name, check_triple(name, getattr(self, name)))
         object.__setattr__(self, "size", tuple(int(v) for v in self.size))
         object.__setattr__(self, "pads", tuple(Pads(int(a), int(b)) for a, b in self.pads))
         if len(self.size) != 3 or min(self.size) < 0 or self.batch < 0:

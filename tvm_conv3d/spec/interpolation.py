@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm_conv3d.spec import Triple
+from tvm_conv3d.spec import Triple, check_triple
 
 NEAREST, TRILINEAR = "nearest", "trilinear"
 
@@ -35,9 +35,7 @@ class Interpolation:
         if self.mode not in MODES:
             raise ValueError(f"`mode` must be one of {', '.join(MODES)}. Received: {self.mode!r}")
         for name in ("size", "out_size"):
-            values = getattr(self, name)
-            if len(values) != 3 or min(values) < 1:
-                raise ValueError(f"`{name}` must be three integers of at least 1. Received: {values}")
+            check_triple(name, getattr(self, name))
         if len(self.scales) not in (0, 3):
             raise ValueError(f"`scales` must be three numbers, or none. Received: {self.scales}")
         if self.align_corners and self.mode != TRILINEAR:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from tvm_conv3d.spec import Triple
+from tvm_conv3d.spec import Triple, check_triple
 
 MAX, AVERAGE = "max", "average"
 
@@ -43,8 +43,8 @@ class Pooling:
         if self.kind not in KINDS:
             raise ValueError(f"`kind` must be one of {', '.join(KINDS)}. Received: {self.kind!r}")
         for name in ("size", "kernel", "strides", "dilation"):
-            _check_triple(name, getattr(self, name), 1)
-        _check_triple("pads", self.pads, 0)
+            check_triple(name, getattr(self, name))
+        check_triple("pads", self.pads, 0)
         if any(2 * pad > k for pad, k in zip(self.pads, self.kernel, strict=True)):
             raise ValueError(
                 f"`pads` must be at most half of the kernel. Received: pads={self.pads}, kernel={self.kernel}"
@@ -74,8 +74,3 @@ class Pooling:
         windows = (size + 2 * pad - covered + (stride - 1 if self.ceil_mode else 0)) // stride + 1
         # the last one must begin before the padding behind
         return windows - 1 if self.ceil_mode and (windows - 1) * stride >= size + pad else windows
-
-
-def _check_triple(name: str, values: Triple, least: int) -> None:
-    if len(values) != 3 or min(values) < least:
-        raise ValueError(f"`{name}` must be three integers of at least {least}. Received: {values}")

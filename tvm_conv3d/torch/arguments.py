@@ -24,7 +24,14 @@ def three(value: Any) -> tuple[int, ...]:
     return values * 3 if len(values) == 1 else values
 
 
-def same_padding(kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
-    """Zeros before and after each axis of `padding="same"`; an odd one is behind."""
-    totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-    return tuple(pad for total in totals for pad in (total // 2, total - total // 2))
+def explicit_padding(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+    """A convolution's padding as three numbers, or as six: before and after each axis.
+
+    Args:
+        padding: as torch's convolutions take it; of "same" an odd zero is behind.
+        kernel, dilation: of the convolution.
+    """
+    if padding == "same":
+        totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        return tuple(pad for total in totals for pad in (total // 2, total - total // 2))
+    return (0, 0, 0) if padding == "valid" else three(padding)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tvm_conv3d.torch.arguments import same_padding, three
+from tvm_conv3d.torch.arguments import explicit_padding, three
 from tvm_conv3d.torch.choice import count_torch, why_torch
 from tvm_conv3d.torch.operators.convolution import CONVOLUTION
 
@@ -50,7 +50,7 @@ class Conv3d(torch.nn.Conv3d):
             input = functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = _NONE
         elif isinstance(padding, str):
-            padding = same_padding(weight.shape[2:], three(self.dilation)) if padding == "same" else _NONE
+            padding = explicit_padding(padding, weight.shape[2:], three(self.dilation))
         return _call(input, weight, bias, self.stride, padding, self.dilation, False, _NONE, self.groups)
 
 

@@ -44,12 +44,14 @@ class _Replay:
         structure: of the result.
         places: where it leaves tensors for later (:class:`tvm_conv3d.torch.graph.recording.Recording`).
         guards: what it depends on; None where it is so whatever the module becomes.
+        tries: how often it was recorded since the last replay.
     """
 
     run: Callable[..., Any] | None
     structure: pytree.TreeSpec
     places: Sequence[Place]
     guards: Guards | None
+    tries: _Tries
 
 
 class Region:
@@ -103,9 +105,7 @@ class Region:
         found = self._known(key)
         if found is None:
             return self._first(key, args, kwargs, tensors)
-        tries = self._tries.get(key)
-        if tries is not None:
-            tries.count = 0
+        found.tries.count = 0
         return self._replay(found, args, kwargs, tensors)
 
     def _known(self, key: Hashable) -> _Replay | None:
@@ -150,7 +150,7 @@ class Region:
         tries = self._tries.get(key) or _Tries()
         self._tries.put(key, tries)
         tries.count += 1
-        guards = self._guards(key, tensors)
+        guards = self._guards(key, tensors, tries)
         if guards is None:
             return self._layers(*args, **kwargs)
         before = pytree.tree_leaves((args, kwargs))
@@ -169,11 +169,11 @@ class Region:
         if not settled or tries.count > _MAX_TRIES:
             reason = reason or "its calls, or what is between them, change what they depend on, or give zeros only"
             run, guards = None, None
-        self._replays.put(key, _Replay(run, recording.structure, recording.places, guards))
+        self._replays.put(key, _Replay(run, recording.structure, recording.places, guards, tries))
         self._report.recorded(_sizes(tensors), described(graph) if graph is not None and run else [], reason)
         return recording.result
 
-    def _guards(self, key: Hashable, tensors: Sequence[torch.Tensor]) -> Guards | None:
+    def _guards(self, key: Hashable, tensors: Sequence[torch.Tensor], tries: _Tries) -> Guards | None:
         """What a recording will depend on; None where there can be none."""
         held = {id(tensor) for tensor in (*self._module.parameters(), *self._module.buffers())}
         if any(id(tensor) in held for tensor in tensors):
@@ -184,7 +184,7 @@ class Region:
             return Guards(self._module)
         except Exception as error:
             reason = f"what its parts hold can't be looked at: {type(error).__name__}: {error}"
-            self._replays.put(key, _Replay(None, pytree.tree_structure(None), (), None))
+            self._replays.put(key, _Replay(None, pytree.tree_structure(None), (), None, tries))
             self._report.recorded(_sizes(tensors), [], reason)
             return None
 

@@ -96,16 +96,12 @@ _CALLS: dict[Any, Callable[[Node, dict[str, Any]], _Call | None]] = {
 }
 
 
-def _signature(arguments: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(arguments)
-
-
-_CAT = _signature(lambda tensors, dim=0: ...)
+_CAT = inspect.signature(lambda tensors, dim=0: ...)
 _SIGNATURES = {
-    functional.max_pool3d: _signature(
+    functional.max_pool3d: inspect.signature(
         lambda input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False: ...
     ),
-    functional.avg_pool3d: _signature(
+    functional.avg_pool3d: inspect.signature(
         lambda input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, **more: ...
     ),
     functional.interpolate: inspect.signature(functional.interpolate),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tvm_conv3d.spec import post_ops
 from tvm_conv3d.spec.normalization import PRELU
-from tvm_conv3d.torch.arguments import DTYPES, same_padding, three
+from tvm_conv3d.torch.arguments import DTYPES, explicit_padding, three
 from tvm_conv3d.torch.graph.tensors import info
 from tvm_conv3d.torch.operators.convolution import CONVOLUTION
 
@@ -80,7 +80,7 @@ def convolution_of(node: Node) -> Convolution | None:
         given["weight"],
         given["bias"],
         three(given["stride"]),
-        _padding(given["padding"], weight.shape[2:], dilation),
+        explicit_padding(given["padding"], weight.shape[2:], dilation),
         dilation,
         given.get("transposed", node.target is torch.conv_transpose3d),
         three(given.get("output_padding", 0)),
@@ -165,24 +165,13 @@ def _alike(value: Node, other: Any) -> bool:
     return a is not None and b is not None and a.shape == b.shape and a.dtype == b.dtype
 
 
-def _padding(padding: Any, kernel: Sequence[int], dilation: tuple[int, ...]) -> tuple[int, ...]:
-    """Three or six numbers, as :class:`tvm_conv3d.torch.operators.geometry.Geometry` has them."""
-    if padding == "same":
-        return same_padding(kernel, dilation)
-    return (0, 0, 0) if padding == "valid" else three(padding)
-
-
-def _signature(arguments: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(arguments)
-
-
 #: Arguments of functions that tell Python nothing of them; of others `inspect` knows.
 _CONVOLUTIONS = {
-    CONVOLUTION: _signature(
+    CONVOLUTION: inspect.signature(
         lambda input, weight, bias, stride, padding, dilation, transposed, output_padding, groups: ...
     ),
-    torch.conv3d: _signature(lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: ...),
-    torch.conv_transpose3d: _signature(
+    torch.conv3d: inspect.signature(lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: ...),
+    torch.conv_transpose3d: inspect.signature(
         lambda input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1: ...
     ),
 }
@@ -190,7 +179,7 @@ _NORMS = {
     function: inspect.signature(function)
     for function in (functional.batch_norm, functional.instance_norm, functional.group_norm)
 }
-_SUM = _signature(lambda input, other, *, alpha=1: ...)
+_SUM = inspect.signature(lambda input, other, *, alpha=1: ...)
 _SUMS = dict.fromkeys((torch.add, torch.Tensor.add, torch.Tensor.__add__, operator.add), _SUM)
 
 #: Each activation that an epilogue does in passing, and its step. Others would call a function of the C library for
@@ -206,8 +195,8 @@ _ACTIVATIONS: dict[Any, Callable[[dict[str, Any]], str]] = {
     functional.hardtanh: lambda given: f"hard_tanh:{given['min_val']!r}:{given['max_val']!r}",
     functional.softsign: lambda given: "softsign",
 }
-_UNARY = _signature(lambda input: ...)
+_UNARY = inspect.signature(lambda input: ...)
 _STEPS = {
     **{function: inspect.signature(function) if inspect.isfunction(function) else _UNARY for function in _ACTIVATIONS},
-    torch.prelu: _signature(lambda input, weight: ...),
+    torch.prelu: inspect.signature(lambda input, weight: ...),
 }

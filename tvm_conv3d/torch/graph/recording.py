@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
 from tvm_conv3d.torch.graph import in_place, state
-from tvm_conv3d.torch.graph.tensors import TensorInfo, set_info
+from tvm_conv3d.torch.graph.tensors import TensorInfo, info, set_info
 
 #: Functions whose result says nothing of a tensor's values.
 _OF_FORM = frozenset(
@@ -259,11 +259,11 @@ class Recorder(TorchFunctionMode):
     def _know(self, tensor: torch.Tensor, node: Node, given: Iterable[torch.Tensor] = ()) -> None:
         """Notes which node a tensor comes of, and whose memory it shares."""
         place = tensor.untyped_storage()._cdata
-        shared = [self._nodes[other][1] for other in given if other.untyped_storage()._cdata == place]
+        shared = [info(self._nodes[other]) for other in given if other.untyped_storage()._cdata == place]
         if not shared:
             self._storages += 1
-        number = shared[0] if shared else self._storages
-        self._nodes[tensor] = (set_info(node, TensorInfo.of(tensor, number)), number)
+        number = shared[0].storage if shared and shared[0] is not None else self._storages
+        self._nodes[tensor] = set_info(node, TensorInfo.of(tensor, number))
 
     def _foreign(self) -> set[int]:
         """Memory that is not the call's own."""
@@ -293,8 +293,7 @@ class Recorder(TorchFunctionMode):
             known = self._nodes[tensor]
         if known is None:
             self.refuse("a tensor that is neither an input, held by the module, nor made by torch's functions")
-            return None
-        return known[0]
+        return known
 
 
 def function_name(func: Any) -> str:

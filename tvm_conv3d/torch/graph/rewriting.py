@@ -31,7 +31,7 @@ def rewrite(graph: Graph) -> str | None:
         graph: of torch's functions; what is known of tensors is noted (:mod:`tvm_conv3d.torch.graph.tensors`).
 
     Returns:
-        None, or why the graph was left as it is.
+        None, or why it can't be done; then the graph computes the same, but is of no use.
     """
     _methods_as_functions(graph)
     reason = in_place.remove(graph)

@@ -30,16 +30,6 @@ class TensorInfo(NamedTuple):
         """That of a tensor."""
         return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, storage)
 
-    @property
-    def is_contiguous(self) -> bool:
-        """Whether it lies in memory in the order of its axes; axes of one element may have any stride."""
-        step = 1
-        for extent, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            if extent != 1 and stride != step:
-                return False
-            step *= extent
-        return True
-
 
 def info(node: Node) -> TensorInfo | None:
     """What is known of a node's tensor; None where it is none, or several."""

@@ -20,6 +20,7 @@ from tvm_conv3d.torch import counting
 from tvm_conv3d.torch.arguments import DTYPES
 from tvm_conv3d.torch.operators import post_ops as chains
 from tvm_conv3d.torch.operators.composition import in_channels_last
+from tvm_conv3d.torch.operators.memory import channels_inside
 
 #: Calls that are kept at hand, told apart by shapes, types and arguments.
 _MAX_CALLS = 4096
@@ -205,8 +206,8 @@ def _residual_of(given: Arguments) -> np.ndarray | None:
     """The residual operand with the channels last, as it lies or laid out anew."""
     if given.residual is None:
         return None
-    source = interchange.with_channels_last(interchange.wrap(given.residual))
-    return interchange.prepare(source.numpy(), DTYPES[given.residual.dtype])
+    array, _ = channels_inside(given.residual)
+    return array
 
 
 def _address(array: np.ndarray) -> int:
