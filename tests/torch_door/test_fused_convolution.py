@@ -166,12 +166,8 @@ def views(tensor: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["plain", "one channel", "transposed"])
 def test_operands_in_any_order_of_memory(name: str) -> None:
     case = Case.random(GEOMETRIES[name], ("add", "relu"))
-    results = [
+    for x, residual, weight in zip(*(views(t).values() for t in (case.x, case.residual, case.weight)), strict=True):
         check(replace(case, x=x, residual=residual, weight=weight))
-        for x, residual, weight in zip(*(views(t).values() for t in (case.x, case.residual, case.weight)), strict=True)
-    ]
-    for result in results[1:]:
-        torch.testing.assert_close(result, results[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (5, 1, 1), (1, 4, 1), (1, 1, 6)])
