@@ -15,6 +15,20 @@ def tiny() -> tuple[Any, tuple[int, ...]]:
     return nn.Sequential(first, nn.ConvTranspose3d(4, 2, 2, stride=2)), SHAPE
 
 
+def breaking() -> tuple[Any, tuple[int, ...]]:
+    """More graphs of one function than torch's compiler usually makes."""
+    import torch
+    from torch import nn
+
+    class Part(nn.Conv3d):
+        def forward(self, x: Any) -> Any:
+            torch._dynamo.graph_break()
+            return super().forward(x).relu()
+
+    channels = range(2, 13)
+    return nn.Sequential(*(Part(one, one + 1, 1) for one in channels)), SHAPE
+
+
 def broken() -> tuple[Any, tuple[int, ...]]:
     raise ImportError("no such library")
 

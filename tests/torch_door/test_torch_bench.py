@@ -17,6 +17,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import bench_networks  # noqa: E402  (needs torch)
+import tvm_conv3d.torch as ours  # noqa: E402
 from tvm_conv3d.bench.networks import expected, modes, operators, worker, zoo  # noqa: E402
 from tvm_conv3d.bench.networks.results import KINDS, MODES  # noqa: E402
 
@@ -107,6 +108,15 @@ def test_wrong_numbers_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert timing.note == f"WRONG, relative error {error}: not timed" and not timing.seconds
     accelerate, compiled = found.failures()
     assert accelerate.startswith(f"{TINY}, accelerate: WRONG") and compiled.startswith(f"{TINY}, compiled: WRONG")
+
+
+def test_all_graphs_are_compiled_however_many_there_are() -> None:
+    ours.reset_counters()
+    with torch._dynamo.config.patch(cache_size_limit=8):
+        found = worker.measure(task("compiled", network="bench_networks:breaking"))
+    # eleven convolutions, in each call
+    assert len(found.modes["compiled"].seconds) == 2
+    assert ours.counters() == ours.Counters(11 * (worker.WARM_UP + 2), {})
 
 
 def test_what_takes_too_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

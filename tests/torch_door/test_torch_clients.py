@@ -58,6 +58,10 @@ CLIENTS = {
         ),
         ((1, 1, 32, 32, 32), (2, 1, 32, 32, 32)),
     ),
+    "SwinUNETR": Client(
+        lambda: nets.SwinUNETR(1, 2, depths=(2, 1, 1, 1), num_heads=(1, 2, 2, 2), feature_size=12, window_size=4),
+        ((1, 1, 64, 32, 32), (2, 1, 64, 32, 32)),
+    ),
     "VNet": Client(lambda: nets.VNet(), ((2, 1, 16, 16, 16), (1, 1, 16, 16, 16))),
     "AttentionUnet": Client(lambda: nets.AttentionUnet(3, 1, 2, (4, 8, 16), (2, 2)), CUBES),
     "DenseNet": Client(
@@ -82,7 +86,7 @@ def client(request: pytest.FixtureRequest) -> Client:
 
 def network(client: Client) -> Any:
     """In eval mode, batch norms as after training; nothing is left to chance in training."""
-    if client is CLIENTS["UNETR"]:
+    if client in (CLIENTS["UNETR"], CLIENTS["SwinUNETR"]):
         pytest.importorskip("einops", reason="einops is not installed beside torch")
     torch.manual_seed(0)
     module = client.make()
@@ -110,7 +114,10 @@ def relative(results: Any, wanted: Any) -> float:
 # these have many layers to compile
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.deep if name in ("BasicUNet", "UNETR", "VNet") else ()) for name in CLIENTS],
+    [
+        pytest.param(name, marks=pytest.mark.deep if name in ("BasicUNet", "UNETR", "SwinUNETR", "VNet") else ())
+        for name in CLIENTS
+    ],
 )
 def test_numbers(name: str) -> None:
     client = CLIENTS[name]

@@ -82,9 +82,16 @@ class Counting(nn.Module):
         if self.what == "writes by a view":
             y[:, :2].mul_(2)
             return functional.relu(y)
-        if self.what == "sets elements":
-            y[:, 0] = 1
+        if self.what == "sets elements by a mask":
+            y[y > 0] = 1
             return functional.relu(y)
+        if self.what == "sets elements of its input":
+            x[:, 0] = 1
+            return self.conv(x)
+        if self.what == "sets elements that a view shows":
+            view = y[:, :2]
+            y[:, 0] = 1
+            return self.conv(y[:, :3]) + view.sum()
         if self.what == "is random":
             return functional.dropout(y, 0.5, True)
         if self.what == "keeps what it saw":
@@ -106,7 +113,9 @@ class Counting(nn.Module):
         ("writes into a buffer", "add_ writes into an input, a parameter or a buffer"),
         ("writes into a view", "writes into memory that other tensors share"),
         ("writes by a view", "writes into memory that other tensors share"),
-        ("sets elements", "__setitem__"),
+        ("sets elements by a mask", "__setitem__ gives a shape that depends on values"),
+        ("sets elements of its input", "__setitem__ writes into an input, a parameter or a buffer"),
+        ("sets elements that a view shows", "writes into memory that other tensors share"),
         ("is random", "it draws random numbers"),
         ("casts by autocast", "autocast"),
     ],
@@ -126,6 +135,47 @@ def test_what_a_graph_cannot_hold_goes_layer_by_layer(what: str, reason: str) ->
                 torch.testing.assert_close(result, wanted, rtol=1e-2, atol=1e-2)
             torch.testing.assert_close(one, other)
     assert replayed(fast) == 0 and reason in reasons(fast)
+
+
+def _of_shifted_windows(y: Any) -> Any:
+    """Numbers of regions, as SwinUNETR's masks are made of."""
+    regions = torch.zeros(1, 1, *y.shape[2:])
+    for number, rows in enumerate((slice(-3), slice(-3, -1), slice(-1, None))):
+        regions[:, :, rows] = number
+    return y + regions
+
+
+def _of_operands(y: Any) -> Any:
+    """By tensors, other types, integers, ellipses, steps, new axes, and lists of places."""
+    before = y * 2
+    y[:, 0] = y[:, 1]
+    y[..., ::2] = torch.arange(4, dtype=torch.float64)
+    y[None, 0, 2] = 1
+    y[:, [3, 1]] = y[:, [1, 3]]
+    y[0, torch.tensor([0, 2])] = 7
+    return functional.relu(y) + before
+
+
+@pytest.mark.parametrize("change", [_of_shifted_windows, _of_operands])
+def test_elements_that_are_set(change: Any) -> None:
+    class Setting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv3d(3, 4, 3, padding=1)
+            self.last = nn.Conv3d(4, 4, 1)
+
+        def forward(self, x: Any) -> Any:
+            return self.last(change(self.conv(x)))
+
+    module = Setting().eval()
+    fast = ours.accelerate(module, X)
+    for _ in range(3):
+        check(fast, module)
+    assert replayed(fast) == 1 and reasons(fast) == ""
+    compiled = torch.compile(module, backend="tvm_conv3d")
+    ours.reset_counters()
+    check(compiled, module)
+    assert ours.counters().ours == 2
 
 
 def test_tensors_left_for_later_are_left_by_replays() -> None:

@@ -27,6 +27,9 @@ TOLERANCE = 1e-3
 WARM_UP = 3
 #: Seconds before a turn, for the last one's idle threads to fall asleep.
 PAUSE = 0.02
+#: Graphs that torch's compiler may make of one function. All modes' count together, which users have in processes of
+#: their own; beyond its usual 8 the rest would silently run uncompiled.
+GRAPHS = 64
 #: Calls under the profiler.
 PROFILED = 3
 
@@ -55,6 +58,7 @@ class Task:
 def measure(task: Task) -> Network:
     """A network in all modes of a task, in turns, outputs checked before."""
     torch.set_num_threads(task.threads)
+    torch._dynamo.config.cache_size_limit = GRAPHS
     result = Network(task.network)
     try:
         module, x = zoo.make(task.network)

@@ -14,7 +14,22 @@ import torch
 from torch.fx import Graph, Node
 from torch.nn import functional
 
-from tvm_conv3d.torch.graph.tensors import info
+from tvm_conv3d.torch.graph.tensors import info, set_info
+
+
+def with_elements(tensor: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
+    """A copy of a tensor in which elements are set."""
+    return set_elements(tensor.clone(), index, value)
+
+
+def set_elements(tensor: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
+    """The tensor itself, in which elements are set."""
+    tensor[index] = value
+    return tensor
+
+
+#: Functions that set elements, and return nothing.
+SETTERS = (torch.Tensor.__setitem__, operator.setitem)
 
 #: Methods `name_` whose function without side effects is `name`.
 _METHODS = ("add", "sub", "mul", "div", "relu", "sigmoid", "tanh", "clamp", "neg", "exp", "sqrt", "square")
@@ -36,6 +51,7 @@ FUNCTIONAL: dict[Any, Any] = {
     torch.selu_: torch.selu,
     torch.sigmoid_: torch.sigmoid,
     torch.tanh_: torch.tanh,
+    **dict.fromkeys(SETTERS, with_elements),
 }
 
 #: Methods that write and whose names do not end as those of others do.
@@ -114,7 +130,7 @@ def remove(graph: Graph) -> str | None:
             return f"{getattr(node.target, '__name__', node.target)} writes into a tensor"
         if _seen_elsewhere(graph, node, target):
             return f"{getattr(node.target, '__name__', node.target)} writes into memory that other tensors share"
-        node.meta[_KEPT] = node.target
+        node.meta[_KEPT] = set_elements if node.target in SETTERS else node.target
         node.target, node.args, node.kwargs = replacement
         # whoever asks for the old tensor later sees what was written
         target.replace_all_uses_with(node, delete_user_cb=_behind(graph, node).__contains__)
@@ -124,6 +140,10 @@ def remove(graph: Graph) -> str | None:
 def _functional(node: Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
     """Target and arguments of the function that computes the same elsewhere."""
     found, of = FUNCTIONAL.get(node.target), info(node)
+    if node.target in SETTERS and isinstance(node.args[0], Node):
+        # what is set is cast to the tensor's type
+        set_info(node, info(node.args[0]))
+        return found, node.args, dict(node.kwargs)
     others = [info(other) for other in node.all_input_nodes]
     if of is None or any(other is None or other.dtype != of.dtype for other in others):
         return None

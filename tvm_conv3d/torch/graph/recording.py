@@ -228,7 +228,8 @@ class Recorder(TorchFunctionMode):
             return self.refuse(f"{name} looks at the order of memory")
         if name in _OF_VALUES or (name == "where" and len(args) + len(kwargs) == 1) or _by_mask(name, args):
             return self.refuse(f"{name} gives a shape that depends on values")
-        if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result)):
+        tells = not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result))
+        if tells and func not in in_place.SETTERS:
             if not _of_form(func, name):
                 self.refuse(f"{name} makes a Python value of a tensor, on which what follows may depend")
             return None
@@ -246,6 +247,9 @@ class Recorder(TorchFunctionMode):
         return self._name_results(node, result, tensors)
 
     def _name_results(self, node: Node, result: Any, given: Sequence[torch.Tensor]) -> None:
+        if result is None:
+            # it is called for what it writes
+            return None
         if isinstance(result, torch.Tensor):
             self._know(result, node, given)
             return None
