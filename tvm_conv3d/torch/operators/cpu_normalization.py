@@ -19,6 +19,7 @@ from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.torch import counting
 from tvm_conv3d.torch.arguments import DTYPES
 from tvm_conv3d.torch.operators import post_ops as chains
+from tvm_conv3d.torch.operators import registration
 from tvm_conv3d.torch.operators.composition import in_channels_last
 from tvm_conv3d.torch.operators.memory import channels_inside
 
@@ -153,13 +154,10 @@ def _check(x: Tensor, given: Arguments) -> tuple[str, ...] | _Refused:
 
 def _why_torch(x: Tensor, given: Arguments) -> str | None:
     """Why torch's own code is asked; what is wrong with arguments is for it to say."""
+    reason = registration.why_torch((x,))
+    if reason is not None:
+        return reason
     vectors = [each for each in given.vectors if each is not None]
-    if x.dtype not in DTYPES:
-        return f"numbers of type {x.dtype}"
-    if x.dim() != 5:
-        return f"an input of {x.dim()} axes"
-    if not x.numel():
-        return "tensors without elements"
     types = {each.dtype for each in vectors}
     if len(types) > 1 or not types <= {x.dtype, *((torch.float32,) if x.dtype in _HALVES else ())}:
         return f"an input of {x.dtype} and parameters of {', '.join(sorted(map(str, types)))}"
