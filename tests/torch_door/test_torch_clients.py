@@ -195,12 +195,14 @@ def test_training(client: Client) -> None:
 
 
 @pytest.mark.parametrize("name", ["UNet", "DynUNet"])
-@pytest.mark.parametrize("meta", [False, True])
-def test_sliding_windows(name: str, meta: bool) -> None:
+@pytest.mark.parametrize(("meta", "batch"), [(False, 1), (False, 2), (True, 2)])
+def test_sliding_windows(name: str, meta: bool, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     module = network(CLIENTS[name])
     wide, fast = copy.deepcopy(module).double(), ours.accelerate(module)
+    own, calls = type(fast).forward, []
+    monkeypatch.setattr(type(fast), "forward", lambda self, x: (calls.append(self), own(self, x))[1])
     x = torch.randn(1, 1, 24, 20, 16)
-    windows = {"roi_size": (16, 16, 16), "sw_batch_size": 2, "overlap": 0.25, "mode": "gaussian"}
+    windows = {"roi_size": (16, 16, 16), "sw_batch_size": batch, "overlap": 0.25, "mode": "gaussian"}
     with torch.inference_mode():
         wanted = sliding_window_inference(x.double(), predictor=wide, **windows)
         given = MetaTensor(x, meta={"scan": "head"}) if meta else x
@@ -208,3 +210,5 @@ def test_sliding_windows(name: str, meta: bool) -> None:
     assert isinstance(result, MetaTensor) == meta
     assert not meta or result.meta["scan"] == "head"
     assert relative(torch.as_tensor(result.numpy()), wanted) < SINGLE
+    # all but the first are replayed; one by one they are views, each elsewhere in the scan's memory
+    assert calls.count(wide) == 4 // batch and calls.count(fast) == 1

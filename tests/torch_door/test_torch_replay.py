@@ -51,6 +51,19 @@ def test_results_lie_in_memory_as_torchs_do() -> None:
             assert fast(last).stride() == module.to(memory_format=torch.channels_last_3d)(last).stride()
 
 
+def test_inputs_may_lie_anywhere_in_their_memory() -> None:
+    module = network()
+    fast = ours.accelerate(module, X)
+    memory = torch.randn(X.numel() + 17)
+    for offset in (0, 1, 2, 3, 17):
+        check(fast, module, memory[offset : offset + X.numel()].view(X.shape))
+    scan = torch.randn(2, 3, 12, 14, 16)
+    for place in range(5):
+        check(fast, module, scan[..., place : place + 6, 1:8, place : place + 8])
+    # of a view of a scan the first call is by layers, the second recorded
+    assert replayed(fast) == 2 and fast.report.by_layers == {}
+
+
 class Counting(nn.Module):
     """Does what `what` says, each a thing that a graph can't hold."""
 

@@ -144,6 +144,10 @@ def _where_it_lies(self: Any, y: Any, x: Any) -> Any:
     return torch.as_strided(y, (1, 4, 4, 4), (64, 16, 4, 1))
 
 
+def _its_place(self: Any, y: Any, x: Any) -> Any:
+    return y + x.storage_offset()
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
@@ -151,6 +155,7 @@ def _where_it_lies(self: Any, y: Any, x: Any) -> Any:
         (_positions, "nonzero gives a shape that depends on values"),
         (_random, "it draws random numbers"),
         (_where_it_lies, "as_strided looks at the order of memory"),
+        (_its_place, "storage_offset looks at the order of memory"),
     ],
 )
 def test_what_is_not_recorded(body: Body, reason: str) -> None:

@@ -232,7 +232,8 @@ def _key(leaves: Sequence[Any], structure: pytree.TreeSpec) -> Hashable:
     parts: list[Hashable] = [structure, torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
     for number, leaf in enumerate(leaves):
         if isinstance(leaf, torch.Tensor):
-            form = (leaf.shape, leaf.dtype, leaf.stride(), leaf.storage_offset(), leaf.requires_grad)
+            # not the offset: windows of one scan are views that differ in it alone
+            form = (leaf.shape, leaf.dtype, leaf.stride(), leaf.requires_grad)
             parts.append((*form, first.setdefault(id(leaf), number)))
         elif isinstance(leaf, (str, int, float, bool, type(None), torch.dtype, torch.device)):
             parts.append((type(leaf), leaf))

@@ -39,7 +39,6 @@ _OF_FORM = frozenset(
         "is_complex",
         "is_tensor",
         "is_storage",
-        "storage_offset",
         "__len__",
         "get_device",
         "is_inference",
@@ -74,6 +73,7 @@ _OF_MEMORY = frozenset(
         "as_strided_",
         "as_strided_scatter",
         "set_",
+        "storage_offset",
         "data_ptr",
         "untyped_storage",
     )
