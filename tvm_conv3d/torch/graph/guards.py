@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from operator import is_, itemgetter
 from typing import Any
 
@@ -49,6 +49,14 @@ class Guards:
                 # a tuple of one key, too
                 look = itemgetter(*keys, keys[0])
                 table.append((look, container, look(container)))
+
+    def watch(self, reads: Sequence[state.Read]) -> None:
+        """Watches attributes of ScriptModules, too, which no container of Python's holds."""
+        for read in reads:
+            if isinstance(read.value, torch.Tensor):
+                self._watch_tensor(read, read.name, read.value)
+            else:
+                self._values.append((itemgetter(read.name), read, read.value))
 
     def _watch_tensor(self, container: Any, key: Any, tensor: torch.Tensor) -> None:
         place = self._places.setdefault(id(tensor), (container, key))
