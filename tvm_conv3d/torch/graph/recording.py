@@ -22,62 +22,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
 from tvm_conv3d.torch.graph import in_place, state
+from tvm_conv3d.torch.graph.telling import function_name, gives_shape_by_values, is_getter, looks_at_memory, tells_form
 from tvm_conv3d.torch.graph.tensors import Held, TensorInfo, info, set_info
-
-#: Functions whose result says nothing of a tensor's values.
-_OF_FORM = frozenset(
-    (
-        "dim",
-        "size",
-        "stride",
-        "numel",
-        "nelement",
-        "ndimension",
-        "element_size",
-        "is_contiguous",
-        "is_floating_point",
-        "is_complex",
-        "is_tensor",
-        "is_storage",
-        "__len__",
-        "get_device",
-        "is_inference",
-        "is_same_size",
-        "_set_grad_enabled",
-        "is_grad_enabled",
-        "result_type",
-        "broadcast_shapes",
-    )
-)
-
-#: Functions whose result has a shape that depends on values.
-_OF_VALUES = frozenset(
-    (
-        "nonzero",
-        "argwhere",
-        "unique",
-        "_unique2",
-        "unique_consecutive",
-        "unique_dim",
-        "masked_select",
-        "bincount",
-        "repeat_interleave",
-        "to_sparse",
-    )
-)
-
-#: Functions that look at the order of memory, which a replay has otherwise.
-_OF_MEMORY = frozenset(
-    (
-        "as_strided",
-        "as_strided_",
-        "as_strided_scatter",
-        "set_",
-        "storage_offset",
-        "data_ptr",
-        "untyped_storage",
-    )
-)
 
 #: What arguments of recorded functions may be beside tensors and containers.
 _PLAIN = (
@@ -262,9 +208,9 @@ class Recorder(TorchFunctionMode):
         if torch.is_autocast_enabled("cpu"):
             return "autocast"
         name = function_name(func)
-        if name in _OF_MEMORY:
+        if looks_at_memory(func):
             return f"{name} looks at the order of memory"
-        if name in _OF_VALUES or (name == "where" and len(args) + len(kwargs) == 1) or _by_mask(name, args):
+        if gives_shape_by_values(func, args, kwargs):
             return f"{name} gives a shape that depends on values"
         written = in_place.written(func, args, kwargs)
         if written is not None and written.untyped_storage()._cdata in self._foreign():
@@ -283,13 +229,13 @@ class Recorder(TorchFunctionMode):
         name = function_name(func)
         tells = not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result))
         if tells and func not in in_place.SETTERS:
-            if not _of_form(func, name):
+            if not tells_form(func):
                 self.refuse(f"{name} makes a Python value of a tensor, on which what follows may depend")
             return None
         given = self._arguments(args), self._arguments(kwargs)
         if self.reason is not None:
             return None
-        if _is_getter(func):
+        if is_getter(func):
             node = self._graph.call_function(getattr, (*given[0][:1], name))
         else:
             node = self._graph.call_function(func, *given)
@@ -351,34 +297,11 @@ class Recorder(TorchFunctionMode):
             known = self._graph.call_function(self._constants[id(tensor)])
             self._know(tensor, known)
         if known is None:
-            self.refuse("a tensor that is neither an input, held by the module, nor made by torch's functions")
+            self.refuse(
+                "a tensor that is neither an input, held by the module, nor made by torch's functions; a function of "
+                "torch.jit.script shows none of them: call it uncompiled"
+            )
         return known
-
-
-def function_name(func: Any) -> str:
-    """The name by which people know a function of torch's."""
-    if _is_getter(func):
-        return str(func.__self__.__name__)
-    if isinstance(func, torch._ops.OpOverload):
-        return str(func._schema.name.partition("::")[2])
-    return str(getattr(func, "__name__", func))
-
-
-def _by_mask(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether elements are chosen by a mask."""
-    if name not in ("__getitem__", "index", "index_put", "index_put_", "__setitem__"):
-        return False
-    masks = (torch.bool, torch.uint8)
-    return any(isinstance(leaf, torch.Tensor) and leaf.dtype in masks for leaf in pytree.tree_leaves(args[1:]))
-
-
-def _is_getter(func: Any) -> bool:
-    """Whether it reads an attribute of a tensor."""
-    return getattr(func, "__name__", "") == "__get__"
-
-
-def _of_form(func: Any, name: str) -> bool:
-    return _is_getter(func) or name in _OF_FORM
 
 
 def _held(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

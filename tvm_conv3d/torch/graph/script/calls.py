@@ -80,10 +80,5 @@ def see_calls(module: torch.jit.ScriptModule) -> None:
 
 
 def _copied(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """Torch's copy, which has no hooks, with the hooks."""
-    made = wrap_cpp_module(copy.deepcopy(module._c))
-    for old, new in zip(module.modules(), made.modules(), strict=True):
-        for name, table in vars(old).items():
-            if name.endswith(("hooks", "hooks_with_kwargs", "hooks_always_called")):
-                vars(new)[name].update(table)
-    return made
+    """Torch's own copy, whatever `copy.deepcopy` makes of the module."""
+    return wrap_cpp_module(copy.deepcopy(module._c))

@@ -179,7 +179,7 @@ _FOR_ONEDNN = "it was made by torch.jit.optimize_for_inference: accelerate the m
 #: Steps that change or make what a replay would not, or that can't be seen, and why.
 _REFUSED = {
     "prim::SetAttr": "it sets an attribute",
-    "prim::CreateObject": "it makes an object of a class",
+    "prim::CreateObject": "it makes an object of a class, as `with torch.no_grad()` does",
     "prim::CallMethod": "it calls a method of an interface",
     "prim::CallFunction": "it calls a function that can't be inlined",
     "prim::PythonOp": "it calls Python code that torch.jit ignores",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.overrides import _pop_mode_temporarily
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -34,15 +35,26 @@ def noted(
     Raises:
         What the script raises.
     """
-    result = method(*args, **kwargs)
-    if recorder.reason is not None:
-        return result
+    # what is called here the recorder is told, or is not to see
+    with _pop_mode_temporarily():
+        result = method(*args, **kwargs)
+        return result if recorder.reason is not None else _known(recorder, module, method, args, kwargs, result)
+
+
+def _known(
+    recorder: Recorder,
+    module: torch.jit.ScriptModule,
+    method: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    result: Any,
+) -> Any:
+    """A result with tensors that the recorder knows; that of the script itself where it can't be noted."""
     leaves, structure = pytree.tree_flatten(result)
     try:
-        with torch._C.DisableTorchFunction():
-            found = _again(recorder, module, method, args, kwargs)
-            given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-            reason = replay.agrees(found, leaves, given)
+        found = _again(recorder, module, method, args, kwargs)
+        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        reason = replay.agrees(found, leaves, given)
     except Exception as error:
         # whatever a script does that is not known
         reason = str(error) if isinstance(error, RefusedError) else f"{type(error).__name__}: {error}"
