@@ -217,6 +217,13 @@ class SharedMemory(Base):
         return half + y[:, 2:]
 
 
+class SetsElements(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        y[:, 0] = 1.0
+        return functional.relu(y)
+
+
 class Strided(Base):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(x).as_strided([2, 2], [2, 1]) + 1
@@ -255,6 +262,7 @@ BY_LAYERS = {
     Statistics: "writes into an input, a parameter or a buffer",
     Mask: "gives a shape that depends on values",
     SharedMemory: "writes into memory that other tensors share",
+    SetsElements: "writes into memory that other tensors share",
     Strided: "looks at the order of memory",
     Ignored: "it calls Python code that torch.jit ignores",
     NoGrad: "with torch.no_grad()",

@@ -29,6 +29,8 @@ def accelerate(module: _M, *example_inputs: Any) -> _M:
     compares the replay with it. What can't be recorded is called layer by layer, and so are training and all that
     needs gradients.
 
+    A ScriptModule, and one within a module, is replayed likewise; what it computes layer by layer is torch's.
+
     Weights may change at any time, in any way. Parts of the module and their attributes may, too: the next call is
     recorded anew.
 
