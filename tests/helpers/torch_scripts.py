@@ -57,6 +57,23 @@ class UNet(nn.Module):
         return torch.softmax(self.head(self.leave(y)), 1)
 
 
+class Base(nn.Module):
+    """What modules have that do more than compute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv3d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm3d(4)
+        self.drop = nn.Dropout(0.5, inplace=True)
+        self.factor = 3
+        self.factors = [1.0, 2.0]
+        self.named = {"a": 2.0}
+        self.plain = torch.full((2,), 2.0)
+        self.several = [torch.ones(1)]
+        self.register_buffer("total", torch.zeros(()))
+
+
 def made(kind: type[nn.Module], *args: Any) -> Any:
     """A module in eval mode, its batch norms as after training."""
     torch.manual_seed(0)

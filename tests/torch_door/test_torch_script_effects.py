@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree  # noqa: E402
 
 import tvm_conv3d.torch as ours  # noqa: E402
 from torch_replays import reasons, replayed  # noqa: E402
-from torch_scripts import frozen, scripted, traced  # noqa: E402
+from torch_scripts import Base, frozen, scripted, traced  # noqa: E402
 
 SHAPES = ((1, 3, 4, 5, 6), (2, 3, 5, 5, 6))
 
@@ -37,23 +37,6 @@ def agree(fast: Any, module: Any, rounds: int = 4) -> None:
             else:
                 assert one == other
         torch.testing.assert_close(given.double(), wanted, rtol=1e-6, atol=1e-6)
-
-
-class Base(nn.Module):
-    """What the modules here have."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv3d(3, 4, 3, padding=1)
-        self.norm = nn.BatchNorm3d(4)
-        self.drop = nn.Dropout(0.5, inplace=True)
-        self.factor = 3
-        self.factors = [1.0, 2.0]
-        self.named = {"a": 2.0}
-        self.plain = torch.full((2,), 2.0)
-        self.several = [torch.ones(1)]
-        self.register_buffer("total", torch.zeros(()))
 
 
 class BranchOnShape(Base):
