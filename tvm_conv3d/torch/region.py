@@ -161,6 +161,7 @@ class Region:
             reason = reason or "it changes its arguments"
         if reason is None and graph is not None:
             run, reason = self._made(graph, tensors, recording.result)
+        guards.watch(recording.reads)
         wanted = pytree.tree_leaves(recording.result)
         settled = guards.hold() and (run is None or replay.tells(wanted))
         if not settled and tries.count < _MAX_TRIES:
@@ -212,7 +213,8 @@ def _not_replayed(module: torch.nn.Module, tensors: Sequence[torch.Tensor]) -> s
     reason = around()
     if reason is not None:
         return reason
-    if module.training:
+    # a frozen ScriptModule is in inference for good
+    if getattr(module, "training", False):
         return "training"
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tensors, *module.parameters())):
         return "gradients are enabled: call it under torch.inference_mode() or torch.no_grad()"
