@@ -64,11 +64,11 @@ def test_there_is_a_layer_for_every_algorithm() -> None:
 @pytest.mark.parametrize("machine", MACHINES, ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 def test_variants(name: str, machine: Machine) -> None:
-    """All those that compete while tuning: other lanes, tiles and orders than the default's."""
+    """Some of those that compete while tuning: other lanes, tiles and orders than the default's."""
     spec = LAYERS[name]
     found = algorithms("llvm")[name].variants(spec, cpu_traits(machine.target))
     assert found
-    for variant in found[:12] + found[12::5]:
+    for variant in found[:: max(1, len(found) // 8)]:
         assert_right(Plan(spec, name, variant, {}), machine)
 
 

@@ -66,6 +66,7 @@ def test_a_function_without_a_fault() -> None:
         (0, -1, "out-of-bounds: write at byte -4 of b, which has 40"),
         (-1536, 0, "out-of-bounds: access at byte -6144 of a, which has 40"),
     ],
+    ids=["read behind", "write behind", "write before", "read far before"],
 )
 def test_accesses_outside_of_an_array(from_: int, to: int, message: str) -> None:
     with pytest.raises(ArmError, match=message):
