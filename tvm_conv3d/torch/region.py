@@ -11,6 +11,7 @@ from torch.fx import Graph
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from tvm_conv3d.support import heap
 from tvm_conv3d.support.locks import ForkSafeLock
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.torch.choice import RECORDING, around
@@ -170,6 +171,7 @@ class Region:
         if not settled or tries.count > _MAX_TRIES:
             reason = reason or "its calls, or what is between them, change what they depend on, or give zeros only"
             run, guards = None, None
+        heap.give_back()
         self._replays.put(key, _Replay(run, recording.structure, recording.places, guards, tries))
         self._report.recorded(_sizes(tensors), described(graph) if graph is not None and run else [], reason)
         return recording.result
@@ -196,6 +198,8 @@ class Region:
             if reason is not None:
                 return None, reason
             compile_convolutions(graph, self._module, self.progress)
+            # what torch's run and the compiler have freed is not needed beside the replay's own
+            heap.give_back()
             run, wanted = replay.compiled(graph), pytree.tree_leaves(expected)
             reason = replay.agrees(run(self._module, *tensors)[: len(wanted)], wanted, tensors)
         except Exception as error:
