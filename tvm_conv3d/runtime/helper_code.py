@@ -66,7 +66,12 @@ def _compiled(make_module: Callable[[], IRModule], without: Sequence[str]) -> by
             return build.object_code(tvm.compile(make_module(), target=host_target(1)).mod)
 
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(compile_module).result()
+        try:
+            compiled = thread.submit(compile_module)
+        except RuntimeError:
+            # the interpreter ends, and starts no more threads
+            return compile_module()
+        return compiled.result()
 
 
 def _load(key: str, identity: Mapping[str, object], compile_code: Callable[[], bytes]) -> Any:
