@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch.fx import Graph, Node
 
 from tvm_conv3d.torch.graph.tensors import Held
@@ -81,6 +82,8 @@ def _described(node: Node) -> str | None:
     if node.target is FUSED_CONVOLUTION:
         _, weight, _, batch_norm, _, _, _, steps, *geometry = node.args
         what = "transposed convolution" if geometry[3] else "convolution"
+        if weight.target is torch.narrow:
+            what, weight = "convolution of a part of its channels", weight.args[0]
         parts = [f"{_layer(weight)}: {what}", *(["batch norm"] if batch_norm else []), *_told(steps)]
         return " + ".join(parts)
     if node.target in (NORMALIZATION, NORMALIZATION_):

@@ -9,7 +9,7 @@ import torch
 from torch.fx import Graph, Node
 from torch.nn import functional
 
-from tvm_conv3d.torch.graph import fusion, in_place, memory_bound
+from tvm_conv3d.torch.graph import concatenated, fusion, in_place, memory_bound
 from tvm_conv3d.torch.graph.patterns import is_volume, sum_of
 from tvm_conv3d.torch.graph.tensors import info, set_info
 from tvm_conv3d.torch.operators.concatenation import CONCATENATION
@@ -41,6 +41,7 @@ def rewrite(graph: Graph) -> str | None:
     fusion.fuse_convolutions(graph)
     fusion.fuse_norms(graph)
     memory_bound.replace(graph)
+    concatenated.split_convolutions(graph)
     if not any(node.target in FRESH for node in graph.nodes):
         return "it has no volumes that this package computes"
     _free_order_of_memory(graph)
