@@ -14,6 +14,7 @@ import numpy as np
 
 from tvm_conv3d.engine import planner
 from tvm_conv3d.functional.arguments import ConvArguments, Problem, check_residual
+from tvm_conv3d.functional.gradient_arguments import DataGradientArguments
 from tvm_conv3d.functional.transposed_arguments import TransposeArguments
 from tvm_conv3d.runtime import interchange, kept_weights, tracing
 from tvm_conv3d.runtime.executor import Executor
@@ -41,8 +42,19 @@ class _Prepared(NamedTuple):
     use: ConvArguments
 
 
-#: What takes the arguments of each public function.
-_ARGUMENTS: dict[str, type[ConvArguments]] = {"conv3d": ConvArguments, "conv3d_transpose": TransposeArguments}
+class _Function(NamedTuple):
+    """A public function: what takes its arguments, and the name of its first one."""
+
+    arguments: type[ConvArguments]
+    first: str = "x"
+
+
+#: By name.
+_FUNCTIONS = {
+    "conv3d": _Function(ConvArguments),
+    "conv3d_transpose": _Function(TransposeArguments),
+    "conv3d_data_gradient": _Function(DataGradientArguments, "gradient"),
+}
 
 _calls: Recent[Any, _Prepared] = process.keep("convolution: checked calls", Recent(_MAX_CALLS))
 _executors: Recent[Any, Executor] = process.keep("convolution: executors", Recent(_MAX_EXECUTORS))
@@ -130,7 +142,7 @@ def conv3d(
         MemoryError: there is none for the result, the packed weights or the intermediates.
     """
     arguments = (strides, padding, dilation, groups, data_format, post_ops)
-    return _convolve("conv3d", (x, w, b, residual), arguments, (target, accuracy, workspace_limit))
+    return convolved("conv3d", (x, w, b, residual), arguments, (target, accuracy, workspace_limit))
 
 
 @functools.partial(tracing.untraced, what="tvm_conv3d.conv3d_transpose")
@@ -189,20 +201,23 @@ def conv3d_transpose(
     (1, 8, 8, 8, 5)
     """
     arguments = (strides, padding, dilation, groups, data_format, post_ops, output_padding)
-    return _convolve("conv3d_transpose", (x, w, b, residual), arguments, (target, accuracy, workspace_limit))
+    return convolved("conv3d_transpose", (x, w, b, residual), arguments, (target, accuracy, workspace_limit))
 
 
-def _convolve(name: str, given: tuple[Any, Any, Any, Any], arguments: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
+def convolved(name: str, given: tuple[Any, Any, Any, Any], arguments: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
     """What the public function `name` computes.
 
     Args:
-        name: one of :data:`_ARGUMENTS`.
+        name: one of :data:`_FUNCTIONS`.
         given: input, kernel, bias and residual operand.
-        arguments: as `of` of what :data:`_ARGUMENTS` says takes them.
+        arguments: as `of` of what :data:`_FUNCTIONS` says takes them.
         options: of an executor.
+
+    Raises:
+        As :func:`conv3d`.
     """
     x, w, b, added = given
-    source, kernel = _source(name, "x", x), _on_host(name, "w", w)
+    source, kernel = _source(name, _FUNCTIONS[name].first, x), _on_host(name, "w", w)
     bias = None if b is None else _on_host(name, "b", b)
     residual = None if added is None else _source(name, "residual", added)
     arrays = (
@@ -267,15 +282,16 @@ def _prepare(function: str, arrays: Any, arguments: Any, options: Any) -> _Prepa
         ValueError, TypeError: it can't be done.
     """
     (shape, dtype), (kernel_shape, kernel_dtype), bias, residual = arrays
-    kinds = {"x": dtype, "w": kernel_dtype, "b": bias and bias[1], "residual": residual and residual[1]}
+    public = _FUNCTIONS[function]
+    kinds = {public.first: dtype, "w": kernel_dtype, "b": bias and bias[1], "residual": residual and residual[1]}
     for name, kind in kinds.items():
         if kind is not None:
             interchange.check_real(kind, f"`{name}`")
-    use = _ARGUMENTS[function].of(*arguments)
+    use = public.arguments.of(*arguments)
     found = [kind.name for kind in (dtype, kernel_dtype) if kind.name in DTYPES]
     problem = use.problem(shape, kernel_shape, found[0] if found else "float32", bias and bias[0])
     check_residual(problem.spec, residual and residual[0])
-    return _Prepared(_executor(options), problem, use)
+    return _Prepared(_executor(options), problem, use.of_weights)
 
 
 def _executor(options: tuple[Any, ...]) -> Executor:

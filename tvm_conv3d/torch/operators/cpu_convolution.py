@@ -6,6 +6,7 @@ processes, so that weights are told by their content, as those of :func:`tvm_con
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ class Prepared(NamedTuple):
     """What calls have in common whose shapes, types and arguments are the same; `use` as in `kept_weights`."""
 
     problem: Problem
-    use: ConvArguments
+    use: Hashable
 
 
 _calls: Recent[Any, Prepared | str] = process.keep("torch: checked calls", Recent(MAX_CALLS))
