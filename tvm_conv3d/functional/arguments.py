@@ -168,15 +168,19 @@ class ConvArguments:
         self, input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], wanted: str, name: str = "x"
     ) -> None:
         """Raises ValueError unless both have five axes; the input is called `name`, the kernel's axes are `wanted`."""
-        if len(input_shape) != 5:
+        self._check_five(input_shape, name)
+        if len(kernel_shape) != 5:
+            raise ValueError(f"`w` must have five axes, {wanted}. Received: w of shape {kernel_shape}")
+
+    def _check_five(self, shape: tuple[int, ...], name: str) -> None:
+        """Raises ValueError unless an array called `name` has five axes."""
+        if len(shape) != 5:
             axes = "depth, height, width"
             known = f"batch, {axes}, channels" if self.data_format == CHANNELS_LAST else f"batch, channels, {axes}"
             raise ValueError(
                 f"`{name}` must have five axes, ({known}) for data_format={self.data_format!r}. "
-                f"Received: {name} of shape {input_shape}"
+                f"Received: {name} of shape {shape}"
             )
-        if len(kernel_shape) != 5:
-            raise ValueError(f"`w` must have five axes, {wanted}. Received: w of shape {kernel_shape}")
 
 
 def standard_data_format(value: Any) -> str:

@@ -7,8 +7,8 @@ none: it tells weights by their content.
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,8 +24,10 @@ from tvm_conv3d.support import process
 from tvm_conv3d.support.dtypes import numpy_dtype
 from tvm_conv3d.support.lru import Recent
 
+_T = TypeVar("_T")
+
 #: Calls that the process keeps at hand, told apart by shapes, types and arguments; executors, by their options.
-_MAX_CALLS, _MAX_EXECUTORS = 4096, 32
+MAX_CALLS, _MAX_EXECUTORS = 4096, 32
 
 
 class _Prepared(NamedTuple):
@@ -56,7 +58,7 @@ _FUNCTIONS = {
     "conv3d_data_gradient": _Function(DataGradientArguments, "gradient"),
 }
 
-_calls: Recent[Any, _Prepared] = process.keep("convolution: checked calls", Recent(_MAX_CALLS))
+_calls: Recent[Any, _Prepared] = process.keep("convolution: checked calls", Recent(MAX_CALLS))
 _executors: Recent[Any, Executor] = process.keep("convolution: executors", Recent(_MAX_EXECUTORS))
 
 
@@ -217,29 +219,22 @@ def convolved(name: str, given: tuple[Any, Any, Any, Any], arguments: tuple[Any,
         As :func:`conv3d`.
     """
     x, w, b, added = given
-    source, kernel = _source(name, _FUNCTIONS[name].first, x), _on_host(name, "w", w)
+    source, kernel = source_of(name, _FUNCTIONS[name].first, x), _on_host(name, "w", w)
     bias = None if b is None else _on_host(name, "b", b)
-    residual = None if added is None else _source(name, "residual", added)
+    residual = None if added is None else source_of(name, "residual", added)
     arrays = (
-        _kind(source),
+        kind_of(source),
         (kernel.shape, kernel.dtype),
         None if bias is None else (bias.shape, bias.dtype),
-        None if residual is None else _kind(residual),
+        None if residual is None else kind_of(residual),
     )
     key = (name, arrays, arguments, options)
-    try:
-        prepared = _calls.get(key)
-    except TypeError:
-        key = _hashable(key)
-        prepared = _calls.get(key)
-    if prepared is None:
-        prepared = _prepare(name, arrays, arguments, options)
-        _calls.put(key, prepared)
+    prepared = at_hand(_calls, key, lambda: _prepare(name, arrays, arguments, options))
     weights = kept_weights.STORE.get(kernel, bias, prepared.problem.spec.dtype, prepared.use)
     return compute(prepared.executor, prepared.problem, source, weights, residual)
 
 
-def _source(function: str, name: str, value: Any) -> interchange.Source:
+def source_of(function: str, name: str, value: Any) -> interchange.Source:
     """An argument as a source, of which a CPU's array is at hand.
 
     Raises:
@@ -260,12 +255,25 @@ def _source(function: str, name: str, value: Any) -> interchange.Source:
 def _on_host(function: str, name: str, value: Any) -> np.ndarray:
     if type(value) is np.ndarray:
         return value
-    return interchange.host_array(_source(function, name, value))
+    return interchange.host_array(source_of(function, name, value))
 
 
-def _kind(source: interchange.Source) -> tuple[tuple[int, ...], Any]:
+def kind_of(source: interchange.Source) -> tuple[tuple[int, ...], Any]:
     """Shape and type of a source."""
     return source.shape, source.numpy().dtype if source.gpu is None else numpy_dtype(source.gpu.dtype)
+
+
+def at_hand(calls: Recent[Any, _T], key: Any, make: Callable[[], _T]) -> _T:
+    """What calls of a kind need: from a table, else made and kept there; `key` may hold what can't be one."""
+    try:
+        found = calls.get(key)
+    except TypeError:
+        key = _hashable(key)
+        found = calls.get(key)
+    if found is None:
+        found = make()
+        calls.put(key, found)
+    return found
 
 
 def _hashable(value: Any) -> Any:
@@ -288,13 +296,17 @@ def _prepare(function: str, arrays: Any, arguments: Any, options: Any) -> _Prepa
         if kind is not None:
             interchange.check_real(kind, f"`{name}`")
     use = public.arguments.of(*arguments)
-    found = [kind.name for kind in (dtype, kernel_dtype) if kind.name in DTYPES]
-    problem = use.problem(shape, kernel_shape, found[0] if found else "float32", bias and bias[0])
+    problem = use.problem(shape, kernel_shape, computed_in(dtype, kernel_dtype), bias and bias[0])
     check_residual(problem.spec, residual and residual[0])
-    return _Prepared(_executor(options), problem, use.of_weights)
+    return _Prepared(executor_of(options), problem, use.of_weights)
 
 
-def _executor(options: tuple[Any, ...]) -> Executor:
+def computed_in(*dtypes: np.dtype) -> str:
+    """The type of a computation with arrays of these types: the first floating one, else float32."""
+    return next((dtype.name for dtype in dtypes if dtype.name in DTYPES), "float32")
+
+
+def executor_of(options: tuple[Any, ...]) -> Executor:
     """The executor of all calls with these options.
 
     Raises:
@@ -304,6 +316,6 @@ def _executor(options: tuple[Any, ...]) -> Executor:
     found = _executors.get(key)
     if found is None:
         target, accuracy, workspace_limit = options
-        found = Executor(target, accuracy, workspace_limit, _MAX_CALLS)
+        found = Executor(target, accuracy, workspace_limit, MAX_CALLS)
         _executors.put(key, found)
     return found

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tvm_conv3d.functional.arguments import ConvArguments, triple
-from tvm_conv3d.spec import CHANNELS_LAST, DATA_GRADIENT, FORWARD, Conv3DSpec, Triple
+from tvm_conv3d.functional.arguments import ConvArguments, Problem, problem_of, triple
+from tvm_conv3d.spec import CHANNELS_LAST, DATA_GRADIENT, FORWARD, WEIGHT_GRADIENT, Conv3DSpec, Triple
 
 
 def data_gradient_of(spec: Conv3DSpec) -> Conv3DSpec:
@@ -16,6 +16,75 @@ def data_gradient_of(spec: Conv3DSpec) -> Conv3DSpec:
     """
     direction = FORWARD if spec.direction == DATA_GRADIENT else DATA_GRADIENT
     return replace(spec, direction=direction, bias=False, post_ops=())
+
+
+def weight_gradient_of(spec: Conv3DSpec, bias: bool = False) -> Conv3DSpec:
+    """The problem whose result is the gradient of the weights of `spec`, a convolution or a transposed one.
+
+    It reads the larger volume, input of a convolution or gradient of a transposed one's output, as its input, and the
+    other one as its gradient.
+
+    Args:
+        spec: whose weights' gradient it is.
+        bias: whether that of the bias is computed beside it, of a convolution only.
+    """
+    return replace(spec, direction=WEIGHT_GRADIENT, bias=bias, post_ops=())
+
+
+@dataclass(frozen=True)
+class WeightGradientArguments(ConvArguments):
+    """All that decides the gradient of a convolution's weights but its input and the gradient of its output.
+
+    Attributes:
+        kernel: depth, height and width of the weights.
+        bias: whether the gradient of the bias is computed as well.
+    """
+
+    kernel: Triple = (1, 1, 1)
+    bias: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        strides: Any,
+        padding: Any,
+        dilation: Any,
+        groups: Any,
+        data_format: Any,
+        post_ops: Any,
+        kernel: Any = 1,
+        bias: Any = False,
+    ) -> WeightGradientArguments:
+        """The arguments as users give them, in their standard form.
+
+        Raises:
+            ValueError: one of them is not what it may be.
+        """
+        common = ConvArguments.of(strides, padding, dilation, groups, data_format, post_ops)
+        return cls(**vars(common), kernel=triple("kernel_size", kernel, 1), bias=bool(bias))
+
+    def problem_of_both(self, input_shape: tuple[int, ...], shape: tuple[int, ...], dtype: str) -> Problem:
+        """What is computed of an input and a gradient of these shapes, in type `dtype`.
+
+        Raises:
+            ValueError: the shapes do not fit together.
+        """
+        for name, given in (("x", input_shape), ("gradient", shape)):
+            self._check_five(given, name)
+        (batch, _, channels), (others, cells, filters) = self._split(input_shape), self._split(shape)
+        if channels % self.groups or filters % self.groups:
+            raise ValueError(
+                "The channels of `x` and of `gradient` must be divisible by `groups`. "
+                f"Received: {channels} and {filters} channels, groups={self.groups}"
+            )
+        spec = self.spec(input_shape, (*self.kernel, channels // self.groups, filters), dtype, self.bias)
+        if (others, cells) != (batch, spec.out_size):
+            raise ValueError(
+                f"`gradient` must have the shape of the convolution's output, {spec.output_shape}. Received: gradient "
+                f"of shape {shape}, x of shape {input_shape}, kernel_size={self.kernel}, strides={self.strides}, "
+                f"padding={self.padding}, dilation={self.dilation}"
+            )
+        return problem_of(weight_gradient_of(spec, self.bias))
 
 
 @dataclass(frozen=True)

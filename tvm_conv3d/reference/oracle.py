@@ -36,7 +36,7 @@ def convolve(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarr
         ValueError: the gradient of the weights is asked for.
     """
     if spec.direction == WEIGHT_GRADIENT:
-        raise ValueError(f"The oracle computes no gradients of weights. Received: {spec.key()}")
+        raise ValueError(f"Gradients of weights are computed by `weight_gradient`. Received: {spec.key()}")
     x = np.asarray(x).astype(np.float64)
     kernel = np.asarray(kernel).astype(np.float64)
     if spec.data_format == CHANNELS_FIRST:
@@ -45,6 +45,37 @@ def convolve(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarr
     if bias is not None:
         out += np.asarray(bias).astype(np.float64)
     return np.moveaxis(out, -1, 1) if spec.data_format == CHANNELS_FIRST else out
+
+
+def weight_gradient(spec: Conv3DSpec, x: np.ndarray, gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The gradients of weights and bias, as sums over samples and positions, tap by tap.
+
+    Args:
+        spec: the problem, whatever its direction; its post-ops and dtypes are ignored.
+        x: the forward input, any real dtype.
+        gradient: that of the forward output.
+
+    Returns:
+        float64 arrays of `spec.kernel_shape` and (filters,).
+    """
+    x, gradient = (np.asarray(array).astype(np.float64) for array in (x, gradient))
+    if spec.data_format == CHANNELS_FIRST:
+        x, gradient = (np.moveaxis(array, 1, -1) for array in (x, gradient))
+    out = np.zeros(spec.kernel_shape)
+    if 0 not in gradient.shape:
+        x = _padded(spec, x)
+        channels, filters = spec.group_channels, spec.group_filters
+        for tap in np.ndindex(*spec.kernel):
+            window = x[(slice(None), *(_taps(spec, axis, tap[axis]) for axis in range(3)))]
+            for group in range(spec.groups):
+                of, into = (
+                    slice(group * channels, (group + 1) * channels),
+                    slice(group * filters, (group + 1) * filters),
+                )
+                out[(*tap, slice(None), into)] = np.tensordot(
+                    window[..., of], gradient[..., into], (range(4), range(4))
+                )
+    return out, gradient.sum((0, 1, 2, 3))
 
 
 def finish(spec: Conv3DSpec, sums: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:

@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tvm_conv3d.functional import convolution
-from tvm_conv3d.functional.arguments import problem_of
+from tvm_conv3d.functional import convolution, gradients
+from tvm_conv3d.functional.arguments import Problem, problem_of
 from tvm_conv3d.functional.gradient_arguments import data_gradient_of as data_gradient_problem
+from tvm_conv3d.functional.gradient_arguments import weight_gradient_of as weight_gradient_problem
 from tvm_conv3d.runtime import interchange
 from tvm_conv3d.spec import DATA_GRADIENT, Conv3DSpec
 from tvm_conv3d.support import process
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.torch import counting
+from tvm_conv3d.torch.arguments import DTYPES
 from tvm_conv3d.torch.operators.cpu_convolution import (
     EXECUTOR,
     MAX_CALLS,
+    WEIGHT_AXES,
     Kind,
     Prepared,
     order_of_memory,
@@ -27,9 +31,13 @@ from tvm_conv3d.torch.operators.cpu_convolution import (
 )
 from tvm_conv3d.torch.operators.geometry import Geometry, gradients_in_torch
 
+#: Axes of the functional core's weights in the order of torch's.
+TO_TORCH = tuple(map(WEIGHT_AXES.index, range(5)))
+
 #: Channels of a patch's group below which vectors would be mostly empty.
 _FEW_CHANNELS = 8
 
+_weight_calls: Recent[Any, Problem | str] = process.keep("torch: checked calls of weight gradients", Recent(MAX_CALLS))
 _calls: Recent[Any, Prepared | str] = process.keep("torch: checked calls of gradients", Recent(MAX_CALLS))
 
 
@@ -71,7 +79,7 @@ def data_gradient_of(gradient: Tensor, weight: Tensor, input_size: Sequence[int]
 
 
 def weight_gradient_of(gradient: Tensor, x: Tensor, kernel_size: Sequence[int], *arguments: Any) -> Tensor:
-    """The gradient of a convolution's weight in a fresh, contiguous tensor, by torch's own code.
+    """The gradient of a convolution's weight in a fresh, contiguous tensor.
 
     Args:
         gradient: that of the convolution's result, (batch, channels, depth, height, width), in the CPU's memory.
@@ -81,10 +89,35 @@ def weight_gradient_of(gradient: Tensor, x: Tensor, kernel_size: Sequence[int], 
 
     Raises:
         RuntimeError: shapes or types do not fit together, in torch's words.
+        MemoryError: there is none for the result or the intermediates.
     """
-    geometry = Geometry(*arguments)
-    weight = x.new_empty(geometry.weight_shape(gradient.shape, x.shape, kernel_size))
+    geometry, kernel = Geometry(*arguments), tuple(kernel_size)
+    kinds = ((gradient.shape, gradient.dtype), (x.shape, x.dtype))
+    key = (kinds, kernel, geometry.key)
+    prepared = _weight_calls.get(key)
+    if prepared is None:
+        prepared = _prepare_weight_gradient(kinds, kernel, geometry)
+        _weight_calls.put(key, prepared)
+    if not isinstance(prepared, str):
+        # a transposed convolution reads the smaller volume
+        both = (gradient, x) if geometry.transposed else (x, gradient)
+        try:
+            found, _ = gradients.weight_gradient(EXECUTOR, prepared, *(map(interchange.wrap, both)))
+        except ValueError as error:
+            prepared = str(error)
+            _weight_calls.put(key, prepared)
+        else:
+            counting.count_ours()
+            return _in_torchs_order(found, x)
+    counting.count_torch(f"weight gradient: {prepared}")
+    weight = x.new_empty(geometry.weight_shape(gradient.shape, x.shape, kernel))
     return gradients_in_torch(gradient, x, weight, geometry, (False, True))[1].contiguous()
+
+
+def _in_torchs_order(found: np.ndarray, x: Tensor) -> Tensor:
+    """A gradient of weights in the order of torch's, of a tensor's type."""
+    ordered = interchange.prepare(found.transpose(TO_TORCH), DTYPES[x.dtype])
+    return interchange.wrap(x).restore(ordered)
 
 
 def _prepare_data_gradient(kinds: tuple[Kind, ...], size: tuple[int, ...], geometry: Geometry) -> Prepared | str:
@@ -100,6 +133,19 @@ def _prepare_data_gradient(kinds: tuple[Kind, ...], size: tuple[int, ...], geome
     if _is_of_small_patches(spec):
         return "patches of few channels"
     return Prepared(problem_of(spec), (DATA_GRADIENT, forward.use))
+
+
+def _prepare_weight_gradient(kinds: tuple[Kind, ...], kernel: tuple[int, ...], geometry: Geometry) -> Problem | str:
+    """What calls need of gradient and input of these kinds, or why torch's own code is asked."""
+    (shape, dtype), x = kinds
+    weight = torch.Size(geometry.weight_shape(shape, x[0], kernel))
+    forward = prepare((x, (weight, dtype)), geometry)
+    if isinstance(forward, str):
+        return forward
+    if forward.problem.spec.output_shape != tuple(shape):
+        # what is wrong is for torch to say
+        return "a gradient of another shape than the result's"
+    return problem_of(weight_gradient_problem(forward.problem.spec))
 
 
 def _is_of_small_patches(spec: Conv3DSpec) -> bool:
