@@ -1,8 +1,8 @@
 """Design space of the gradient of weights on a CPU.
 
-A task owns a chunk of the boxes of output positions, one depth of taps, and some channels and filters. Box by box it
-copies what it reads, and adds to all of its sums: those of a register tile are made in registers over the box. So the
-box stays in the second cache while the tiles take turns, and the task's sums likewise.
+A task owns a chunk of the boxes of output positions, some channels and filters, and mostly one depth of taps. Box by
+box it copies what it reads, and adds to all of its sums: those of a register tile are made in registers over the box.
+So the box stays in the second cache while the tiles take turns, and the task's sums likewise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WeightGradientVariant, de
     taps = {"one": [], "row": [tap_w], "plane": [tap_h, tap_w]}[variant.taps]
     around = [tap for tap in (tap_h, tap_w) if tap not in taps]
     tile = [*taps, channel, vector, lane]
-    tasks = (chunk, group, tap_d, channel_task, filter_task)
+    tasks = [chunk, group, channel_task, filter_task]
+    # a task of repeated channels has all taps, as its copy takes longer
+    (around if variant.repeated else tasks).insert(0, tap_d)
     sch.reorder(*tasks, box, *around, channels, filters, *tile)
     task = sch.fuse(*tasks)
     sch.parallel(task)
@@ -44,7 +46,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WeightGradientVariant, de
     if variant.copy_gradient:
         _copy_gradient(sch, spec, box)
     sch.decompose_reduction(sums, box)
-    _store(sch, variant.lanes)
+    _store(sch, variant)
     if spec.bias:
         _bias(sch, spec, variant)
 
@@ -53,7 +55,11 @@ def _copy_input(sch: Schedule, spec: CanonicalSpec, variant: WeightGradientVaria
     copy = sch.get_sblock("inputs")
     sch.compute_at(copy, box, preserve_unit_loops=True)
     *_, width, group, channel = sch.get_loops(copy)
-    if spec.data_format == CHANNELS_LAST:
+    if variant.repeated:
+        whole = spec.filters % (variant.vectors * variant.lanes) == 0
+        if spec.group_filters == 1 and whole and spec.data_format == CHANNELS_LAST:
+            sch.vectorize(channel)
+    elif spec.data_format == CHANNELS_LAST:
         vectorize_copy(sch, sch.fuse(group, channel), variant.lanes)
     else:
         sch.reorder(group, channel, width)
@@ -71,9 +77,11 @@ def _copy_gradient(sch: Schedule, spec: CanonicalSpec, box: LoopRV) -> None:
         transpose_copies.mark(sch, sch.fuse(group, tile, vector, lane), width)
 
 
-def _store(sch: Schedule, lanes: int) -> None:
-    *rows, _, filters = sch.get_loops(sch.get_sblock(OUT))
-    _, lane = sch.split(filters, [None, lanes])
+def _store(sch: Schedule, variant: WeightGradientVariant) -> None:
+    *rows, group, filters = sch.get_loops(sch.get_sblock(OUT))
+    if variant.repeated:
+        filters = sch.fuse(group, filters)
+    _, lane = sch.split(filters, [None, variant.lanes])
     sch.parallel(sch.fuse(*rows))
     sch.vectorize(lane)
     mask_output_tail.mark(sch)

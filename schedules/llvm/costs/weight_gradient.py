@@ -30,6 +30,7 @@ from tvm_conv3d.compute.llvm.weight_gradient import (
     needs_copy_of_gradient,
     needs_copy_of_input,
     tiles_of,
+    together,
 )
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.stages import PART, window_extents
@@ -42,7 +43,6 @@ from tvm_conv3d.schedules.llvm.costs.tile_rule import (
     step_cycles,
     useful_lanes,
 )
-from tvm_conv3d.spec import Triple
 from tvm_conv3d.target.cpu import CpuTraits
 
 #: Cycles by which a step is longer than its multiply-adds, and by each of its loads: of equal ones, square tiles are
@@ -88,7 +88,8 @@ def amounts(
     own = decisions["channels"], decisions["filters"]
     boxes = spec.batch * math.prod(boxes_of(spec, v.box))
     parts = channels // own[0] * (filters // own[1])
-    count = v.chunks * spec.groups * spec.kernel[0] * parts
+    sets, depths = together(spec, v)[0], 1 if v.repeated else spec.kernel[0]
+    count = v.chunks * sets * depths * parts
     of_core = count * busiest_share(count, traits)
     # what a task does, box by box
     steps = of_core * boxes / v.chunks
@@ -96,7 +97,7 @@ def amounts(
     sums = _rows(spec, v) * v.vectors
     product = tiles * math.prod(v.box) * _step(spec, traits, v)
     own_bytes = _planes(spec, v) * math.prod(own) * sums * v.lanes * item
-    weights = math.prod(spec.kernel) * spec.groups * channels * filters * v.channels * v.vectors
+    weights = math.prod(spec.kernel) * sets * channels * filters * v.channels * v.vectors
     read = bytes_moved(spec) + (1 + v.chunks) * weights * v.lanes * item
     done = {
         "product": product,
@@ -115,35 +116,41 @@ def _copied(spec: CanonicalSpec, v: WeightGradientVariant, own: tuple[int, int])
     """What a task of so many tiles along channels and filters copies of a box."""
     found: dict[str, float] = {}
     if v.copy_input:
-        positions = math.prod(_read_extents(spec, v.box))
-        whole = own[0] * v.channels % v.lanes == 0
-        found["copy" if whole else "element"] = positions * own[0] * v.channels / (v.lanes if whole else 1)
+        positions, elements = math.prod(_read_extents(spec, v)), own[0] * v.channels
+        whole = elements % v.lanes == 0
+        if v.repeated:
+            whole, elements = spec.group_filters == 1, elements * own[1] * v.vectors * v.lanes
+        found["copy" if whole else "element"] = positions * elements / (v.lanes if whole else 1)
     if v.copy_gradient:
         found["copy"] = found.get("copy", 0.0) + math.prod(v.box) * own[1] * v.vectors
     return found
 
 
-def _read_extents(spec: CanonicalSpec, box: Triple) -> list[int]:
-    """Extents of the padded input that the windows of a box cover, of one depth of taps."""
-    _, height, width = window_extents(spec, box)
-    return [(box[0] - 1) * spec.strides[0] + 1, height, width]
+def _read_extents(spec: CanonicalSpec, v: WeightGradientVariant) -> list[int]:
+    """Extents of the padded input that a task's taps read of a box."""
+    depth, height, width = window_extents(spec, v.box)
+    return [depth if v.repeated else (v.box[0] - 1) * spec.strides[0] + 1, height, width]
 
 
 def _rows(spec: CanonicalSpec, v: WeightGradientVariant) -> int:
     """Rows of a register tile: channels, times the taps in it."""
-    return v.channels * math.prod(spec.kernel[1:]) // _planes(spec, v)
+    _, height, width = spec.kernel
+    return v.channels * {"one": 1, "row": width, "plane": height * width}[v.taps]
 
 
 def _planes(spec: CanonicalSpec, v: WeightGradientVariant) -> int:
-    """Tiles for the taps of one depth."""
-    _, height, width = spec.kernel
-    return {"one": height * width, "row": height, "plane": 1}[v.taps]
+    """Tiles for the taps of a task."""
+    depth, height, width = spec.kernel
+    return (depth if v.repeated else 1) * {"one": height * width, "row": height, "plane": 1}[v.taps]
 
 
 def _step(spec: CanonicalSpec, traits: CpuTraits, v: WeightGradientVariant) -> float:
     """Cycles of the vector units for one position of a tile."""
-    share = v.lanes / traits.lanes(spec.accumulator)
-    return step_cycles(_rows(spec, v), v.vectors, share if traits.half_width_vector_units else 1.0)
+    share = v.lanes / traits.lanes(spec.accumulator) if traits.half_width_vector_units else 1.0
+    if v.repeated:
+        # each multiply-add has an input vector of its own to load
+        return max(step_cycles(_rows(spec, v), v.vectors, share), share * (_rows(spec, v) + 1) * v.vectors)
+    return step_cycles(_rows(spec, v), v.vectors, share)
 
 
 def _good_tiles(spec: CanonicalSpec, traits: CpuTraits, count: int) -> list[WeightGradientVariant]:
@@ -154,16 +161,21 @@ def _good_tiles(spec: CanonicalSpec, traits: CpuTraits, count: int) -> list[Weig
         taps.append("row")
     if height > 1 and spec.group_channels <= _FEW_OF_PLANE:
         taps.append("plane")
-    lanes = useful_lanes(traits, spec.accumulator, spec.group_filters)
     found = []
-    for kind, vectors, lane, channels in itertools.product(taps, VECTORS, lanes, range(1, traits.registers)):
-        variant = WeightGradientVariant(lane, vectors, channels, kind, (1, 1, 1))
+    shared = spec.groups > 1 and spec.group_filters < traits.lanes(spec.accumulator)
+    lanes = [(lane, False) for lane in useful_lanes(traits, spec.accumulator, spec.group_filters)]
+    lanes += [(lane, True) for lane in useful_lanes(traits, spec.accumulator, spec.filters) if shared]
+    for kind, vectors, (lane, repeated), channels in itertools.product(
+        taps, VECTORS, lanes, range(1, traits.registers)
+    ):
+        variant = WeightGradientVariant(lane, vectors, channels, kind, (1, 1, 1), repeated=repeated)
         sums = _rows(spec, variant) * vectors
         if channels <= spec.group_channels and sums + vectors < traits.registers:
             found.append(variant)
 
     def cost(v: WeightGradientVariant) -> tuple[float, int]:
-        rows, tiles = _rows(spec, v), _planes(spec, v) * math.prod(tiles_of(spec, v))
+        rows, tiles = _rows(spec, v), _planes(spec, v) * math.prod(tiles_of(spec, v)) * together(spec, v)[0]
+        tiles *= 1 if v.repeated else spec.kernel[0]
         uneven = _UNEVEN if spec.group_channels % v.channels else 1.0
         return uneven * tiles * (_STEP + _step(spec, traits, v) + _LOAD * (rows + v.vectors)), -rows * v.vectors
 
@@ -178,16 +190,19 @@ def _good_boxes(
     whole = tiles_of(spec, tile)
     tiles, sums = _planes(spec, tile) * math.prod(whole), _rows(spec, tile) * tile.vectors
 
-    def held(box: Triple) -> int:
-        filters = whole[1] * tile.vectors * tile.lanes
-        read = math.prod(_read_extents(spec, box)) * whole[0] * tile.channels
-        return item * (read + math.prod(box) * filters)
+    # tasks of repeated channels have some filters
+    least = (whole[0], 1) if tile.repeated else whole
+
+    def held(v: WeightGradientVariant) -> int:
+        filters = least[1] * tile.vectors * tile.lanes
+        read = math.prod(_read_extents(spec, v)) * least[0] * tile.channels * (filters if tile.repeated else 1)
+        return item * (read + math.prod(v.box) * filters)
 
     def cost(variant: WeightGradientVariant) -> tuple[bool, float]:
         cells = math.prod(variant.box)
         once = tiles * (costs["sum"] * sums + costs["row"] * math.prod(variant.box[:2]))
         once += table.total(costs, _copied(spec, variant, whole))
-        return cells > PART or held(variant.box) > traits.l2 // 2, once / cells
+        return cells > PART or held(variant) > traits.l2 // 2, once / cells
 
     depth, height, width = map(divisors, spec.out_size)
     found = [_reading(spec, replace(tile, box=box)) for box in itertools.product(depth, height, width)]

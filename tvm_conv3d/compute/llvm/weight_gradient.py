@@ -45,6 +45,8 @@ class WeightGradientVariant:
         box: output positions along depth, height and width that are summed at once; they divide the output.
         chunks: sums of boxes that are made apart, so that threads share the positions; it divides the boxes.
         copy_input, copy_gradient: whether tasks copy what they read; without, it is read as it lies.
+        repeated: vectors are of filters of several groups; the copy of the input holds, lane by lane, the channel of
+            each filter's group.
     """
 
     lanes: int
@@ -55,6 +57,7 @@ class WeightGradientVariant:
     chunks: int = 1
     copy_input: bool = True
     copy_gradient: bool = True
+    repeated: bool = False
 
 
 def boxes_of(spec: CanonicalSpec, box: Triple) -> Triple:
@@ -71,9 +74,14 @@ def boxes_of(spec: CanonicalSpec, box: Triple) -> Triple:
 
 
 def tiles_of(spec: CanonicalSpec, variant: WeightGradientVariant) -> tuple[int, int]:
-    """Register tiles along the channels and the filters of a group."""
+    """Register tiles along the channels of a group, and along the filters that share vectors."""
     per_tile = variant.vectors * variant.lanes
-    return -(-spec.group_channels // variant.channels), -(-spec.group_filters // per_tile)
+    return -(-spec.group_channels // variant.channels), -(-together(spec, variant)[1] // per_tile)
+
+
+def together(spec: CanonicalSpec, variant: WeightGradientVariant) -> tuple[int, int]:
+    """Sets of filters, and how many filters of each share vectors: those of a group, or all."""
+    return (1, spec.filters) if variant.repeated else (spec.groups, spec.group_filters)
 
 
 def declare(spec: CanonicalSpec, variant: WeightGradientVariant) -> Declaration:
@@ -103,15 +111,16 @@ def declare(spec: CanonicalSpec, variant: WeightGradientVariant) -> Declaration:
         *taps, channels, filters, channel, vector, lane = place
         at = [p * s + t * d for p, s, t, d in zip(positions, spec.strides, taps, spec.dilation, strict=True)]
         number = chunk * of_chunk + box
-        value = read(number, at, g, channels * v.channels + channel)
+        value = read(number, at, g, channels * v.channels + channel, filters, vector, lane)
         return te.sum(value * read_gradient(number, positions, g, filters, vector, lane), axis=positions)
 
-    tile = (spec.groups, *spec.kernel, channel_tiles, filter_tiles, v.channels, v.vectors, v.lanes)
+    tile = (together(spec, v)[0], *spec.kernel, channel_tiles, filter_tiles, v.channels, v.vectors, v.lanes)
     part = te.compute((v.chunks, of_chunk, *tile), part_at, name="part")
     sums = _summed(part, of_chunk, "sums")
     total = _total(sums, v.chunks)
 
     def out_at(d, h, w, channel, g, f):  # type: ignore[no-untyped-def]
+        g, f = (0, g * spec.group_filters + f) if v.repeated else (g, f)
         vector, lane = f // v.lanes, f % v.lanes
         at = (channel // v.channels, vector // v.vectors, channel % v.channels, vector % v.vectors, lane)
         return total(g, d, h, w, *at)
@@ -130,12 +139,12 @@ def error_bound(spec: CanonicalSpec, variant: WeightGradientVariant) -> float:
 def needs_copy_of_input(spec: CanonicalSpec, variant: WeightGradientVariant) -> bool:
     """Whether the input has to be copied: for pads, another layout or type, or tiles that overhang the channels."""
     uneven = spec.group_channels % variant.channels != 0
-    return _needs_copy(spec) or uneven or spec.pads != ((0, 0),) * 3
+    return _needs_copy(spec) or uneven or variant.repeated or spec.pads != ((0, 0),) * 3
 
 
 def needs_copy_of_gradient(spec: CanonicalSpec, variant: WeightGradientVariant) -> bool:
     """Whether the output's gradient has to be: for another layout or type, or tiles that overhang the filters."""
-    return _needs_copy(spec) or spec.group_filters % (variant.vectors * variant.lanes) != 0
+    return _needs_copy(spec) or together(spec, variant)[1] % (variant.vectors * variant.lanes) != 0
 
 
 def _needs_copy(spec: CanonicalSpec) -> bool:
@@ -150,7 +159,7 @@ def _origin(spec: CanonicalSpec, box: Triple, number: Expr) -> tuple[Expr, list[
 
 
 def _inputs(spec: CanonicalSpec, v: WeightGradientVariant, x: te.Tensor) -> Callable[..., Expr]:
-    """Reads (number of a box, place in its padded input, group, channel)."""
+    """Reads (number of a box, place in its padded input, group, channel, and the tile, vector and lane of a filter)."""
     read = grouped_reader(spec, x)
 
     def place(number: Expr, at: Sequence[Expr]) -> tuple[Expr, list[Expr]]:
@@ -159,7 +168,7 @@ def _inputs(spec: CanonicalSpec, v: WeightGradientVariant, x: te.Tensor) -> Call
 
     if not v.copy_input:
 
-        def straight(number, at, g, channel):  # type: ignore[no-untyped-def]
+        def straight(number, at, g, channel, *_):  # type: ignore[no-untyped-def]
             sample, position = place(number, at)
             return read(sample, *position, g, channel)
 
@@ -167,41 +176,53 @@ def _inputs(spec: CanonicalSpec, v: WeightGradientVariant, x: te.Tensor) -> Call
     channels = tiles_of(spec, v)[0] * v.channels
     befores, whole = [before for before, _ in spec.pads], window_extents(spec, spec.out_size)
 
-    def at(number, d, h, w, g, c):  # type: ignore[no-untyped-def]
+    tiles = tiles_of(spec, v)[1]
+    overhang = tiles * v.vectors * v.lanes > spec.filters
+
+    def at(number, d, h, w, c, g, *turn):  # type: ignore[no-untyped-def]
         sample, position = place(number, (d, h, w))
         inside = [c < spec.group_channels] if channels > spec.group_channels else []
+        if turn:
+            f = _filter(v, g, *turn)
+            g, inside = f // spec.group_filters, [*inside, *([f < spec.filters] if overhang else [])]
         return zero_outside(
             spec.accumulator, befores, spec.size, whole, position, lambda cell: read(sample, *cell, g, c), inside
         )
 
-    boxes = spec.batch * math.prod(boxes_of(spec, v.box))
-    copy = te.compute((boxes, *window_extents(spec, v.box), spec.groups, channels), at, name="inputs")
-    return lambda number, at, g, channel: copy(number, *at, g, channel)
+    extents = (spec.batch * math.prod(boxes_of(spec, v.box)), *window_extents(spec, v.box))
+    if v.repeated:
+        copy = te.compute((*extents, channels, tiles, v.vectors, v.lanes), lambda *i: at(*i), name="inputs")
+        return lambda number, at, g, channel, *place: copy(number, *at, channel, *place)
+    copy = te.compute((*extents, spec.groups, channels), lambda *i: at(*i[:4], i[5], i[4]), name="inputs")
+    return lambda number, at, g, channel, *_: copy(number, *at, g, channel)
 
 
 def _gradients(spec: CanonicalSpec, v: WeightGradientVariant, gradient: te.Tensor) -> Callable[..., Expr]:
     """Reads (number of a box, position in it, group, tile of filters, vector, lane)."""
-    filters = spec.group_filters
+    groups, filters = together(spec, v)
 
     def read(number: Expr, position: Sequence[Expr], g: Expr, f: Expr) -> Expr:
         sample, origin = _origin(spec, v.box, number)
+        g, f = (f // spec.group_filters, f % spec.group_filters) if v.repeated else (g, f)
         return _read_gradient(spec, gradient, sample, [o + p for o, p in zip(origin, position, strict=True)], g, f)
 
-    def of_tile(tile: Expr, vector: Expr, lane: Expr) -> Expr:
-        return (tile * v.vectors + vector) * v.lanes + lane
-
     if not v.copy_gradient:
-        return lambda number, position, g, tile, vector, lane: read(number, position, g, of_tile(tile, vector, lane))
+        return lambda number, position, g, *place: read(number, position, g, _filter(v, *place))
     tiles = tiles_of(spec, v)[1]
     overhang = tiles * v.vectors * v.lanes > filters
 
     def at(number, d, h, w, g, tile, vector, lane):  # type: ignore[no-untyped-def]
-        f = of_tile(tile, vector, lane)
+        f = _filter(v, tile, vector, lane)
         return zero_unless([f < filters] if overhang else [], read(number, (d, h, w), g, f), spec.accumulator)
 
     boxes = spec.batch * math.prod(boxes_of(spec, v.box))
-    copy = te.compute((boxes, *v.box, spec.groups, tiles, v.vectors, v.lanes), at, name="gradients")
+    copy = te.compute((boxes, *v.box, groups, tiles, v.vectors, v.lanes), at, name="gradients")
     return lambda number, position, *place: copy(number, *position, *place)
+
+
+def _filter(v: WeightGradientVariant, tile: Expr, vector: Expr, lane: Expr) -> Expr:
+    """The number of a filter among those that share vectors."""
+    return (tile * v.vectors + vector) * v.lanes + lane
 
 
 def _read_gradient(
