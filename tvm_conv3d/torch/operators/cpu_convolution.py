@@ -47,8 +47,8 @@ class Prepared(NamedTuple):
 
 _calls: Recent[Any, Prepared | str] = process.keep("torch: checked calls", Recent(MAX_CALLS))
 
-#: Where parameters lie, and their last content.
-_trained: Recent[Any, Weights] = process.keep("torch: last weights of parameters", Recent(MAX_CALLS))
+#: Where parameters lie, and the version of their last content.
+_trained: Recent[Any, Hashable] = process.keep("torch: last weights of parameters", Recent(MAX_CALLS))
 
 EXECUTOR = process.keep("torch: executor", Executor(most_specs=MAX_CALLS))
 
@@ -110,10 +110,10 @@ def weights_of(
         # else each step of an optimizer would leave its weights behind
         place = (weight.data_ptr(), norm_at, array.shape, weight.dtype, prepared.use)
         before = _trained.get(place)
-        if before is not weights:
+        if before is not weights.version:
             if before is not None:
                 kept_weights.STORE.forget(before)
-            _trained.put(place, weights)
+            _trained.put(place, weights.version)
     return weights
 
 
