@@ -22,6 +22,7 @@ from tvm.s_tir import meta_schedule
 from tvm.s_tir.meta_schedule.database import MemoryDatabase, TuningRecord
 from tvm.s_tir.meta_schedule.runner import RunnerResult
 
+from tvm_conv3d.compute.shared.argument import OUT
 from tvm_conv3d.engine.build import compile_plan
 from tvm_conv3d.engine.planner import default_plan, make_plan
 from tvm_conv3d.reference.layers import read_csv
@@ -75,8 +76,8 @@ def search(spec: Conv3DSpec, bench: Bench, seconds: float) -> tuple[Callable[[],
     )
     database = MemoryDatabase()
     workload = database.commit_workload(module)
-    inputs = [_aligned(array) for array in (bench.x, bench.kernel, bench.bias)]
-    views = [tvm_ffi.from_dlpack(array) for array in (*inputs, bench.out)]
+    inputs = [_aligned(array) for array in bench.operands.values()]
+    views = [tvm_ffi.from_dlpack(array) for array in (*inputs, bench.results[OUT])]
     best: tuple[float, Callable[[], None] | None] = (math.inf, None)
     trials, began = 0, time.monotonic()
     context.pre_tuning(10**6, 16, None, database, model)
@@ -157,9 +158,9 @@ def main() -> None:
         stock, trials = search(layer.spec, bench, given.seconds)
         calls = [stock, *_ours(layer.spec, bench)]
         for call in calls:
-            bench.out.fill(np.nan)
+            bench.results[OUT].fill(np.nan)
             threads.run(call)
-            error = bench.error_of(bench.out)
+            error = bench.error_of(bench.results)
             if not error < 1e-5:
                 raise SystemExit(f"{layer.name}: wrong numbers, relative error {error:.2g}")
         stock_s, default_s, tuned_s = measure_interleaved(calls)

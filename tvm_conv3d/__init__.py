@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tvm_conv3d.functional.convolution import conv3d, conv3d_transpose
+    from tvm_conv3d.functional.gradients import conv3d_data_gradient, conv3d_weight_gradient
     from tvm_conv3d.layer.conv3d import Conv3D, Convolution3D
     from tvm_conv3d.runtime.kept_weights import set_kept_weights
     from tvm_conv3d.runtime.output_pool import set_kept_memory
@@ -17,7 +18,9 @@ __all__ = [
     "Convolution3D",
     "__version__",
     "conv3d",
+    "conv3d_data_gradient",
     "conv3d_transpose",
+    "conv3d_weight_gradient",
     "get_num_threads",
     "set_kept_memory",
     "set_kept_weights",
@@ -28,7 +31,9 @@ _HOMES = {
     "Conv3D": "tvm_conv3d.layer.conv3d",
     "Convolution3D": "tvm_conv3d.layer.conv3d",
     "conv3d": "tvm_conv3d.functional.convolution",
+    "conv3d_data_gradient": "tvm_conv3d.functional.gradients",
     "conv3d_transpose": "tvm_conv3d.functional.convolution",
+    "conv3d_weight_gradient": "tvm_conv3d.functional.gradients",
     "get_num_threads": "tvm_conv3d.runtime.threads",
     "set_kept_memory": "tvm_conv3d.runtime.output_pool",
     "set_kept_weights": "tvm_conv3d.runtime.kept_weights",

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from arm_checks import assert_right, compiled, execute, plan_of
+from arm_checks import assert_gradients_right, assert_right, compiled, execute, plan_of
 from arm_on_cpu import MACHINES, NEON, SVE_256, Machine, missing
 from problems import data, data_gradients, kinds_of_layers, specs
 from sampling import sampled
 from tvm_conv3d.engine.algorithms import algorithms
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import make_plan
-from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DATA_GRADIENT, Conv3DSpec, Pads
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DATA_GRADIENT, WEIGHT_GRADIENT, Conv3DSpec, Pads
 from tvm_conv3d.target.cpu import cpu_traits
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -57,7 +57,18 @@ def test_every_algorithm(name: str, dtype: str, machine: Machine) -> None:
 
 
 def test_there_is_a_layer_for_every_algorithm() -> None:
-    assert LAYERS.keys() == algorithms("llvm").keys()
+    assert {*LAYERS, "weight_gradient"} == algorithms("llvm").keys()
+
+
+@pytest.mark.parametrize(
+    ("groups", "dtype", "machine"), sampled(list(itertools.product((1, 2, 10), DTYPES, MACHINES)), 7), ids=str
+)
+def test_gradients_of_weights(groups: int, dtype: str, machine: Machine) -> None:
+    """Of a dense, a grouped and a depthwise layer."""
+    spec = replace(BASE, channels=10, filters=20, groups=groups, dtype=dtype, strides=(1, 2, 1), post_ops=())
+    plan = served("weight_gradient", replace(spec, direction=WEIGHT_GRADIENT), machine)
+    for reverse in (False, True):
+        assert_gradients_right(plan, machine, reverse)
 
 
 @pytest.mark.deep

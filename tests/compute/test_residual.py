@@ -67,7 +67,8 @@ def test_all_algorithms(name: str, data_format: str) -> None:
 
 def test_each_algorithm_is_tried() -> None:
     kinds = [replace(spec, data_format=data_format) for spec in KINDS.values() for data_format in ("channels_last",)]
-    assert {plan.algorithm for spec in kinds for plan in plans(spec)} == set(algorithms("llvm"))
+    forward = {name for name, algorithm in algorithms("llvm").items() if not algorithm.of_weights}
+    assert {plan.algorithm for spec in kinds for plan in plans(spec)} == forward
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import interchange, loader
 from tvm_conv3d.runtime.executor import Executor
 from tvm_conv3d.runtime.weights import Weights
-from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads
+from tvm_conv3d.spec import CHANNELS_FIRST, WEIGHT_GRADIENT, Conv3DSpec, Pads
 from tvm_conv3d.support import folders
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.target.cpu import host_target
@@ -39,6 +39,7 @@ SPECS = (
     replace(LAYER, groups=8, channels=24),
     replace(LAYER, groups=24, channels=24, data_format=CHANNELS_FIRST),
     replace(LAYER, groups=24, channels=24),
+    replace(LAYER, direction=WEIGHT_GRADIENT, post_ops=()),
 )
 
 
@@ -61,8 +62,11 @@ def test_declarations_say_what_the_function_takes(kind: str) -> None:
         found = [(str(p.name), tuple(map(int, p.ty.shape)), str(p.ty.dtype)) for p in parameters]
         assert [(a.name, a.shape, a.dtype) for a in told] == found, plan
         roles = [a.role for a in told]
-        assert roles[:4] == ["input", "weights", "bias", "output"]
-        assert roles[4:] == (["flags"] if kind == "llvm" and not named(plan.algorithm).exact else [])
+        if named(plan.algorithm).of_weights:
+            assert roles == ["input", "gradient", "output", "output"]
+        else:
+            assert roles[:4] == ["input", "weights", "bias", "output"]
+            assert roles[4:] == (["flags"] if kind == "llvm" and not named(plan.algorithm).exact else [])
         tried.add(plan.algorithm)
     assert tried == set(algorithms.algorithms(kind))
 

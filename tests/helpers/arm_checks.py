@@ -11,7 +11,9 @@ from arm_on_cpu import Call, Machine, Tensor, link, run
 from problems import BOUNDS, data, numpy_dtype, residual_of
 from tvm_conv3d.compute.shared.argument import (
     BIAS,
+    BIAS_GRADIENT,
     FLAGS,
+    GRADIENT,
     KERNEL,
     OUT,
     PACK,
@@ -110,6 +112,22 @@ def assert_right(plan: Plan, machine: Machine, reverse: bool = False, artifact: 
     bound = BOUNDS[plan.spec.dtype] if exact else max(BOUNDS[plan.spec.dtype], 1.5 * plan.error_bound)
     assert results.trusted
     assert error < bound, f"{error:.1e} {plan.spec.key()} {plan.describe()}"
+
+
+def assert_gradients_right(plan: Plan, machine: Machine, reverse: bool = False) -> None:
+    """Gradients of weights and bias are the oracle's."""
+    spec, artifact = plan.spec, compiled(plan, machine)
+    main = artifact.functions[MAIN]
+    x = data(spec)[0]
+    gradient = np.random.default_rng(2).standard_normal(spec.output_shape).astype(x.dtype)
+    results = {OUT: spec.kernel_shape} | ({BIAS_GRADIENT: (spec.filters,)} if spec.bias else {})
+    buffers = {X: x, GRADIENT: gradient}
+    buffers |= {name: _unwritten(shape, numpy_dtype(spec.dtype)) for name, shape in results.items()}
+    code = link(artifact.object_code, [MAIN])
+    after = run(code, machine, [Call(MAIN, _tensors(main, {}))], buffers, reverse=reverse)
+    for name, right in zip(results, oracle.weight_gradient(spec, x, gradient), strict=False):
+        error = oracle.relative_error(after[name], right)
+        assert error < BOUNDS[spec.dtype], f"{name} {error:.1e} {spec.key()} {plan.describe()}"
 
 
 def _tensors(function: Function, buffer_of: dict[str, str]) -> list[Tensor]:

@@ -15,9 +15,19 @@ from tvm_conv3d.engine import build
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import interchange, loader
+from tvm_conv3d.runtime.cpu_weight_gradient import WeightGradientCall
 from tvm_conv3d.runtime.executor import Executor
 from tvm_conv3d.runtime.weights import Weights
-from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DATA_GRADIENT, NO_PADS, Conv3DSpec, Pads, same_padding
+from tvm_conv3d.spec import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    DATA_GRADIENT,
+    NO_PADS,
+    WEIGHT_GRADIENT,
+    Conv3DSpec,
+    Pads,
+    same_padding,
+)
 from tvm_conv3d.target.cpu import host_target
 
 #: Largest relative error (2-norm) of a result: some roundings of the output's type,.
@@ -205,8 +215,21 @@ def execute(
 
 def run_plan(plan: Plan) -> float:
     """Compiles and runs `plan` on random data; returns the relative error."""
+    if plan.spec.direction == WEIGHT_GRADIENT:
+        return _run_gradient(plan)
     x, kernel, bias = data(plan.spec)
     out, trusted = execute(plan, x, kernel, bias)
     assert trusted
     expected = oracle.finish(plan.spec, oracle.convolve(plan.spec, x, kernel, bias), residual_of(plan.spec))
     return oracle.relative_error(out, expected)
+
+
+def _run_gradient(plan: Plan) -> float:
+    """The same of a gradient of weights: the larger error of theirs and the bias's."""
+    x, gradient = data(plan.spec)[0], np.random.default_rng(2).standard_normal(plan.spec.output_shape)
+    gradient = gradient.astype(x.dtype)
+    found = WeightGradientCall(plan, linked(plan)).run(fenced(x), fenced(gradient))
+    wanted = oracle.weight_gradient(plan.spec, x, gradient)
+    # a spec without bias has no gradient of one
+    pairs = [(one, other) for one, other in zip(found, wanted, strict=True) if one is not None]
+    return max(oracle.relative_error(one, other) for one, other in pairs)

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from tvm_conv3d.compute.llvm import weight_gradient
 from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine.algorithms import Algorithm, algorithms
 from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.schedules.llvm.costs import table
-from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads
+from tvm_conv3d.spec import CHANNELS_FIRST, WEIGHT_GRADIENT, Conv3DSpec, Pads
 from tvm_conv3d.target.cpu import CpuTraits, cpu_traits
 from tvm_conv3d.target.resolve import resolve
 
@@ -69,7 +70,8 @@ def test_every_amount_has_a_cost_and_every_cost_an_amount() -> None:
     for mcpu in ("znver4", "x86-64-v3"):
         traits = cpu_traits(resolve({"kind": "llvm", "mcpu": mcpu, "num-cores": 2}, 2))
         costs = table.table_of(traits).cycles
-        for spec in (*LAYERS, *(replace(s, data_format=CHANNELS_FIRST) for s in LAYERS)):
+        gradients = [replace(s, direction=WEIGHT_GRADIENT) for s in LAYERS]
+        for spec in (*LAYERS, *(replace(s, data_format=CHANNELS_FIRST) for s in LAYERS), *gradients):
             for name, algorithm in algorithms("llvm").items():
                 for variant, decisions in _plans(algorithm, spec, traits):
                     amounts = algorithm.costs.amounts(canonicalize(spec), traits, variant, decisions)
@@ -92,6 +94,9 @@ def _plans(algorithm: Algorithm[Any], spec: Conv3DSpec, traits: CpuTraits) -> It
         if algorithm.name == "grouped":
             # all in one task
             yield found[0], {**found[1], "depth": spec.out_size[0], "rows": spec.out_size[1]}
+        if algorithm.of_weights:
+            channels, filters = weight_gradient.tiles_of(canonicalize(spec), found[0])
+            yield found[0], {"channels": channels, "filters": filters}
 
 
 def test_another_microarchitecture_takes_its_own_table_or_the_nearest(

@@ -12,7 +12,7 @@ from tvm_conv3d.engine.algorithm import Algorithm
 from tvm_conv3d.engine.algorithms import algorithms
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.schedules.decisions import Decisions
-from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, same_padding
+from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, WEIGHT_GRADIENT, Conv3DSpec, same_padding
 from tvm_conv3d.target.cpu import cpu_traits, host_target
 
 #: Points that are drawn from the space of each problem: always, and with the deep tests.
@@ -72,6 +72,13 @@ SHAPES = {
         replace(same((3, 5, 17), 15, 45, 2, groups=15), batch=2),
         same((5, 7, 7), 16, 16, 3, groups=4, data_format=CHANNELS_FIRST),
         same((5, 6, 13), 33, 33, 7, groups=33, post_ops=("relu",)),
+    ],
+    "weight_gradient": [
+        replace(same((5, 7, 11), 13, 19, 3), direction=WEIGHT_GRADIENT),
+        replace(same((4, 18, 20), 3, 40, 5, strides=(1, 2, 2)), direction=WEIGHT_GRADIENT, batch=2),
+        replace(same((4, 9, 10), 32, 64, 3, dilation=(1, 2, 1)), direction=WEIGHT_GRADIENT, bias=False),
+        replace(same((6, 12, 8), 40, 24, 1, data_format=CHANNELS_FIRST), direction=WEIGHT_GRADIENT),
+        replace(same((5, 7, 8), 24, 12, 3, groups=6), direction=WEIGHT_GRADIENT),
     ],
 }
 

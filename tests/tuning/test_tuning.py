@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("xgboost", reason="tuning needs xgboost")
@@ -20,10 +23,12 @@ from tvm_conv3d.engine import records
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import default_plan, make_plan
 from tvm_conv3d.engine.records import FILE_NAME
+from tvm_conv3d.reference import oracle
 from tvm_conv3d.spec import Conv3DSpec, Pads
 from tvm_conv3d.target.resolve import resolve, target_key
 from tvm_conv3d.tuning import layer
 from tvm_conv3d.tuning.journal import Journal
+from tvm_conv3d.tuning.measure import Bench
 from tvm_conv3d.tuning.measurement_host import MeasurementHost, Trial
 from tvm_conv3d.tuning.search import Options, Search, contenders_for
 
@@ -296,6 +301,52 @@ def test_from_the_script_to_a_fresh_process(tmp_path: Path, capsys: pytest.Captu
         warnings.simplefilter("error")
         assert command.main(["--spec", SPEC.key(), "--dry-run", "--out", logs, "--threads", "2"]) == 0
     assert json.loads(line)["algorithm"] in capsys.readouterr().out
+
+
+def test_a_gradient_of_weights_is_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record serves the public function, whose gradients of weights and bias are right with it."""
+    from tvm_conv3d.functional.gradients import conv3d_weight_gradient
+    from tvm_conv3d.tuning import command
+
+    spec = replace(SPEC, direction="weight_gradient", post_ops=(), bias=True)
+    honest = MeasurementHost.measure_interleaved
+
+    def measure_interleaved(self: MeasurementHost, plans: Sequence[Plan]) -> list[float]:
+        first, *others = honest(self, plans)
+        return [100 * first, *others]
+
+    monkeypatch.setattr(MeasurementHost, "measure_interleaved", measure_interleaved)
+    monkeypatch.setenv("TVM_NUM_THREADS", "2")
+    logs = tmp_path / "logs"
+    assert command.main(["--spec", spec.key(), "--trials", "6", "--out", str(logs), "--plain"]) == 0
+    (path,) = logs.glob(f"*/{FILE_NAME}")
+    assert json.loads(path.read_text())["spec"] == spec.key()
+    monkeypatch.setenv(records.LOGS_VARIABLE, str(logs))
+    plan = make_plan(spec, target())
+    assert (plan.origin, plan.algorithm) == (str(path), "weight_gradient")
+    rng = np.random.default_rng(3)
+    x, gradient = (rng.standard_normal(shape).astype("float32") for shape in (spec.input_shape, spec.output_shape))
+    found = conv3d_weight_gradient(x, gradient, spec.kernel, strides=spec.strides, padding=1, bias=True)
+    for values, expected in zip(found, oracle.weight_gradient(spec, x, gradient), strict=True):
+        assert oracle.relative_error(values, expected) < 2e-6
+
+
+def test_wrong_gradients_of_weights_and_bias_are_told() -> None:
+    bench = Bench.of(replace(SPEC, direction="weight_gradient", post_ops=(), bias=True))
+    of_weights, of_bias = oracle.weight_gradient(bench.spec, bench.operands["x"], bench.operands["gradient"])
+    right = {"out": of_weights, "bias_gradient": of_bias}
+    assert bench.error_of(right) < 1e-12
+    for name in right:
+        assert bench.error_of({**right, name: 1.01 * right[name]}) == pytest.approx(0.01)
+        assert bench.error_of({**right, name: np.full_like(right[name], np.nan)}) == math.inf
+
+
+def test_a_gpu_has_no_gradients_of_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    from tvm_conv3d.tuning import command
+
+    spec = replace(SPEC, direction="weight_gradient", post_ops=())
+    assert command.main(["--spec", spec.key(), "--target", "cuda:sm_90", "--dry-run"], "cuda") == 0
+    assert "No algorithm takes" in capsys.readouterr().out
 
 
 def usage(*arguments: str) -> int:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,13 +82,14 @@ def test_a_remote_device_measures(tracker: Tracked) -> None:
     from tvm_conv3d.tuning.rpc import RpcMeasurer
 
     target = resolve(None, 2)
-    plan = default_plan(SPEC, target, exact=True)
     measurer = RpcMeasurer("127.0.0.1", tracker.port, "board", 2)
     with MeasurementHost(target, builders=1, measurer=measurer, device=measurer.device) as host:
-        (trial,) = list(host.try_plans([plan]))
-        assert trial.seconds is not None, trial.note
-        assert 0 < trial.seconds < 1
-        assert host.error(plan) < 2e-6
+        for spec in (SPEC, replace(SPEC, direction="weight_gradient", post_ops=())):
+            plan = default_plan(spec, target, exact=True)
+            (trial,) = list(host.try_plans([plan]))
+            assert trial.seconds is not None, trial.note
+            assert 0 < trial.seconds < 1
+            assert host.error(plan) < 2e-6
         assert all(seconds < 1 for seconds in host.measure_interleaved([plan, plan]))
 
 

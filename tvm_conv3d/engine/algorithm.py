@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec, canonicalize
 from tvm_conv3d.schedules.decisions import Decisions
-from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.spec import WEIGHT_GRADIENT, Conv3DSpec
 
 if TYPE_CHECKING:
     from tvm import IRModule, te
@@ -38,15 +38,20 @@ class Declares(Protocol[_V_contra]):
     """What a module of `compute` declares of one algorithm."""
 
     def declare(self, spec: CanonicalSpec, variant: _V_contra, /) -> Declaration:
-        """The convolution in TE."""
+        """The convolution in TE, or the gradient."""
+
+    def error_bound(self, spec: CanonicalSpec, variant: _V_contra, /) -> float:
+        """The relative error (2-norm) to expect of data and weights without structure."""
+
+
+@runtime_checkable
+class Packs(Declares[_V_contra], Protocol[_V_contra]):
+    """The same of one that reads weights."""
 
     def declare_packing(
         self, spec: CanonicalSpec, variant: _V_contra, weights: Weights, /
     ) -> tuple[te.Tensor, te.Tensor]:
         """Packed kernel and packed bias in TE."""
-
-    def error_bound(self, spec: CanonicalSpec, variant: _V_contra, /) -> float:
-        """The relative error (2-norm) to expect of data and weights without structure."""
 
 
 class Chooses(Protocol[V]):
@@ -102,24 +107,32 @@ class Algorithm(Generic[V]):
         loops: its design space.
         exact: it sums the products of the definition, so that NaN and infinity reach exactly their windows.
         phases: it serves results with phases (:mod:`tvm_conv3d.compute.shared.phases`), of transposed convolutions.
+        of_weights: it computes gradients of weights, and nothing else; others compute none.
     """
 
     name: str
     family: Family
     variant_type: type[V]
-    compute: Declares[V]
+    compute: Declares[V] | Packs[V]
     costs: Chooses[V]
     loops: Schedules[V]
     _: KW_ONLY
     exact: bool = True
     phases: bool = False
+    of_weights: bool = False
 
     def declare(self, spec: Conv3DSpec, variant: V) -> Declaration:
         """The convolution in TE; raises ValueError where the variant does not suit the spec."""
         return self._declared(canonicalize(spec), variant)
 
     def packing(self, spec: Conv3DSpec, variant: V) -> IRModule:
-        """The function `pack` of kernel and bias (:mod:`tvm_conv3d.compute.shared.packing`), with its loops."""
+        """The function `pack` of kernel and bias (:mod:`tvm_conv3d.compute.shared.packing`), with its loops.
+
+        Raises:
+            ValueError: the algorithm reads no weights.
+        """
+        if not isinstance(self.compute, Packs):
+            raise ValueError(f"The algorithm {self.name} reads no weights to be packed. Received: {spec.key()}")
         return self.family.packing(canonicalize(spec), variant, self.compute.declare_packing)
 
     def error_bound(self, spec: Conv3DSpec, variant: V) -> float:
@@ -155,6 +168,8 @@ class Algorithm(Generic[V]):
         return self.variant_type(**{name: _frozen(value) for name, value in fields.items()})
 
     def _serves(self, spec: CanonicalSpec) -> bool:
+        if self.of_weights or spec.origin.direction == WEIGHT_GRADIENT:
+            return self.of_weights and spec.origin.direction == WEIGHT_GRADIENT
         return self.phases or not spec.phased
 
     @functools.cached_property

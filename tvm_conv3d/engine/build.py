@@ -37,8 +37,8 @@ def compile_plan(plan: Plan, target: Target, with_packing: bool = False) -> Arti
     Args:
         plan: what to compile.
         target: for what.
-        with_packing: the function `pack` lies in the same code, as it always does for a GPU. Else it is compiled
-            faster by :func:`compile_packing`, and serves other plans as well.
+        with_packing: the function `pack` lies in the same code, as it always does for a GPU, if the plan takes weights.
+            Else it is compiled faster by :func:`compile_packing`, and serves other plans as well.
 
     Raises:
         RuntimeError: the installed TVM is another version, or TVM can't compile the plan.
@@ -49,7 +49,7 @@ def compile_plan(plan: Plan, target: Target, with_packing: bool = False) -> Arti
     module = scheduling.scheduled_module(plan, target)
     functions = {MAIN: Function(named(plan.algorithm).declare(plan.spec, plan.variant).arguments)}
     beside = tvm.IRModule()
-    if with_packing or is_cuda(target):
+    if (with_packing or is_cuda(target)) and functions[MAIN].of("weights"):
         beside = scheduling.packing_module(plan)
         functions[PACK] = Function(scheduling.packing_arguments(beside))
     if is_cuda(target):

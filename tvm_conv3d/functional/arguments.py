@@ -124,6 +124,11 @@ class ConvArguments:
             post_ops=self.post_ops,
         )
 
+    @property
+    def of_weights(self) -> ConvArguments:
+        """What calls have in common that may share packed weights."""
+        return self
+
     def explicit_pads(self, size: Triple, kernel: Triple) -> AllPads:
         """Cells before and after each axis of an input of `size`."""
         if self.padding == "same":
@@ -159,17 +164,23 @@ class ConvArguments:
         if bias_shape not in (None, (filters,)):
             raise ValueError(f"`b` must have shape ({filters},), one value a filter. Received: b of shape {bias_shape}")
 
-    def _check_axes(self, input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], wanted: str) -> None:
-        """Raises ValueError unless both have five axes; the kernel's are `wanted`."""
-        if len(input_shape) != 5:
+    def _check_axes(
+        self, input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], wanted: str, name: str = "x"
+    ) -> None:
+        """Raises ValueError unless both have five axes; the input is called `name`, the kernel's axes are `wanted`."""
+        self._check_five(input_shape, name)
+        if len(kernel_shape) != 5:
+            raise ValueError(f"`w` must have five axes, {wanted}. Received: w of shape {kernel_shape}")
+
+    def _check_five(self, shape: tuple[int, ...], name: str) -> None:
+        """Raises ValueError unless an array called `name` has five axes."""
+        if len(shape) != 5:
             axes = "depth, height, width"
             known = f"batch, {axes}, channels" if self.data_format == CHANNELS_LAST else f"batch, channels, {axes}"
             raise ValueError(
-                f"`x` must have five axes, ({known}) for data_format={self.data_format!r}. "
-                f"Received: x of shape {input_shape}"
+                f"`{name}` must have five axes, ({known}) for data_format={self.data_format!r}. "
+                f"Received: {name} of shape {shape}"
             )
-        if len(kernel_shape) != 5:
-            raise ValueError(f"`w` must have five axes, {wanted}. Received: w of shape {kernel_shape}")
 
 
 def standard_data_format(value: Any) -> str:

@@ -7,13 +7,14 @@ none: it tells weights by their content.
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from tvm_conv3d.engine import planner
 from tvm_conv3d.functional.arguments import ConvArguments, Problem, check_residual
+from tvm_conv3d.functional.gradient_arguments import DataGradientArguments
 from tvm_conv3d.functional.transposed_arguments import TransposeArguments
 from tvm_conv3d.runtime import interchange, kept_weights, tracing
 from tvm_conv3d.runtime.executor import Executor
@@ -23,8 +24,10 @@ from tvm_conv3d.support import process
 from tvm_conv3d.support.dtypes import numpy_dtype
 from tvm_conv3d.support.lru import Recent
 
+_T = TypeVar("_T")
+
 #: Calls that the process keeps at hand, told apart by shapes, types and arguments; executors, by their options.
-_MAX_CALLS, _MAX_EXECUTORS = 4096, 32
+MAX_CALLS, _MAX_EXECUTORS = 4096, 32
 
 
 class _Prepared(NamedTuple):
@@ -41,10 +44,21 @@ class _Prepared(NamedTuple):
     use: ConvArguments
 
 
-#: What takes the arguments of each public function.
-_ARGUMENTS: dict[str, type[ConvArguments]] = {"conv3d": ConvArguments, "conv3d_transpose": TransposeArguments}
+class _Function(NamedTuple):
+    """A public function: what takes its arguments, and the name of its first one."""
 
-_calls: Recent[Any, _Prepared] = process.keep("convolution: checked calls", Recent(_MAX_CALLS))
+    arguments: type[ConvArguments]
+    first: str = "x"
+
+
+#: By name.
+_FUNCTIONS = {
+    "conv3d": _Function(ConvArguments),
+    "conv3d_transpose": _Function(TransposeArguments),
+    "conv3d_data_gradient": _Function(DataGradientArguments, "gradient"),
+}
+
+_calls: Recent[Any, _Prepared] = process.keep("convolution: checked calls", Recent(MAX_CALLS))
 _executors: Recent[Any, Executor] = process.keep("convolution: executors", Recent(_MAX_EXECUTORS))
 
 
@@ -130,7 +144,7 @@ def conv3d(
         MemoryError: there is none for the result, the packed weights or the intermediates.
     """
     arguments = (strides, padding, dilation, groups, data_format, post_ops)
-    return _convolve("conv3d", (x, w, b, residual), arguments, (target, accuracy, workspace_limit))
+    return convolved("conv3d", (x, w, b, residual), arguments, (target, accuracy, workspace_limit))
 
 
 @functools.partial(tracing.untraced, what="tvm_conv3d.conv3d_transpose")
@@ -189,42 +203,38 @@ def conv3d_transpose(
     (1, 8, 8, 8, 5)
     """
     arguments = (strides, padding, dilation, groups, data_format, post_ops, output_padding)
-    return _convolve("conv3d_transpose", (x, w, b, residual), arguments, (target, accuracy, workspace_limit))
+    return convolved("conv3d_transpose", (x, w, b, residual), arguments, (target, accuracy, workspace_limit))
 
 
-def _convolve(name: str, given: tuple[Any, Any, Any, Any], arguments: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
+def convolved(name: str, given: tuple[Any, Any, Any, Any], arguments: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
     """What the public function `name` computes.
 
     Args:
-        name: one of :data:`_ARGUMENTS`.
+        name: one of :data:`_FUNCTIONS`.
         given: input, kernel, bias and residual operand.
-        arguments: as `of` of what :data:`_ARGUMENTS` says takes them.
+        arguments: as `of` of what :data:`_FUNCTIONS` says takes them.
         options: of an executor.
+
+    Raises:
+        As :func:`conv3d`.
     """
     x, w, b, added = given
-    source, kernel = _source(name, "x", x), _on_host(name, "w", w)
+    source, kernel = source_of(name, _FUNCTIONS[name].first, x), _on_host(name, "w", w)
     bias = None if b is None else _on_host(name, "b", b)
-    residual = None if added is None else _source(name, "residual", added)
+    residual = None if added is None else source_of(name, "residual", added)
     arrays = (
-        _kind(source),
+        kind_of(source),
         (kernel.shape, kernel.dtype),
         None if bias is None else (bias.shape, bias.dtype),
-        None if residual is None else _kind(residual),
+        None if residual is None else kind_of(residual),
     )
     key = (name, arrays, arguments, options)
-    try:
-        prepared = _calls.get(key)
-    except TypeError:
-        key = _hashable(key)
-        prepared = _calls.get(key)
-    if prepared is None:
-        prepared = _prepare(name, arrays, arguments, options)
-        _calls.put(key, prepared)
+    prepared = at_hand(_calls, key, lambda: _prepare(name, arrays, arguments, options))
     weights = kept_weights.STORE.get(kernel, bias, prepared.problem.spec.dtype, prepared.use)
     return compute(prepared.executor, prepared.problem, source, weights, residual)
 
 
-def _source(function: str, name: str, value: Any) -> interchange.Source:
+def source_of(function: str, name: str, value: Any) -> interchange.Source:
     """An argument as a source, of which a CPU's array is at hand.
 
     Raises:
@@ -245,12 +255,25 @@ def _source(function: str, name: str, value: Any) -> interchange.Source:
 def _on_host(function: str, name: str, value: Any) -> np.ndarray:
     if type(value) is np.ndarray:
         return value
-    return interchange.host_array(_source(function, name, value))
+    return interchange.host_array(source_of(function, name, value))
 
 
-def _kind(source: interchange.Source) -> tuple[tuple[int, ...], Any]:
+def kind_of(source: interchange.Source) -> tuple[tuple[int, ...], Any]:
     """Shape and type of a source."""
     return source.shape, source.numpy().dtype if source.gpu is None else numpy_dtype(source.gpu.dtype)
+
+
+def at_hand(calls: Recent[Any, _T], key: Any, make: Callable[[], _T]) -> _T:
+    """What calls of a kind need: from a table, else made and kept there; `key` may hold what can't be one."""
+    try:
+        found = calls.get(key)
+    except TypeError:
+        key = _hashable(key)
+        found = calls.get(key)
+    if found is None:
+        found = make()
+        calls.put(key, found)
+    return found
 
 
 def _hashable(value: Any) -> Any:
@@ -267,18 +290,23 @@ def _prepare(function: str, arrays: Any, arguments: Any, options: Any) -> _Prepa
         ValueError, TypeError: it can't be done.
     """
     (shape, dtype), (kernel_shape, kernel_dtype), bias, residual = arrays
-    kinds = {"x": dtype, "w": kernel_dtype, "b": bias and bias[1], "residual": residual and residual[1]}
+    public = _FUNCTIONS[function]
+    kinds = {public.first: dtype, "w": kernel_dtype, "b": bias and bias[1], "residual": residual and residual[1]}
     for name, kind in kinds.items():
         if kind is not None:
             interchange.check_real(kind, f"`{name}`")
-    use = _ARGUMENTS[function].of(*arguments)
-    found = [kind.name for kind in (dtype, kernel_dtype) if kind.name in DTYPES]
-    problem = use.problem(shape, kernel_shape, found[0] if found else "float32", bias and bias[0])
+    use = public.arguments.of(*arguments)
+    problem = use.problem(shape, kernel_shape, computed_in(dtype, kernel_dtype), bias and bias[0])
     check_residual(problem.spec, residual and residual[0])
-    return _Prepared(_executor(options), problem, use)
+    return _Prepared(executor_of(options), problem, use.of_weights)
 
 
-def _executor(options: tuple[Any, ...]) -> Executor:
+def computed_in(*dtypes: np.dtype) -> str:
+    """The type of a computation with arrays of these types: the first floating one, else float32."""
+    return next((dtype.name for dtype in dtypes if dtype.name in DTYPES), "float32")
+
+
+def executor_of(options: tuple[Any, ...]) -> Executor:
     """The executor of all calls with these options.
 
     Raises:
@@ -288,6 +316,6 @@ def _executor(options: tuple[Any, ...]) -> Executor:
     found = _executors.get(key)
     if found is None:
         target, accuracy, workspace_limit = options
-        found = Executor(target, accuracy, workspace_limit, _MAX_CALLS)
+        found = Executor(target, accuracy, workspace_limit, MAX_CALLS)
         _executors.put(key, found)
     return found

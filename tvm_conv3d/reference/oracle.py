@@ -36,7 +36,7 @@ def convolve(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarr
         ValueError: the gradient of the weights is asked for.
     """
     if spec.direction == WEIGHT_GRADIENT:
-        raise ValueError(f"The oracle computes no gradients of weights. Received: {spec.key()}")
+        raise ValueError(f"Gradients of weights are computed by `weight_gradient`. Received: {spec.key()}")
     x = np.asarray(x).astype(np.float64)
     kernel = np.asarray(kernel).astype(np.float64)
     if spec.data_format == CHANNELS_FIRST:
@@ -45,6 +45,54 @@ def convolve(spec: Conv3DSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarr
     if bias is not None:
         out += np.asarray(bias).astype(np.float64)
     return np.moveaxis(out, -1, 1) if spec.data_format == CHANNELS_FIRST else out
+
+
+def weight_gradient(spec: Conv3DSpec, x: np.ndarray, gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The gradients of weights and bias, as sums over samples and positions, tap by tap.
+
+    Args:
+        spec: the problem, whatever its direction; its post-ops and dtypes are ignored.
+        x: the forward input, any real dtype.
+        gradient: that of the forward output.
+
+    Returns:
+        float64 arrays of `spec.kernel_shape` and (filters,).
+    """
+    taps = np.array(list(np.ndindex(*spec.kernel)))
+    out = weight_gradient_at(spec, x, gradient, taps).reshape(spec.kernel_shape)
+    return out, bias_gradient(spec, gradient)
+
+
+def weight_gradient_at(spec: Conv3DSpec, x: np.ndarray, gradient: np.ndarray, taps: np.ndarray) -> np.ndarray:
+    """The gradient of the weights of some taps.
+
+    Args:
+        spec, x, gradient: as of :func:`weight_gradient`.
+        taps: (count, 3), the depth, height and width of each.
+
+    Returns:
+        float64 array (count, channels / groups, filters).
+    """
+    x, gradient = (np.asarray(array).astype(np.float64) for array in (x, gradient))
+    if spec.data_format == CHANNELS_FIRST:
+        x, gradient = (np.moveaxis(array, 1, -1) for array in (x, gradient))
+    channels, filters = spec.group_channels, spec.group_filters
+    out = np.zeros((len(taps), channels, spec.filters))
+    if 0 in gradient.shape:
+        return out
+    x = _padded(spec, x)
+    for number, tap in enumerate(taps):
+        window = x[(slice(None), *(_taps(spec, axis, int(tap[axis])) for axis in range(3)))]
+        for group in range(spec.groups):
+            of, into = (slice(group * count, (group + 1) * count) for count in (channels, filters))
+            out[number, :, into] = np.tensordot(window[..., of], gradient[..., into], (range(4), range(4)))
+    return out
+
+
+def bias_gradient(spec: Conv3DSpec, gradient: np.ndarray) -> np.ndarray:
+    """The gradient of the bias, (filters,) in float64, from that of the forward output."""
+    axis = 1 if spec.data_format == CHANNELS_FIRST else -1
+    return np.moveaxis(np.asarray(gradient).astype(np.float64), axis, -1).sum((0, 1, 2, 3))
 
 
 def finish(spec: Conv3DSpec, sums: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:

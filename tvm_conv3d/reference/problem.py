@@ -69,6 +69,13 @@ def choose_positions(spec: Conv3DSpec, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([corners, sample])
 
 
+def choose_taps(spec: Conv3DSpec, rng: np.random.Generator) -> np.ndarray:
+    """The taps (depth, height, width) at which a gradient of weights is checked: all, or the last and some others."""
+    taps = np.array(list(np.ndindex(*spec.kernel)))
+    count = max(2, int(ORACLE_MACS // max(1, spec.macs // len(taps))))
+    return taps if len(taps) <= count else np.concatenate([taps[-1:], rng.permutation(taps[:-1])[: count - 1]])
+
+
 def values_at(result: np.ndarray, positions: np.ndarray, data_format: str) -> np.ndarray:
     """(count, filters) values of an output array at `positions`."""
     if data_format == CHANNELS_FIRST:

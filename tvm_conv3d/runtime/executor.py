@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tvm_conv3d.engine import planner
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import make_plan
@@ -13,8 +15,9 @@ from tvm_conv3d.runtime import exit_guard, interchange, threads
 from tvm_conv3d.runtime.backend import Backend, PreparedCall
 from tvm_conv3d.runtime.compatibility import check_runs_here, gpu_target, requested_target
 from tvm_conv3d.runtime.cpu_backend import CpuBackend
+from tvm_conv3d.runtime.cpu_weight_gradient import WeightGradientCall, without_products
 from tvm_conv3d.runtime.gpu_backend import GpuBackend
-from tvm_conv3d.runtime.loader import at_hand
+from tvm_conv3d.runtime.loader import at_hand, get_loaded
 from tvm_conv3d.runtime.new_sizes import NewSizes, layer_of
 from tvm_conv3d.runtime.weights import Packed, Weights
 from tvm_conv3d.spec import Conv3DSpec
@@ -68,6 +71,7 @@ class Executor:
     def _make_tables(self) -> None:
         self._lock = ForkSafeLock()
         self._calls: Recent[_Key, PreparedCall] = Recent(self._most_specs)
+        self._gradients: Recent[tuple[Conv3DSpec, int], WeightGradientCall] = Recent(self._most_specs)
         self._packed: Recent[Hashable, Packed] = Recent(_MAX_LAYOUTS)
         self._sizes = NewSizes(self._most_specs)
         self._targets: Recent[int, Target] = Recent(_MAX_SHAPES)
@@ -128,6 +132,32 @@ class Executor:
         call = self._calls.get(key) or self._prepare(key)
         return source.restore(call.run(source, weights, residual, self))
 
+    def weight_gradient(
+        self, spec: Conv3DSpec, source: interchange.Source, gradient: interchange.Source
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The gradient of the weights, and of the bias where the spec has one, in fresh arrays.
+
+        Args:
+            spec: the problem, a gradient of weights.
+            source: the input, of the spec's input shape; cast to its type where it has another.
+            gradient: of the spec's output shape, likewise.
+
+        Raises:
+            ValueError: shapes that don't fit the spec, a GPU's memory or target, for which there is no algorithm, or no
+                plan within the limit of workspace.
+            TypeError: a source holds no real numbers.
+            RuntimeError: the installed TVM is another version, or can't compile this.
+            MemoryError: there is none for the results or the intermediates.
+        """
+        for name, given, shape in (("input", source, spec.input_shape), ("gradient", gradient, spec.output_shape)):
+            if tuple(given.shape) != shape:
+                raise ValueError(f"The {name} must have shape {shape} for {spec.key()}. Received: {given.shape}")
+        x, outer = source.numpy(), gradient.numpy()
+        if 0 in spec.output_shape:
+            return without_products(spec, interchange.prepare(x, spec.dtype).dtype)
+        key = (spec, threads.get_num_threads())
+        return (self._gradients.get(key) or self._prepare_gradient(key)).run(x, outer)
+
     def prepared(self, spec: Conv3DSpec, exact: bool) -> Any:
         """The call of another convolution of arrays, for :class:`tvm_conv3d.runtime.backend.Convolutions`.
 
@@ -166,6 +196,17 @@ class Executor:
             call = backend.prepare(quick or plan, target, device or 0)
             self._calls.put((spec, count, device, True) if quick else key, call)
             self._sizes.called(layer, key, plan if quick else None)
+        return call
+
+    def _prepare_gradient(self, key: tuple[Conv3DSpec, int]) -> WeightGradientCall:
+        """The call for a key that is not in the table, which has one for the key's next call from now on."""
+        spec, count = key
+        with exit_guard.in_flight():
+            target = self._target(count)
+            plan = self._make_plan(spec, target, exact=False)
+            check_runs_here(target, 0)
+            call = WeightGradientCall(plan, get_loaded(plan, target))
+            self._gradients.put(key, call)
         return call
 
     def _quick_plan(self, layer: Hashable, size: Hashable, best: Plan, target: Target) -> Plan | None:

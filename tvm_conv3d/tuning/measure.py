@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from tvm_conv3d.compute.shared.argument import OUT, RESIDUAL, X
+from tvm_conv3d.compute.shared.argument import BIAS, BIAS_GRADIENT, GRADIENT, KERNEL, OUT, RESIDUAL, X
 from tvm_conv3d.engine.artifact import MAIN, Artifact
 from tvm_conv3d.engine.cuda.image import Image
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.reference import oracle
-from tvm_conv3d.reference.problem import choose_positions, values_at
+from tvm_conv3d.reference.problem import choose_positions, choose_taps, values_at
 from tvm_conv3d.runtime import interchange, loader, output_pool, packing, threads
 from tvm_conv3d.runtime.loader import Loaded
-from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.spec import WEIGHT_GRADIENT, Conv3DSpec
 from tvm_conv3d.target.cpu import host_target
 from tvm_conv3d.tuning.gpu_kernel import GpuKernel
 from tvm_conv3d.tuning.workers import answer_requests
@@ -85,14 +85,18 @@ class Kernel:
 
 @dataclass
 class Bench:
-    """The data of one spec and what computes on it."""
+    """The data of one spec and what computes on it.
+
+    Attributes:
+        spec: the problem.
+        operands: what kernels read, by name; weights as they were.
+        results: what they fill, by name.
+        packed: weights in the layouts of plans.
+    """
 
     spec: Conv3DSpec
-    x: np.ndarray
-    kernel: np.ndarray
-    bias: np.ndarray | None
-    out: np.ndarray
-    residual: np.ndarray | None = None
+    operands: Mapping[str, np.ndarray]
+    results: Mapping[str, np.ndarray]
     packed: dict[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
     @classmethod
@@ -101,14 +105,23 @@ class Bench:
         rng = np.random.default_rng(0)
         dtype = np.float64 if spec.dtype == "float64" else np.float32
         x = interchange.prepare(rng.standard_normal(spec.input_shape, dtype), spec.dtype)
+        operands = {X: x}
+        if spec.direction == WEIGHT_GRADIENT:
+            operands[GRADIENT] = rng.standard_normal(spec.output_shape, dtype).astype(x.dtype)
+            results = {OUT: output_pool.empty(spec.kernel_shape, x.dtype)}
+            if spec.bias:
+                results[BIAS_GRADIENT] = np.empty(spec.filters, x.dtype)
+            return cls(spec, operands, results)
         scale = 1 / math.sqrt(math.prod(spec.kernel_shape[:4]))
-        kernel = (scale * rng.standard_normal(spec.kernel_shape)).astype(x.dtype)
-        bias = rng.standard_normal(spec.result_channels).astype(x.dtype) if spec.bias else None
-        residual = rng.standard_normal(spec.output_shape, dtype).astype(x.dtype) if spec.residual else None
-        return cls(spec, x, kernel, bias, output_pool.empty(spec.output_shape, x.dtype), residual)
+        operands[KERNEL] = (scale * rng.standard_normal(spec.kernel_shape)).astype(x.dtype)
+        if spec.bias:
+            operands[BIAS] = rng.standard_normal(spec.result_channels).astype(x.dtype)
+        if spec.residual:
+            operands[RESIDUAL] = rng.standard_normal(spec.output_shape, dtype).astype(x.dtype)
+        return cls(spec, operands, {OUT: output_pool.empty(spec.output_shape, x.dtype)})
 
     def kernel_of(self, plan: Plan, artifact: Artifact) -> Kernel | GpuKernel:
-        """The plan's kernel on this data, into :attr:`out`; weights are packed before."""
+        """The plan's kernel on this data, into :attr:`results`; weights are packed before."""
         loaded = loader.link(artifact)
         entry, arrays = loaded.main, self.arguments(artifact)
         if Image.recognizes(artifact.object_code):
@@ -121,35 +134,51 @@ class Bench:
     def arguments(self, artifact: Artifact) -> dict[str, np.ndarray]:
         """What the plan's kernel takes besides weights, by name."""
         flags = {a.name: np.zeros(a.shape, a.dtype) for a in artifact.functions[MAIN].of("flags")}
-        added = {} if self.residual is None else {RESIDUAL: self.residual}
-        return {X: self.x, OUT: self.out, **added, **flags}
+        read = {name: array for name, array in self.operands.items() if name not in (KERNEL, BIAS)}
+        return {**read, **self.results, **flags}
 
     @property
     def weights(self) -> dict[str, np.ndarray]:
         """What the plan's packing takes, by name."""
-        return packing.stored(self.spec, self.kernel, self.bias)
+        return packing.stored(self.spec, self.operands[KERNEL], self.operands.get(BIAS))
 
     def error(self, kernel: Kernel | GpuKernel) -> float:
-        """The relative error (2-norm) of a kernel's output; infinite where a value is not finite."""
-        self.out.fill(np.nan)
+        """The relative error (2-norm) of a kernel's results; infinite where a value is not finite."""
+        for result in self.results.values():
+            result.fill(np.nan)
         threads.run(kernel)
-        kernel.fetch(self.out)
-        return self.error_of(self.out) if kernel.trusted else math.inf
+        kernel.fetch(self.results[OUT])
+        return self.error_of(self.results) if kernel.trusted else math.inf
 
-    def error_of(self, result: np.ndarray) -> float:
-        """The same of an output, of the spec's output shape."""
-        positions = choose_positions(self.spec, np.random.default_rng(0))
-        values = values_at(result, positions, self.spec.data_format)
-        if not np.isfinite(values.astype(np.float64)).all():
+    def error_of(self, results: Mapping[str, np.ndarray]) -> float:
+        """The same of arrays like :attr:`results`."""
+        pairs = self._weight_gradients(results) if self.spec.direction == WEIGHT_GRADIENT else self._outputs(results)
+        if not all(np.isfinite(values.astype(np.float64)).all() for values, _ in pairs):
             return math.inf
-        expected = oracle.convolve_at(self.spec, self.x, self.kernel, self.bias, positions)
-        residual = self.residual
-        added = None if residual is None else values_at(residual, positions, self.spec.data_format)
-        return oracle.relative_error(values, oracle.finish(self.spec, expected, added))
+        return max(oracle.relative_error(values, expected) for values, expected in pairs)
+
+    def _outputs(self, results: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Some values of an output, and what is right."""
+        spec, operands = self.spec, self.operands
+        positions = choose_positions(spec, np.random.default_rng(0))
+        sums = oracle.convolve_at(spec, operands[X], operands[KERNEL], operands.get(BIAS), positions)
+        residual = operands.get(RESIDUAL)
+        added = None if residual is None else values_at(residual, positions, spec.data_format)
+        return [(values_at(results[OUT], positions, spec.data_format), oracle.finish(spec, sums, added))]
+
+    def _weight_gradients(self, results: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Some values of gradients of weights and bias, and what is right."""
+        spec, gradient = self.spec, self.operands[GRADIENT]
+        taps = choose_taps(spec, np.random.default_rng(0))
+        pairs = [(results[OUT][tuple(taps.T)], oracle.weight_gradient_at(spec, self.operands[X], gradient, taps))]
+        return [*pairs, (results[BIAS_GRADIENT], oracle.bias_gradient(spec, gradient))] if spec.bias else pairs
 
     def _packed_weights(self, plan: Plan, loaded: Loaded) -> Mapping[str, np.ndarray]:
-        """Kernel and bias in the plan's layout, by name."""
-        key = f"{plan.algorithm} {plan.variant} {loaded.main.function.of('weights', 'bias')}"
+        """Kernel and bias in the plan's layout, by name; nothing where it takes no weights."""
+        taken = loaded.main.function.of("weights", "bias")
+        if not taken:
+            return {}
+        key = f"{plan.algorithm} {plan.variant} {taken}"
         if key not in self.packed:
             while len(self.packed) >= _KEPT_WEIGHTS:
                 self.packed.pop(next(iter(self.packed)))

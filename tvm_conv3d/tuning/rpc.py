@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tvm_conv3d.compute.shared.argument import BIAS, KERNEL, OUT, PACK, PACKED_BIAS, PACKED_KERNEL, Function
+from tvm_conv3d.compute.shared.argument import BIAS, KERNEL, PACK, PACKED_BIAS, PACKED_KERNEL, Function
 from tvm_conv3d.engine.artifact import MAIN, Artifact
 from tvm_conv3d.runtime import interchange
 from tvm_conv3d.tuning.measure import INTERLEAVED_SECONDS, MAX_ROUNDS, MIN_ROUNDS, REPEAT_SECONDS, Bench, Request
@@ -155,18 +155,24 @@ class CpuDevice(Device):
             views = {name: interchange.exportable(array, function[name].shape) for name, array in arrays.items()}
             return {name: tvm.runtime.tensor(np.ascontiguousarray(view), device) for name, view in views.items()}
 
-        main, pack = artifact.functions[MAIN], artifact.functions[PACK]
-        packed = {a.name: tvm.runtime.empty(a.shape, a.dtype, device) for a in pack.of("output")}
-        module[PACK](*pack.ordered({**upload(pack, bench.weights), **packed}))
-        weights = {KERNEL: packed[PACKED_KERNEL], BIAS: packed[PACKED_BIAS]}
-        return _Kernel(module, main, {**upload(main, bench.arguments(artifact)), **weights})
+        main, pack = artifact.functions[MAIN], artifact.functions.get(PACK)
+        tensors = upload(main, bench.arguments(artifact))
+        if pack is not None:
+            packed = {a.name: tvm.runtime.empty(a.shape, a.dtype, device) for a in pack.of("output")}
+            module[PACK](*pack.ordered({**upload(pack, bench.weights), **packed}))
+            tensors.update({KERNEL: packed[PACKED_KERNEL], BIAS: packed[PACKED_BIAS]})
+        return _Kernel(module, main, tensors)
 
     def _error(self, bench: Bench, kernel: _Kernel) -> float:
         kernel.module[MAIN](*kernel.arguments)
         if not all(np.isfinite(kernel.tensors[a.name].numpy()).all() for a in kernel.function.of("flags")):
             return math.inf
-        result = kernel.tensors[OUT].numpy().view(bench.out.dtype).reshape(bench.out.shape)
-        return bench.error_of(result)
+        return bench.error_of(
+            {
+                name: kernel.tensors[name].numpy().view(like.dtype).reshape(like.shape)
+                for name, like in bench.results.items()
+            }
+        )
 
     def _time(self, kernel: _Kernel, cutoff_seconds: float) -> float:
         once = self._once(kernel, 1)

@@ -12,10 +12,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 #: What an argument is to a convolution.
-Role = Literal["input", "weights", "bias", "residual", "output", "flags"]
+Role = Literal["input", "weights", "bias", "residual", "gradient", "output", "flags"]
 
 #: Names of a convolution's arguments: of the tensors in its declaration, and so of the function's parameters.
 X, KERNEL, BIAS, RESIDUAL, OUT, FLAGS = "x", "kernel", "bias", "residual", "out", "flags"
+
+#: Names of what the gradient of weights takes beside the input, and gives beside its output: the output's gradient, and
+#: the bias's.
+GRADIENT, BIAS_GRADIENT = "gradient", "bias_gradient"
 
 #: Name of the function that brings weights into the order in which the convolution reads them.
 PACK = "pack"
@@ -32,6 +36,8 @@ ROLES: Mapping[str, Role] = {
     RESIDUAL: "residual",
     OUT: "output",
     FLAGS: "flags",
+    GRADIENT: "gradient",
+    BIAS_GRADIENT: "output",
     PACKED_KERNEL: "output",
     PACKED_BIAS: "output",
 }

@@ -2,8 +2,9 @@
 
 It is a forward convolution; that of a transposed one computes the phases of the result side by side
 (:mod:`tvm_conv3d.compute.shared.transposed`). Taps that no window lays on the input are left out
-(:mod:`tvm_conv3d.compute.shared.live_taps`), and axes that the window never mixes are merged, so that one loop tiles
-what were several short ones. Buffers of input and output keep their bytes.
+(:mod:`tvm_conv3d.compute.shared.live_taps`), but of a gradient of weights, which has zeros there. Axes that the window
+never mixes are merged, so that one loop tiles what were several short ones. Buffers of input and output keep their
+bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from tvm_conv3d.compute.shared.live_taps import drop_dead_taps, live_taps
 from tvm_conv3d.compute.shared.transposed import AxisTaps, Forward, forward
-from tvm_conv3d.spec import CHANNELS_LAST, DATA_GRADIENT, FORWARD, Conv3DSpec, Convolution, Triple
+from tvm_conv3d.spec import CHANNELS_LAST, DATA_GRADIENT, FORWARD, WEIGHT_GRADIENT, Conv3DSpec, Convolution, Triple
 
 #: Canonical forms that are kept.
 _MAX_KEPT = 1024
@@ -99,8 +100,7 @@ def canonicalize(spec: Conv3DSpec) -> CanonicalSpec:
     between them.
 
     Raises:
-        ValueError: the problem is a gradient of weights, has a dilated input or tensors of several types, for which
-            there is no algorithm.
+        ValueError: the problem has a dilated input or tensors of several types, for which there is no algorithm.
     """
     found = forward_of(spec)
     trimmed, phases = found.spec, found.phases
@@ -125,17 +125,20 @@ def canonicalize(spec: Conv3DSpec) -> CanonicalSpec:
 
 
 def forward_of(spec: Conv3DSpec) -> Forward:
-    """The forward convolution that computes `spec`, without taps that see only padding; its axes are not merged.
+    """The forward convolution that computes `spec`, or whose weights' gradient it is; its axes are not merged.
 
     Raises:
         ValueError: as :func:`canonicalize`.
     """
-    if spec.direction not in (FORWARD, DATA_GRADIENT) or not replace(spec, direction=FORWARD).plain:
+    if not replace(spec, direction=FORWARD).plain:
         raise ValueError(
-            "There are algorithms for convolutions and data gradients of undilated inputs only, with input, weights "
-            f"and output of one type. Received: {spec.key()}"
+            "There are algorithms for convolutions and gradients of undilated inputs only, with input, weights and "
+            f"output of one type. Received: {spec.key()}"
         )
     if spec.direction == DATA_GRADIENT:
         return forward(spec)
+    if spec.direction == WEIGHT_GRADIENT:
+        depth, height, width = ((tuple(range(count)),) for count in spec.kernel)
+        return Forward(replace(spec, direction=FORWARD), (1, 1, 1), (depth, height, width))
     depth, height, width = ((tuple(taps),) for taps in live_taps(spec))
     return Forward(drop_dead_taps(spec), (1, 1, 1), (depth, height, width))

@@ -11,25 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tvm_conv3d.torch.operators import gradients
 from tvm_conv3d.torch.operators.cpu_convolution import convolution_of, order_of_memory
+from tvm_conv3d.torch.operators.definitions import CONVOLUTION, LIBRARY
 from tvm_conv3d.torch.operators.geometry import Geometry, in_torch
 
 _NAME = "convolution"
-_LIBRARY = torch.library.Library("tvm_conv3d", "DEF")
-_LIBRARY.define(
-    f"{_NAME}(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
-    "bool transposed, int[] output_padding, int groups) -> Tensor",
-    # compilers must not lay out the input anew: the result's strides follow it
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
-)
-
-#: The operator. Its arguments are those of `aten::convolution`, but that six numbers of `padding` are those before and
-#: after each axis.
-CONVOLUTION = torch.ops.tvm_conv3d.convolution.default
 
 
 class _Differentiable(torch.autograd.Function):
-    """The operator with torch's own gradients, which torch can derive again."""
+    """The operator with gradients, which are operators that can be derived again."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
@@ -38,22 +29,15 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, bias, *arguments = inputs
+        x, weight, _, *arguments = inputs
         ctx.save_for_backward(x, weight)
-        ctx.bias_sizes = None if bias is None else list(bias.shape)
         ctx.geometry = Geometry(*arguments)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         x, weight = ctx.saved_tensors
-        beforehand, rest = ctx.geometry.split()
-        padded = torch.nn.functional.pad(x, beforehand) if beforehand else x
-        of_x, of_weight, of_bias = torch.ops.aten.convolution_backward.default(
-            gradient, padded, weight, ctx.bias_sizes, *rest, list(ctx.needs_input_grad[:3])
-        )
-        if beforehand and of_x is not None:
-            of_x = torch.nn.functional.pad(of_x, [-pad for pad in beforehand])
-        return of_x, of_weight, of_bias, *(None for _ in rest)
+        found = gradients.backward(gradient, x, weight, ctx.geometry, ctx.needs_input_grad)
+        return *found, *(None for _ in ctx.geometry)
 
 
 def _autograd(*given: Any) -> Tensor:
@@ -104,8 +88,8 @@ def _vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: 
     return result.unflatten(1, (count, -1)), 1
 
 
-_LIBRARY.impl(_NAME, convolution_of, "CPU")
-_LIBRARY.impl(_NAME, _autograd, "Autograd")
-_LIBRARY.impl(_NAME, _autocast, "AutocastCPU")
-torch.library.register_fake(f"tvm_conv3d::{_NAME}", _fake, lib=_LIBRARY)
-torch.library.register_vmap(f"tvm_conv3d::{_NAME}", _vmap, lib=_LIBRARY)
+LIBRARY.impl(_NAME, convolution_of, "CPU")
+LIBRARY.impl(_NAME, _autograd, "Autograd")
+LIBRARY.impl(_NAME, _autocast, "AutocastCPU")
+torch.library.register_fake(f"tvm_conv3d::{_NAME}", _fake, lib=LIBRARY)
+torch.library.register_vmap(f"tvm_conv3d::{_NAME}", _vmap, lib=LIBRARY)

@@ -35,14 +35,14 @@ Kind = tuple[torch.Size, torch.dtype]
 
 #: Axes of torch's weights, (filters, channels / groups, depth, height, width), in the order of the functional core; of
 #: a transposed convolution (channels, filters / groups, ...) likewise.
-_WEIGHT_AXES = (2, 3, 4, 1, 0)
+WEIGHT_AXES = (2, 3, 4, 1, 0)
 
 
 class Prepared(NamedTuple):
     """What calls have in common whose shapes, types and arguments are the same; `use` as in `kept_weights`."""
 
     problem: Problem
-    use: ConvArguments
+    use: Hashable
 
 
 _calls: Recent[Any, Prepared | str] = process.keep("torch: checked calls", Recent(MAX_CALLS))
@@ -103,7 +103,7 @@ def weights_of(
         ValueError: the norm can't be folded into them.
         MemoryError: there is none for the copies.
     """
-    array = interchange.wrap(weight).numpy().transpose(_WEIGHT_AXES)
+    array = interchange.wrap(weight).numpy().transpose(WEIGHT_AXES)
     values = None if bias is None else interchange.wrap(bias).numpy()
     weights = kept_weights.STORE.get(array, values, prepared.problem.spec.dtype, prepared.use, norm)
     if weight.requires_grad and weight.is_leaf:
@@ -136,7 +136,7 @@ def prepare(kinds: tuple[Kind, ...], geometry: Geometry, post_ops: tuple[str, ..
     if any(len(shape) != 5 for shape in shapes[:2]):
         return "input or weight without five axes"
     common = (geometry.stride, geometry.pads, geometry.dilation, geometry.groups, CHANNELS_FIRST, post_ops)
-    kernel_shape = tuple(shapes[1][axis] for axis in _WEIGHT_AXES)
+    kernel_shape = tuple(shapes[1][axis] for axis in WEIGHT_AXES)
     try:
         use = (
             TransposeArguments.of(*common, geometry.output_padding)

@@ -36,6 +36,16 @@ class Geometry(NamedTuple):
         padding = self.padding if len(self.padding) == 6 else [pad for pad in self.padding for _ in range(2)]
         return tuple(zip(padding[::2], padding[1::2], strict=True))
 
+    def input_shape(self, result: Sequence[int], weight: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
+        """The shape of an input of `size`, by those of the result and the weight."""
+        channels = weight[0] if self.transposed else weight[1] * self.groups
+        return (result[0], channels, *size)
+
+    def weight_shape(self, result: Sequence[int], x: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
+        """The shape of a weight of `kernel` taps, by those of the result and the input."""
+        first, second = (x, result) if self.transposed else (result, x)
+        return (first[1], second[1] // self.groups, *kernel)
+
     def split(self) -> tuple[tuple[int, ...], Geometry]:
         """What is to be padded beforehand, as torch's `pad` takes it, and what torch's own convolution takes then."""
         around = tuple(min(pair) for pair in self.pads)
@@ -51,3 +61,24 @@ def in_torch(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
     if beforehand:
         x = torch.nn.functional.pad(x, beforehand)
     return torch.ops.aten.convolution.default(x, weight, bias, *rest)
+
+
+def gradients_in_torch(
+    gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    """The gradients of input and weight by torch's own code; None for one that is not wanted.
+
+    Args:
+        gradient: that of the convolution's result.
+        x, weight: of the convolution; of one whose gradient alone is wanted, shape and order of memory count.
+        geometry: of the convolution.
+        wanted: which of the two are.
+    """
+    beforehand, rest = geometry.split()
+    padded = torch.nn.functional.pad(x, beforehand) if beforehand else x
+    of_x, of_weight, _ = torch.ops.aten.convolution_backward.default(
+        gradient, padded, weight, None, *rest, [*wanted, False]
+    )
+    if beforehand and of_x is not None:
+        of_x = torch.nn.functional.pad(of_x, [-pad for pad in beforehand])
+    return of_x, of_weight
