@@ -24,6 +24,9 @@ MAX_BYTES = 1 << 30
 #: Contents that are kept, at most, and packed forms of each.
 _MAX_ENTRIES, _MAX_FORMS = 1024, 32
 
+#: Places of weights in training whose last content is known.
+_MAX_PLACES = 4096
+
 
 class _Forms(Recent[Hashable, Packed]):
     """Packed forms of one content; tells when there is one more."""
@@ -48,6 +51,7 @@ class Store:
     def __init__(self, max_bytes: int = MAX_BYTES, max_entries: int = _MAX_ENTRIES) -> None:
         self._lock = ForkSafeLock()
         self._entries: OrderedDict[Hashable, Weights] = OrderedDict()
+        self._trained: Recent[Hashable, Weights] = Recent(_MAX_PLACES)
         self._max_entries = max_entries
         self.max_bytes = max_bytes
 
@@ -92,8 +96,20 @@ class Store:
         self.trim()
         return found
 
-    def forget(self, weights: Weights) -> None:
-        """Forgets a content that is not expected again, such as that of a step of training."""
+    def trained(self, place: Hashable, weights: Weights) -> None:
+        """Notes the content of weights in training, and forgets what they held before: it is not expected again.
+
+        Args:
+            place: whose content it is.
+            weights: of :meth:`get`.
+        """
+        before = self._trained.get(place)
+        if before is not weights:
+            if before is not None:
+                self._forget(before)
+            self._trained.put(place, weights)
+
+    def _forget(self, weights: Weights) -> None:
         with self._lock:
             for key, kept in self._entries.items():
                 if kept is weights:

@@ -46,9 +46,6 @@ class Prepared(NamedTuple):
 
 _calls: Recent[Any, Prepared | str] = process.keep("torch: checked calls", Recent(MAX_CALLS))
 
-#: Where parameters lie, and their last content.
-_trained: Recent[Any, Weights] = process.keep("torch: last weights of parameters", Recent(MAX_CALLS))
-
 EXECUTOR = process.keep("torch: executor", Executor(most_specs=MAX_CALLS))
 
 
@@ -105,15 +102,17 @@ def weights_of(
     array = interchange.wrap(weight).numpy().transpose(_WEIGHT_AXES)
     values = None if bias is None else interchange.wrap(bias).numpy()
     weights = kept_weights.STORE.get(array, values, prepared.problem.spec.dtype, prepared.use, norm)
-    if weight.requires_grad and weight.is_leaf:
+    if _is_trained(weight):
         # else each step of an optimizer would leave its weights behind
         place = (weight.data_ptr(), norm_at, array.shape, weight.dtype, prepared.use)
-        before = _trained.get(place)
-        if before is not weights:
-            if before is not None:
-                kept_weights.STORE.forget(before)
-            _trained.put(place, weights)
+        kept_weights.STORE.trained(place, weights)
     return weights
+
+
+def _is_trained(weight: Tensor) -> bool:
+    """Whether it is a parameter, or a view of one, such as that of a kernel in another order of axes."""
+    parameter = weight._base if weight._is_view() else weight
+    return parameter.requires_grad and parameter.is_leaf
 
 
 def order_of_memory(x: Tensor) -> torch.memory_format:

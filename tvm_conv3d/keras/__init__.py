@@ -1,0 +1,27 @@
+"""A subclass of Keras's layer on Keras's backends; above `torch`, whose operators it calls on Keras's torch backend.
+
+Never holds: arithmetic of convolutions, what a layer is but for its computation.
+Entry points: `layer.Conv3D`.
+"""
+
+try:
+    import keras
+except ModuleNotFoundError as error:
+    if error.name != "keras":
+        raise
+    raise ModuleNotFoundError(
+        "tvm_conv3d.keras needs Keras, which is not installed. Install it: pip install 'tvm-conv3d[keras]', and one of "
+        "its backends: torch, jax or tensorflow-cpu.",
+        name="keras",
+    ) from None
+
+if not hasattr(keras, "distribution"):
+    raise ImportError(
+        f"tvm_conv3d.keras needs Keras 3.5 or later. Received: Keras {keras.__version__}. "
+        "Install it: pip install 'tvm-conv3d[keras]'."
+    )
+
+from tvm_conv3d.keras.counting import Counters, counters, reset_counters
+from tvm_conv3d.keras.layer import Conv3D
+
+__all__ = ["Conv3D", "Counters", "counters", "reset_counters"]
