@@ -1,7 +1,7 @@
 """A subclass of Keras's layer on Keras's backends; above `torch`, whose operators it calls on Keras's torch backend.
 
 Never holds: arithmetic of convolutions, what a layer is but for its computation.
-Entry points: `layer.Conv3D`.
+Entry points: `layer.Conv3D`, `acceleration.accelerate`.
 """
 
 try:
@@ -21,7 +21,9 @@ if not hasattr(keras, "distribution"):
         "Install it: pip install 'tvm-conv3d[keras]'."
     )
 
+from tvm_conv3d.keras.acceleration import accelerate, restore
 from tvm_conv3d.keras.counting import Counters, counters, reset_counters
 from tvm_conv3d.keras.layer import Conv3D
+from tvm_conv3d.keras.report import Report
 
-__all__ = ["Conv3D", "Counters", "counters", "reset_counters"]
+__all__ = ["Conv3D", "Counters", "Report", "accelerate", "counters", "reset_counters", "restore"]

@@ -8,8 +8,12 @@ import keras
 
 from tvm_conv3d.functional.arguments import three
 from tvm_conv3d.keras.backends import BACKEND
-from tvm_conv3d.keras.backends.protocol import Convolution
+from tvm_conv3d.keras.backends.protocol import Convolution, Norm
 from tvm_conv3d.layer.objects import activations
+from tvm_conv3d.spec.post_ops import LINEAR
+
+#: No activation: its name as a post-op, and its function.
+_PLAIN = (LINEAR, keras.activations.linear)
 
 
 @keras.saving.register_keras_serializable("tvm_conv3d")
@@ -50,14 +54,14 @@ class Conv3D(keras.layers.Conv3D):
             ValueError: there is no room for one window; and as Keras's backend.
         """
         inputs = self._floating(inputs)
-        kernel = BACKEND.to_tensor(self.kernel)
-        bias = BACKEND.to_tensor(self.bias) if self.use_bias else None
+        kernel, bias = self._weights()
         own = type(self).convolution_op is Conv3D.convolution_op
         if not own or BACKEND.why_keras(inputs, kernel, bias) is not None:
             return super().call(inputs)
         fused, after, _ = activations.split(self.activation)
-        y = self._convolved(fused, bool(training), inputs, kernel, bias)
-        return y if after is None else self.activation(y)
+        if after is None:
+            return self._convolved(fused, self.activation, bool(training), inputs, kernel, bias)
+        return self.activation(self._convolved(*_PLAIN, bool(training), inputs, kernel, bias))
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         """The convolution alone, as `keras.layers.Conv3D.convolution_op`.
@@ -70,14 +74,28 @@ class Conv3D(keras.layers.Conv3D):
         if reason is not None:
             BACKEND.count_keras(reason)
             return super().convolution_op(inputs, kernel)
-        return self._convolved("linear", True, inputs, kernel, None)
+        return self._convolved(*_PLAIN, True, inputs, kernel, None)
+
+    def _weights(self) -> tuple[Any, Any]:
+        """Kernel and bias, or None, as the backend's own tensors, in the compute dtype."""
+        return BACKEND.to_tensor(self.kernel), BACKEND.to_tensor(self.bias) if self.use_bias else None
 
     def _floating(self, inputs: Any) -> Any:
         if keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):
             return inputs
         return keras.ops.cast(inputs, self.compute_dtype)
 
-    def _convolved(self, activation: str, training: bool, inputs: Any, kernel: Any, bias: Any) -> Any:
+    def _convolved(
+        self,
+        activation: str,
+        function: Any,
+        training: bool,
+        inputs: Any,
+        kernel: Any,
+        bias: Any,
+        norm: Norm | None = None,
+    ) -> Any:
+        """The convolution with an activation, by its name as a post-op and as a function, and maybe a batch norm."""
         convolution = Convolution(
             three(map(int, self.strides)),
             self.padding,
@@ -85,8 +103,8 @@ class Conv3D(keras.layers.Conv3D):
             self.groups,
             self.data_format,
             activation,
-            self.activation,
+            function,
             training,
             id(self),
         )
-        return BACKEND.convolve(convolution, self.compute_output_shape, inputs, kernel, bias)
+        return BACKEND.convolve(convolution, self.compute_output_shape, inputs, kernel, bias, norm)

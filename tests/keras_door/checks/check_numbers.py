@@ -37,6 +37,7 @@ def test_activations(activation: str, data_format: str) -> None:
     layer = built(activation=activation, data_format=data_format, kernel_size=(3, 3, 2))
     x = sample(keras_cases.input_shape({"data_format": data_format}))
     assert relative_error(numpy(layer(x)), expected(layer, x)) < ERRORS["float32"]
+    assert relative_error(numpy(layer(x, training=True)), expected(layer, x)) < ERRORS["float32"]
     assert all_ours()
 
 

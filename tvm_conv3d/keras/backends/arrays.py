@@ -10,7 +10,7 @@ import numpy as np
 
 from tvm_conv3d.functional import convolution
 from tvm_conv3d.functional.arguments import ConvArguments, Problem
-from tvm_conv3d.keras.backends.protocol import Convolution
+from tvm_conv3d.keras.backends.protocol import Convolution, Norm
 from tvm_conv3d.runtime import interchange, kept_weights
 from tvm_conv3d.runtime.executor import Executor
 from tvm_conv3d.spec import DTYPES
@@ -81,6 +81,23 @@ def why_keras(x: Any, kernel: Any, bias: Any) -> str | None:
     if len(set(types)) > 1:
         return f"input, kernel and bias of types {', '.join(types)}"
     return None if len(x.shape) == 5 else f"an input of {len(x.shape)} axes"
+
+
+def folded(kernel: Any, bias: Any, norm: Norm | None) -> tuple[Any, Any]:
+    """Weights that compute a batch norm, too, by the backend's operations: gradients and traces hold them.
+
+    Types of 16 bits are folded in float32 and rounded once.
+    """
+    if norm is None:
+        return kernel, bias
+    ops, dtype = keras.ops, kernel.dtype
+    wide = "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
+    mean, variance = ops.cast(norm.mean, wide), ops.cast(norm.variance, wide)
+    gamma, beta = (None if each is None else ops.cast(each, wide) for each in (norm.gamma, norm.beta))
+    scale = ops.rsqrt(variance + norm.epsilon) if gamma is None else gamma * ops.rsqrt(variance + norm.epsilon)
+    moved = (-mean if bias is None else ops.cast(bias, wide) - mean) * scale
+    moved = moved if beta is None else moved + beta
+    return ops.cast(ops.cast(kernel, wide) * scale, dtype), ops.cast(moved, dtype)
 
 
 def by_keras(convolution: Convolution, x: Any, kernel: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tvm_conv3d.functional.arguments import ConvArguments
 from tvm_conv3d.keras.backends import arrays, exporting, xla
-from tvm_conv3d.keras.backends.protocol import Convolution, ShapeFunction
+from tvm_conv3d.keras.backends.protocol import Convolution, Norm, ShapeFunction
 from tvm_conv3d.runtime.interchange import Source
 from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.support import process
@@ -52,8 +52,17 @@ class Jax:
         """One more."""
         self.tally.count_theirs(reason)
 
-    def convolve(self, convolution: Convolution, output_shape: ShapeFunction, x: Any, kernel: Any, bias: Any) -> Any:
+    def convolve(
+        self,
+        convolution: Convolution,
+        output_shape: ShapeFunction,
+        x: Any,
+        kernel: Any,
+        bias: Any,
+        norm: Norm | None = None,
+    ) -> Any:
         """With rules for derivatives of both modes, which are the backend's own."""
+        kernel, bias = arrays.folded(kernel, bias, norm)
         place = convolution.place if convolution.training else None
         kernel_of = _Kernel(arrays.arguments_of(convolution), place)
         call = _Call(convolution._replace(place=0), kernel_of, tuple(output_shape(x.shape)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from tvm_conv3d.keras.backends.protocol import Convolution, ShapeFunction
+from tvm_conv3d.keras.backends.protocol import Convolution, Norm, ShapeFunction
 from tvm_conv3d.support import process
 from tvm_conv3d.support.tally import Tally
 
@@ -34,7 +34,15 @@ class Others:
         """One more."""
         self.tally.count_theirs(reason)
 
-    def convolve(self, convolution: Convolution, output_shape: ShapeFunction, x: Any, kernel: Any, bias: Any) -> Any:
+    def convolve(
+        self,
+        convolution: Convolution,
+        output_shape: ShapeFunction,
+        x: Any,
+        kernel: Any,
+        bias: Any,
+        norm: Norm | None = None,
+    ) -> Any:
         """Nothing is computed here.
 
         Raises:

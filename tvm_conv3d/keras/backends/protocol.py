@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from tvm_conv3d.spec import Triple
+from tvm_conv3d.spec.post_ops import LINEAR
 from tvm_conv3d.support.tally import Tally
 
 #: Gives a result's shape for an input's; None stands for what is not known.
@@ -39,7 +40,23 @@ class Convolution(NamedTuple):
     @property
     def post_ops(self) -> tuple[str, ...]:
         """The activation as a chain."""
-        return () if self.activation == "linear" else (self.activation,)
+        return () if self.activation == LINEAR else (self.activation,)
+
+
+class Norm(NamedTuple):
+    """A batch norm of fixed statistics behind a convolution.
+
+    Attributes:
+        mean, variance: of each filter.
+        gamma, beta: factor and summand of each filter, or None.
+        epsilon: is added to the variance.
+    """
+
+    mean: Any
+    variance: Any
+    gamma: Any
+    beta: Any
+    epsilon: float
 
 
 class Backend(Protocol):
@@ -67,8 +84,16 @@ class Backend(Protocol):
     def count_keras(self, reason: str) -> None:
         """Counts what is left to the backend's own code."""
 
-    def convolve(self, convolution: Convolution, output_shape: ShapeFunction, x: Any, kernel: Any, bias: Any) -> Any:
-        """`activation(convolution(x, kernel) + bias)`, differentiable.
+    def convolve(
+        self,
+        convolution: Convolution,
+        output_shape: ShapeFunction,
+        x: Any,
+        kernel: Any,
+        bias: Any,
+        norm: Norm | None = None,
+    ) -> Any:
+        """`activation(norm(convolution(x, kernel) + bias))`, differentiable.
 
         Args:
             convolution: its arguments.
@@ -76,6 +101,7 @@ class Backend(Protocol):
             x: (batch, depth, height, width, channels), or with the channels first; of the backend.
             kernel: (kernel depth, height, width, channels / groups, filters).
             bias: (filters,), or None.
+            norm: what becomes of the sums before the activation; None for nothing.
 
         Raises:
             ValueError: there is no room for one window.

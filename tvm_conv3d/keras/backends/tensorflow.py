@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tvm_conv3d.functional.arguments import ConvArguments
 from tvm_conv3d.keras.backends import arrays, exporting
-from tvm_conv3d.keras.backends.protocol import Convolution, ShapeFunction
+from tvm_conv3d.keras.backends.protocol import Convolution, Norm, ShapeFunction
 from tvm_conv3d.runtime import interchange
 from tvm_conv3d.spec import CHANNELS_LAST
 
@@ -48,8 +48,17 @@ class TensorFlow:
         """One more."""
         self.tally.count_theirs(reason)
 
-    def convolve(self, convolution: Convolution, output_shape: ShapeFunction, x: Any, kernel: Any, bias: Any) -> Any:
+    def convolve(
+        self,
+        convolution: Convolution,
+        output_shape: ShapeFunction,
+        x: Any,
+        kernel: Any,
+        bias: Any,
+        norm: Norm | None = None,
+    ) -> Any:
         """With the backend's own gradients."""
+        kernel, bias = arrays.folded(kernel, bias, norm)
         biases = () if bias is None else (bias,)
         call = _Call(convolution, arrays.arguments_of(convolution), output_shape)
         if not convolution.training:
@@ -93,7 +102,8 @@ def _convolve(call: _Call, x: Any, kernel: Any, biases: tuple[Any, ...]) -> Any:
     def function(x: Any, kernel: Any, *biases: Any) -> Any:
         def gradient(of_y: Any) -> tuple[Any, ...]:
             if call.arguments.post_ops:
-                sums = _computed(call.without_activation(), x, kernel, biases)
+                # with a gradient of its own, for those who derive again
+                sums = _convolve(call.without_activation(), x, kernel, biases)
                 (of_y,) = _gradients(call.convolution.function, (sums,), of_y)
             of_x, of_kernel = _gradients(functools.partial(arrays.by_keras, call.convolution), (x, kernel), of_y)
             axes = (0, 1, 2, 3) if call.arguments.data_format == CHANNELS_LAST else (0, 2, 3, 4)

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from torch import Tensor
 
-from tvm_conv3d.keras.backends.protocol import Convolution, ShapeFunction
+from tvm_conv3d.keras.backends.protocol import Convolution, Norm, ShapeFunction
 from tvm_conv3d.spec import CHANNELS_LAST, same_padding
 from tvm_conv3d.torch import choice, counting
 from tvm_conv3d.torch.arguments import explicit_padding
@@ -18,8 +18,8 @@ from tvm_conv3d.torch.operators.fused_convolution import FUSED_CONVOLUTION
 #: Axes of Keras's channels_last in torch's order, and back; those of Keras's kernels in torch's.
 _TO_FIRST, _TO_LAST, _WEIGHT_AXES = (0, 4, 1, 2, 3), (0, 2, 3, 4, 1), (4, 3, 0, 1, 2)
 
-#: Of the fused operator: no batch norm, residual operand or slope.
-_NOTHING: tuple[Any, ...] = ([], 0.0, None, None)
+#: Of the fused operator: no residual operand, and no slope.
+_NOTHING = (None, None)
 
 
 class Torch:
@@ -34,7 +34,7 @@ class Torch:
 
     def why_keras(self, x: Any, kernel: Tensor, bias: Tensor | None) -> str | None:
         """As the modules of `tvm_conv3d.torch`, which are Keras's beside this."""
-        reason = choice.why_torch(x, kernel, bias)
+        reason = choice.why_torch(x, *_beside(x, kernel, bias))
         if reason is None and x.dim() != 5:
             return f"an input of {x.dim()} axes"
         return reason
@@ -44,9 +44,16 @@ class Torch:
         choice.count_torch(reason)
 
     def convolve(
-        self, convolution: Convolution, output_shape: ShapeFunction, x: Tensor, kernel: Tensor, bias: Tensor | None
+        self,
+        convolution: Convolution,
+        output_shape: ShapeFunction,
+        x: Tensor,
+        kernel: Tensor,
+        bias: Tensor | None,
+        norm: Norm | None = None,
     ) -> Tensor:
         """By views of Keras's tensors in torch's order: nothing is copied."""
+        kernel, bias = _beside(x, kernel, bias)
         last = convolution.data_format == CHANNELS_LAST
         x = x.permute(_TO_FIRST) if last else x
         weight = kernel.permute(_WEIGHT_AXES)
@@ -54,12 +61,20 @@ class Torch:
         padding = _padding(convolution, x, kernel)
         geometry = (convolution.strides, padding, dilation, False, (0, 0, 0), convolution.groups)
         chain = convolution.post_ops
-        if not (last and chain):
-            y = post_ops.apply(CONVOLUTION(x, weight, bias, *geometry), chain)
-        else:
+        if norm is not None or (last and chain):
             # its result has the channels last in memory
-            y = FUSED_CONVOLUTION(x, weight, bias, *_NOTHING, chain, *geometry)
+            parts, epsilon = ([], 0.0) if norm is None else (list(norm[:4]), norm.epsilon)
+            y = FUSED_CONVOLUTION(x, weight, bias, parts, epsilon, *_NOTHING, chain, *geometry)
+        else:
+            y = post_ops.apply(CONVOLUTION(x, weight, bias, *geometry), chain)
         return y.permute(_TO_LAST) if last else y
+
+
+def _beside(x: Tensor, kernel: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weights where the input is, if that has a shape only: so Keras asks models for their shapes."""
+    if x.device.type != "meta":
+        return kernel, bias
+    return kernel.to(x.device), None if bias is None else bias.to(x.device)
 
 
 def _padding(convolution: Convolution, x: Tensor, kernel: Tensor) -> tuple[int, ...]:
