@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
         name="keras",
     ) from None
 
-if not hasattr(keras, "distribution"):
+if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 5):
     raise ImportError(
         f"tvm_conv3d.keras needs Keras 3.5 or later. Received: Keras {keras.__version__}. "
         "Install it: pip install 'tvm-conv3d[keras]'."

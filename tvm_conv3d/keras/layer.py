@@ -81,6 +81,8 @@ class Conv3D(keras.layers.Conv3D):
         return BACKEND.to_tensor(self.kernel), BACKEND.to_tensor(self.bias) if self.use_bias else None
 
     def _floating(self, inputs: Any) -> Any:
+        """The inputs as the backend's own tensor of floating numbers."""
+        inputs = BACKEND.to_tensor(inputs)
         if keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):
             return inputs
         return keras.ops.cast(inputs, self.compute_dtype)

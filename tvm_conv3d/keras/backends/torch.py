@@ -29,12 +29,12 @@ class Torch:
     tally = counting.TALLY
 
     def to_tensor(self, value: Any) -> Any:
-        """As Keras does."""
+        """As Keras does: on its present device, which is "meta" where it asks for shapes."""
         return keras.ops.convert_to_tensor(value)
 
     def why_keras(self, x: Any, kernel: Tensor, bias: Tensor | None) -> str | None:
         """As the modules of `tvm_conv3d.torch`, which are Keras's beside this."""
-        reason = choice.why_torch(x, *_beside(x, kernel, bias))
+        reason = choice.why_torch(x, kernel, bias)
         if reason is None and x.dim() != 5:
             return f"an input of {x.dim()} axes"
         return reason
@@ -53,7 +53,6 @@ class Torch:
         norm: Norm | None = None,
     ) -> Tensor:
         """By views of Keras's tensors in torch's order: nothing is copied."""
-        kernel, bias = _beside(x, kernel, bias)
         last = convolution.data_format == CHANNELS_LAST
         x = x.permute(_TO_FIRST) if last else x
         weight = kernel.permute(_WEIGHT_AXES)
@@ -68,13 +67,6 @@ class Torch:
         else:
             y = post_ops.apply(CONVOLUTION(x, weight, bias, *geometry), chain)
         return y.permute(_TO_LAST) if last else y
-
-
-def _beside(x: Tensor, kernel: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Weights where the input is, if that has a shape only: so Keras asks models for their shapes."""
-    if x.device.type != "meta":
-        return kernel, bias
-    return kernel.to(x.device), None if bias is None else bias.to(x.device)
 
 
 def _padding(convolution: Convolution, x: Tensor, kernel: Tensor) -> tuple[int, ...]:
