@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import keras
 import tensorflow as tf
 
 from tvm_conv3d.functional.arguments import ConvArguments
@@ -28,7 +27,8 @@ class TensorFlow:
 
     def to_tensor(self, value: Any) -> Any:
         """Keras's own function leaves variables as they are; what is sparse or ragged stays so."""
-        return tf.convert_to_tensor(value) if isinstance(value, keras.Variable) else value
+        kept = isinstance(value, (tf.Tensor, tf.SparseTensor, tf.RaggedTensor))
+        return value if kept else tf.convert_to_tensor(value)
 
     def why_keras(self, x: Any, kernel: Any, bias: Any) -> str | None:
         """All but tensors of the CPU's, in eager code and in functions that are not compiled by XLA."""
