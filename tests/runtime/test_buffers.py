@@ -63,6 +63,68 @@ def test_as_much_is_kept_as_was_used_at_once() -> None:
     assert store.kept() <= store.limit == output_pool.MIN_KEPT
 
 
+def test_small_results_lie_where_a_large_one_lay() -> None:
+    store = output_pool._Store()
+    size = 16 << 20
+    large = store.take(4 * size)
+    begin = address(large)
+    del large
+    small = [store.take(size) for _ in range(4)]
+    assert sorted(address(each) - begin for each in small) == [0, size, 2 * size, 3 * size]
+    # what is beside each other is one again, in whatever order it comes back
+    for number in (2, 0, 3, 1):
+        small[number] = None
+    assert address(store.take(4 * size)) == begin
+    assert store.kept() == 4 * size
+
+
+def test_the_smallest_place_is_taken() -> None:
+    store = output_pool._Store()
+    blocks = [store.take(size << 20) for size in (8, 2, 4)]
+    places = [address(block) for block in blocks]
+    del blocks
+    assert [address(store.take(size << 20)) for size in (2, 3, 5)] == [places[1], places[2], places[0]]
+
+
+def test_what_is_held_keeps_no_more_than_its_block() -> None:
+    store = output_pool._Store()
+    blocks = [store.take(8 << 20) for _ in range(3)]
+    del blocks
+    held = store.take(1 << 20)
+    held[...] = 3
+    store.let_go(0)
+    # the rest of its block waits for other results
+    assert store._kept == 7 << 20
+    others = [store.take(1 << 20) for _ in range(9)]
+    for other in others:
+        other[...] = 0
+    assert (held == 3).all()
+    assert len(store._blocks) == 3
+    del held, other, others
+    store.let_go(0)
+    assert (store._kept, store._used, store._blocks) == (0, 0, [])
+
+
+def test_results_of_any_sizes_never_share_memory() -> None:
+    store = output_pool._Store()
+    rng = np.random.default_rng(0)
+    held: list[tuple[int, np.ndarray]] = []
+    for number in range(600):
+        if held and rng.random() < 0.5:
+            value, array = held.pop(int(rng.integers(len(held))))
+            assert (array == value).all()
+            del array
+        else:
+            array = store.take(int(rng.integers(1, 40000)))
+            assert address(array) % 64 == 0
+            array[...] = number % 251
+            held.append((number % 251, array))
+    assert all((array == value).all() for value, array in held)
+    del array, held
+    assert store.kept() == sum(block.memory.nbytes for block in store._blocks)
+    assert store._used == 0 and all(block.unused for block in store._blocks)
+
+
 def test_not_all_of_the_machine_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output_pool, "_machine_bytes", lambda: 4 * output_pool.MIN_KEPT)
     store = output_pool._Store()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -75,16 +76,22 @@ def test_torchs_ways_to_change_weights_are_seen() -> None:
             torch.testing.assert_close(result, module(torch.from_numpy(x)), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.usefixtures("store")
-def test_contents_are_packed_and_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[Any] = []
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The kernels that were looked at, as each of a new content is."""
+    kernels: list[Any] = []
     real = structure.structured
-    monkeypatch.setattr(structure, "structured", lambda kernel: looked.append(kernel) or real(kernel))
+    monkeypatch.setattr(structure, "structured", lambda kernel: kernels.append(kernel.copy()) or real(kernel))
+    return kernels
+
+
+@pytest.mark.usefixtures("store")
+def test_contents_are_packed_and_looked_at_once(looked: list[Any]) -> None:
     x, w, b = data()
     for kernel in (w, w.copy(), np.asfortranarray(w).copy("C"), w + 1, w):
         conv3d(x, kernel, b)
     assert len(looked) == 2
-    forms = [weights.packed.values() for weights in kept_weights.STORE._entries.values() if weights.packed]
+    forms = [kept.packed.values() for kept in kept_weights.STORE._entries.values()]
     assert [len(found) for found in forms] == [1, 1]
     # of another type they are other weights; and so are they in other groups, whatever their bytes
     conv3d(x.astype(np.float64), w, b)
@@ -111,7 +118,7 @@ def test_structured_kernels_keep_their_exactness() -> None:
     np.testing.assert_array_equal(result, expected(x, box, None, ((1, 1),) * 3))
 
 
-def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_is_bounded(looked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     # all of mixed signs, so that all take one plan
     x, w, b = data()
     store = Store(max_bytes=1 << 40, max_entries=3)
@@ -125,8 +132,10 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(store) == 2
     conv3d(x, w * 4, b)  # the longest unused goes, not this one
     conv3d(x, w * 10, b)
-    contents = [weights.kernel for weights in store._entries.values()]
-    assert [np.array_equal(kernel, w * k) for kernel, k in zip(contents, (4, 10), strict=True)] == [True, True]
+    del looked[:]
+    for number in (4, 10, 5):
+        conv3d(x, w * number, b)
+    assert [np.array_equal(kernel, w * 5) for kernel in looked] == [True]
     set_kept_weights(0)
     for number in range(3):
         check(conv3d(x, w * (1 + number), b), expected(x, w * (1 + number), b))
@@ -135,15 +144,35 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         set_kept_weights(-1)
 
 
-def test_callers_may_change_their_arrays_behind_a_call(store: Store) -> None:
-    """What is kept of a content are copies: a further form of it is packed from these."""
-    x, w, b = data()
-    conv3d(x, w, b)
-    (kept,) = store._entries.values()
+def test_packed_forms_are_of_their_content_whatever_callers_write(store: Store) -> None:
+    """Another thread may write between the look at a known content and the packing of a further form of it."""
+    _, w, b = data()
+    first = store.get(w, b, "float32", "a test")
+    known, unchanged = (store.get(w, b, "float32", "a test") for _ in range(2))
+    assert known.shapes == first.shapes
+    np.testing.assert_array_equal(unchanged.kernel, w)
+    assert (known.packed, unchanged.at_hand().packed) == (first.packed, first.packed)
     w[...] = 0
-    b[...] = 0
-    assert np.abs(kept.kernel).min() > 0
-    assert kept.bias is not None and np.abs(kept.bias).min() > 0
+    at_hand = known.at_hand()
+    assert not at_hand.kernel.any() and at_hand.packed is not first.packed
+    w[...] = 1
+    assert not known.kernel.any() and known.bias is not None and np.array_equal(known.bias, b)
+
+
+@pytest.mark.usefixtures("store")
+def test_nothing_but_packed_forms_is_kept() -> None:
+    w = RNG.standard_normal((1, 1, 1, 512, 512), np.float32)
+    x = RNG.standard_normal((1, 1, 1, 8, 512), np.float32)
+    conv3d(x, w[..., :8].copy())
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for kernel in (w, w.transpose(0, 1, 2, 4, 3)):
+            conv3d(x, kernel)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 2 * w.nbytes <= after - before <= 2.5 * w.nbytes
 
 
 def test_many_threads_with_weights_of_their_own() -> None:

@@ -162,3 +162,27 @@ def test_copies_and_files() -> None:
         loaded[0].conv1.weight.zero_()
     check(loaded, loaded)
     assert list(fast.state_dict()) == list(module.state_dict())
+
+
+class Tied(nn.Module):
+    """Two convolutions of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv3d(3, 3, 3, padding=1)
+        self.b = nn.Conv3d(3, 3, 3, padding=1)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Any) -> Any:
+        return self.b(self.a(x))
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_weights_are_untied(name: str) -> None:
+    module = Tied().eval()
+    fast = ours.accelerate(module, X)
+    getattr(fast, name).weight = nn.Parameter(torch.randn(3, 3, 3, 3, 3))
+    getattr(module, name).weight = getattr(fast, name).weight
+    for _ in range(3):
+        check(fast, module)
+    assert replayed(fast) == 2

@@ -114,8 +114,9 @@ def _code(dtype: np.dtype, post_ops: tuple[str, ...], in_place: bool) -> tuple[A
 
     def make_module() -> IRModule:
         from tvm_conv3d.compute.llvm import normalization
+        from tvm_conv3d.schedules.llvm.passes import vectorize_libm
 
-        return normalization.module(spec)
+        return vectorize_libm.rewrite(normalization.module(spec))
 
     code = helper_code.get({"name": "normalization", "of": spec.key()}, make_module)
     return code.get_function("tables"), code.get_function("apply"), np.dtype(spec.accumulator)

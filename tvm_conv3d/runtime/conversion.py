@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,17 +32,22 @@ _NEEDLESS = [
 ]
 
 
-def contiguous(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+def contiguous(
+    array: np.ndarray,
+    dtype: np.dtype[Any],
+    empty: Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray] = output_pool.empty,
+) -> np.ndarray:
     """A copy of `array` in C order with elements of type `dtype`, rounded as by NumPy; too large ones become infinite.
 
     Args:
         array: numbers of any type, order, strides, alignment and byte order, of at most five axes longer than 1.
         dtype: float32, float64, float16 or bfloat16, in the machine's byte order.
+        empty: gives the copy's memory.
 
     Raises:
         MemoryError: there is none for the copy.
     """
-    out = output_pool.empty(array.shape, dtype)
+    out = empty(array.shape, dtype)
     if out.nbytes < _MIN_BYTES or not _is_plain(array):
         with np.errstate(all="ignore"):
             np.copyto(out, array, casting="unsafe")

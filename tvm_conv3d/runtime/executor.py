@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tvm_conv3d.engine import planner
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import make_plan
@@ -117,7 +115,7 @@ class Executor:
             RuntimeError: the installed TVM is another version, or can't compile this.
             MemoryError: there is none for the result, the packed weights or the intermediates.
         """
-        _check_shapes(spec, source, weights.kernel, weights.bias, residual)
+        _check_shapes(spec, source, weights, residual)
         key = (
             spec,
             threads.get_num_threads(),
@@ -142,15 +140,19 @@ class Executor:
     def packed(self, call: PreparedCall, weights: Weights) -> Packed[Any]:
         """Packed weights; specs that differ in size only share one copy."""
         key = call.layout
-        table = self._packed if weights.packed is None else weights.packed
-        packed = table.get(key)
+        packed = self._forms_of(weights).get(key)
         if packed is None or packed.version != weights.version:
             with self._lock:
+                weights = weights.at_hand()
+                table = self._forms_of(weights)
                 packed = table.get(key)
                 if packed is None or packed.version != weights.version:
                     packed = call.pack(weights)
                     table.put(key, packed)
         return packed
+
+    def _forms_of(self, weights: Weights) -> Recent[Hashable, Packed]:
+        return self._packed if weights.packed is None else weights.packed
 
     def _prepare(self, key: _Key) -> PreparedCall:
         """The call for a key that is not in the table, which has one for the key's next call from now on."""
@@ -219,18 +221,17 @@ def _backend_of(target: Target) -> Backend:
 def _check_shapes(
     spec: Conv3DSpec,
     source: interchange.Source,
-    kernel: np.ndarray,
-    bias: np.ndarray | None,
+    weights: Weights,
     residual: interchange.Source | None,
 ) -> None:
+    kernel, bias = weights.shapes
     if tuple(source.shape) != spec.input_shape:
         raise ValueError(f"The input must have shape {spec.input_shape} for {spec.key()}. Received: {source.shape}")
-    if kernel.shape != spec.kernel_shape:
-        raise ValueError(f"The kernel must have shape {spec.kernel_shape} for {spec.key()}. Received: {kernel.shape}")
-    shape = None if bias is None else bias.shape
+    if kernel != spec.kernel_shape:
+        raise ValueError(f"The kernel must have shape {spec.kernel_shape} for {spec.key()}. Received: {kernel}")
     count = spec.result_channels
-    if shape != ((count,) if spec.bias else None):
-        raise ValueError(f"{spec.key()} takes {count if spec.bias else 'no'} bias values. Received: {shape}")
+    if bias != ((count,) if spec.bias else None):
+        raise ValueError(f"{spec.key()} takes {count if spec.bias else 'no'} bias values. Received: {bias}")
     added = None if residual is None else tuple(residual.shape)
     if added != (spec.output_shape if spec.residual else None):
         wanted = f"a residual operand of shape {spec.output_shape}" if spec.residual else "no residual operand"

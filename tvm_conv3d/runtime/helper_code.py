@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,15 +50,28 @@ def get(identity: Mapping[str, object], make_module: Callable[[], IRModule], wit
         with _lock:
             found = _modules.get(key)
             if found is None:
-                found = _modules[key] = _load(key, identity, lambda: _compiled(make_module(), without))
+                found = _modules[key] = _load(key, identity, lambda: _compiled(make_module, without))
     return found
 
 
-def _compiled(module: IRModule, without: Sequence[str]) -> bytes:
+def _compiled(make_module: Callable[[], IRModule], without: Sequence[str]) -> bytes:
+    """Object code, made by a thread of its own.
+
+    TVM's parser leaves cycles behind that hold the frames of all its callers, and so whatever tensors these had.
+    """
     import tvm
 
-    with tvm.transform.PassContext(disabled_pass=list(without)):
-        return build.object_code(tvm.compile(module, target=host_target(1)).mod)
+    def compile_module() -> bytes:
+        with tvm.transform.PassContext(disabled_pass=list(without)):
+            return build.object_code(tvm.compile(make_module(), target=host_target(1)).mod)
+
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            compiled = thread.submit(compile_module)
+        except RuntimeError:
+            # the interpreter ends, and starts no more threads
+            return compile_module()
+        return compiled.result()
 
 
 def _load(key: str, identity: Mapping[str, object], compile_code: Callable[[], bytes]) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from tvm_conv3d.runtime import conversion, threads
+from tvm_conv3d.runtime import conversion, output_pool, threads
 from tvm_conv3d.runtime.cuda import arrays, driver
 from tvm_conv3d.runtime.cuda.arrays import GpuTensor
 from tvm_conv3d.support.dtypes import numpy_dtype
@@ -97,8 +97,17 @@ def host_array(source: Source) -> np.ndarray:
     return array
 
 
-def prepare(array: np.ndarray, dtype: str) -> np.ndarray:
+def prepare(
+    array: np.ndarray,
+    dtype: str,
+    empty: Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray] = output_pool.empty,
+) -> np.ndarray:
     """`array` as C-contiguous, aligned, native elements of `dtype`; itself where it is that already.
+
+    Args:
+        array: of any strides and real type.
+        dtype: float32, float64, float16 or bfloat16.
+        empty: gives the memory of a copy: of results, unless copies are of other sizes than these.
 
     Raises:
         TypeError: it holds something other than real numbers or booleans.
@@ -107,7 +116,7 @@ def prepare(array: np.ndarray, dtype: str) -> np.ndarray:
     wanted = numpy_dtype(dtype)
     flags = array.flags
     fits = array.dtype == wanted and flags.c_contiguous and flags.aligned
-    return array if fits else conversion.contiguous(array, wanted)
+    return array if fits else conversion.contiguous(array, wanted, empty)
 
 
 def check_real(dtype: np.dtype, what: str = "The input") -> None:

@@ -1,24 +1,26 @@
 """Weights that came without a version: told by their content, and kept with their packed forms for later calls.
 
-A call that finds its weights' content here needs neither to look at their values nor to pack them. What is kept are
-copies: whatever becomes of the caller's arrays, a content and its packed forms stay together.
+A call that finds its weights' content here needs neither to look at their values nor to pack them. The values
+themselves are the caller's alone: where they are to be packed once more, they are at hand, and are copied and told by
+the copy's content again, so that a content and its packed forms stay together whatever becomes of the caller's arrays.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import NamedTuple
 
 import numpy as np
 
 from tvm_conv3d.runtime import digest, folding, interchange, output_pool, structure
 from tvm_conv3d.runtime.folding import BatchNorm
-from tvm_conv3d.runtime.weights import Packed, Weights
+from tvm_conv3d.runtime.weights import Packed, Shapes, Weights
 from tvm_conv3d.support import process
 from tvm_conv3d.support.locks import ForkSafeLock
 from tvm_conv3d.support.lru import Recent
 
-#: Bytes of weights and their packed forms that are kept, at most, unless the user says otherwise.
+#: Bytes of packed forms that are kept, at most, unless the user says otherwise.
 MAX_BYTES = 1 << 30
 
 #: Contents that are kept, at most, and packed forms of each.
@@ -40,18 +42,59 @@ class _Forms(Recent[Hashable, Packed]):
         self._grown()
 
 
+class _Kept(NamedTuple):
+    """What is known of a content; attributes as those of :class:`Weights`."""
+
+    shapes: Shapes
+    version: Hashable
+    structured: bool
+    packed: _Forms
+
+    @property
+    def nbytes(self) -> int:
+        return sum(form.nbytes for form in self.packed.values())
+
+
+class _KnownWeights(Weights):
+    """Weights of a known content, whose values are the caller's arrays.
+
+    Args:
+        kept: what is known of them.
+        copied: weights of copies of these arrays, by what is known of the copies' content.
+    """
+
+    def __init__(self, kept: _Kept, copied: Callable[[], Weights]) -> None:
+        self.shapes, self.version, self.structured, self.packed = kept
+        self._copied = copied
+        self._copy: Weights | None = None
+
+    @property
+    def kernel(self) -> np.ndarray:
+        return self.at_hand().kernel
+
+    @property
+    def bias(self) -> np.ndarray | None:
+        return self.at_hand().bias
+
+    def at_hand(self) -> Weights:
+        if self._copy is None:
+            self._copy = self._copied()
+        return self._copy
+
+
 class Store:
     """Weights by content, the longest unused forgotten first; several threads may use it.
 
     Args:
-        max_bytes: of copies and packed forms; what was asked for last is kept whatever it takes.
+        max_bytes: of packed forms; what was asked for last is kept whatever it takes.
         max_entries: contents.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES, max_entries: int = _MAX_ENTRIES) -> None:
         self._lock = ForkSafeLock()
-        self._entries: OrderedDict[Hashable, Weights] = OrderedDict()
-        self._trained: Recent[Hashable, Weights] = Recent(_MAX_PLACES)
+        self._entries: OrderedDict[Hashable, _Kept] = OrderedDict()
+        #: of a place the version of its last content
+        self._trained: Recent[Hashable, Hashable] = Recent(_MAX_PLACES)
         self._max_entries = max_entries
         self.max_bytes = max_bytes
 
@@ -66,11 +109,10 @@ class Store:
         """The weights with what is kept of their content.
 
         Args:
-            kernel, bias: arrays of any strides and real type; they may change after the call.
+            kernel, bias: arrays of any strides and real type; they may change when the weights are not used any more.
             dtype: which they are cast to.
             use: of equal contents, those of one use share their packed forms.
-            norm: what is folded into them; they are kept as they are then, not as they came. Kernel and bias are of
-                floating types with one.
+            norm: what is folded into them. Kernel and bias are of floating types with one.
 
         Raises:
             TypeError: they hold something other than real numbers or booleans.
@@ -80,21 +122,39 @@ class Store:
         if not digest.is_dense(kernel):
             kernel = np.ascontiguousarray(kernel)
         kind = (kernel.shape, kernel.strides, kernel.dtype, dtype, use)
-        key = (*_content(kernel, bias, norm), kind)
+        found = self._find((*_content(kernel, bias, norm), kind))
+
+        def copied() -> Weights:
+            return self._copied(kernel, bias, dtype, norm, kind)
+
+        return copied() if found is None else _KnownWeights(found, copied)
+
+    def _find(self, key: Hashable) -> _Kept | None:
         with self._lock:
             found = self._entries.get(key)
             if found is not None:
                 self._entries.move_to_end(key)
-                return found
+        return found
+
+    def _copied(
+        self, kernel: np.ndarray, bias: np.ndarray | None, dtype: str, norm: BatchNorm | None, kind: Hashable
+    ) -> Weights:
+        """Weights of copies, whose content is kept from now on."""
         kernel, bias = kernel.copy("K"), None if bias is None else bias.copy()
         norm = None if norm is None else norm._replace(values=norm.values.copy())
-        made = _made(kernel, bias, dtype, norm, _Forms(self.trim))
-        # of the copies: another thread may have changed the caller's arrays meanwhile
+        # of the copies: another thread may change the caller's arrays meanwhile
         key = (*_content(kernel, bias, norm), kind)
-        with self._lock:
-            found = self._entries.setdefault(key, made)
-        self.trim()
-        return found
+        values = _values(kernel, bias, dtype, norm)
+        kept = self._find(key)
+        if kept is None:
+            # what the values mean is seen before they are scaled
+            seen = values[0] if norm is None else kernel
+            shapes = values[0].shape, None if values[1] is None else values[1].shape
+            made = _Kept(shapes, object(), structure.structured(seen), _Forms(self.trim))
+            with self._lock:
+                kept = self._entries.setdefault(key, made)
+            self.trim()
+        return Weights(*values, kept.version, kept.structured, kept.packed)
 
     def trained(self, place: Hashable, weights: Weights) -> None:
         """Notes the content of weights in training, and forgets what they held before: it is not expected again.
@@ -104,22 +164,22 @@ class Store:
             weights: of :meth:`get`.
         """
         before = self._trained.get(place)
-        if before is not weights:
+        if before is not weights.version:
             if before is not None:
                 self._forget(before)
-            self._trained.put(place, weights)
+            self._trained.put(place, weights.version)
 
-    def _forget(self, weights: Weights) -> None:
+    def _forget(self, version: Hashable) -> None:
         with self._lock:
             for key, kept in self._entries.items():
-                if kept is weights:
+                if kept.version is version:
                     del self._entries[key]
                     return
 
     def trim(self) -> None:
         """Forgets what is too much."""
         with self._lock:
-            sizes = {key: _nbytes(weights) for key, weights in self._entries.items()}
+            sizes = {key: kept.nbytes for key, kept in self._entries.items()}
             total = sum(sizes.values())
             while len(self._entries) > 1 and (total > self.max_bytes or len(self._entries) > self._max_entries):
                 key, _ = self._entries.popitem(last=False)
@@ -129,7 +189,7 @@ class Store:
     def nbytes(self) -> int:
         """Bytes that are kept."""
         with self._lock:
-            return sum(map(_nbytes, self._entries.values()))
+            return sum(kept.nbytes for kept in self._entries.values())
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -140,7 +200,7 @@ STORE = process.keep("kept_weights: weights by content", Store())
 
 
 def set_kept_weights(most: int) -> None:
-    """Sets how much memory the weights of :func:`tvm_conv3d.conv3d`, with their packed forms, may take between calls.
+    """Sets how much memory packed weights of :func:`tvm_conv3d.conv3d` and of torch's modules may take between calls.
 
     Models whose weights take more are packed anew at each call.
 
@@ -163,16 +223,12 @@ def _bytes(vector: np.ndarray) -> tuple[np.dtype, bytes]:
     return vector.dtype, vector.tobytes()
 
 
-def _made(kernel: np.ndarray, bias: np.ndarray | None, dtype: str, norm: BatchNorm | None, forms: _Forms) -> Weights:
+def _values(
+    kernel: np.ndarray, bias: np.ndarray | None, dtype: str, norm: BatchNorm | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Kernel and bias as they are packed."""
     if norm is not None:
-        # what the values mean is seen before they are scaled
-        return Weights(*folding.fold(kernel, bias, norm, dtype), object(), structure.structured(kernel), forms)
-    prepared = interchange.prepare(kernel, dtype)
-    values = None if bias is None else interchange.prepare(bias, dtype)
-    return Weights(prepared, values, object(), structure.structured(prepared), forms)
-
-
-def _nbytes(weights: Weights) -> int:
-    forms = [] if weights.packed is None else weights.packed.values()
-    of_bias = 0 if weights.bias is None else weights.bias.nbytes
-    return weights.kernel.nbytes + of_bias + sum(form.nbytes for form in forms)
+        return folding.fold(kernel, bias, norm, dtype)
+    # results are of other sizes: what is theirs would lie idle
+    cast = None if bias is None else interchange.prepare(bias, dtype, np.empty)
+    return interchange.prepare(kernel, dtype, np.empty), cast

@@ -73,7 +73,7 @@ class Doubts:
         signs = self.signs
         if signs is None or signs.version != weights.version:
             values = np.sign(weights.kernel).astype(np.int8)
-            self.signs = signs = weights._replace(kernel=values, bias=None)
+            self.signs = signs = Weights(values, None, weights.version, weights.structured, weights.packed)
         return signs
 
 

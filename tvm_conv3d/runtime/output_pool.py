@@ -1,8 +1,8 @@
 """Memory for results, used again once nobody holds the result any more.
 
 The system hands out large blocks zeroed, page by page, at each first touch: for a layer with a large output that takes
-as long as the convolution. A result's memory goes back to a small store when the result (and every view of it) is gone,
-and the next result of that size takes it from there.
+as long as the convolution. A result's memory goes back to a small store when the result, and every view of it, is gone.
+The next results that fit take theirs from there: a network's small volumes lie where its large ones lay before.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import math
 import os
 import threading
 import weakref
-from collections import OrderedDict, deque
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,8 +37,40 @@ _LATELY = 4096
 _LINE = 64
 
 
+@dataclass(eq=False)
+class _Block:
+    """Memory from the system, in which results lie side by side.
+
+    Attributes:
+        memory: all of it.
+        free: where what nobody uses begins and ends, no two side by side.
+    """
+
+    memory: np.ndarray
+    free: dict[int, int]
+
+    @property
+    def unused(self) -> bool:
+        """Whether nobody uses any of it."""
+        return self.free.get(0) == self.memory.nbytes
+
+    def give_back(self, start: int, stop: int) -> None:
+        """Joins what is not used any more with what is free beside it."""
+        stop = self.free.pop(stop, stop)
+        start = next((first for first, end in self.free.items() if end == start), start)
+        self.free[start] = stop
+
+
+class _Place(NamedTuple):
+    """A part of a block."""
+
+    block: _Block
+    start: int
+    stop: int
+
+
 class _Store:
-    """Free blocks by size, oldest first.
+    """Blocks that are kept, the longest unused first; a result takes the smallest free place that it fits into.
 
     Blocks come back by a weak reference's callback that is no Python code: a finalizer in Python would be traced where
     torch.compile is at work around it, and could run in the midst of what holds the lock. So they are taken in at the
@@ -53,7 +87,7 @@ class _Store:
     def renew(self) -> None:
         """Starts over without blocks: a forked child's parent may have been in the midst of using them."""
         self._lock = threading.Lock()
-        self._free: OrderedDict[int, list[np.ndarray]] = OrderedDict()
+        self._blocks: list[_Block] = []
         self._kept = 0
         self._used = 0
         # the most that was used at once, in this period and the one before
@@ -71,26 +105,22 @@ class _Store:
 
     def take(self, size: int) -> np.ndarray:
         """Bytes that come back when the array, and all that is made of it, is gone; where they may be kept, that is."""
+        room = -(-size // _LINE) * _LINE
         with self._lock:
             self._take_in()
-            self._note(size)
+            self._note(room)
             # what is above the limit goes back to the system as soon as it is gone, not at the next call
-            kept = self._used + size <= self.limit
-            self._used += size if kept else 0
-            blocks = self._free.get(size) if kept else None
-            block = blocks.pop() if blocks else None
-            if block is not None:
-                self._kept -= size
-                if not blocks:
-                    del self._free[size]
+            kept = self._used + room <= self.limit
+            self._used += room if kept else 0
+            place = self._place(room) if kept else None
             self._let_go(self.limit)
-        if block is None:
-            block = self._fresh(size, kept)
         if not kept:
-            return block
-        lease = _Lease(block)
+            return self._fresh(size)
+        if place is None:
+            place = self._new_place(room)
+        lease = _Lease(place.block.memory[place.start : place.start + size])
         back = _Return(lease, self._returned.append)
-        back.block = block
+        back.place = place
         self._lent.add(back)
         return np.asarray(lease)
 
@@ -101,22 +131,50 @@ class _Store:
             self._let_go(most)
 
     def kept(self) -> int:
-        """Bytes that are kept for results to come."""
+        """Bytes that are free for results to come."""
         self.let_go(self.limit)
         return self._kept
 
-    def _fresh(self, size: int, counted: bool) -> np.ndarray:
+    def _place(self, room: int) -> _Place | None:
+        """The beginning of the smallest free place with so much room, which is free no more; None where there is none.
+
+        What is held for long fills places that are left over, rather than one more large block.
+        """
+        fitting = [
+            (stop - start, number, start)
+            for number, block in enumerate(self._blocks)
+            for start, stop in block.free.items()
+            if stop - start >= room
+        ]
+        if not fitting:
+            return None
+        size, number, start = min(fitting)
+        block = self._blocks[number]
+        del block.free[start]
+        if size > room:
+            block.free[start + room] = start + size
+        self._kept -= room
+        return _Place(block, start, start + room)
+
+    def _new_place(self, room: int) -> _Place:
+        """A block of its own."""
+        try:
+            block = _Block(self._fresh(room), {})
+        except MemoryError:
+            with self._lock:
+                self._used -= room
+            raise
+        with self._lock:
+            self._blocks.append(block)
+        return _Place(block, 0, room)
+
+    def _fresh(self, size: int) -> np.ndarray:
         try:
             return _aligned(size)
         except MemoryError:
             # rather no memory for later than none for now
             self.let_go(0)
-        try:
-            return _aligned(size)
-        except MemoryError:
-            with self._lock:
-                self._used -= size if counted else 0
-            raise
+        return _aligned(size)
 
     def _note(self, size: int) -> None:
         """Counts what is used at once."""
@@ -126,23 +184,25 @@ class _Store:
         self._highest[1] = max(self._highest[1], self._used + size)
 
     def _take_in(self) -> None:
-        """Counts blocks as free that have come back."""
+        """Counts places as free that have come back."""
         while self._returned:
             back = self._returned.popleft()
             self._lent.discard(back)
-            size = back.block.nbytes
-            self._used -= size
-            self._kept += size
-            self._free.setdefault(size, []).append(back.block)
-            self._free.move_to_end(size)
+            block, start, stop = back.place
+            self._used -= stop - start
+            self._kept += stop - start
+            block.give_back(start, stop)
+            # the one that was used last is the last to go
+            self._blocks.remove(block)
+            self._blocks.append(block)
 
     def _let_go(self, most: int) -> None:
-        while self._kept > most:
-            size, blocks = next(iter(self._free.items()))
-            blocks.pop(0)
-            self._kept -= size
-            if not blocks:
-                del self._free[size]
+        """Gives blocks back of which nothing is used until no more than `most` bytes are free, as far as they go."""
+        for block in [block for block in self._blocks if block.unused] if self._kept > most else ():
+            self._blocks.remove(block)
+            self._kept -= block.memory.nbytes
+            if self._kept <= most:
+                break
 
 
 class _Lease:
@@ -155,11 +215,11 @@ class _Lease:
 
 
 class _Return(weakref.ref[_Lease]):
-    """What a lease that is gone leaves behind: its block."""
+    """What a lease that is gone leaves behind: its place."""
 
-    __slots__ = ("block",)
+    __slots__ = ("place",)
 
-    block: np.ndarray
+    place: _Place
 
     # as objects: leases that are gone can't be asked
     __hash__ = object.__hash__

@@ -24,7 +24,7 @@ def stored(spec: Conv3DSpec, kernel: np.ndarray, bias: np.ndarray | None) -> dic
         bias: of `spec.result_channels` values, None where the spec has none.
     """
     weights = {KERNEL: kernel} if bias is None else {KERNEL: kernel, BIAS: bias}
-    return {name: interchange.prepare(array, spec.dtype) for name, array in weights.items()}
+    return {name: interchange.prepare(array, spec.dtype, np.empty) for name, array in weights.items()}
 
 
 def on_cpu(entry: Entry, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from tvm_conv3d.torch.graph.script.calls import ScriptCall, shared_copy
 from tvm_conv3d.torch.modules import REPLACEMENTS
 from tvm_conv3d.torch.region import Region
 from tvm_conv3d.torch.report import Report
@@ -27,6 +28,8 @@ def accelerate(module: _M, *example_inputs: Any) -> _M:
     with the channels last in memory. The first call of a shape runs the module by torch itself, records it, and
     compares the replay with it. What can't be recorded is called layer by layer, and so are training and all that
     needs gradients.
+
+    A ScriptModule, and one within a module, is replayed likewise; what it computes layer by layer is torch's.
 
     Weights may change at any time, in any way. Parts of the module and their attributes may, too: the next call is
     recorded anew.
@@ -49,7 +52,9 @@ def accelerate(module: _M, *example_inputs: Any) -> _M:
     if "report" in vars(result) or not hasattr(result, "report"):
         result.__dict__["report"] = report
     own = vars(result).get("forward")
-    if isinstance(result, torch.jit.ScriptModule) or hasattr(result, "_orig_mod"):
+    if isinstance(result, torch.jit.ScriptModule):
+        own = ScriptCall(result, "forward")
+    if hasattr(result, "_orig_mod"):
         report.left[""] = "it is compiled by torch already: accelerate the module that it was made of"
     elif type(result) not in REPLACEMENTS.values():
         # a convolution alone is computed in its input's order of memory
@@ -74,9 +79,14 @@ def _replaced(module: _M) -> tuple[_M, Report]:
     # what deepcopy finds here it takes for the copy
     copies: dict[int, Any] = {id(tensor): tensor for tensor in shared}
     replaced, left = [], {}
+    scripted: set[int] = set()
     made: list[tuple[torch.nn.Module, torch.nn.Module]] = []
     for name, part in module.named_modules():
-        if type(part) in REPLACEMENTS:
+        if isinstance(part, torch.jit.ScriptModule) and id(part) not in scripted:
+            copies[id(part)] = shared_copy(part)
+            scripted.update(map(id, part.modules()))
+            left[name] = "compiled by torch.jit: in replays of whole calls its convolutions are this package's"
+        elif type(part) in REPLACEMENTS:
             replacement = REPLACEMENTS[type(part)]
             made.append((part, replacement.__new__(replacement)))
             copies[id(part)] = made[-1][1]

@@ -11,6 +11,7 @@ from torch.fx import Graph
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from tvm_conv3d.support import heap
 from tvm_conv3d.support.locks import ForkSafeLock
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.torch.choice import RECORDING, around
@@ -161,6 +162,7 @@ class Region:
             reason = reason or "it changes its arguments"
         if reason is None and graph is not None:
             run, reason = self._made(graph, tensors, recording.result)
+        guards.watch(recording.reads)
         wanted = pytree.tree_leaves(recording.result)
         settled = guards.hold() and (run is None or replay.tells(wanted))
         if not settled and tries.count < _MAX_TRIES:
@@ -169,6 +171,7 @@ class Region:
         if not settled or tries.count > _MAX_TRIES:
             reason = reason or "its calls, or what is between them, change what they depend on, or give zeros only"
             run, guards = None, None
+        heap.give_back()
         self._replays.put(key, _Replay(run, recording.structure, recording.places, guards, tries))
         self._report.recorded(_sizes(tensors), described(graph) if graph is not None and run else [], reason)
         return recording.result
@@ -195,6 +198,8 @@ class Region:
             if reason is not None:
                 return None, reason
             compile_convolutions(graph, self._module, self.progress)
+            # what torch's run and the compiler have freed is not needed beside the replay's own
+            heap.give_back()
             run, wanted = replay.compiled(graph), pytree.tree_leaves(expected)
             reason = replay.agrees(run(self._module, *tensors)[: len(wanted)], wanted, tensors)
         except Exception as error:
@@ -212,7 +217,8 @@ def _not_replayed(module: torch.nn.Module, tensors: Sequence[torch.Tensor]) -> s
     reason = around()
     if reason is not None:
         return reason
-    if module.training:
+    # a frozen ScriptModule is in inference for good
+    if getattr(module, "training", False):
         return "training"
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tensors, *module.parameters())):
         return "gradients are enabled: call it under torch.inference_mode() or torch.no_grad()"

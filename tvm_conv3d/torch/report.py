@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch.fx import Graph, Node
 
+from tvm_conv3d.torch.graph.tensors import Held
 from tvm_conv3d.torch.operators.fused_convolution import FUSED_CONVOLUTION
 from tvm_conv3d.torch.operators.normalization import NORMALIZATION, NORMALIZATION_
 
@@ -98,4 +99,6 @@ def _layer(tensor: Any) -> str:
     """The layer that a parameter belongs to."""
     if isinstance(tensor, Node) and tensor.op == "get_attr":
         return str(tensor.target).rpartition(".")[0] or "(the module itself)"
+    if isinstance(tensor, Node) and isinstance(tensor.target, Held):
+        return tensor.target.name.rpartition(".")[0] or "(no layer)"
     return "(no layer)"

@@ -24,6 +24,7 @@ from tvm_conv3d.schedules.llvm.passes import (
     skip_padding_taps,
     stream_contiguous_runs,
     transpose_copies,
+    vectorize_libm,
     vectorize_row_stores,
 )
 
@@ -42,6 +43,7 @@ def _with_long_sums_in_parts(module: IRModule) -> IRModule:
 FINISH = ir.transform.Sequential(
     (
         marks.find,
+        vectorize_libm.rewrite,
         _in_real_layout,
         skip_padding_taps.guard,
         skip_missing_taps.guard,

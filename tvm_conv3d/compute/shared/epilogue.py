@@ -114,6 +114,14 @@ def _times_sigmoid(x: Expr) -> Expr:
     return x / (_c(1, x) + _exp(-x))
 
 
+def _mish(x: Expr) -> Expr:
+    # tanh(ln(1 + e)) of e = exp(x) is e (e + 2) / (e (e + 2) + 2); divided by e^2 where that is large
+    e = _exp(_where(x > _c(0, x), -x, x))
+    part = _where(x > _c(0, x), _c(1, x) + _c(2, x) * e, e * (e + _c(2, x)))
+    rest = _where(x > _c(0, x), _c(2, x) * e * e, _c(2, x))
+    return x * (part / (part + rest))
+
+
 def _between(x: Expr, low: float, high: float) -> Expr:
     return tirx.all(x >= _c(low, x), x <= _c(high, x))
 
@@ -139,7 +147,7 @@ _FORMULAS: dict[str, Callable[..., Expr]] = {
     "selu": _selu,
     "gelu": _gelu,
     "silu": _times_sigmoid,
-    "mish": lambda x: x * _libm("tanh", _softplus(x)),
+    "mish": _mish,
     "sigmoid": _sigmoid,
     "log_sigmoid": lambda x: -_softplus(-x),
     "hard_sigmoid": _hard_sigmoid,

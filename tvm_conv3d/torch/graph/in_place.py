@@ -85,11 +85,19 @@ def written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func in _NORMS:
         return _updated(func, args, kwargs)
     if isinstance(func, torch._ops.OpOverload):
-        return args[0] if func._schema.is_mutable else None
+        return _written_by(func, args, kwargs)
     name = getattr(func, "__name__", "")
     private = name.endswith("__")
     if func in FUNCTIONAL or name in _WRITING or (name.endswith("_") and not private) or _inplace(func, args, kwargs):
         return args[0] if args else next(iter(kwargs.values()), None)
+    return None
+
+
+def _written_by(operator: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The first argument that an operator's schema says is written."""
+    for number, argument in enumerate(operator._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            return args[number] if number < len(args) else kwargs.get(argument.name)
     return None
 
 
@@ -139,7 +147,7 @@ def remove(graph: Graph) -> str | None:
 
 def _functional(node: Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
     """Target and arguments of the function that computes the same elsewhere."""
-    found, of = FUNCTIONAL.get(node.target), info(node)
+    found, of = FUNCTIONAL.get(node.target) or _out_of_place(node.target), info(node)
     if node.target in SETTERS and isinstance(node.args[0], Node):
         # what is set is cast to the tensor's type
         set_info(node, info(node.args[0]))
@@ -153,6 +161,15 @@ def _functional(node: Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | Non
         return None
     _set_inplace(node, False)
     return node.target, node.args, dict(node.kwargs)
+
+
+def _out_of_place(target: Any) -> Any:
+    """The operator `name` of torch's own for an operator `name_`; None where there is none."""
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
+        return None
+    _, _, name = target._schema.name.partition("::")
+    packet = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") else None
+    return getattr(packet, target._overloadname, None)
 
 
 def _set_inplace(node: Node, value: bool) -> None:

@@ -123,7 +123,8 @@ def step_of(node: Node, value: Node) -> Step | None:
     if node.target is torch.prelu:
         slope = info(given["weight"])
         return Step(PRELU, slope=given["weight"]) if slope is not None and slope.shape == (1,) else None
-    return Step(_ACTIVATIONS[node.target](given))
+    text = _ACTIVATIONS[node.target](given)
+    return Step(text) if text is not None and _pays(text, value) else None
 
 
 def sum_of(node: Node) -> tuple[Node, Node] | None:
@@ -157,6 +158,17 @@ def _is_float(node: Node) -> bool:
     return of is not None and of.dtype in DTYPES
 
 
+def _pays(text: str, value: Node) -> bool:
+    """Whether a step of `value` is one that a chain can have, and no slower there than torch's own function."""
+    of = info(value)
+    try:
+        by_library = post_ops.PostOp.parse(text).name in _BY_LIBRARY
+    except ValueError:
+        # a parameter that no chain can have
+        return False
+    return not (by_library and of is not None and of.dtype == torch.float64)
+
+
 def _alike(value: Node, other: Any) -> bool:
     """Whether `other` is another tensor of the shape and type of `value`."""
     if not isinstance(other, Node) or other is value:
@@ -182,9 +194,14 @@ _NORMS = {
 _SUM = inspect.signature(lambda input, other, *, alpha=1: ...)
 _SUMS = dict.fromkeys((torch.add, torch.Tensor.add, torch.Tensor.__add__, operator.add), _SUM)
 
-#: Each activation that an epilogue does in passing, and its step. Others would call a function of the C library for
-#: each element, where torch has vectors.
-_ACTIVATIONS: dict[Any, Callable[[dict[str, Any]], str]] = {
+#: Steps that call a function of the C library for each element in float64, where torch has vectors.
+_BY_LIBRARY = ("silu", "gelu", "sigmoid", "tanh", "elu", "celu", "selu", "mish", "softplus", "log_sigmoid")
+
+#: From this threshold on torch's softplus is that of the definition, to the last bit in float32.
+_SOFTPLUS_THRESHOLD = 20
+
+#: Each activation that an epilogue does in passing, and its step, of its arguments; None where it is none.
+_ACTIVATIONS: dict[Any, Callable[[dict[str, Any]], str | None]] = {
     functional.relu: lambda given: "relu",
     torch.relu: lambda given: "relu",
     torch.Tensor.relu: lambda given: "relu",
@@ -194,9 +211,27 @@ _ACTIVATIONS: dict[Any, Callable[[dict[str, Any]], str]] = {
     functional.hardswish: lambda given: "hard_silu",
     functional.hardtanh: lambda given: f"hard_tanh:{given['min_val']!r}:{given['max_val']!r}",
     functional.softsign: lambda given: "softsign",
+    functional.silu: lambda given: "silu",
+    functional.gelu: lambda given: f"gelu:{given['approximate']}",
+    functional.sigmoid: lambda given: "sigmoid",
+    torch.sigmoid: lambda given: "sigmoid",
+    torch.Tensor.sigmoid: lambda given: "sigmoid",
+    functional.tanh: lambda given: "tanh",
+    torch.tanh: lambda given: "tanh",
+    torch.Tensor.tanh: lambda given: "tanh",
+    functional.elu: lambda given: f"elu:{given['alpha']!r}",
+    functional.celu: lambda given: f"celu:{given['alpha']!r}",
+    functional.selu: lambda given: "selu",
+    functional.mish: lambda given: "mish",
+    functional.logsigmoid: lambda given: "log_sigmoid",
+    functional.softplus: lambda given: (
+        f"softplus:{given['beta']!r}" if given["threshold"] >= _SOFTPLUS_THRESHOLD else None
+    ),
 }
 _UNARY = inspect.signature(lambda input: ...)
 _STEPS = {
     **{function: inspect.signature(function) if inspect.isfunction(function) else _UNARY for function in _ACTIVATIONS},
+    functional.gelu: inspect.signature(lambda input, *, approximate="none": ...),
+    functional.softplus: inspect.signature(lambda input, beta=1, threshold=20: ...),
     torch.prelu: inspect.signature(lambda input, weight: ...),
 }

@@ -22,62 +22,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
 from tvm_conv3d.torch.graph import in_place, state
-from tvm_conv3d.torch.graph.tensors import TensorInfo, info, set_info
-
-#: Functions whose result says nothing of a tensor's values.
-_OF_FORM = frozenset(
-    (
-        "dim",
-        "size",
-        "stride",
-        "numel",
-        "nelement",
-        "ndimension",
-        "element_size",
-        "is_contiguous",
-        "is_floating_point",
-        "is_complex",
-        "is_tensor",
-        "is_storage",
-        "__len__",
-        "get_device",
-        "is_inference",
-        "is_same_size",
-        "_set_grad_enabled",
-        "is_grad_enabled",
-        "result_type",
-        "broadcast_shapes",
-    )
-)
-
-#: Functions whose result has a shape that depends on values.
-_OF_VALUES = frozenset(
-    (
-        "nonzero",
-        "argwhere",
-        "unique",
-        "_unique2",
-        "unique_consecutive",
-        "unique_dim",
-        "masked_select",
-        "bincount",
-        "repeat_interleave",
-        "to_sparse",
-    )
-)
-
-#: Functions that look at the order of memory, which a replay has otherwise.
-_OF_MEMORY = frozenset(
-    (
-        "as_strided",
-        "as_strided_",
-        "as_strided_scatter",
-        "set_",
-        "storage_offset",
-        "data_ptr",
-        "untyped_storage",
-    )
-)
+from tvm_conv3d.torch.graph.telling import function_name, gives_shape_by_values, is_getter, looks_at_memory, tells_form
+from tvm_conv3d.torch.graph.tensors import Held, TensorInfo, info, set_info
 
 #: What arguments of recorded functions may be beside tensors and containers.
 _PLAIN = (
@@ -94,6 +40,8 @@ _PLAIN = (
     torch.memory_format,
 )
 
+
+_SHORT_LIVED = "tvm_conv3d.short_lived"
 
 #: Why a call can't be replayed that changes more than tensors.
 CHANGES = "it changes what its parts hold"
@@ -112,6 +60,7 @@ class Recording:
             `places`. None where it can't be replayed.
         structure: of the result.
         places: where the call leaves tensors for later: attributes, or elements of lists and dicts in attributes.
+        reads: attributes of ScriptModules that it looked at.
         reason: why it can't be replayed.
     """
 
@@ -119,6 +68,7 @@ class Recording:
     graph: Graph | None
     structure: pytree.TreeSpec
     places: Sequence[Place]
+    reads: Sequence[state.Read]
     reason: str | None
 
 
@@ -148,7 +98,8 @@ def record(module: torch.nn.Module, call: Callable[[], Any], inputs: Sequence[to
         recorder.refuse("it draws random numbers")
     places, left = _changes(before, list(state.contents(module)), recorder)
     leaves, structure = pytree.tree_flatten(result)
-    return Recording(result, recorder.finish([*leaves, *left]), structure, places, recorder.reason)
+    graph = recorder.finish([*leaves, *left])
+    return Recording(result, graph, structure, places, recorder.reads, recorder.reason)
 
 
 def _random_state() -> tuple[Any, ...]:
@@ -186,6 +137,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> None:
         super().__init__()
         self.reason: str | None = None
+        self._reads: dict[tuple[Any, str], state.Read] = {}
         self._graph = Graph()
         self._nodes = WeakIdKeyDictionary()
         self._storages = 0
@@ -195,20 +147,27 @@ class Recorder(TorchFunctionMode):
         self._names: dict[int, tuple[str, torch.Tensor]] = {
             id(tensor): (name, tensor) for name, tensor in reversed(list(_held(module)))
         }
+        self._parts = {id(part): name for name, part in module.named_modules()}
+        self._constants: dict[int, Held] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        call = (func, args, kwargs or {})
+        self._try(lambda: self.refuse(self.why_not(*call)), func)
         result = func(*args, **(kwargs or {}))
+        self._try(lambda: self.note(*call, result), func)
+        return result
+
+    def _try(self, noting: Callable[[], None], func: Any) -> None:
         if self.reason is None:
             try:
-                self._note(func, args, kwargs or {}, result)
+                noting()
             except Exception as error:
                 # whatever torch's functions take and return: what is not known is not replayed
                 self.refuse(f"{function_name(func)} can't be noted: {type(error).__name__}: {error}")
-        return result
 
-    def refuse(self, reason: str) -> None:
+    def refuse(self, reason: str | None) -> None:
         """Notes why there will be no graph; the first reason counts."""
         self.reason = self.reason or reason
 
@@ -218,31 +177,69 @@ class Recorder(TorchFunctionMode):
         if self.reason is not None:
             return None
         self._graph.output(outputs)
+        for node in reversed(self._graph.nodes):
+            if node.meta.get(_SHORT_LIVED) and not node.users:
+                self._graph.erase_node(node)
         return self._graph
 
-    def _note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    @property
+    def reads(self) -> list[state.Read]:
+        """Attributes of ScriptModules that the call depends on."""
+        return list(self._reads.values())
+
+    def read(self, read: state.Read) -> None:
+        """Is told an attribute of a ScriptModule that the call depends on."""
+        self._reads.setdefault((read.owner, read.name), read)
+
+    def path_of(self, part: torch.nn.Module) -> str | None:
+        """The name of a part of the module; None where it is none."""
+        return self._parts.get(id(part))
+
+    def hold(self, name: str, tensor: torch.Tensor) -> None:
+        """Is told the name of a tensor that the module holds where Python does not see it."""
+        self._names.setdefault(id(tensor), (name, tensor))
+
+    def hold_constant(self, name: str, tensor: torch.Tensor) -> None:
+        """Is told a tensor that has no name in the module."""
+        self._constants.setdefault(id(tensor), Held(tensor, name))
+
+    def why_not(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """Why a call can't be replayed, as far as that is known before it is made."""
         if torch.is_autocast_enabled("cpu"):
-            return self.refuse("autocast")
+            return "autocast"
         name = function_name(func)
-        if name in _OF_MEMORY:
-            return self.refuse(f"{name} looks at the order of memory")
-        if name in _OF_VALUES or (name == "where" and len(args) + len(kwargs) == 1) or _by_mask(name, args):
-            return self.refuse(f"{name} gives a shape that depends on values")
+        if looks_at_memory(func):
+            return f"{name} looks at the order of memory"
+        if gives_shape_by_values(func, args, kwargs):
+            return f"{name} gives a shape that depends on values"
+        written = in_place.written(func, args, kwargs)
+        if written is not None and written.untyped_storage()._cdata in self._foreign():
+            return f"{name} writes into an input, a parameter or a buffer"
+        return None
+
+    def note(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, short_lived: bool = False
+    ) -> None:
+        """Notes a call.
+
+        Args:
+            func, args, kwargs, result: of the call, of which :meth:`why_not` knows nothing bad.
+            short_lived: whether it may be forgotten where the graph has no use for the result.
+        """
+        name = function_name(func)
         tells = not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result))
         if tells and func not in in_place.SETTERS:
-            if not _of_form(func, name):
+            if not tells_form(func):
                 self.refuse(f"{name} makes a Python value of a tensor, on which what follows may depend")
             return None
         given = self._arguments(args), self._arguments(kwargs)
         if self.reason is not None:
             return None
-        written = in_place.written(func, args, kwargs)
-        if written is not None and written.untyped_storage()._cdata in self._foreign():
-            return self.refuse(f"{name} writes into an input, a parameter or a buffer")
-        if _is_getter(func):
+        if is_getter(func):
             node = self._graph.call_function(getattr, (*given[0][:1], name))
         else:
             node = self._graph.call_function(func, *given)
+        node.meta[_SHORT_LIVED] = short_lived
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         return self._name_results(node, result, tensors)
 
@@ -271,7 +268,8 @@ class Recorder(TorchFunctionMode):
 
     def _foreign(self) -> set[int]:
         """Memory that is not the call's own."""
-        return self._given.union(tensor.untyped_storage()._cdata for _, tensor in self._names.values())
+        tensors = [tensor for _, tensor in self._names.values()] + [held.tensor for held in self._constants.values()]
+        return self._given.union(tensor.untyped_storage()._cdata for tensor in tensors)
 
     def _arguments(self, value: Any) -> Any:
         """Arguments with nodes in place of tensors."""
@@ -295,33 +293,15 @@ class Recorder(TorchFunctionMode):
             name, _ = self._names[id(tensor)]
             self._know(tensor, self._graph.get_attr(name))
             known = self._nodes[tensor]
+        if known is None and id(tensor) in self._constants:
+            known = self._graph.call_function(self._constants[id(tensor)])
+            self._know(tensor, known)
         if known is None:
-            self.refuse("a tensor that is neither an input, held by the module, nor made by torch's functions")
+            self.refuse(
+                "a tensor that is neither an input, held by the module, nor made by torch's functions; a function of "
+                "torch.jit.script shows none of them: call it uncompiled"
+            )
         return known
-
-
-def function_name(func: Any) -> str:
-    """The name by which people know a function of torch's."""
-    if _is_getter(func):
-        return str(func.__self__.__name__)
-    return str(getattr(func, "__name__", func))
-
-
-def _by_mask(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether elements are chosen by a mask."""
-    if name not in ("__getitem__", "index", "index_put", "index_put_", "__setitem__"):
-        return False
-    masks = (torch.bool, torch.uint8)
-    return any(isinstance(leaf, torch.Tensor) and leaf.dtype in masks for leaf in pytree.tree_leaves(args[1:]))
-
-
-def _is_getter(func: Any) -> bool:
-    """Whether it reads an attribute of a tensor."""
-    return getattr(func, "__name__", "") == "__get__"
-
-
-def _of_form(func: Any, name: str) -> bool:
-    return _is_getter(func) or name in _OF_FORM
 
 
 def _held(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,6 +55,9 @@ def _lies_in(value: Any, storages: set[int]) -> bool:
 #: Relative error (2-norm) of a result above which it is not taken for the same: norms of few elements amplify rounding.
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 
+#: Elements that are compared at once.
+_PART = 1 << 20
+
 #: The part of integers that may differ, as where the largest of two almost equal values is told.
 _MAX_INTEGERS = 1e-2
 
@@ -69,11 +73,14 @@ def _differs(result: Any, wanted: Any) -> str | None:
     if wanted.dtype not in _TOLERANCES:
         unequal = float((result != wanted).double().mean()) if wanted.numel() else 0.0
         return f"differs in {unequal:.1%} of its elements" if unequal > _MAX_INTEGERS else None
-    finite = wanted.isfinite()
-    if not torch.equal(finite, result.isfinite()):
-        return "is finite elsewhere"
-    a, b = (torch.where(finite, tensor, 0).double() for tensor in (result, wanted))
-    scale, error = float(b.norm()), float((a - b).norm())
+    scale = error = 0.0
+    # whole results in float64, and masks of them, would be what a first call takes the most memory for
+    for part, right in zip(*(tensor.reshape(-1).split(_PART) for tensor in (result, wanted)), strict=True):
+        finite = right.isfinite()
+        if not torch.equal(finite, part.isfinite()):
+            return "is finite elsewhere"
+        a, b = (torch.where(finite, each, 0).double() for each in (part, right))
+        scale, error = math.hypot(scale, float(b.norm())), math.hypot(error, float((a - b).norm()))
     if error > _TOLERANCES[wanted.dtype] * scale:
         return f"has a relative error of {error / scale if scale else float('inf'):.1e}"
     return None

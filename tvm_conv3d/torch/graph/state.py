@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +32,25 @@ _WHOLE = (
     types.BuiltinFunctionType,
     types.MethodType,
 )
+
+
+@dataclass(frozen=True)
+class Read:
+    """An attribute of a ScriptModule that a call looked at; torch keeps these out of Python's sight.
+
+    Attributes:
+        owner: the module of `torch._C`.
+        name: of the attribute.
+        value: a tensor, or plain values.
+    """
+
+    owner: Any
+    name: str
+    value: Any
+
+    def __getitem__(self, name: str) -> Any:
+        """An attribute of the module as it is now."""
+        return self.owner.getattr(name)
 
 
 def contents(module: torch.nn.Module) -> Iterator[tuple[Any, dict[Any, Any]]]:

@@ -40,3 +40,20 @@ def set_info(node: Node, value: TensorInfo | None) -> Node:
     """Notes what the node's tensor is, and returns the node."""
     node.meta[_KEY] = value
     return node
+
+
+class Held:
+    """A tensor that no module holds, as a function without arguments: scripts have such constants.
+
+    Args:
+        tensor: that it returns.
+        name: by which people know it.
+    """
+
+    def __init__(self, tensor: torch.Tensor, name: str) -> None:
+        self.tensor = tensor
+        self.name = name
+        self.__name__ = "held"
+
+    def __call__(self) -> torch.Tensor:
+        return self.tensor
