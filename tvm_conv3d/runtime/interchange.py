@@ -40,12 +40,15 @@ class Source(NamedTuple):
         restore: turns a NumPy array, of a GPU's tensor one of its library, into the caller's kind, without a copy where
             possible.
         gpu: the tensor where it lies in a GPU's memory; then `numpy` refuses.
+        out: memory for the result of a convolution on the CPU, C-contiguous, of its shape and type, shared with nothing
+            that is read; None for memory of this package's.
     """
 
     shape: tuple[int, ...]
     numpy: Callable[[], np.ndarray]
     restore: Callable[[Any], Any]
     gpu: GpuTensor | None = None
+    out: np.ndarray | None = None
 
 
 def wrap(value: Any) -> Source:

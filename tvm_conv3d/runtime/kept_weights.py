@@ -26,6 +26,9 @@ MAX_BYTES = 1 << 30
 #: Contents that are kept, at most, and packed forms of each.
 _MAX_ENTRIES, _MAX_FORMS = 1024, 32
 
+#: Places of weights in training whose last content is known.
+_MAX_PLACES = 4096
+
 
 class _Forms(Recent[Hashable, Packed]):
     """Packed forms of one content; tells when there is one more."""
@@ -90,6 +93,8 @@ class Store:
     def __init__(self, max_bytes: int = MAX_BYTES, max_entries: int = _MAX_ENTRIES) -> None:
         self._lock = ForkSafeLock()
         self._entries: OrderedDict[Hashable, _Kept] = OrderedDict()
+        #: of a place the version of its last content
+        self._trained: Recent[Hashable, Hashable] = Recent(_MAX_PLACES)
         self._max_entries = max_entries
         self.max_bytes = max_bytes
 
@@ -151,8 +156,20 @@ class Store:
             self.trim()
         return Weights(*values, kept.version, kept.structured, kept.packed)
 
-    def forget(self, version: Hashable) -> None:
-        """Forgets weights of a version that is not expected again, such as that of a step of training."""
+    def trained(self, place: Hashable, weights: Weights) -> None:
+        """Notes the content of weights in training, and forgets what they held before: it is not expected again.
+
+        Args:
+            place: whose content it is.
+            weights: of :meth:`get`.
+        """
+        before = self._trained.get(place)
+        if before is not weights.version:
+            if before is not None:
+                self._forget(before)
+            self._trained.put(place, weights.version)
+
+    def _forget(self, version: Hashable) -> None:
         with self._lock:
             for key, kept in self._entries.items():
                 if kept.version is version:

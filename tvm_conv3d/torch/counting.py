@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 from tvm_conv3d.support import process
-from tvm_conv3d.support.locks import ForkSafeLock
-
-#: Reasons that are told apart; what comes after them counts together, as reasons may name sizes.
-_MAX_REASONS = 256
-_OTHERS = "other reasons"
+from tvm_conv3d.support.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -31,31 +26,17 @@ class Counters:
         return "\n".join((*lines, *(f"  {count} by torch: {reason}" for reason, count in self.torch.items())))
 
 
-_lock = ForkSafeLock()
-_ours: Counter[None] = process.keep("torch: operators by this package", Counter())
-_torch: Counter[str] = process.keep("torch: operators by torch's own code", Counter())
+TALLY = process.keep("torch: operators by this package and by torch's own code", Tally())
+
+#: One more by this package, and one more by torch's own code.
+count_ours, count_torch = TALLY.count_ours, TALLY.count_theirs
 
 
 def counters() -> Counters:
     """What was counted since the process began, or since :func:`reset_counters`."""
-    with _lock:
-        return Counters(_ours[None], dict(_torch.most_common()))
+    return Counters(*TALLY.read())
 
 
 def reset_counters() -> None:
     """Counts from zero again."""
-    with _lock:
-        _ours.clear()
-        _torch.clear()
-
-
-def count_ours() -> None:
-    """One more by this package."""
-    with _lock:
-        _ours[None] += 1
-
-
-def count_torch(reason: str) -> None:
-    """One more by torch's own code."""
-    with _lock:
-        _torch[reason if reason in _torch or len(_torch) < _MAX_REASONS else _OTHERS] += 1
+    TALLY.reset()

@@ -6,7 +6,6 @@ processes, so that weights are told by their content, as those of :func:`tvm_con
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -46,9 +45,6 @@ class Prepared(NamedTuple):
 
 
 _calls: Recent[Any, Prepared | str] = process.keep("torch: checked calls", Recent(MAX_CALLS))
-
-#: Where parameters lie, and the version of their last content.
-_trained: Recent[Any, Hashable] = process.keep("torch: last weights of parameters", Recent(MAX_CALLS))
 
 EXECUTOR = process.keep("torch: executor", Executor(most_specs=MAX_CALLS))
 
@@ -106,15 +102,17 @@ def weights_of(
     array = interchange.wrap(weight).numpy().transpose(WEIGHT_AXES)
     values = None if bias is None else interchange.wrap(bias).numpy()
     weights = kept_weights.STORE.get(array, values, prepared.problem.spec.dtype, prepared.use, norm)
-    if weight.requires_grad and weight.is_leaf:
+    if _is_trained(weight):
         # else each step of an optimizer would leave its weights behind
         place = (weight.data_ptr(), norm_at, array.shape, weight.dtype, prepared.use)
-        before = _trained.get(place)
-        if before is not weights.version:
-            if before is not None:
-                kept_weights.STORE.forget(before)
-            _trained.put(place, weights.version)
+        kept_weights.STORE.trained(place, weights)
     return weights
+
+
+def _is_trained(weight: Tensor) -> bool:
+    """Whether it is a parameter, or a view of one, such as that of a kernel in another order of axes."""
+    parameter = weight._base if weight._is_view() else weight
+    return parameter.requires_grad and parameter.is_leaf
 
 
 def order_of_memory(x: Tensor) -> torch.memory_format:

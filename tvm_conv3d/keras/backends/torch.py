@@ -1,0 +1,78 @@
+"""Keras's torch backend: the operators that this package has registered with torch, which all of its tools know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from torch import Tensor
+
+from tvm_conv3d.keras.backends.protocol import Convolution, Norm, ShapeFunction
+from tvm_conv3d.spec import CHANNELS_LAST, same_padding
+from tvm_conv3d.torch import choice, counting
+from tvm_conv3d.torch.arguments import explicit_padding
+from tvm_conv3d.torch.operators import post_ops
+from tvm_conv3d.torch.operators.convolution import CONVOLUTION
+from tvm_conv3d.torch.operators.fused_convolution import FUSED_CONVOLUTION
+
+#: Axes of Keras's channels_last in torch's order, and back; those of Keras's kernels in torch's.
+_TO_FIRST, _TO_LAST, _WEIGHT_AXES = (0, 4, 1, 2, 3), (0, 2, 3, 4, 1), (4, 3, 0, 1, 2)
+
+#: Of the fused operator: no residual operand, and no slope.
+_NOTHING = (None, None)
+
+
+class Torch:
+    """See :class:`tvm_conv3d.keras.backends.protocol.Backend`."""
+
+    supports_jit = True
+    tally = counting.TALLY
+
+    def to_tensor(self, value: Any) -> Any:
+        """As Keras does: on its present device, which is "meta" where it asks for shapes."""
+        return keras.ops.convert_to_tensor(value)
+
+    def why_keras(self, x: Any, kernel: Tensor, bias: Tensor | None) -> str | None:
+        """As the modules of `tvm_conv3d.torch`, which are Keras's beside this."""
+        reason = choice.why_torch(x, kernel, bias)
+        if reason is None and x.dim() != 5:
+            return f"an input of {x.dim()} axes"
+        return reason
+
+    def count_keras(self, reason: str) -> None:
+        """As the modules do."""
+        choice.count_torch(reason)
+
+    def convolve(
+        self,
+        convolution: Convolution,
+        output_shape: ShapeFunction,
+        x: Tensor,
+        kernel: Tensor,
+        bias: Tensor | None,
+        norm: Norm | None = None,
+    ) -> Tensor:
+        """By views of Keras's tensors in torch's order: nothing is copied."""
+        last = convolution.data_format == CHANNELS_LAST
+        x = x.permute(_TO_FIRST) if last else x
+        weight = kernel.permute(_WEIGHT_AXES)
+        dilation = convolution.dilation
+        padding = _padding(convolution, x, kernel)
+        geometry = (convolution.strides, padding, dilation, False, (0, 0, 0), convolution.groups)
+        chain = convolution.post_ops
+        if norm is not None or (last and chain):
+            # its result has the channels last in memory
+            parts, epsilon = ([], 0.0) if norm is None else (list(norm[:4]), norm.epsilon)
+            y = FUSED_CONVOLUTION(x, weight, bias, parts, epsilon, *_NOTHING, chain, *geometry)
+        else:
+            y = post_ops.apply(CONVOLUTION(x, weight, bias, *geometry), chain)
+        return y.permute(_TO_LAST) if last else y
+
+
+def _padding(convolution: Convolution, x: Tensor, kernel: Tensor) -> tuple[int, ...]:
+    """As the operators take it; sizes are looked at only where it depends on them."""
+    window = kernel.shape[:3]
+    if convolution.padding == "same" and convolution.strides != (1, 1, 1):
+        pairs = same_padding(tuple(x.shape[2:]), tuple(window), convolution.strides, convolution.dilation)
+        return tuple(pad for pair in pairs for pad in pair)
+    return explicit_padding(convolution.padding, window, convolution.dilation)
