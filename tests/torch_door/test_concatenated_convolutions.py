@@ -60,7 +60,7 @@ def fused(net: nn.Module, parts: list[Any], bound: float = 1e-5) -> str:
     ("channels", "norm", "arguments"),
     [
         ((32, 32), nn.InstanceNorm3d, {}),
-        ((17, 40), nn.BatchNorm3d, {"bias": False}),
+        ((17, 64), nn.BatchNorm3d, {"bias": False}),
         ((32, 16, 64), nn.BatchNorm3d, {"stride": 2}),
         ((32, 32), nn.Identity, {"kernel_size": 1, "padding": 0}),
         ((48, 16), nn.Identity, {"padding": "same", "dilation": 2, "kernel_size": (3, 1, 3)}),

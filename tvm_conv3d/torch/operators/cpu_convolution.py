@@ -6,6 +6,7 @@ processes, so that weights are told by their content, as those of :func:`tvm_con
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
