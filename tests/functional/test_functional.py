@@ -334,7 +334,8 @@ def test_options_decide_the_plan() -> None:
     assert errors[0] < errors[1] < WINOGRAD_BOUND
     host = {"kind": "llvm", "mcpu": "haswell"}
     check(conv3d(x, w, padding=1, target=host), wanted)
-    assert convolution._executor((dict(host), "default", 1 << 20)) is convolution._executor((host, "default", 1 << 20))
+    options = [(dict(host), "default", 1 << 20) for _ in range(2)]
+    assert convolution.executor_of(options[0]) is convolution.executor_of(options[1])
 
 
 def test_the_page_of_the_documentation(tmp_path: Path) -> None:
