@@ -44,15 +44,18 @@ def assert_by_differences(
         at: where it is derived.
         outer: of the shape of what `loss` returns.
         found: the gradient.
-        bound: of the error, relative to the product of the norms.
+        bound: of the error, relative to the products of the norms of the gradient and of the differences' operands.
     """
     assert found.shape == at.shape
     rng = np.random.default_rng(7)
     at, outer, found = (np.asarray(array).astype(np.float64) for array in (at, outer, found))
     for _ in range(_DIRECTIONS):
         direction = rng.standard_normal(at.shape)
-        difference = (loss(at + 0.5 * direction) - loss(at - 0.5 * direction)) * outer
+        ends = [loss(at + part * direction) for part in (0.5, -0.5)]
+        difference = (ends[0] - ends[1]) * outer
+        # short directions leave little but the rounding of both ends
         scale = np.linalg.norm(found) * np.linalg.norm(direction)
+        scale += sum(np.linalg.norm(end) for end in ends) * np.linalg.norm(outer)
         assert abs(difference.sum() - (found * direction).sum()) <= bound * max(scale, 1e-30)
 
 
