@@ -126,7 +126,8 @@ class _Copier:
         """Has the graph of a functional model call copies; nodes and layers stay the model's."""
         instead = {id(each): self.copy(each) for each in model.operations if isinstance(each, keras.layers.Layer)}
         for chain in fusion.chains(model):
-            if type(instead[id(chain.convolution)]) is not Conv3D or self._is_left(chain.convolution):
+            if instead[id(chain.convolution)] is chain.convolution:
+                # left alone
                 continue
             instead[id(chain.convolution)] = self._convolution(chain.convolution, FusedConv3D, chain)
             instead.update((id(each), Absorbed(each)) for each in chain.absorbed)
@@ -165,9 +166,6 @@ class _Copier:
         if getattr(layer, "quantization_mode", None) is not None:
             return f"it is quantized: {layer.quantization_mode}"
         return None
-
-    def _is_left(self, layer: Any) -> bool:
-        return self._why_left(layer) is not None
 
     def _in(self, value: Any) -> Any:
         """A value with copies for the layers in it: itself where it holds none with convolutions."""

@@ -40,7 +40,7 @@ class Chain(NamedTuple):
 
 
 class FusedConv3D(Conv3D):
-    """A convolution that in inference computes the layers behind it, too; made of one by `replacing.converted`."""
+    """A convolution that in inference computes the layers behind it, too; made of one by `acceleration.accelerate`."""
 
     _chain: Chain
 

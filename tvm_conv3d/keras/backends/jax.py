@@ -8,12 +8,11 @@ from dataclasses import astuple, replace
 from typing import Any, NamedTuple
 
 import jax
-import keras
 import numpy as np
 
 from tvm_conv3d.functional.arguments import ConvArguments
 from tvm_conv3d.keras.backends import arrays, exporting, xla
-from tvm_conv3d.keras.backends.protocol import Convolution, Norm, ShapeFunction
+from tvm_conv3d.keras.backends.protocol import Backend, Convolution, Norm, ShapeFunction
 from tvm_conv3d.runtime.interchange import Source
 from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.support import process
@@ -22,15 +21,11 @@ from tvm_conv3d.support import process
 _TARGET = "tvm_conv3d_convolution"
 
 
-class Jax:
-    """See :class:`tvm_conv3d.keras.backends.protocol.Backend`."""
+class Jax(Backend):
+    """Arrays of JAX."""
 
     supports_jit = True
     tally = arrays.TALLY
-
-    def to_tensor(self, value: Any) -> Any:
-        """As Keras does."""
-        return keras.ops.convert_to_tensor(value)
 
     def why_keras(self, x: Any, kernel: Any, bias: Any) -> str | None:
         """All but arrays of the CPU's."""
@@ -47,10 +42,6 @@ class Jax:
         if jax.default_backend() != "cpu":
             return f"functions that are traced for {jax.default_backend()}"
         return exporting.REASON if exporting.is_exporting() else None
-
-    def count_keras(self, reason: str) -> None:
-        """One more."""
-        self.tally.count_theirs(reason)
 
     def convolve(
         self,

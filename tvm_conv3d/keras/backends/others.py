@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
-
-from tvm_conv3d.keras.backends.protocol import Convolution, Norm, ShapeFunction
+from tvm_conv3d.keras.backends.protocol import Backend, Convolution, Norm, ShapeFunction
 from tvm_conv3d.support import process
 from tvm_conv3d.support.tally import Tally
 
 _TALLY = process.keep("keras: convolutions by other backends", Tally())
 
 
-class Others:
-    """A backend that is not served; see :class:`tvm_conv3d.keras.backends.protocol.Backend`."""
+class Others(Backend):
+    """A backend that is not served."""
 
     supports_jit = True
     tally = _TALLY
@@ -22,17 +20,9 @@ class Others:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def to_tensor(self, value: Any) -> Any:
-        """As Keras does."""
-        return keras.ops.convert_to_tensor(value)
-
     def why_keras(self, x: Any, kernel: Any, bias: Any) -> str | None:
         """Always, for this backend."""
         return f"Keras's backend {self._name}: torch, tensorflow and jax are served"
-
-    def count_keras(self, reason: str) -> None:
-        """One more."""
-        self.tally.count_theirs(reason)
 
     def convolve(
         self,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
+
+import keras
 
 from tvm_conv3d.spec import Triple
 from tvm_conv3d.spec.post_ops import LINEAR
@@ -59,7 +62,7 @@ class Norm(NamedTuple):
     epsilon: float
 
 
-class Backend(Protocol):
+class Backend(ABC):
     """A backend of Keras's.
 
     Attributes:
@@ -71,8 +74,10 @@ class Backend(Protocol):
     tally: Tally
 
     def to_tensor(self, value: Any) -> Any:
-        """A variable of Keras's, or a tensor, as a tensor of the backend's own class."""
+        """A variable of Keras's, or a tensor, as a tensor of the backend's own class: as Keras does."""
+        return keras.ops.convert_to_tensor(value)
 
+    @abstractmethod
     def why_keras(self, x: Any, kernel: Any, bias: Any) -> str | None:
         """Why the backend's own code is to compute a convolution; None where :meth:`convolve` does.
 
@@ -83,7 +88,9 @@ class Backend(Protocol):
 
     def count_keras(self, reason: str) -> None:
         """Counts what is left to the backend's own code."""
+        self.tally.count_theirs(reason)
 
+    @abstractmethod
     def convolve(
         self,
         convolution: Convolution,

@@ -14,13 +14,13 @@ import tensorflow as tf
 
 from tvm_conv3d.functional.arguments import ConvArguments
 from tvm_conv3d.keras.backends import arrays, exporting
-from tvm_conv3d.keras.backends.protocol import Convolution, Norm, ShapeFunction
+from tvm_conv3d.keras.backends.protocol import Backend, Convolution, Norm, ShapeFunction
 from tvm_conv3d.runtime import interchange
 from tvm_conv3d.spec import CHANNELS_LAST
 
 
-class TensorFlow:
-    """See :class:`tvm_conv3d.keras.backends.protocol.Backend`."""
+class TensorFlow(Backend):
+    """Tensors of TensorFlow."""
 
     supports_jit = False
     tally = arrays.TALLY
@@ -44,10 +44,6 @@ class TensorFlow:
         if _in_xla():
             return "a function that is compiled by XLA (jit_compile=True)"
         return exporting.REASON if exporting.is_exporting() else None
-
-    def count_keras(self, reason: str) -> None:
-        """One more."""
-        self.tally.count_theirs(reason)
 
     def convolve(
         self,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 from torch import Tensor
 
-from tvm_conv3d.keras.backends.protocol import Convolution, Norm, ShapeFunction
+from tvm_conv3d.keras.backends.protocol import Backend, Convolution, Norm, ShapeFunction
 from tvm_conv3d.spec import CHANNELS_LAST, same_padding
 from tvm_conv3d.torch import choice, counting
 from tvm_conv3d.torch.arguments import explicit_padding
@@ -22,15 +21,11 @@ _TO_FIRST, _TO_LAST, _WEIGHT_AXES = (0, 4, 1, 2, 3), (0, 2, 3, 4, 1), (4, 3, 0, 
 _NOTHING = (None, None)
 
 
-class Torch:
-    """See :class:`tvm_conv3d.keras.backends.protocol.Backend`."""
+class Torch(Backend):
+    """Tensors of torch, on Keras's present device, which is "meta" where it asks for shapes."""
 
     supports_jit = True
     tally = counting.TALLY
-
-    def to_tensor(self, value: Any) -> Any:
-        """As Keras does: on its present device, which is "meta" where it asks for shapes."""
-        return keras.ops.convert_to_tensor(value)
 
     def why_keras(self, x: Any, kernel: Tensor, bias: Tensor | None) -> str | None:
         """As the modules of `tvm_conv3d.torch`, which are Keras's beside this."""

@@ -12,10 +12,8 @@ from torch.fx import Graph, Node
 from tvm_conv3d.runtime.ahead import compile_ahead
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.torch.graph.tensors import info
-from tvm_conv3d.torch.operators.composition import Epilogue
 from tvm_conv3d.torch.operators.cpu_fused_convolution import spec_of
-from tvm_conv3d.torch.operators.fused_convolution import FUSED_CONVOLUTION
-from tvm_conv3d.torch.operators.geometry import Geometry
+from tvm_conv3d.torch.operators.fused_convolution import FUSED_CONVOLUTION, split_arguments
 
 
 def compile_convolutions(
@@ -35,8 +33,7 @@ def compile_convolutions(
 def _spec(arguments: Sequence[Any], module: torch.nn.Module) -> Conv3DSpec | None:
     """The problem of a fused convolution's arguments; None where it is not known before the call."""
     x, weight, bias, *rest = arguments
-    count = len(Epilogue._fields)
-    epilogue, geometry = Epilogue(*rest[:count]), Geometry(*rest[count:])
+    epilogue, geometry = split_arguments(rest)
     slope = None
     if isinstance(epilogue.slope, Node):
         if epilogue.slope.op != "get_attr":

@@ -7,24 +7,20 @@ made.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
 from tvm_conv3d.spec import post_ops
-from tvm_conv3d.torch.graph.tensors import TensorInfo, info, set_info
+from tvm_conv3d.torch.graph.tensors import info, set_info
 from tvm_conv3d.torch.operators.composition import Epilogue
 from tvm_conv3d.torch.operators.concatenation import CONCATENATION
-from tvm_conv3d.torch.operators.fused_convolution import FUSED_CONVOLUTION
-from tvm_conv3d.torch.operators.geometry import Geometry
+from tvm_conv3d.torch.operators.fused_convolution import FUSED_CONVOLUTION, split_arguments
 
 #: Where it was faster, by 4 to 15 %: concatenations of this many bytes, and this many times the weights', whose parts
 #: fill vectors of channels (two threads of a Zen 4, 2026-11-27; at 4 times the weights it was 2 % slower).
 _MIN_BYTES, _TIMES_WEIGHTS, _MIN_CHANNELS = 8 << 20, 8, 16
-
-_EPILOGUE = len(Epilogue._fields)
 
 
 def split_convolutions(graph: Graph) -> None:
@@ -41,7 +37,7 @@ def split_convolutions(graph: Graph) -> None:
 
 def _is_worth_it(node: Node, parts: list[Node]) -> bool:
     _, weight, _, *rest = node.args
-    epilogue, geometry = Epilogue(*rest[:_EPILOGUE]), Geometry(*rest[_EPILOGUE:])
+    epilogue, geometry = split_arguments(rest)
     of, kernel, sources = info(node), info(weight), [info(part) for part in parts]
     if of is None or kernel is None or geometry.transposed or geometry.groups != 1 or epilogue.residual is not None:
         return False
@@ -49,22 +45,18 @@ def _is_worth_it(node: Node, parts: list[Node]) -> bool:
     if of.dtype not in (torch.float32, torch.float64) or any(source is None for source in sources):
         return False
     channels = [source.shape[1] for source in sources if source is not None]
-    filters, nbytes = kernel.shape[0], sum(_nbytes(source) for source in sources if source is not None)
+    filters, nbytes = kernel.shape[0], sum(source.nbytes for source in sources if source is not None)
     # each sum is written and read once, as the concatenation was
     return (
         min(channels) >= _MIN_CHANNELS
         and filters * (len(parts) - 1) <= sum(channels)
-        and nbytes >= max(_MIN_BYTES, _TIMES_WEIGHTS * _nbytes(kernel))
+        and nbytes >= max(_MIN_BYTES, _TIMES_WEIGHTS * kernel.nbytes)
     )
-
-
-def _nbytes(of: TensorInfo) -> int:
-    return math.prod(of.shape) * of.dtype.itemsize
 
 
 def _split(graph: Graph, node: Node, parts: list[Node]) -> None:
     _, weight, bias, *rest = node.args
-    epilogue, geometry = Epilogue(*rest[:_EPILOGUE]), rest[_EPILOGUE:]
+    epilogue, geometry = split_arguments(rest)
     sums: Node | None = None
     first = 0
     with graph.inserting_before(node):

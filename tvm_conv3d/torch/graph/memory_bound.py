@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +43,7 @@ def _is_large(node: Node) -> bool:
     of = info(node)
     if of is None or len(of.shape) != 5 or not all(isinstance(extent, int) for extent in of.shape):
         return False
-    return math.prod(of.shape) * of.dtype.itemsize >= _MIN_BYTES and of.shape[1] >= _MIN_CHANNELS
+    return of.nbytes >= _MIN_BYTES and of.shape[1] >= _MIN_CHANNELS
 
 
 def _max_pool(node: Node, given: dict[str, Any]) -> _Call | None:

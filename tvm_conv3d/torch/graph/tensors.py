@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,11 @@ class TensorInfo(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     storage: int
+
+    @property
+    def nbytes(self) -> int:
+        """Of all elements; of shapes without symbols."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @classmethod
     def of(cls, tensor: torch.Tensor, storage: int) -> TensorInfo:

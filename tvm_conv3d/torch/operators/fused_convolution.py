@@ -35,7 +35,7 @@ FUSED_CONVOLUTION = torch.ops.tvm_conv3d.fused_convolution.default
 _EPILOGUE = len(Epilogue._fields)
 
 
-def _split(arguments: tuple[Any, ...]) -> tuple[Epilogue, Geometry]:
+def split_arguments(arguments: Sequence[Any]) -> tuple[Epilogue, Geometry]:
     """All arguments behind the bias."""
     return Epilogue(*arguments[:_EPILOGUE]), Geometry(*arguments[_EPILOGUE:])
 
@@ -55,7 +55,7 @@ def _autograd(
     if forward or (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)):
         # the plain operator has no rule for what torch.func derives by
         plain = not forward and not torch._C._are_functorch_transforms_active()
-        epilogue, geometry = _split((batch_norm, epsilon, residual, slope, *rest))
+        epilogue, geometry = split_arguments((batch_norm, epsilon, residual, slope, *rest))
         return in_channels_last(composed(x, weight, bias, epilogue, geometry, _convolution_last if plain else in_torch))
     with torch._C._AutoDispatchBelowAutograd():
         return FUSED_CONVOLUTION(x, weight, bias, batch_norm, epsilon, residual, slope, *rest)
@@ -68,14 +68,14 @@ def _convolution_last(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
     """Shape, type and strides of a result; what is wrong is refused in the composition's words."""
-    like = composed(x, weight, bias, *_split(arguments))
+    like = composed(x, weight, bias, *split_arguments(arguments))
     return torch.empty(like.shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
     """All in the type that autocast asks for, but the batch norm and the slope, which are no tensors of that size."""
     dtype = torch.get_autocast_dtype("cpu")
-    epilogue, geometry = _split(arguments)
+    epilogue, geometry = split_arguments(arguments)
     epilogue = epilogue._replace(residual=cast(epilogue.residual, dtype))
     x, weight, bias = (cast(tensor, dtype) for tensor in (x, weight, bias))
     with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
@@ -85,7 +85,7 @@ def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -
 def _vmap(info: Any, in_dims: tuple[Any, ...], *given: Any) -> Any:
     """The mapped axis becomes a part of the batch; where parameters are mapped, each sample is a call of its own."""
     count, (x, weight, bias, *arguments) = info.batch_size, given
-    epilogue, dims = _split(tuple(arguments))[0], Epilogue(*in_dims[3 : 3 + _EPILOGUE])
+    epilogue, dims = split_arguments(tuple(arguments))[0], Epilogue(*in_dims[3 : 3 + _EPILOGUE])
     if any(dim is not None for dim in (*in_dims[1:3], *(dims.batch_norm or ()), dims.slope)):
         return torch.stack([FUSED_CONVOLUTION(*_sample(given, in_dims, number)) for number in range(count)]), 0
     residual = _into_batch(epilogue.residual, dims.residual, count)
