@@ -14,11 +14,11 @@ import numpy as np
 
 from tvm_conv3d.engine.cuda.image import Launch, Launches
 from tvm_conv3d.support.locks import ForkSafeLock
+from tvm_conv3d.target.description import Target
 from tvm_conv3d.target.gpu import GpuTraits, gpu_traits
 
 if TYPE_CHECKING:
     from tvm import IRModule
-    from tvm.target import Target
 
 #: TVM's names of a launch's extents.
 _GRID = ("blockIdx.x", "blockIdx.y", "blockIdx.z")
@@ -59,8 +59,9 @@ def lower(module: IRModule, target: Target) -> DeviceSource:
     import tvm
     from tvm.tirx.build import split_host_device_mods
 
-    pipeline, _, finalize = tvm.tirx.get_default_tir_pipeline(target)
-    host, devices = split_host_device_mods(pipeline(tvm.tirx.transform.BindTarget(target)(module)))
+    made = target.as_tvm()
+    pipeline, _, finalize = tvm.tirx.get_default_tir_pipeline(made)
+    host, devices = split_host_device_mods(pipeline(tvm.tirx.transform.BindTarget(made)(module)))
     if len(devices) != 1:
         raise RuntimeError(f"A convolution must have kernels for one device. Received: {len(devices)}")
     (device,) = devices.values()
@@ -71,7 +72,7 @@ def lower(module: IRModule, target: Target) -> DeviceSource:
         for launch in functions[name].launches:
             _check_limits(launch, _static_shared(device[launch.kernel]), gpu_traits(target))
     with _not_compiling(tvm):
-        code = tvm.get_global_func("target.build.cuda")(finalize()(device), target)
+        code = tvm.get_global_func("target.build.cuda")(finalize()(device), made)
     return DeviceSource(str(code.inspect_source("cuda")), functions)
 
 
