@@ -19,11 +19,13 @@ class GpuKernel:
 
     Attributes:
         kernels: of the plan.
-        memory: arguments and workspaces, by name.
+        memory: arguments, by name.
+        scratch: of the workspaces.
     """
 
     kernels: Kernels
     memory: Mapping[str, Memory]
+    scratch: Memory
 
     #: There are no flags: what a tile of Winograd's can't compute, its kernel computes directly.
     trusted = True
@@ -39,13 +41,13 @@ class GpuKernel:
         """
         kernels: Kernels = loaded.main.code
         memory = {name: Memory.holding(0, array) for name, array in arrays.items()}
-        memory.update((name, Memory(0, size)) for name, size in kernels.workspaces.items())
         memory.update(pack(0, loaded.functions[PACK], weights))
-        return cls(kernels, memory)
+        return cls(kernels, memory, Memory(0, kernels.scratch))
 
     def __call__(self) -> None:
         """One call, waited for: the time of the launch is counted, too."""
-        self.kernels(0, 0, {name: memory.address for name, memory in self.memory.items()})
+        addresses = {name: memory.address for name, memory in self.memory.items()}
+        self.kernels(0, 0, addresses | self.kernels.workspaces(self.scratch.address))
         driver.get().synchronize(0, 0)
 
     def fetch(self, out: np.ndarray) -> None:
