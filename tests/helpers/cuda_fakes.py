@@ -6,6 +6,7 @@ import contextlib
 import copy
 import ctypes
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +25,9 @@ from tvm_conv3d.runtime.cuda.driver import Arguments, CudaError, Device, Driver
 class FakeDriver:
     """In the place of `tvm_conv3d.runtime.cuda.driver.Driver`."""
 
-    def __init__(self, capability: int = 80, count: int = 1) -> None:
+    def __init__(self, capability: int = 80, count: int = 1, cache: int = 0) -> None:
         self.capability = capability
+        self.cache = cache
         self.devices = count
         self.memory: dict[int, np.ndarray] = {}
         self.launched: list[tuple[int, int]] = []
@@ -41,7 +43,7 @@ class FakeDriver:
     def device(self, number: int) -> Device:
         if not 0 <= number < self.devices:
             raise CudaError(f"There is no GPU number {number}: this process sees {self.devices}.")
-        return Device(number, "fake", self.capability)
+        return Device(number, "fake", self.capability, self.cache)
 
     def load(self, number: int, image: Image) -> Mapping[str, Any]:
         program = compile_kernels(image.source)
@@ -59,6 +61,12 @@ class FakeDriver:
             report.check()
             for i, block in enumerate(blocks):
                 block[:] = report.buffers[f"b{i}"]
+
+    def elapsed(self, number: int, kernels: Mapping[str, Any], calls: Sequence[Arguments]) -> float:
+        began = time.perf_counter()
+        for arguments in calls:
+            self.launch(number, kernels, arguments, 0)
+        return time.perf_counter() - began
 
     def _buffers(self, addresses: Sequence[int]) -> list[np.ndarray]:
         """What lies there: to the block's end, or to where the next one begins in the same block."""

@@ -21,7 +21,7 @@ from tvm_conv3d.target.gpu import GpuTraits
 
 _LIBRARY = "libcuda.so.1"
 
-_MAJOR, _MINOR = 75, 76
+_CACHE, _MAJOR, _MINOR = 38, 75, 76
 
 #: The status of a stream that is being captured.
 _CAPTURING = 1
@@ -89,11 +89,13 @@ class Device:
         number: as CUDA counts.
         name: for people.
         capability: compute capability as a number, 90 for 9.0.
+        cache: bytes of its second-level cache.
     """
 
     number: int
     name: str
     capability: int
+    cache: int
 
 
 class Queued(NamedTuple):
@@ -192,12 +194,13 @@ class Driver:
         handle, name = ctypes.c_int(), ctypes.create_string_buffer(256)
         self._call("cuDeviceGet", ctypes.byref(handle), number)
         self._call("cuDeviceGetName", name, len(name), handle)
-        parts = []
-        for attribute in (_MAJOR, _MINOR):
+        facts = []
+        for attribute in (_MAJOR, _MINOR, _CACHE):
             value = ctypes.c_int()
             self._call("cuDeviceGetAttribute", ctypes.byref(value), attribute, handle)
-            parts.append(value.value)
-        return Device(number, name.value.decode(errors="replace"), 10 * parts[0] + parts[1])
+            facts.append(value.value)
+        major, minor, cache = facts
+        return Device(number, name.value.decode(errors="replace"), 10 * major + minor, cache)
 
     def load(self, number: int, image: Image) -> Mapping[str, Any]:
         """The kernels of an image by name, on one GPU; compiles the source where the image has no machine code."""
@@ -221,10 +224,35 @@ class Driver:
             arguments: filled with addresses in the GPU's memory.
             stream: its handle.
         """
-        handle = ctypes.c_void_p(stream)
         with self._on(number):
-            for kernel, extents, pointers in arguments.queued:
-                self._call("cuLaunchKernel", kernels[kernel], *extents, handle, pointers, None)
+            self._queue(kernels, arguments, ctypes.c_void_p(stream))
+
+    def _queue(self, kernels: Mapping[str, Any], arguments: Arguments, stream: ctypes.c_void_p) -> None:
+        for kernel, extents, pointers in arguments.queued:
+            self._call("cuLaunchKernel", kernels[kernel], *extents, stream, pointers, None)
+
+    def elapsed(self, number: int, kernels: Mapping[str, Any], calls: Sequence[Arguments]) -> float:
+        """Seconds that calls of a function take one after the other, by the GPU's clock; waits for them.
+
+        Args:
+            number, kernels: as of :meth:`launch`.
+            calls: the filled arguments of each.
+        """
+        stream, events, milliseconds = ctypes.c_void_p(), (ctypes.c_void_p(), ctypes.c_void_p()), ctypes.c_float()
+        with self._on(number):
+            try:
+                for event in events:
+                    self._call("cuEventCreate", ctypes.byref(event), 0)
+                self._call("cuEventRecord", events[0], stream)
+                for arguments in calls:
+                    self._queue(kernels, arguments, stream)
+                self._call("cuEventRecord", events[1], stream)
+                self._call("cuEventSynchronize", events[1])
+                self._call("cuEventElapsedTime", ctypes.byref(milliseconds), *events)
+            finally:
+                for event in filter(None, events):
+                    self._call("cuEventDestroy_v2", event)
+        return milliseconds.value / 1e3
 
     def allocate(self, number: int, size: int) -> int:
         """The address of `size` bytes, at least one, of the GPU's memory."""

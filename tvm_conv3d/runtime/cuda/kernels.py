@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,6 +114,19 @@ class Kernels:
         arguments.fill(addresses)
         driver.get().launch(device, kernels, arguments, stream)
         self._idle.append(arguments)
+
+    def elapsed(self, device: int, calls: Sequence[Mapping[str, int]]) -> float:
+        """Seconds that calls with these addresses take one after the other, by the GPU's clock.
+
+        Raises:
+            ValueError, tvm_conv3d.runtime.cuda.driver.CudaError: as a call.
+        """
+        made: dict[int, Arguments] = {}
+        for addresses in calls:
+            if id(addresses) not in made:
+                made[id(addresses)] = Arguments(self._launches)
+                made[id(addresses)].fill(addresses)
+        return driver.get().elapsed(device, self._image.on(device), [made[id(addresses)] for addresses in calls])
 
 
 def _places(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
