@@ -23,6 +23,9 @@ _LIBRARY = "libcuda.so.1"
 
 _MAJOR, _MINOR = 75, 76
 
+#: CUDA's number of the attribute by which a kernel asks for more shared memory, and the bytes that it has unasked.
+_MAX_DYNAMIC_SHARED, _SHARED_UNASKED = 8, 48 << 10
+
 #: CUDA's numbers of errors that have a cause worth telling.
 _HINTS = {
     1: "an argument is out of range",
@@ -124,6 +127,10 @@ class Driver:
                 function = ctypes.c_void_p()
                 self._call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
                 kernels[name] = function
+            for launch in image.launches:
+                if launch.shared > _SHARED_UNASKED:
+                    # once for all launches
+                    self._call("cuFuncSetAttribute", kernels[launch.kernel], _MAX_DYNAMIC_SHARED, launch.shared)
         return kernels
 
     def launch(
