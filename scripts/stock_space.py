@@ -73,7 +73,7 @@ def search(spec: Conv3DSpec, bench: Bench, seconds: float) -> tuple[Callable[[],
     target, module = host_target(threads.get_num_threads()), declare(spec)
     model = meta_schedule.cost_model.XGBModel(verbose_eval=10**6)
     context = meta_schedule.TuneContext(
-        module, target=target, space_generator="post-order-apply", search_strategy="evolutionary", rand_state=1
+        module, target=target.as_tvm(), space_generator="post-order-apply", search_strategy="evolutionary", rand_state=1
     )
     database = MemoryDatabase()
     workload = database.commit_workload(module)
@@ -92,13 +92,13 @@ def search(spec: Conv3DSpec, bench: Bench, seconds: float) -> tuple[Callable[[],
             if time.monotonic() - began < seconds:
                 trials += 1
                 try:
-                    kernel = _kernel(tvm.compile(candidate.sch.mod, target=target), views)
+                    kernel = _kernel(tvm.compile(candidate.sch.mod, target=target.as_tvm()), views)
                     cost = _seconds(kernel)
                     best = min(best, (cost, kernel), key=lambda pair: pair[0])
                 except tvm.error.InternalError:
                     pass
             results.append(RunnerResult([cost], None))
-            record = TuningRecord(candidate.sch.trace, workload, [cost], target, candidate.args_info)
+            record = TuningRecord(candidate.sch.trace, workload, [cost], target.as_tvm(), candidate.args_info)
             database.commit_tuning_record(record)
         context.notify_runner_results(candidates, results)
         model.update(context, candidates, results)

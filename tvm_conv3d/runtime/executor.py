@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +24,7 @@ from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.support.locks import ForkSafeLock
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.target.cpu import is_cuda
-
-if TYPE_CHECKING:
-    from tvm.target import Target
+from tvm_conv3d.target.description import Target
 
 #: What a prepared call is found under: spec, threads, the GPU that holds the input or None, whether it must be exact.
 _Key = tuple[Conv3DSpec, int, int | None, bool]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,7 @@ from tvm_conv3d.runtime.weights import Packed, Weights
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.support import process
 from tvm_conv3d.support.dtypes import numpy_dtype
-
-if TYPE_CHECKING:
-    from tvm.target import Target
+from tvm_conv3d.target.description import Target
 
 #: Weights as kernels take them: blocks of the GPU's memory, by name.
 _Form = Mapping[str, Memory]
