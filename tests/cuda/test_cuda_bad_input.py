@@ -88,6 +88,18 @@ def test_weights_are_there_for_every_stream() -> None:
     assert library.called[-3:] == ["cuMemcpyHtoD_v2", "cuStreamSynchronize", "cuCtxPopCurrent_v2"]
 
 
+def test_shared_memory_beyond_what_all_kernels_have_is_asked_for() -> None:
+    """Once, when the code is loaded, by the kernels that need it."""
+    asked: list[tuple[object, ...]] = []
+    library = FakeLibrary()
+    library.cuFuncSetAttribute = lambda *arguments: asked.append(arguments) or 0  # type: ignore[attr-defined]
+    one = (1, 1, 1)
+    launches = (Launch("k", one, one, 48 << 10, ()), Launch("more", one, one, 100 << 10, ()))
+    kernels = driver_of(library).load(0, Image("sm_80", "", {"main": Launches(launches)}, cubin=b"code"))
+    # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    assert asked == [(kernels["more"], 8, 100 << 10)]
+
+
 def test_freeing_what_went_with_the_driver_is_no_error() -> None:
     for gone in (3, 4):
         driver_of(FakeLibrary(cuMemFree_v2=gone)).free(0, 0)
@@ -106,7 +118,7 @@ def test_no_driver_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("dtype", "changes", "words"),
     [
-        ("float16", {"cells": 128, "filters": 128}, r"needs \d+ bytes of shared memory .* sm_80 gives 49152"),
+        ("float16", {"cells": 256, "filters": 256}, r"needs \d+ bytes of shared memory .* sm_80 gives 166912"),
         ("float32", {"cells": 128, "filters": 256, "step": 64, "parts": 1}, "bytes of shared memory"),
         (
             "float32",

@@ -30,6 +30,9 @@ _LOST = "the process can't use the GPU any more"
 
 _BEFORE = "call once, with the same shapes and weights, before the capture"
 
+#: CUDA's number of the attribute by which a kernel asks for more shared memory, and the bytes that it has unasked.
+_MAX_DYNAMIC_SHARED, _SHARED_UNASKED = 8, 48 << 10
+
 #: CUDA's numbers of errors that have a cause worth telling.
 _HINTS = {
     1: "an argument is out of range",
@@ -213,6 +216,10 @@ class Driver:
                 function = ctypes.c_void_p()
                 self._call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
                 kernels[name] = function
+            for launch in image.launches:
+                if launch.shared > _SHARED_UNASKED:
+                    # once for all launches
+                    self._call("cuFuncSetAttribute", kernels[launch.kernel], _MAX_DYNAMIC_SHARED, launch.shared)
         return kernels
 
     def launch(self, number: int, kernels: Mapping[str, Any], arguments: Arguments, stream: int) -> None:
