@@ -17,6 +17,9 @@ C_co = TypeVar("C_co", bound="PreparedCall", covariant=True)
 class Convolutions(Protocol[C_co]):
     """What a call asks the executor for: packed weights, and other convolutions that its result is put together of."""
 
+    def kept(self, call: PreparedCall, weights: Weights) -> Packed[Any] | None:
+        """The weights in the call's layout, if they are kept in their version."""
+
     def packed(self, call: PreparedCall, weights: Weights) -> Packed[Any]:
         """The weights in the call's layout: kept ones of their version, else packed now."""
 
