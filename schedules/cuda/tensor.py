@@ -29,6 +29,9 @@ from tvm_conv3d.spec import CHANNELS_LAST
 #: Words after which rows begin in the same bank.
 _BANKS = 32
 
+#: Tiles of positions whose blocks follow one another: the choices.
+_NEAR_TILES = (1, 2, 4, 8, 16)
+
 #: Sums in a thread's registers from which on its plan asks for all registers that a thread can have.
 _MANY_SUMS = 128
 
@@ -39,11 +42,12 @@ _WEIGHTS_AT_ONCE = 8
 def apply(sch: Schedule, spec: CanonicalSpec, variant: TensorVariant, decide: Decisions) -> None:
     """Schedules `compute.tensor_gemm.declare(spec, variant)`.
 
-    Decisions: `unroll`: depths of 16 terms that are unrolled.
+    Decisions: `unroll`: depths of 16 terms that are unrolled; `near_tiles`: tiles of positions whose blocks follow one
+    another for each tile of filters, so that they find both factors in the cache.
     """
     names = register(spec.dtype)
     warps = variant.warps_cells * variant.warps_filters
-    block = _finish_together(sch, spec, variant, warps)
+    block = _finish_together(sch, spec, variant, warps, decide)
     if variant.turned:
         turn(sch, spec)
     sums = sch.get_sblock("product")
@@ -83,11 +87,14 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: TensorVariant, decide: De
     sch.storage_align(sch.get_sblock(LEAVE), 0, -2, _BANKS, SKEW_OF_TURNED if turned else SKEW)
 
 
-def _finish_together(sch: Schedule, s: CanonicalSpec, variant: TensorVariant, warps: int) -> LoopRV:
+def _finish_together(sch: Schedule, s: CanonicalSpec, variant: TensorVariant, warps: int, decide: Decisions) -> LoopRV:
     """Spreads the finishing of a tile, or of its part, over the threads of its block; returns the loop over tiles."""
     out = sch.get_sblock("out" if variant.parts == 1 else "partial")
-    *tiles, i, j, lane = sch.get_loops(out)
-    block = sch.fuse(*tiles)
+    *tiles, cells, filters, i, j, lane = sch.get_loops(out)
+    near = [d for d in _NEAR_TILES if int(sch.get(cells).extent) % d == 0]
+    far, near_cells = sch.split(cells, [None, decide.choice("near_tiles", near, 1)])
+    sch.reorder(far, filters, near_cells)
+    block = sch.fuse(*tiles, far, filters, near_cells)
     sch.bind(block, "blockIdx.x")
     if variant.stages == 1:
         # else the compiler would find the waits of the last steps with loop variables in their operands

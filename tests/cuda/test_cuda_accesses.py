@@ -144,3 +144,13 @@ def test_winograds_sums_and_results_move_in_whole_sectors_in_channels_first() ->
     assert {(a.buffer, a.kind) for a in moved} == {("sums", "store"), ("sums", "load"), ("out", "store")}
     assert all(a.found == a.least for a in moved), moved
     assert {a.bytes for a in moved if a.buffer == "out"} == {16}
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("float32", 16), ("float16", 8), ("bfloat16", 8)])
+def test_windows_read_the_channels_of_a_group_at_once(dtype: str, width: int) -> None:
+    """Four, in channels_last: each sector is asked for once, by threads whose groups are neighbours."""
+    (plan,) = default_plans([layer("resnext3d_g32_a", dtype)], TARGET)
+    assert plan.algorithm == "window"
+    loads = [a for a in of_plan(plan) if a.buffer == "x"]
+    assert {a.bytes for a in loads} == {width}
+    assert all(a.found == a.least for a in loads), loads

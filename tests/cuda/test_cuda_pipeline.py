@@ -25,7 +25,7 @@ from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.scheduling import scheduled_module
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.reference.layers import read_csv
-from tvm_conv3d.schedules.cuda.costs.tensor import TILES, candidates, fitted
+from tvm_conv3d.schedules.cuda.costs.tensor import TILES, candidates, fitted, variants
 from tvm_conv3d.schedules.cuda.tensor_tile import shared_bytes, sums_of_thread
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads
 from tvm_conv3d.target.gpu import ARCHITECTURES
@@ -71,6 +71,7 @@ def plans() -> list[Plan]:
         *(plan(BASE, ahead) for ahead in (2, 3, 4)),
         plan(replace(BASE, dtype="bfloat16", batch=2), 3, (128, 128, 2, 2)),
         plan(BASE, 3, step=64),
+        replace(plan(BASE, 3, (32, 32, 1, 2)), decisions={"near_tiles": 2, "unroll": 1}),
         plan(BASE, 3, parts=3),
         plan(replace(BASE, channels=8, strides=(1, 2, 1)), 3),
         plan(replace(BASE, channels=20, filters=20, dilation=(1, 2, 1)), 4, (32, 32, 1, 2)),
@@ -161,6 +162,17 @@ def test_large_layers_have_large_tiles_and_stages(arch: str) -> None:
         for variant in candidates(spec, traits):
             assert shared_bytes(spec, variant) <= traits.shared_opt_in
             assert sums_of_thread(spec, variant) <= 128
+
+
+def test_tuning_tries_other_steps_and_stages() -> None:
+    """Beside the default, which comes first; all of them fit."""
+    traits = ARCHITECTURES["sm_90"]
+    spec = canonicalize(next(replace(x.spec, dtype="float16") for x in read_csv(LAYERS) if x.name == "nnunet_s2"))
+    found = variants(spec, traits)
+    assert found[0] == candidates(spec, traits)[0]
+    assert len(set(found)) == len(found)
+    assert {v.step for v in found} == {32, 64} and {v.stages for v in found} == {2, 3, 4}
+    assert all(shared_bytes(spec, v) <= traits.shared_opt_in for v in found)
 
 
 @needs_nvcc

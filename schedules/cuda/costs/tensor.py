@@ -80,8 +80,7 @@ def candidates(spec: CanonicalSpec, traits: GpuTraits) -> list[TensorVariant]:
         variant = fitted(spec, variant)
         found = in_parts(spec, traits, variant, functools.partial(_nanoseconds, spec, traits))
         for cut in map(functools.partial(_staged, spec, traits), found):
-            sums = sums_of_thread(spec, cut)
-            if sums <= MOST_SUMS[cut.stages > 1] and shared_bytes(spec, cut) <= traits.shared_opt_in:
+            if _is_possible(spec, traits, cut):
                 costs[cut] = _nanoseconds(spec, traits, cut)
     return [variant for variant, _ in cheapest_first(costs)]
 
@@ -140,8 +139,10 @@ def fitted(spec: CanonicalSpec, variant: TensorVariant) -> TensorVariant:
     return replace(variant, flat=is_flat(spec, variant.step), vector=vector, store=store)
 
 
-#: Variants that compete while tuning.
+#: Variants that compete while tuning; of those whose copies run ahead, as many of the best take part with these terms
+#: of a step, and all numbers of stages.
 MAX_VARIANTS = 8
+_VARIED, _STEPS = 2, (32, 64)
 
 
 def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[TensorVariant, dict[str, int]] | None:
@@ -151,5 +152,19 @@ def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[TensorVariant, dict
 
 
 def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[TensorVariant]:
-    """The variants that compete while tuning, the default's first."""
-    return candidates(spec, traits)[:MAX_VARIANTS]
+    """The variants that compete while tuning, the default's first; and the best of them with other steps and stages."""
+    found = candidates(spec, traits)[:MAX_VARIANTS]
+    best = [variant for variant in found if variant.stages > 1][:_VARIED]
+    others = (
+        replace(fitted(spec, replace(variant, step=step)), stages=stages)
+        for variant, step, stages in itertools.product(best, _STEPS, _STAGES)
+    )
+    return list(dict.fromkeys([*found, *(v for v in others if _is_possible(spec, traits, v))]))
+
+
+def _is_possible(spec: CanonicalSpec, traits: GpuTraits, variant: TensorVariant) -> bool:
+    """Whether a GPU has the registers and the shared memory, and the reduction as many steps."""
+    e = extents_of(spec, variant)
+    fits = sums_of_thread(spec, variant) <= MOST_SUMS[variant.stages > 1]
+    fits = fits and shared_bytes(spec, variant) <= traits.shared_opt_in
+    return fits and e.turns % variant.parts == 0 and variant.stages <= e.turns // variant.parts
