@@ -18,7 +18,7 @@ from tvm_conv3d.engine.cuda.lower import lower
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import interchange
 from tvm_conv3d.runtime.cuda import driver as drivers
-from tvm_conv3d.runtime.cuda.driver import CudaError
+from tvm_conv3d.runtime.cuda.driver import Arguments, CudaError
 from tvm_conv3d.runtime.cuda.kernels import LoadedImage, Memory
 from tvm_conv3d.runtime.executor import Executor
 from tvm_conv3d.runtime.weights import Weights
@@ -61,12 +61,13 @@ def test_a_module_for_another_architecture_is_not_loaded(gpu: FakeDriver) -> Non
 )
 def test_what_the_driver_refuses_is_told(function: str, status: int, words: str) -> None:
     driver = driver_of(FakeLibrary(**{function: status}))
-    image = Image("sm_80", "", {"main": Launches((Launch("k", (1, 1, 1), (1, 1, 1), 0, ()),))}, cubin=b"code")
+    launch = Launch("k", (1, 1, 1), (1, 1, 1), 0, ())
+    image = Image("sm_80", "", {"main": Launches((launch,))}, cubin=b"code")
 
     def call() -> None:
         kernels = driver.load(0, image)
         driver.allocate(0, 4)
-        driver.launch(0, kernels["k"], (1, 1, 1), (1, 1, 1), 0, 0, [])
+        driver.launch(0, kernels, Arguments([launch]), 0)
         driver.synchronize(0, 0)
 
     with pytest.raises(CudaError, match=rf"{function} fails with error {status}: .*{words}"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +24,7 @@ from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.support.locks import ForkSafeLock
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.target.cpu import is_cuda
-
-if TYPE_CHECKING:
-    from tvm.target import Target
+from tvm_conv3d.target.description import Target
 
 #: What a prepared call is found under: spec, threads, the GPU that holds the input or None, whether it must be exact.
 _Key = tuple[Conv3DSpec, int, int | None, bool]
@@ -120,12 +118,10 @@ class Executor:
             MemoryError: there is none for the result, the packed weights or the intermediates.
         """
         _check_shapes(spec, source, weights, residual)
-        key = (
-            spec,
-            threads.get_num_threads(),
-            None if source.gpu is None else source.gpu.device,
-            self._exact(weights.structured),
-        )
+        device = None if source.gpu is None else source.gpu.device
+        # a GPU's calls have one thread, which queues them
+        count = threads.get_num_threads() if device is None else 1
+        key = (spec, count, device, self._exact(weights.structured))
         if spec.empty:
             return source.restore(_backend_of(self._usable_target(key)).without_elements(spec, source))
         # a layer of a millisecond is called in hot loops: what is known of a spec is not asked for again
@@ -167,18 +163,21 @@ class Executor:
         key = (spec, threads.get_num_threads(), None, exact)
         return self._calls.get(key) or self._prepare(key)
 
+    def kept(self, call: PreparedCall, weights: Weights) -> Packed[Any] | None:
+        """Packed weights of this version, where they are at hand."""
+        packed = self._forms_of(weights).get(call.layout)
+        return packed if packed is not None and packed.version == weights.version else None
+
     def packed(self, call: PreparedCall, weights: Weights) -> Packed[Any]:
         """Packed weights; specs that differ in size only share one copy."""
-        key = call.layout
-        packed = self._forms_of(weights).get(key)
-        if packed is None or packed.version != weights.version:
+        packed = self.kept(call, weights)
+        if packed is None:
             with self._lock:
                 weights = weights.at_hand()
-                table = self._forms_of(weights)
-                packed = table.get(key)
-                if packed is None or packed.version != weights.version:
+                packed = self.kept(call, weights)
+                if packed is None:
                     packed = call.pack(weights)
-                    table.put(key, packed)
+                    self._forms_of(weights).put(call.layout, packed)
         return packed
 
     def _forms_of(self, weights: Weights) -> Recent[Hashable, Packed]:

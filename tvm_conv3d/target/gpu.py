@@ -10,10 +10,9 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tvm.target import Target
+from tvm_conv3d.target.cpu import made_of
+from tvm_conv3d.target.description import Target
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ ARCHITECTURES: Mapping[str, GpuTraits] = {
 
 
 def cuda_target(arch: str) -> Target:
-    """The TVM target of an architecture, such as "sm_90".
+    """The target of an architecture, such as "sm_90".
 
     Raises:
         ValueError: the architecture is unknown.
@@ -83,8 +82,6 @@ def cuda_target(arch: str) -> Target:
 
 @functools.cache
 def _target_of(traits: GpuTraits) -> Target:
-    from tvm.target import Target
-
     config = {
         "kind": "cuda",
         "arch": traits.name,
@@ -92,9 +89,10 @@ def _target_of(traits: GpuTraits) -> Target:
         "max_num_threads": traits.threads_per_block,
         "max_shared_memory_per_block": traits.shared_per_block,
         "thread_warp_size": 32,
+        # only read for its launches, and never compiled for the user's CPU
+        "host": {"kind": "llvm"},
     }
-    # the host part is only read for its launches, and never compiled for the user's CPU
-    return Target(config, host=Target({"kind": "llvm"}))
+    return made_of(config)
 
 
 def gpu_traits(target: Target) -> GpuTraits:
@@ -103,7 +101,7 @@ def gpu_traits(target: Target) -> GpuTraits:
     Raises:
         ValueError: its architecture is none of those that code is made for.
     """
-    return known(str(target.attrs.get("arch", "")))
+    return known(target.arch)
 
 
 def nearest(capability: int) -> GpuTraits:

@@ -16,11 +16,11 @@ from tvm_conv3d.engine.cuda import toolkit
 from tvm_conv3d.engine.cuda.image import Launch, Launches
 from tvm_conv3d.schedules.cuda.common import PIPELINED, REGISTERS
 from tvm_conv3d.support.locks import ForkSafeLock
+from tvm_conv3d.target.description import Target
 from tvm_conv3d.target.gpu import GpuTraits, gpu_traits
 
 if TYPE_CHECKING:
     from tvm import IRModule
-    from tvm.target import Target
 
 #: TVM's names of a launch's extents.
 _GRID = ("blockIdx.x", "blockIdx.y", "blockIdx.z")
@@ -63,9 +63,10 @@ def lower(module: IRModule, target: Target) -> DeviceSource:
     import tvm
     from tvm.tirx.build import split_host_device_mods
 
-    pipeline, _, finalize = tvm.tirx.get_default_tir_pipeline(target)
+    made = target.as_tvm()
+    pipeline, _, finalize = tvm.tirx.get_default_tir_pipeline(made)
     with tvm.transform.PassContext(config=options(module)):
-        host, devices = split_host_device_mods(pipeline(tvm.tirx.transform.BindTarget(target)(module)))
+        host, devices = split_host_device_mods(pipeline(tvm.tirx.transform.BindTarget(made)(module)))
     if len(devices) != 1:
         raise RuntimeError(f"A convolution must have kernels for one device. Received: {len(devices)}")
     (device,) = devices.values()
@@ -77,7 +78,7 @@ def lower(module: IRModule, target: Target) -> DeviceSource:
             _check_limits(launch, _static_shared(device[launch.kernel]), gpu_traits(target))
     kernels = finalize()(device)
     with _not_compiling(tvm):
-        code = tvm.get_global_func("target.build.cuda")(kernels, target)
+        code = tvm.get_global_func("target.build.cuda")(kernels, made)
     source = str(code.inspect_source("cuda"))
     for var, scheduled in module.functions.items():
         if REGISTERS in scheduled.attrs:
