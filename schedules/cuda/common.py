@@ -10,6 +10,9 @@ from tvm.s_tir import Schedule
 LoopRV = Any
 BlockRV = Any
 
+#: Annotation of a loop over blocks, and then attribute of the function: registers that its threads may have.
+REGISTERS = "tvm_conv3d.registers"
+
 #: Threads of a block that adds the parts of a reduction.
 ADDING_THREADS = 128
 

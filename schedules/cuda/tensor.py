@@ -10,13 +10,17 @@ from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.schedules.cuda.common import BlockRV, LoopRV, add_parts, spread_over_warps, unroll_by_pragma
-from tvm_conv3d.schedules.cuda.wmma import EDGE, register
+from tvm_conv3d.schedules.cuda.common import BlockRV, LoopRV, add_parts, spread_over_warps, unroll, unroll_by_pragma
+from tvm_conv3d.schedules.cuda.wmma import EDGE, LEAVE, register
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.spec import CHANNELS_LAST
 
 #: Elements by which rows in shared memory are lengthened, so that their beginnings lie in different banks.
 _SKEW = 8
+
+#: Words after which rows begin in the same bank, and the words by which those of turned sums are lengthened: fragments
+#: lie across them.
+_BANKS, _SKEW_OF_TURNED = 32, 4
 
 #: Weights that one thread brings into shared memory at once: 16 bytes.
 _WEIGHTS_AT_ONCE = 8
@@ -31,9 +35,12 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: TensorVariant, decide: De
     warps = variant.warps_cells * variant.warps_filters
     block = _finish_together(sch, spec, variant, warps)
     sums = sch.get_sblock("product")
-    # TVM would let them share memory with the factors, as what it can't lower: two types in one buffer
     sch.set_scope(sums, 0, "shared.dyn")
     leave = sch.cache_write(sums, 0, "wmma.accumulator")
+    turned = spec.data_format != CHANNELS_LAST
+    if turned:
+        # neighbouring threads finish neighbouring positions
+        sch.transform_layout(leave, ("write", 0), lambda *at: (*at[:-2], at[-1], at[-2]))
     warp, rows16 = _leave(sch, leave, block, variant)
     sch.compute_at(sums, warp, preserve_unit_loops=True)
     i, j, *taps, step, term = sch.get_loops(sums)[-7 if variant.parts == 1 else -4 :]
@@ -51,10 +58,12 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: TensorVariant, decide: De
         "load_a": rows_a,
         "load_b": rows_b,
         "multiply": i16,
-        "store": rows16,
+        "store_turned" if turned else "store": rows16,
     }
     for purpose, loop in instructions.items():
         sch.tensorize(loop, names[purpose])
+    # of the instruction: blocks that become one lose what they were told
+    sch.storage_align(sch.get_sblock(LEAVE), 0, -2, _BANKS, _SKEW_OF_TURNED if turned else _SKEW)
 
 
 def _finish_together(sch: Schedule, s: CanonicalSpec, variant: TensorVariant, warps: int) -> LoopRV:
@@ -72,6 +81,7 @@ def _finish_together(sch: Schedule, s: CanonicalSpec, variant: TensorVariant, wa
         tile = sch.get_sblock("tile")
         sch.set_scope(tile, 0, "local")
         sch.compute_at(tile, thread, preserve_unit_loops=True)
+        unroll(sch, sch.get_loops(tile)[-2:])
     else:
         add_parts(sch)
     if int(sch.get(lane).extent) > 1:
@@ -98,9 +108,9 @@ def _fetch(
 ) -> list[LoopRV]:
     """Brings a step of both matrices into shared memory, each depth of 16 into fragments; returns the latter's rows."""
     warps = variant.warps_cells * variant.warps_filters
-    kernel = sch.cache_read(sums, 1, "shared")
+    kernel = sch.cache_read(sums, 1, "shared.dyn")
     gather = sch.get_sblock("gather")
-    sch.set_scope(gather, 0, "shared")
+    sch.set_scope(gather, 0, "shared.dyn")
     rows_of_fragments = []
     for number, (source, scope) in enumerate(((gather, "wmma.matrix_a"), (kernel, "wmma.matrix_b"))):
         fragments = sch.cache_read(sums, number, scope)
@@ -115,7 +125,11 @@ def _fetch(
         sch.storage_align(source, 0, -2, 16, _SKEW)
     i, term = sch.get_loops(gather)[-2:]
     term, lanes = sch.split(term, [None, variant.vector])
-    order = (i, term) if s.data_format == CHANNELS_LAST else (term, i)
+    order = [i, term] if s.data_format == CHANNELS_LAST else [term, i]
+    if variant.vector == _WEIGHTS_AT_ONCE:
+        # eight threads, which store together, to as many rows: neighbours in one row share banks with those of the next
+        far, near = sch.split(i, [None, 8])
+        order = [far, term, near]
     sch.reorder(*order, lanes)
     spread_over_warps(sch, order, warps)
     if variant.vector > 1:

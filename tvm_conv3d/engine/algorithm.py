@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 
 class Variant(Protocol):
-    """What changes a TE declaration: a frozen dataclass of the algorithm's own."""
+    """What changes a TE declaration: a frozen dataclass of the algorithm's own, which says whether that is exact."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    exact: ClassVar[bool]
 
     def __hash__(self) -> int: ...
 
@@ -113,7 +114,6 @@ class Algorithm(Generic[V]):
         compute: its declaration.
         costs: its choices.
         loops: its design space.
-        exact: it sums the products of the definition, so that NaN and infinity reach exactly their windows.
         phases: it serves results with phases (:mod:`tvm_conv3d.compute.shared.phases`), of transposed convolutions.
         of_weights: it computes gradients of weights, and nothing else; others compute none.
     """
@@ -125,9 +125,13 @@ class Algorithm(Generic[V]):
     costs: Chooses[V] | Shrinks[V]
     loops: Schedules[V]
     _: KW_ONLY
-    exact: bool = True
     phases: bool = False
     of_weights: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether it sums the products of the definition, so that NaN and infinity reach exactly their windows."""
+        return self.variant_type.exact
 
     def declare(self, spec: Conv3DSpec, variant: V) -> Declaration:
         """The convolution in TE; raises ValueError where the variant does not suit the spec."""
@@ -185,7 +189,7 @@ class Algorithm(Generic[V]):
 
     def variant(self, fields: Mapping[str, Any]) -> V:
         """The variant with these fields, lists as tuples, as after JSON; raises TypeError when they are not its own."""
-        return self.variant_type(**{name: _frozen(value) for name, value in fields.items()})
+        return variant_of(self.variant_type, fields)
 
     def _serves(self, spec: CanonicalSpec) -> bool:
         if self.of_weights or spec.origin.direction == WEIGHT_GRADIENT:
@@ -196,6 +200,15 @@ class Algorithm(Generic[V]):
     def _declared(self) -> Callable[[CanonicalSpec, V], Declaration]:
         # asked for twice: what the plan takes of memory, then its loops
         return functools.lru_cache(maxsize=_DECLARATIONS)(self.compute.declare)
+
+
+def variant_of(variant_type: type[V], fields: Mapping[str, Any]) -> V:
+    """The variant of a type with these fields, lists as tuples, as after JSON.
+
+    Raises:
+        TypeError: they are not the type's own.
+    """
+    return variant_type(**{name: _frozen(value) for name, value in fields.items()})
 
 
 def _frozen(value: Any) -> Any:

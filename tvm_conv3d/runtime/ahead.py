@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from tvm_conv3d.engine.bounded import plan_within
 from tvm_conv3d.runtime import threads
@@ -19,9 +18,7 @@ from tvm_conv3d.runtime.compatibility import requested_target
 from tvm_conv3d.runtime.loader import at_hand, get_loaded, get_packing
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.target.cpu import available_cpus
-
-if TYPE_CHECKING:
-    from tvm.target import Target
+from tvm_conv3d.target.description import Target
 
 #: Specs below which a process, which imports TVM in a second, is not worth starting.
 _MIN_SPECS = 4

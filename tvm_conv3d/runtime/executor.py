@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +25,7 @@ from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.support.locks import ForkSafeLock
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.target.cpu import is_cuda
-
-if TYPE_CHECKING:
-    from tvm.target import Target
+from tvm_conv3d.target.description import Target
 
 #: What a prepared call is found under: spec, threads, the GPU that holds the input or None, whether it must be exact,
 #: bytes of packed weights up to which a plan is taken that need not be exact, or None.
@@ -185,18 +183,21 @@ class Executor:
         if call is not None:
             self.packed(call, weights)
 
+    def kept(self, call: PreparedCall, weights: Weights) -> Packed[Any] | None:
+        """Packed weights of this version, where they are at hand."""
+        packed = self._forms_of(weights).get(call.layout)
+        return packed if packed is not None and packed.version == weights.version else None
+
     def packed(self, call: PreparedCall, weights: Weights) -> Packed[Any]:
         """Packed weights; specs that differ in size only share one copy."""
-        key = call.layout
-        packed = self._forms_of(weights).get(key)
-        if packed is None or packed.version != weights.version:
+        packed = self.kept(call, weights)
+        if packed is None:
             with self._lock:
                 weights = weights.at_hand()
-                table = self._forms_of(weights)
-                packed = table.get(key)
-                if packed is None or packed.version != weights.version:
+                packed = self.kept(call, weights)
+                if packed is None:
                     packed = call.pack(weights)
-                    table.put(key, packed)
+                    self._forms_of(weights).put(call.layout, packed)
         return packed
 
     def _forms_of(self, weights: Weights) -> Recent[Hashable, Packed]:
@@ -238,7 +239,9 @@ class Executor:
 
     def _key(self, spec: Conv3DSpec, weights: Weights, packed_limit: int | None, device: int | None = None) -> _Key:
         exact = self._exact(weights.structured)
-        return spec, threads.get_num_threads(), device, exact, None if exact else packed_limit
+        # a GPU's calls have one thread, which queues them
+        count = threads.get_num_threads() if device is None else 1
+        return spec, count, device, exact, None if exact else packed_limit
 
     def _plan_of(self, key: _Key, target: Target) -> Plan:
         spec, _, _, exact, packed_limit = key

@@ -15,6 +15,7 @@ from tvm_conv3d.engine.together import Option, choose
 from tvm_conv3d.runtime import threads
 from tvm_conv3d.runtime.compatibility import requested_target
 from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.target.description import Target
 
 #: The part of all convolutions' estimated time that may be lost for smaller packed weights.
 SHARE = 0.02
@@ -40,7 +41,7 @@ def packed_limits(calls: Sequence[tuple[Conv3DSpec, Hashable]]) -> list[int | No
     return [limits.get(spec) for spec, _ in calls]
 
 
-def _candidates(spec: Conv3DSpec, target: object) -> list[Candidate]:
+def _candidates(spec: Conv3DSpec, target: Target) -> list[Candidate]:
     """None where nothing can be planned, which the call will tell."""
     if spec.empty:
         return []

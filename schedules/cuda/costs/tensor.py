@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from tvm_conv3d.compute.cuda.implicit_gemm import run_of_output
 from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.cuda.costs.tile_cost import cheapest_first, in_parts, is_flat, nanoseconds
@@ -41,7 +42,8 @@ def candidates(spec: CanonicalSpec, traits: GpuTraits) -> list[TensorVariant]:
     costs: dict[TensorVariant, float] = {}
     for cells, filters, warps_cells, warps_filters in TILES:
         variant = fitted(spec, TensorVariant(cells, filters, _STEP, warps_cells, warps_filters))
-        costs |= in_parts(spec, traits, variant, functools.partial(_nanoseconds, spec, traits))
+        found = in_parts(spec, traits, variant, functools.partial(_nanoseconds, spec, traits))
+        costs |= {_storing_sums(cut): nanoseconds for cut, nanoseconds in found.items()}
     return [variant for variant, _ in cheapest_first(costs)]
 
 
@@ -59,10 +61,17 @@ def _nanoseconds(spec: CanonicalSpec, traits: GpuTraits, variant: TensorVariant)
 
 
 def fitted(spec: CanonicalSpec, variant: TensorVariant) -> TensorVariant:
-    """`variant` with the reduction and the vector of channels that suit `spec`."""
+    """`variant` with the reduction, the vectors of channels and of output elements that suit `spec`."""
     last = spec.data_format == CHANNELS_LAST
     vector = max(v for v in (1, 2, 4, 8) if spec.group_channels % v == 0 and v <= (8 if last else 1))
-    return replace(variant, flat=is_flat(spec, variant.step), vector=vector)
+    # 16 bytes of the output
+    store = max(v for v in (1, 2, 4, 8) if run_of_output(spec) % v == 0)
+    return replace(variant, flat=is_flat(spec, variant.step), vector=vector, store=store)
+
+
+def _storing_sums(variant: TensorVariant) -> TensorVariant:
+    """`variant`, which stores 16 bytes of its sums at once where it is in parts."""
+    return variant if variant.parts == 1 else replace(variant, store=min(variant.store, 4))
 
 
 #: Variants that compete while tuning.

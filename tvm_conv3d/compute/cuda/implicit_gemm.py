@@ -27,6 +27,7 @@ from typing import Any, Protocol
 
 from tvm import te, tirx
 
+from tvm_conv3d.compute.cuda.variants import GemmVariant
 from tvm_conv3d.compute.shared import phases
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
@@ -58,31 +59,6 @@ class Cut(Protocol):
     def flat(self) -> bool: ...
     @property
     def parts(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class GemmVariant:
-    """What the product is cut into; one TE declaration each.
-
-    Attributes:
-        cells, filters: output positions and filters of a tile, which one block of threads computes.
-        step: terms of the reduction that are gathered at a time.
-        threads_cells, threads_filters: threads of a block along each side of the tile.
-        vector: neighbouring channels that are read at once; divides the channels of a group and `step`.
-        store: neighbouring output elements that are written at once.
-        flat: taps and channels are one axis of the reduction.
-        parts: that the reduction is cut into, each of which blocks of their own sum; divides taps times steps.
-    """
-
-    cells: int
-    filters: int
-    step: int
-    threads_cells: int
-    threads_filters: int
-    vector: int = 1
-    store: int = 1
-    flat: bool = False
-    parts: int = 1
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ the instructions read them, and weights keep the half type.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import te
 
 from tvm_conv3d.compute.cuda import implicit_gemm
 from tvm_conv3d.compute.cuda.implicit_gemm import GemmBuilder, error_bound
+from tvm_conv3d.compute.cuda.variants import TensorVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.declaration import Declaration
 from tvm_conv3d.compute.shared.packing import Weights
@@ -20,31 +20,6 @@ from tvm_conv3d.compute.shared.packing import Weights
 __all__ = ["TensorVariant", "declare", "declare_packing", "error_bound"]
 
 Expr = Any  # a TVM expression; its classes are not public names
-
-
-@dataclass(frozen=True)
-class TensorVariant:
-    """What the product is cut into; one TE declaration each.
-
-    Attributes:
-        cells, filters: output positions and filters of a tile, which one block of threads computes.
-        step: terms of the reduction that are gathered at a time; a multiple of 16.
-        warps_cells, warps_filters: warps of a block along each side of the tile; each has a multiple of 16 there.
-        vector: neighbouring channels that are read at once; divides the channels of a group and `step`.
-        store: neighbouring output elements that one thread finishes.
-        flat: taps and channels are one axis of the reduction.
-        parts: that the reduction is cut into.
-    """
-
-    cells: int
-    filters: int
-    step: int
-    warps_cells: int
-    warps_filters: int
-    vector: int = 1
-    store: int = 1
-    flat: bool = False
-    parts: int = 1
 
 
 def declare(spec: CanonicalSpec, variant: TensorVariant) -> Declaration:

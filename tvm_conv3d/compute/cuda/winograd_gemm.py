@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from tvm_conv3d.compute.cuda.variants import WinogradGemmVariant
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import Transforms, transforms
@@ -53,27 +54,6 @@ Expr = Any  # a TVM expression; its classes are not public names
 
 #: Neighbouring elements that are read and written at once.
 LANES = 4
-
-
-@dataclass(frozen=True)
-class WinogradGemmVariant:
-    """What a Winograd convolution is cut into; one TE declaration each.
-
-    Attributes:
-        modes: of depth, height, width, a letter each (:mod:`tvm_conv3d.compute.shared.winograd_axes`).
-        tile: output positions of a tile along each axis; 1 along axes without a transform.
-        cells, filters: tiles of the output and filters of a tile of the product, which one block of threads computes.
-        step: channels that are gathered at a time.
-        threads_cells, threads_filters: threads of a block along each side of the product's tile.
-    """
-
-    modes: str
-    tile: Triple
-    cells: int
-    filters: int
-    step: int
-    threads_cells: int
-    threads_filters: int
 
 
 @dataclass(frozen=True)
