@@ -103,7 +103,7 @@ def keras_step(ours: bool) -> Step:
 
 
 def trained(case: str, steps: int) -> dict[str, Any]:
-    """Losses and seconds of both runs, step by step."""
+    """Losses and seconds of CPU time of both runs, step by step."""
     scan = sample_scan(assets.read(assets.SCAN)).data
     of_torch = case == "torch"
     make, task = (torch_step, tissue) if of_torch else (keras_step, turned)
@@ -112,9 +112,10 @@ def trained(case: str, steps: int) -> dict[str, Any]:
     for number, crop in enumerate(crops(scan, steps)):
         given = task(crop, number)
         for name, step in ways.items():
-            before = time.perf_counter()
+            # of all threads: what else runs on the machine takes none of it
+            before = time.process_time()
             found[name]["losses"].append(step(*given))
-            found[name]["seconds"].append(time.perf_counter() - before)
+            found[name]["seconds"].append(time.process_time() - before)
     return found
 
 
@@ -125,7 +126,7 @@ def draw(path: Path, found: dict[str, Any]) -> None:
     figure = Figure(figsize=(5 * len(found), 4), layout="constrained")
     for axes, (title, runs) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
         for name, width in zip(WAYS, (4, 1.5), strict=True):
-            label = f"{name}: {1e3 * median(runs[name]):.0f} ms a step"
+            label = f"{name}: {1e3 * median(runs[name]):.0f} ms of CPU time a step"
             axes.plot(runs[name]["losses"], linewidth=width, label=label, alpha=0.5 if name == "own" else 1.0)
         axes.set_title(title)
         axes.set_xlabel("step")
@@ -135,13 +136,13 @@ def draw(path: Path, found: dict[str, Any]) -> None:
 
 
 def median(run: dict[str, list[float]]) -> float:
-    """Seconds of a step."""
+    """Seconds of CPU time of a step."""
     return statistics.median(run["seconds"][WARM_UP:])
 
 
 def page(found: dict[str, Any], setting: list[str], picture: str, command: str) -> str:
     """The page in Markdown."""
-    rows = [["network", "first loss", "last, own", "last, ours", "own ms", "ours ms", "ratio"]]
+    rows = [["network", "first loss", "last, own", "last, ours", "own CPU ms", "ours CPU ms", "ratio"]]
     for title, runs in found.items():
         own, ours = (runs[name] for name in WAYS)
         times = [median(own), median(ours)]
@@ -153,7 +154,8 @@ def page(found: dict[str, Any], setting: list[str], picture: str, command: str) 
         f"Crops of {CELLS} x {CELLS} x {CELLS} of a head scan, {BATCH} to a step, Adam. BasicUNet finds tissue in",
         "crops with noise; keras-io's CT network tells those that are upside down. *own* is the framework's eager mode",
         "(on JAX its compiled one), *ours* the accelerated network: same weights, data and optimizer, steps in turns,",
-        "in one process. Milliseconds are medians of steps. Rounding errors grow from step to step, in either run.",
+        "in one process. Milliseconds are CPU time of a step, of all threads together; medians. Rounding errors grow",
+        "from step to step, in either run.",
     ]
     return "\n".join([*lines, "", *report.markdown(rows), "", f"![loss curves]({picture})", ""])
 
@@ -182,7 +184,10 @@ def main() -> None:
             found[title] = json.loads(place.read_text())
         for name in WAYS:
             run = found[title][name]
-            print(f"{title}, {name}: loss {run['losses'][-1]:.4f}, {1e3 * median(run):.0f} ms a step", flush=True)
+            print(
+                f"{title}, {name}: loss {run['losses'][-1]:.4f}, {1e3 * median(run):.0f} ms of CPU time a step",
+                flush=True,
+            )
     if given.page:
         picture = given.page.with_suffix(".png")
         draw(picture, found)
