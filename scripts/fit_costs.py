@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import lsq_linear
-from tvm.target import Target
 
 from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine.algorithms import algorithms
@@ -35,6 +34,7 @@ from tvm_conv3d.reference.random_layers import draw
 from tvm_conv3d.schedules.llvm.costs import table
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec
 from tvm_conv3d.target.cpu import available_cpus, cpu_name, cpu_traits, host_target, thread_count
+from tvm_conv3d.target.description import Target
 from tvm_conv3d.target.resolve import resolve
 from tvm_conv3d.tuning.journal import folder_of
 

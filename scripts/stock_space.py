@@ -8,6 +8,7 @@ plan, after all numbers were checked. Prints a Markdown table.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from tvm_conv3d.reference.layers import read_csv
 from tvm_conv3d.runtime import threads
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.target.cpu import available_cpus, host_target
-from tvm_conv3d.tuning.measure import Bench, measure_interleaved
+from tvm_conv3d.tuning.measure import Bench, measure_interleaved, seconds_of
 
 LAYERS = ("r3d18_l1", "c3dnet_conv1a", "r3d18_l2_down", "i3d_4f_b0_1x1x1", "x3dm_dw_54")
 FAILED = 1e10
@@ -72,7 +73,7 @@ def search(spec: Conv3DSpec, bench: Bench, seconds: float) -> tuple[Callable[[],
     target, module = host_target(threads.get_num_threads()), declare(spec)
     model = meta_schedule.cost_model.XGBModel(verbose_eval=10**6)
     context = meta_schedule.TuneContext(
-        module, target=target, space_generator="post-order-apply", search_strategy="evolutionary", rand_state=1
+        module, target=target.as_tvm(), space_generator="post-order-apply", search_strategy="evolutionary", rand_state=1
     )
     database = MemoryDatabase()
     workload = database.commit_workload(module)
@@ -91,13 +92,13 @@ def search(spec: Conv3DSpec, bench: Bench, seconds: float) -> tuple[Callable[[],
             if time.monotonic() - began < seconds:
                 trials += 1
                 try:
-                    kernel = _kernel(tvm.compile(candidate.sch.mod, target=target), views)
+                    kernel = _kernel(tvm.compile(candidate.sch.mod, target=target.as_tvm()), views)
                     cost = _seconds(kernel)
                     best = min(best, (cost, kernel), key=lambda pair: pair[0])
                 except tvm.error.InternalError:
                     pass
             results.append(RunnerResult([cost], None))
-            record = TuningRecord(candidate.sch.trace, workload, [cost], target, candidate.args_info)
+            record = TuningRecord(candidate.sch.trace, workload, [cost], target.as_tvm(), candidate.args_info)
             database.commit_tuning_record(record)
         context.notify_runner_results(candidates, results)
         model.update(context, candidates, results)
@@ -163,7 +164,7 @@ def main() -> None:
             error = bench.error_of(bench.results)
             if not error < 1e-5:
                 raise SystemExit(f"{layer.name}: wrong numbers, relative error {error:.2g}")
-        stock_s, default_s, tuned_s = measure_interleaved(calls)
+        stock_s, default_s, tuned_s = measure_interleaved([functools.partial(seconds_of, call) for call in calls])
         times = f"{1e3 * stock_s:.3f} | {trials} | {1e3 * default_s:.3f} | {1e3 * tuned_s:.3f}"
         print(f"| {layer.name} | {times} | {stock_s / tuned_s:.2f} |", flush=True)
 

@@ -8,6 +8,7 @@ from tvm.s_tir import SBlock, SBlockRealize
 
 from tvm_conv3d.compute.shared.tiled_output import outside_of_block, restore_layout
 from tvm_conv3d.schedules import long_sums
+from tvm_conv3d.schedules.cuda.common import REGISTERS
 from tvm_conv3d.schedules.cuda.wmma import EDGE, START, add_fragments
 
 #: Annotation of a loop that runs only where the block in it adds anything but zero.
@@ -20,8 +21,23 @@ _INSTRUCTIONS = {START: long_sums.Summing(EDGE, add_fragments)}
 def finished(module: IRModule) -> IRModule:
     """A scheduled function with marked loops under their condition, the user's layout, and long sums in parts."""
     body = tvm_ffi.structural_map(module["main"].body, (tirx.For, _guarded))
-    guarded = IRModule({"main": module["main"].with_body(body)})
+    main = module["main"].with_body(body)
+    for registers in _registers(body):
+        main = main.with_attr(REGISTERS, registers)
+    guarded = IRModule({"main": main})
     return long_sums.in_parts(restore_layout(guarded), on_gpu=True, instructions=_INSTRUCTIONS)
+
+
+def _registers(body: tirx.Stmt) -> list[int]:
+    """What the loops over blocks say of the registers of a thread."""
+    found: list[int] = []
+
+    def note(loop: tirx.For) -> None:
+        if REGISTERS in loop.annotations:
+            found.append(int(loop.annotations[REGISTERS]))
+
+    tvm_ffi.structural_walk(body, ((tirx.For, note),))
+    return found
 
 
 def _guarded(loop: tirx.For) -> tirx.Stmt:

@@ -14,6 +14,9 @@ from tvm_conv3d.spec import CHANNELS_LAST
 #: Filters that are brought into shared memory at once, where they are float32.
 WEIGHTS_AT_ONCE = {"float32": 4, "float64": 2}
 
+#: Elements after which rows in shared memory begin in the same bank, and by how many they are lengthened.
+_BANKS, _SKEW = 32, 4
+
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: GemmVariant, decide: Decisions) -> None:
     """Schedules `compute.implicit_gemm.declare(spec, variant)`.
@@ -40,6 +43,8 @@ def _gather(sch: Schedule, s: CanonicalSpec, variant: GemmVariant, step: LoopRV)
     """Brings a step of the input into shared memory."""
     gather = sch.get_sblock("gather")
     sch.set_scope(gather, 0, "shared")
+    # neighbouring threads write neighbouring terms, whose rows begin 4 banks apart
+    sch.storage_align(gather, 0, -2, _BANKS, _SKEW)
     sch.compute_at(gather, step, preserve_unit_loops=True)
     q, v, i = sch.get_loops(gather)[-3:]
     # neighbouring threads read neighbouring elements

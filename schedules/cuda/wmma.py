@@ -22,6 +22,9 @@ EDGE = 16
 #: Name of the block that sets sums to zero once it has become an instruction.
 START = "product_init_o"
 
+#: And of the one that copies them to shared memory.
+LEAVE = "product_shared.dyn_wmma.accumulator_o"
+
 #: Purpose -> operands (name, scope; the element type follows from it), what is read, written and computed element by
 #: element, and the instruction.
 _INTRINSICS = {
@@ -31,13 +34,13 @@ _INTRINSICS = {
         "T.tvm_fill_fragment(C.data, 16, 16, 16, {at_C}, T.float32(0), dtype='void')",
     ),
     "load_a": (
-        {"S": "shared", "A": "wmma.matrix_a"},
+        {"S": "shared.dyn", "A": "wmma.matrix_a"},
         ("S", "A", "SS", "A[i, j] = S[i, j]"),
         "T.tvm_load_matrix_sync(A.data, 16, 16, 16, {at_A}, S.access_ptr('r', ptr_type='{dtype}'), S_stride, "
         "'row_major', dtype='void')",
     ),
     "load_b": (
-        {"S": "shared", "B": "wmma.matrix_b"},
+        {"S": "shared.dyn", "B": "wmma.matrix_b"},
         ("S", "B", "SS", "B[i, j] = S[i, j]"),
         "T.tvm_load_matrix_sync(B.data, 16, 16, 16, {at_B}, S.access_ptr('r', ptr_type='{dtype}'), S_stride, "
         "'row_major', dtype='void')",
@@ -52,6 +55,12 @@ _INTRINSICS = {
         ("C", "S", "SS", "S[i, j] = C[i, j]"),
         "T.tvm_store_matrix_sync(C.data, 16, 16, 16, {at_C}, S.access_ptr('w', ptr_type='float32'), S_stride, "
         "'row_major', dtype='void')",
+    ),
+    "store_turned": (
+        {"C": "wmma.accumulator", "S": "shared.dyn"},
+        ("C", "S", "SS", "S[j, i] = C[i, j]"),
+        "T.tvm_store_matrix_sync(C.data, 16, 16, 16, {at_C}, S.access_ptr('w', ptr_type='float32'), S_stride, "
+        "'col_major', dtype='void')",
     ),
 }
 
@@ -74,7 +83,7 @@ def register(dtype: str) -> dict[str, str]:
 def _sources(purpose: str, dtype: str) -> tuple[str, str]:
     """Description and implementation as TVMScript."""
     operands, (reads, writes, axes, statement), instruction = _INTRINSICS[purpose]
-    sums = {"C", "S"} if purpose == "store" else {"C"}
+    sums = {"C", "S"} if purpose.startswith("store") else {"C"}
     types = {name: "float32" if name in sums else dtype for name in operands}
     index_analysis = ", ".join("xyz"[: len(axes)])
     description = f"""
@@ -114,12 +123,15 @@ def _function(
     return "\n".join(lines)
 
 
-#: Adds a fragment to another, element by element, which no instruction of TVM does.
+#: Adds a fragment to another, element by element, which no instruction of TVM does. Unrolled loops repeat it.
 _ADD = """
+#ifndef TVM_CONV3D_ADD_FRAGMENT
+#define TVM_CONV3D_ADD_FRAGMENT
 template <class Totals, class Parts>
 __device__ __forceinline__ void tvm_conv3d_add_fragment(Totals& totals, int total, Parts& parts, int part) {
   for (int i = 0; i < totals[0].num_elements; ++i) totals[total].x[i] += parts[part].x[i];
 }
+#endif
 """
 
 

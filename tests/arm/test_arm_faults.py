@@ -45,7 +45,7 @@ def copied(from_: int, to: int) -> bytes:
         for i in T.serial(COUNT):
             b[i + to] = a[i + from_]
 
-    return build.object_code(tvm.compile(IRModule({"f": f}), target=NEON.target).mod)
+    return build.object_code(tvm.compile(IRModule({"f": f}), target=NEON.target.as_tvm()).mod)
 
 
 def called(code: bytes, shape: tuple[int, ...] = (COUNT,), timeout: float = 60.0) -> np.ndarray:

@@ -18,7 +18,7 @@ from tvm_conv3d.engine.cuda.lower import lower
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import interchange
 from tvm_conv3d.runtime.cuda import driver as drivers
-from tvm_conv3d.runtime.cuda.driver import CudaError
+from tvm_conv3d.runtime.cuda.driver import Arguments, CudaError
 from tvm_conv3d.runtime.cuda.kernels import LoadedImage, Memory
 from tvm_conv3d.runtime.executor import Executor
 from tvm_conv3d.runtime.weights import Weights
@@ -61,12 +61,13 @@ def test_a_module_for_another_architecture_is_not_loaded(gpu: FakeDriver) -> Non
 )
 def test_what_the_driver_refuses_is_told(function: str, status: int, words: str) -> None:
     driver = driver_of(FakeLibrary(**{function: status}))
-    image = Image("sm_80", "", {"main": Launches((Launch("k", (1, 1, 1), (1, 1, 1), 0, ()),))}, cubin=b"code")
+    launch = Launch("k", (1, 1, 1), (1, 1, 1), 0, ())
+    image = Image("sm_80", "", {"main": Launches((launch,))}, cubin=b"code")
 
     def call() -> None:
         kernels = driver.load(0, image)
         driver.allocate(0, 4)
-        driver.launch(0, kernels["k"], (1, 1, 1), (1, 1, 1), 0, 0, [])
+        driver.launch(0, kernels, Arguments([launch]), 0)
         driver.synchronize(0, 0)
 
     with pytest.raises(CudaError, match=rf"{function} fails with error {status}: .*{words}"):
@@ -87,6 +88,18 @@ def test_weights_are_there_for_every_stream() -> None:
     assert library.called[-3:] == ["cuMemcpyHtoD_v2", "cuStreamSynchronize", "cuCtxPopCurrent_v2"]
 
 
+def test_shared_memory_beyond_what_all_kernels_have_is_asked_for() -> None:
+    """Once, when the code is loaded, by the kernels that need it."""
+    asked: list[tuple[object, ...]] = []
+    library = FakeLibrary()
+    library.cuFuncSetAttribute = lambda *arguments: asked.append(arguments) or 0  # type: ignore[attr-defined]
+    one = (1, 1, 1)
+    launches = (Launch("k", one, one, 48 << 10, ()), Launch("more", one, one, 100 << 10, ()))
+    kernels = driver_of(library).load(0, Image("sm_80", "", {"main": Launches(launches)}, cubin=b"code"))
+    # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    assert asked == [(kernels["more"], 8, 100 << 10)]
+
+
 def test_freeing_what_went_with_the_driver_is_no_error() -> None:
     for gone in (3, 4):
         driver_of(FakeLibrary(cuMemFree_v2=gone)).free(0, 0)
@@ -105,7 +118,7 @@ def test_no_driver_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("dtype", "changes", "words"),
     [
-        ("float16", {"cells": 128, "filters": 128}, r"needs \d+ bytes of shared memory .* sm_80 gives 49152"),
+        ("float16", {"cells": 256, "filters": 256}, r"needs \d+ bytes of shared memory .* sm_80 gives 166912"),
         ("float32", {"cells": 128, "filters": 256, "step": 64, "parts": 1}, "bytes of shared memory"),
         (
             "float32",

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cuda_checks import default_plans, in_order
-from cuda_on_cpu import Report, compile_modules, lower_module, run_program, without_barrier
+from cuda_checks import default_plans, in_order, lowered_on_cpu
+from cuda_on_cpu import Report, compile_modules, run_program, without_barrier
 from cuda_on_cpu.compile import compile_kernels
 from cuda_on_cpu.execute import Order
 from problems import data
@@ -37,13 +37,14 @@ def plan_of(algorithm: str) -> Plan:
     changes: dict[str, Any] = {"window": {"filters": 4}, "tensor_gemm": {"dtype": "float16"}}.get(algorithm, {})
     (plan,) = default_plans([replace(BASE, **changes)])
     assert plan.algorithm == algorithm
-    return plan
+    # with copies that run ahead: tests of their own
+    return replace(plan, variant=replace(plan.variant, stages=1)) if algorithm == "tensor_gemm" else plan
 
 
 def run(plan: Plan, change: Callable[[Any], Any] | None, order: Order, barrier: int = 0) -> Report:
     """What the tool finds in a plan's kernels, after `change` of their schedule or without one of their barriers."""
     module = scheduling.scheduled_module(plan, TARGET)
-    (code,) = compile_modules([lower_module(module if change is None else change(module), TARGET)])
+    (code,) = compile_modules([lowered_on_cpu(module if change is None else change(module), TARGET)])
     given = in_order(plan, data(plan.spec), code.lowered.parameters)
     if not barrier:
         return code.run(given, order)
@@ -77,7 +78,7 @@ def with_a_row_skipped(module: Any) -> Any:
     from tvm.s_tir import SBlockRealize
 
     def changed(realize: Any) -> Any:
-        if realize.block.name_hint != "kernel_shared":
+        if not realize.block.name_hint.startswith("kernel_shared"):
             return realize
         return SBlockRealize(realize.iter_values, realize.iter_values[-2] != 3, realize.block)
 
@@ -89,7 +90,7 @@ def with_two_rows_in_one_place(module: Any) -> Any:
     from tvm.tirx import BufferStore
 
     def changed(store: Any) -> Any:
-        if store.buffer.name != "kernel_shared":
+        if not store.buffer.name.startswith("kernel_shared"):
             return store
         *outer, row, column = store.indices
         return BufferStore(store.buffer, store.value, [*outer, row // 2 * 2, column])
@@ -112,7 +113,8 @@ def test_a_padding_that_is_not_guarded(algorithm: str, order: Order) -> None:
 def test_a_row_of_weights_that_nobody_brings(algorithm: str, order: Order) -> None:
     report = run(plan_of(algorithm), with_a_row_skipped, order)
     assert report.kinds == {"unwritten"}
-    assert {fault.buffer for fault in report.faults} == {"kernel_shared"}
+    # dynamic shared memory is one array
+    assert {fault.buffer for fault in report.faults} <= {"kernel_shared", "buf_dyn_shmem"}
 
 
 @pytest.mark.parametrize("algorithm", ["gemm", "tensor_gemm", "winograd_gemm"])
@@ -126,7 +128,7 @@ def test_two_threads_that_write_to_one_place(algorithm: str, order: Order) -> No
 @every_order
 def test_every_barrier_is_needed(algorithm: str, order: Order) -> None:
     plan = plan_of(algorithm)
-    source = lower_module(scheduling.scheduled_module(plan, TARGET), TARGET).source
+    source = lowered_on_cpu(scheduling.scheduled_module(plan, TARGET), TARGET).source
     barriers = source.count("__syncthreads();")
     assert barriers >= 2
     for number in range(1, barriers + 1):

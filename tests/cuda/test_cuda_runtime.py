@@ -11,7 +11,6 @@ import pytest
 from cuda_fakes import FakeCupy, FakeDriver, FakeLibrary, GpuArray, JaxArray, driver_of, fake_gpu
 from problems import data
 from tvm_conv3d import Conv3D, conv3d
-from tvm_conv3d.engine import artifact
 from tvm_conv3d.engine.build import compile_image
 from tvm_conv3d.engine.cuda import toolkit
 from tvm_conv3d.engine.cuda.image import Image, Launch, Launches
@@ -26,9 +25,9 @@ from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.target import cpu
+from tvm_conv3d.target.description import Target
 from tvm_conv3d.target.gpu import ARCHITECTURES, nearest
 from tvm_conv3d.target.resolve import instruction_set, resolve, target_key, traits_of
-from tvm_conv3d.tuning.measurement_host import target_of
 
 SPEC = Conv3DSpec(1, (4, 5, 6), 8, 12, (3, 3, 3), pads=((1, 1),) * 3)  # type: ignore[arg-type]
 
@@ -268,8 +267,8 @@ def test_targets_of_gpus() -> None:
     assert cpu.thread_count(target) == 1
     assert resolve({"kind": "cuda", "arch": "sm_90"}, 1) is resolve(target, 1)
     # as the tuner's building processes get it
-    again = target_of(artifact.target_text(target))
-    assert artifact.target_text(again) == artifact.target_text(target)
+    again = Target(target.text)
+    assert Target.of_tvm(again.as_tvm()) == again == target
     assert traits_of(again) is ARCHITECTURES["sm_90"]
 
 

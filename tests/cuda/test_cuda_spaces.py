@@ -11,8 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cuda_checks import assert_right, compute, default_plans
-from cuda_on_cpu import lower_module
+from cuda_checks import assert_right, compute, default_plans, lowered_on_cpu
 from cuda_on_cpu.execute import Order
 from problems import data, specs
 from sampling import sampled
@@ -203,7 +202,7 @@ def test_launches_are_those_of_the_host_code() -> None:
     taken = same((4, 16, 16), 32, 64, 3)
     for plan in default_plans([ODD[0], ODD[5], replace(ODD[3], bias=False), taken]):
         module = scheduling.scheduled_module(plan, target)
-        ours, theirs = lower(module, target), lower_module(module, target)
+        ours, theirs = lower(module, target), lowered_on_cpu(module, target)
         assert ours.source == theirs.source
         main = ours.functions["main"]
         for a, b in zip(main.launches, theirs.launches, strict=True):

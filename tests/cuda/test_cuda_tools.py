@@ -146,6 +146,15 @@ def test_a_kernel_that_spills_whatever_it_gets_stays_as_it_was() -> None:
     assert len(set(seen)) == len(seen)
 
 
+def test_registers_that_a_plan_grants() -> None:
+    """By launch bounds that the compiler is not told otherwise of."""
+    source = toolkit.with_registers(_ENTRY.format(128, "a") + _ENTRY.format(256, "b"), ["a", "b"], 255)
+    assert re.findall(r"__launch_bounds__\(([^)]*)\)", source) == ["128, 2", "256, 1"]
+    seen: list[str] = []
+    toolkit._without_spills(fake_compiler({"a": 300, "b": 90}, seen), source)
+    assert seen == [source]
+
+
 @needs_nvcc
 def test_default_kernels_do_not_spill(capsys: pytest.CaptureFixture[str]) -> None:
     """A few of the layers whose table is in docs/cuda.md."""

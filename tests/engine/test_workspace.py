@@ -44,8 +44,8 @@ def allocated_when_lowered(plan: Plan) -> tuple[int, int]:
     import tvm
     from tvm import tirx
 
-    target = host_target(2)
-    module = tirx.transform.BindTarget(target.with_host(target))(scheduling.scheduled_module(plan, target))
+    target = host_target(2).as_tvm()
+    module = tirx.transform.BindTarget(target.with_host(target))(scheduling.scheduled_module(plan, host_target(2)))
     pipeline, finish, _ = tirx.get_default_tir_pipeline(target)
     with tvm.transform.PassContext():
         lines = finish()(pipeline(module)).script().splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ import pytest
 import packing_oracle
 from cuda_on_cpu import compile_modules, lower_module
 from cuda_on_cpu.execute import Order
-from cuda_on_cpu.lower import GlobalBuffer
+from cuda_on_cpu.lower import GlobalBuffer, LoweredModule
 from problems import BOUNDS, data, residual_of
 from tvm_conv3d.engine import build, scheduling
 from tvm_conv3d.engine.algorithms import named
+from tvm_conv3d.engine.cuda.lower import options
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.reference import oracle
@@ -74,13 +76,21 @@ def compute(
 
 def _on_cpu(plans: Sequence[Plan], inputs: Sequence[Data], target: str, order: Order) -> Iterator[np.ndarray]:
     resolved = resolve(target, 1)
-    lowered = [lower_module(scheduling.scheduled_module(plan, resolved), resolved) for plan in plans]
+    lowered = [lowered_on_cpu(scheduling.scheduled_module(plan, resolved), resolved) for plan in plans]
     for plan, given, compiled in zip(plans, inputs, compile_modules(lowered), strict=True):
         for launch in compiled.lowered.launches:
             assert_launchable(plan, launch.grid, launch.block)
         report = compiled.run(in_order(plan, given, compiled.lowered.parameters), order)
         report.check()
         yield report.buffers["out"]
+
+
+def lowered_on_cpu(module: Any, target: Any) -> LoweredModule:
+    """A scheduled module for the CPU, lowered as for a GPU."""
+    from tvm.ir.transform import PassContext
+
+    with PassContext(config=options(module)):
+        return lower_module(module, target)
 
 
 def _on_gpu(plans: Sequence[Plan], inputs: Sequence[Data]) -> Iterator[np.ndarray]:

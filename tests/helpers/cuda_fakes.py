@@ -6,6 +6,7 @@ import contextlib
 import copy
 import ctypes
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -18,18 +19,20 @@ from cuda_on_cpu.execute import Launch
 from tvm_conv3d.engine.cuda.image import Image
 from tvm_conv3d.runtime import compatibility
 from tvm_conv3d.runtime.cuda import driver as drivers
-from tvm_conv3d.runtime.cuda.driver import CudaError, Device, Driver
+from tvm_conv3d.runtime.cuda.driver import Arguments, CudaError, Device, Driver
 
 
 class FakeDriver:
     """In the place of `tvm_conv3d.runtime.cuda.driver.Driver`."""
 
-    def __init__(self, capability: int = 80, count: int = 1) -> None:
+    def __init__(self, capability: int = 80, count: int = 1, cache: int = 0) -> None:
         self.capability = capability
+        self.cache = cache
         self.devices = count
         self.memory: dict[int, np.ndarray] = {}
         self.launched: list[tuple[int, int]] = []
         self.waited: list[int] = []
+        self.captured: set[int] = set()
         self.current = 0
         self.uploads = 0
         self.freed = 0
@@ -40,29 +43,41 @@ class FakeDriver:
     def device(self, number: int) -> Device:
         if not 0 <= number < self.devices:
             raise CudaError(f"There is no GPU number {number}: this process sees {self.devices}.")
-        return Device(number, "fake", self.capability)
+        return Device(number, "fake", self.capability, self.cache)
 
     def load(self, number: int, image: Image) -> Mapping[str, Any]:
         program = compile_kernels(image.source)
         return {name: (program, name) for name in image.kernels}
 
-    def launch(
-        self,
-        number: int,
-        kernel: Any,
-        grid: Sequence[int],
-        block: Sequence[int],
-        shared: int,
-        stream: int,
-        addresses: Sequence[int],
-    ) -> None:
-        program, name = kernel
-        self.launched.append((number, stream))
-        buffers = {f"b{i}": self.memory[address] for i, address in enumerate(addresses)}
-        report = run_program(program, [Launch(name, tuple(grid), tuple(block), shared, tuple(buffers))], buffers)
-        report.check()
-        for i, address in enumerate(addresses):
-            self.memory[address][:] = report.buffers[f"b{i}"]
+    def launch(self, number: int, kernels: Mapping[str, Any], arguments: Arguments, stream: int) -> None:
+        for kernel, (*extents, shared), pointers in arguments.queued:
+            program, name = kernels[kernel]
+            self.launched.append((number, stream))
+            addresses = [ctypes.c_uint64.from_address(pointer).value for pointer in pointers]
+            blocks = self._buffers(addresses)
+            buffers = {f"b{i}": block for i, block in enumerate(blocks)}
+            launch = Launch(name, tuple(extents[:3]), tuple(extents[3:]), shared, tuple(buffers))
+            report = run_program(program, [launch], buffers)
+            report.check()
+            for i, block in enumerate(blocks):
+                block[:] = report.buffers[f"b{i}"]
+
+    def elapsed(self, number: int, kernels: Mapping[str, Any], calls: Sequence[Arguments]) -> float:
+        began = time.perf_counter()
+        for arguments in calls:
+            self.launch(number, kernels, arguments, 0)
+        return time.perf_counter() - began
+
+    def _buffers(self, addresses: Sequence[int]) -> list[np.ndarray]:
+        """What lies there: to the block's end, or to where the next one begins in the same block."""
+        found = []
+        for address in addresses:
+            start = max(begin for begin in self.memory if begin <= address)
+            block = self.memory[start]
+            end = min([a - start for a in addresses if a > address] + [block.size])
+            assert address - start < end, "no buffer of the GPU's lies there"
+            found.append(block[address - start : end])
+        return found
 
     def allocate(self, number: int, size: int) -> int:
         return self.adopt(np.full(size, 0xFF, np.uint8))
@@ -85,6 +100,9 @@ class FakeDriver:
 
     def synchronize(self, number: int, stream: int) -> None:
         self.waited.append(stream)
+
+    def is_capturing(self, number: int, stream: int) -> bool:
+        return stream in self.captured
 
     @contextlib.contextmanager
     def on(self, number: int) -> Iterator[None]:
@@ -113,6 +131,20 @@ class _Tensor(ctypes.Structure):
     )
 
 
+class _CupyDevice:
+    """A GPU as CuPy has it: the current one in a `with` statement."""
+
+    def __init__(self, driver: FakeDriver, number: int) -> None:
+        self.id = number
+        self._on = driver.on(number)
+
+    def __enter__(self) -> None:
+        self._on.__enter__()
+
+    def __exit__(self, *given: Any) -> None:
+        self._on.__exit__(*given)
+
+
 class GpuArray:
     """An array in the fake GPU's memory, as CuPy would show it."""
 
@@ -128,8 +160,20 @@ class GpuArray:
         self.data = SimpleNamespace(ptr=self.address)
 
     @property
-    def device(self) -> Any:
-        return self.driver.on(self.number)
+    def device(self) -> _CupyDevice:
+        return _CupyDevice(self.driver, self.number)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
+
+    @property
+    def itemsize(self) -> int:
+        return self.array.itemsize
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return self.array.strides
 
     def like(self, array: np.ndarray) -> GpuArray:
         """Another of the same library on the same GPU."""
@@ -165,6 +209,8 @@ class FakeCupy(SimpleNamespace):
 
     STREAM = 77
 
+    __hash__ = object.__hash__  # as modules have
+
     def __init__(self, driver: FakeDriver) -> None:
         cuda = SimpleNamespace(
             Device=driver.on, get_current_stream=lambda: SimpleNamespace(ptr=self.STREAM + driver.current)
@@ -197,6 +243,8 @@ class JaxArray(GpuArray):
 class FakeJax(SimpleNamespace):
     """In the place of the module `jax`."""
 
+    __hash__ = object.__hash__  # as modules have
+
     def __init__(self, driver: FakeDriver) -> None:
         def zeros(shape: tuple[int, ...], dtype: str) -> JaxArray:
             return JaxArray(driver, np.zeros(shape, _without_64_bits(dtype)))
@@ -214,10 +262,21 @@ class TorchTensor(GpuArray):
 
     requires_grad = False
     layout = "strided"
+    is_cpu, is_cuda = False, True
+    __torch_dispatch__ = None
 
     @property
     def device(self) -> Any:
         return SimpleNamespace(type="cuda", index=self.number)
+
+    def get_device(self) -> int:
+        return self.number
+
+    def stride(self) -> tuple[int, ...]:
+        return tuple(step // self.array.itemsize for step in self.array.strides)
+
+    def is_neg(self) -> bool:
+        return False
 
     def detach(self) -> TorchTensor:
         return self
@@ -244,11 +303,13 @@ class FakeTorch(SimpleNamespace):
     strided = "strided"
     float32, float64, float16, uint8 = map(np.dtype, ("float32", "float64", "float16", "uint8"))
 
+    __hash__ = object.__hash__  # as modules have
+
     def __init__(self, driver: FakeDriver) -> None:
         def current_stream(device: int) -> Any:
             return SimpleNamespace(cuda_stream=self.STREAM + device)
 
-        super().__init__(driver=driver, cuda=SimpleNamespace(current_stream=current_stream))
+        super().__init__(driver=driver, cuda=SimpleNamespace(current_stream=current_stream), _C=None)
 
     def empty(self, shape: tuple[int, ...], dtype: Any, device: Any) -> TorchTensor:
         return TorchTensor(self.driver, _rubbish(shape, dtype), device.index)

@@ -228,7 +228,7 @@ def test_sums_of_a_part_stay_in_registers() -> None:
     spec, target = Conv3DSpec(1, (4, 14, 14), 128, 64, (3, 3, 3), pads=(Pads(1, 1),) * 3), host_target(2)
     plan = make_plan(spec, target, exact=True)
     module = scheduling.lowered_module(scheduling.scheduled_module(plan, target), target)
-    lines = str(tvm.compile(module, target=target).mod.inspect_source("asm")).splitlines()
+    lines = str(tvm.compile(module, target=target.as_tvm()).mod.inspect_source("asm")).splitlines()
     labels = {match[1]: i for i, line in enumerate(lines) if (match := re.match(r"(\.?L\w+):", line))}
     jumps = [(labels.get(line.split()[-1], i), i) for i, line in enumerate(lines) if re.match(r"\s+(j|b)", line)]
     loops = [(first, last) for first, last in jumps if first < last]

@@ -115,7 +115,7 @@ def assembly(plan: Plan, cpu: str) -> str:
 
     target = resolve({"kind": "llvm", "mcpu": cpu, "mtriple": "x86_64-linux-gnu"}, 2)
     lowered = scheduling.lowered_module(scheduling.scheduled_module(plan, target), target)
-    return str(tvm.compile(lowered, target=target).mod.inspect_source("asm"))
+    return str(tvm.compile(lowered, target=target.as_tvm()).mod.inspect_source("asm"))
 
 
 @pytest.mark.parametrize(

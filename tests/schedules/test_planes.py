@@ -47,7 +47,7 @@ def assembly(spec: Conv3DSpec, target_fields: dict[str, object]) -> str:
     plan = default_plan(spec, target)
     assert plan.algorithm == "planes"
     module = scheduling.lowered_module(scheduling.scheduled_module(plan, target), target)
-    return str(tvm.compile(module, target=target).mod.inspect_source("asm"))
+    return str(tvm.compile(module, target=target.as_tvm()).mod.inspect_source("asm"))
 
 
 CHANGES_OF_DEPTHWISE = [

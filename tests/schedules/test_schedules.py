@@ -192,7 +192,9 @@ def assembly(spec: Conv3DSpec, target: dict[str, object]) -> str:
 
     resolved = resolve(target, 2)
     plan = make_plan(spec, resolved, exact=True)
-    return str(tvm.compile(scheduling.scheduled_module(plan, resolved), target=resolved).mod.inspect_source("asm"))
+    return str(
+        tvm.compile(scheduling.scheduled_module(plan, resolved), target=resolved.as_tvm()).mod.inspect_source("asm")
+    )
 
 
 def test_assembly_of_aarch64() -> None:
@@ -238,7 +240,7 @@ def test_traits_of_targets() -> None:
 
 
 def test_intel_servers_use_whole_vectors() -> None:
-    assert "-prefer-256-bit" in [str(a) for a in resolve(AVX512, 2).attrs["mattr"]]
+    assert "-prefer-256-bit" in resolve(AVX512, 2).attributes
 
 
 def test_instructions_that_the_system_hides_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

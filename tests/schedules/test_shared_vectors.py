@@ -114,7 +114,7 @@ def test_inputs_are_repeated_by_the_load(target: object, spec: Conv3DSpec, instr
 
     plan = make_plan(spec, target, exact=True)
     module = scheduling.lowered_module(scheduling.scheduled_module(plan, target), target)
-    lines = str(tvm.compile(module, target=target).mod.inspect_source("asm")).splitlines()
+    lines = str(tvm.compile(module, target=target.as_tvm()).mod.inspect_source("asm")).splitlines()
     fused = [i for i, line in enumerate(lines) if re.search(r"vfmadd\d+ps.*%[yz]mm", line)]
     inner = "\n".join(lines[fused[0] - 10 : fused[-1]])
     assert re.search(instruction, inner)

@@ -6,13 +6,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from tvm.target import codegen
 
 from tvm_conv3d.engine import records
 from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.engine.records import Record
 from tvm_conv3d.spec import Conv3DSpec
-from tvm_conv3d.target import cpu
+from tvm_conv3d.target import answers, cpu
 from tvm_conv3d.target.cpu import cpu_traits
 from tvm_conv3d.target.resolve import instruction_set, resolve, target_key
 
@@ -57,7 +56,7 @@ def test_targets_that_differ_in_units_share_records_of_float32_only() -> None:
 def test_units_that_the_system_hides_are_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """The name of the target stays, and so do the records of other types."""
     zen = {"kind": "llvm", "mcpu": "znver4"}
-    monkeypatch.setattr(codegen, "llvm_get_system_cpu", lambda: "znver4")
+    monkeypatch.setattr(answers, "system_cpu", lambda: "znver4")
     flags = frozenset({"avx512f", "avx2", "avx", "fma", "f16c", "avx512_vnni"})
     monkeypatch.setattr(cpu, "_linux_cpu_flags", lambda: flags)
     found = cpu.host_target.__wrapped__(2)

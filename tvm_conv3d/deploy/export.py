@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm_conv3d.compute.shared.argument import PACK, Function
 from tvm_conv3d.deploy import functions
 from tvm_conv3d.deploy.header import header
-from tvm_conv3d.engine.algorithms import named
-from tvm_conv3d.engine.artifact import check_versions, target_text
+from tvm_conv3d.engine.artifact import check_versions
 from tvm_conv3d.engine.build import compile_plan
 from tvm_conv3d.engine.cuda.image import Image
 from tvm_conv3d.engine.plan import Plan
@@ -20,9 +19,7 @@ from tvm_conv3d.runtime import threads
 from tvm_conv3d.runtime.compatibility import requested_target
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.target.cpu import is_cuda
-
-if TYPE_CHECKING:
-    from tvm.target import Target
+from tvm_conv3d.target.description import Target
 
 #: Of the description beside the code.
 _META = "meta.json"
@@ -62,7 +59,7 @@ def export(
     if is_cuda(resolved) and name:
         raise ValueError(f"Only a CPU's functions take a name: a GPU loads each module apart. Received: name={name!r}")
     plan = make_plan(spec, resolved)
-    about = {"spec": spec.key(), **_about(plan), "target": target_text(resolved)}
+    about = {"spec": spec.key(), **_about(plan), "target": resolved.text}
     files = _gpu_files(plan, resolved, about) if is_cuda(resolved) else _cpu_files(plan, resolved, about, name)
     files[_META] = json.dumps(about, indent=1).encode()
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +88,7 @@ def _cpu_files(plan: Plan, target: Target, about: dict[str, Any], name: str) -> 
     from tvm_conv3d.deploy.standalone import compile_standalone
 
     prefix = functions.prefix_of(name)
-    exact = None if named(plan.algorithm).exact else make_plan(plan.spec, target, exact=True)
+    exact = None if plan.exact else make_plan(plan.spec, target, exact=True)
     if exact is not None:
         about["exact"] = _about(exact)
     module = compile_standalone(plan, exact, target, prefix)

@@ -13,7 +13,6 @@ import numpy as np
 import tvm
 from tvm import IRModule, tirx
 from tvm.script.ir_builder import IRBuilder
-from tvm.target import Target
 from tvm.tirx import PrimFunc
 from tvm.tirx.script import builder
 
@@ -24,6 +23,7 @@ from tvm_conv3d.engine.algorithms import named
 from tvm_conv3d.engine.artifact import MAIN, check_versions
 from tvm_conv3d.engine.build import object_code
 from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.target.description import Target
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def compile_standalone(plan: Plan, exact: Plan | None, target: Target, prefix: s
         functions = with_fallback(plan.spec, taken[MAIN], packed[MAIN], taken[EXACT], packed[EXACT])
         bodies |= {PACK_MAIN: packing[MAIN][PACK], PACK_EXACT: packing[EXACT][PACK]}
         bodies |= {PACK: _pack(functions, prefix), CONVOLVE: _convolve(functions, prefix)}
-    module = tvm.compile(_module(bodies, prefix), target=target).mod
+    module = tvm.compile(_module(bodies, prefix), target=target.as_tvm()).mod
     script = _module({name: module[MAIN] for name, module in scheduled.items()}).script()
     return Standalone(object_code(module), str(module.inspect_source("asm")), functions, script)
 

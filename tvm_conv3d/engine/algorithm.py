@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 
 class Variant(Protocol):
-    """What changes a TE declaration: a frozen dataclass of the algorithm's own."""
+    """What changes a TE declaration: a frozen dataclass of the algorithm's own, which says whether that is exact."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    exact: ClassVar[bool]
 
     def __hash__(self) -> int: ...
 
@@ -69,6 +70,14 @@ class Chooses(Protocol[V]):
         """How much of each named thing a plan does, by which it is priced."""
 
 
+@runtime_checkable
+class Shrinks(Chooses[V], Protocol[V]):
+    """The same of one whose packed weights may be several times as large as the weights."""
+
+    def smaller(self, spec: CanonicalSpec, traits: Any, /) -> Sequence[tuple[V, dict[str, int]]]:
+        """Variants and decisions, each with fewer packed weights than the one before, and the cheapest of its size."""
+
+
 class Schedules(Protocol[_V_contra]):
     """What a module of `schedules` makes of one algorithm's declaration, for one family of targets."""
 
@@ -105,7 +114,6 @@ class Algorithm(Generic[V]):
         compute: its declaration.
         costs: its choices.
         loops: its design space.
-        exact: it sums the products of the definition, so that NaN and infinity reach exactly their windows.
         phases: it serves results with phases (:mod:`tvm_conv3d.compute.shared.phases`), of transposed convolutions.
         of_weights: it computes gradients of weights, and nothing else; others compute none.
     """
@@ -114,12 +122,16 @@ class Algorithm(Generic[V]):
     family: Family
     variant_type: type[V]
     compute: Declares[V] | Packs[V]
-    costs: Chooses[V]
+    costs: Chooses[V] | Shrinks[V]
     loops: Schedules[V]
     _: KW_ONLY
-    exact: bool = True
     phases: bool = False
     of_weights: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether it sums the products of the definition, so that NaN and infinity reach exactly their windows."""
+        return self.variant_type.exact
 
     def declare(self, spec: Conv3DSpec, variant: V) -> Declaration:
         """The convolution in TE; raises ValueError where the variant does not suit the spec."""
@@ -154,6 +166,18 @@ class Algorithm(Generic[V]):
         canonical = canonicalize(spec)
         return self.costs.variants(canonical, traits) if self._serves(canonical) else []
 
+    def smaller(self, spec: Conv3DSpec, traits: Any) -> Sequence[tuple[V, dict[str, int]]]:
+        """Variants and decisions beside the default's that pack fewer weights, and take longer; most have none."""
+        canonical = canonicalize(spec)
+        if not isinstance(self.costs, Shrinks) or not self._serves(canonical):
+            return ()
+        return self.costs.smaller(canonical, traits)
+
+    def packed_bytes(self, spec: Conv3DSpec, variant: V) -> int:
+        """What the packed weights take; raises ValueError where the variant does not suit the spec."""
+        arguments = self.declare(spec, variant).arguments
+        return sum(argument.size_bytes for argument in arguments if argument.role == "weights")
+
     def cost(self, spec: Conv3DSpec, traits: Any, variant: V, decisions: Mapping[str, int]) -> float:
         """The estimated time of a plan, comparable among the algorithms of one family."""
         amounts = self.costs.amounts(canonicalize(spec), traits, variant, decisions)
@@ -165,7 +189,7 @@ class Algorithm(Generic[V]):
 
     def variant(self, fields: Mapping[str, Any]) -> V:
         """The variant with these fields, lists as tuples, as after JSON; raises TypeError when they are not its own."""
-        return self.variant_type(**{name: _frozen(value) for name, value in fields.items()})
+        return variant_of(self.variant_type, fields)
 
     def _serves(self, spec: CanonicalSpec) -> bool:
         if self.of_weights or spec.origin.direction == WEIGHT_GRADIENT:
@@ -176,6 +200,15 @@ class Algorithm(Generic[V]):
     def _declared(self) -> Callable[[CanonicalSpec, V], Declaration]:
         # asked for twice: what the plan takes of memory, then its loops
         return functools.lru_cache(maxsize=_DECLARATIONS)(self.compute.declare)
+
+
+def variant_of(variant_type: type[V], fields: Mapping[str, Any]) -> V:
+    """The variant of a type with these fields, lists as tuples, as after JSON.
+
+    Raises:
+        TypeError: they are not the type's own.
+    """
+    return variant_type(**{name: _frozen(value) for name, value in fields.items()})
 
 
 def _frozen(value: Any) -> Any:

@@ -6,7 +6,9 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from tvm_conv3d.engine.algorithm import Algorithm
+from tvm_conv3d.compute.cuda import variants as of_gpus
+from tvm_conv3d.compute.llvm import variants as of_cpus
+from tvm_conv3d.engine.algorithm import Algorithm, Variant
 
 
 @functools.cache
@@ -16,6 +18,11 @@ def algorithms(kind: str) -> Mapping[str, Algorithm[Any]]:
         known = ", ".join(_FAMILIES)
         raise ValueError(f"There are no schedules for this kind of target. Received: {kind!r}; supported: {known}")
     return {algorithm.name: algorithm for algorithm in _FAMILIES[kind]()}
+
+
+def variant_types(kind: str) -> Mapping[str, type[Variant]]:
+    """Name of an algorithm -> type of its variants, for a kind of target; needs no TVM."""
+    return _VARIANTS[kind]
 
 
 def named(name: str) -> Algorithm[Any]:
@@ -47,3 +54,5 @@ def _of_gpus() -> tuple[Algorithm[Any], ...]:
 
 #: By kind of target; names are unique among all.
 _FAMILIES = {"llvm": _of_cpus, "cuda": _of_gpus}
+
+_VARIANTS: Mapping[str, Mapping[str, type[Variant]]] = {"llvm": of_cpus.BY_ALGORITHM, "cuda": of_gpus.BY_ALGORITHM}

@@ -5,20 +5,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tvm_conv3d.compute.shared.argument import Function
 from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.workspace import NO_WORKSPACE, Workspace
-
-if TYPE_CHECKING:
-    from tvm.target import Target
+from tvm_conv3d.support import notes
+from tvm_conv3d.target.description import Target
 
 #: Versions that were tested together; others crash or refuse (apache-tvm-ffi 0.1.15 breaks MetaSchedule, say).
 PINNED = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1", "apache-tvm-ffi-orcjit": "0.1.3"}
@@ -73,7 +70,7 @@ def check_versions() -> None:
 
 def artifact_key(plan: Plan, target: Target) -> str:
     """Hash of all that the machine code depends on: spec, plan, target, versions, and the sources that made it."""
-    return key_of({"spec": plan.spec.key(), "plan": plan.describe(), "target": target_text(target)})
+    return key_of({"spec": plan.spec.key(), "plan": plan.describe(), "target": target.text})
 
 
 def packing_key(plan: Plan, main: Function, target: Target) -> str:
@@ -86,18 +83,13 @@ def packing_key(plan: Plan, main: Function, target: Target) -> str:
     """
     packed = [argument.shape for argument in main.of("weights", "bias")]
     identity = {"variant": asdict(plan.variant), "weights": canonicalize(plan.spec).packing_identity, "packed": packed}
-    return key_of({"pack": plan.algorithm, **identity, "target": target_text(target)})
+    return key_of({"pack": plan.algorithm, **identity, "target": target.text})
 
 
 def key_of(identity: Mapping[str, object]) -> str:
     """Hash of `identity`, the versions, and the sources of all that compiles."""
     identity = {**identity, "versions": {**_versions(), "sources": source_hash()}}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def target_text(target: Target) -> str:
-    """The target as one line, equal for equal targets."""
-    return json.dumps(_plain(target.export()), sort_keys=True)
+    return notes.key_of(identity)
 
 
 @functools.cache
@@ -129,12 +121,3 @@ def sources() -> dict[str, Path]:
 @functools.cache
 def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in (*PINNED, "tvm-conv3d")}
-
-
-def _plain(value: object) -> object:
-    """TVM's containers as JSON's."""
-    if isinstance(value, (str, int, float, bool, type(None))):
-        return value
-    if hasattr(value, "items"):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return [str(v) for v in value]  # type: ignore[attr-defined]

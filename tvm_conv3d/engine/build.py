@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 from tvm_conv3d.compute.shared.argument import PACK, Function
 from tvm_conv3d.engine import scheduling, workspace
 from tvm_conv3d.engine.algorithms import named
-from tvm_conv3d.engine.artifact import MAIN, Artifact, check_versions, target_text
+from tvm_conv3d.engine.artifact import MAIN, Artifact, check_versions
 from tvm_conv3d.engine.cuda import toolkit
 from tvm_conv3d.engine.cuda.image import Image
 from tvm_conv3d.engine.cuda.lower import lower
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.workspace import Workspace
 from tvm_conv3d.target.cpu import is_cuda
+from tvm_conv3d.target.description import Target
 
 if TYPE_CHECKING:
     from tvm import IRModule
     from tvm.runtime import Module
-    from tvm.target import Target
 
 
 #: LLVM's level of optimization for the function `pack` alone. Its loops are over vectors as they are declared: at the
@@ -60,7 +60,7 @@ def compile_plan(plan: Plan, target: Target, with_packing: bool = False) -> Arti
     lowered, done = scheduling.lowered(small, target)
     lowered = together(lowered, scheduling.with_small_buffers(beside))
     with tvm.transform.PassContext(disabled_pass=done):
-        code = object_code(tvm.compile(lowered, target=target).mod)
+        code = object_code(tvm.compile(lowered, target=target.as_tvm()).mod)
     return Artifact(_checked(code, plan, target), functions, module.script(), workspace.of_small_buffers(small))
 
 
@@ -74,7 +74,7 @@ def compile_packing(plan: Plan, target: Target) -> Artifact:
     import tvm
 
     pack = scheduling.packing_module(plan)
-    quick = tvm.target.Target({**json.loads(target_text(target)), "opt-level": _PACKING_LEVEL})
+    quick = tvm.target.Target({**json.loads(target.text), "opt-level": _PACKING_LEVEL})
     code = object_code(tvm.compile(pack, target=quick).mod)
     functions = {PACK: Function(scheduling.packing_arguments(pack))}
     return Artifact(_checked(code, plan, target), functions, pack.script())
@@ -100,7 +100,7 @@ def compile_image(module: IRModule, target: Target) -> Image:
         RuntimeError: TVM or the compiler refuses it.
     """
     code = lower(module, target)
-    arch = str(target.attrs["arch"])
+    arch = target.arch
     try:
         cubin = toolkit.compile_cubin(code.source, arch)
     except toolkit.NoCompilerError:

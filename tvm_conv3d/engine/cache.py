@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import warnings
@@ -23,7 +22,7 @@ from tvm_conv3d.compute.shared.argument import Function
 from tvm_conv3d.engine.artifact import Artifact
 from tvm_conv3d.engine.workspace import Workspace
 from tvm_conv3d.support import process
-from tvm_conv3d.support.folders import CACHE_VARIABLE, cache_root
+from tvm_conv3d.support.folders import CACHE_VARIABLE, cache_root, is_private, private_folder
 
 #: Seconds to wait for another process that compiles the same module, before compiling it as well.
 _PATIENCE = 60.0
@@ -40,7 +39,7 @@ def load(key: str, root: Path | None = None) -> Artifact | None:
     """
     folder = _modules(root) / key
     try:
-        if not _is_private(folder.parent):
+        if not is_private(folder.parent):
             return None
         meta = json.loads((folder / _META).read_text())
         code = (folder / _OBJECT).read_bytes()
@@ -81,7 +80,7 @@ def store(key: str, artifact: Artifact, about: dict[str, object], root: Path | N
     }
     meta = {"key": key, "sha256": _digest(artifact.object_code, described), "code": described, "about": about}
     try:
-        modules = _private_folder(_modules(root))
+        modules = private_folder(_modules(root))
         staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=modules))
         try:
             (staging / _OBJECT).write_bytes(artifact.object_code)
@@ -99,7 +98,7 @@ def compiling(key: str) -> Iterator[None]:
     """Lets one process at a time compile `key`; does without where locks don't work or take too long."""
     lock = None
     with contextlib.suppress(OSError, filelock.Timeout):
-        folder = _private_folder(_modules())
+        folder = private_folder(_modules())
         candidate = filelock.FileLock(folder / f".{key}.lock", timeout=_PATIENCE, thread_local=False)
         candidate.acquire()
         lock = candidate
@@ -118,21 +117,6 @@ def _digest(code: bytes, described: object) -> str:
 
 def _modules(root: Path | None = None) -> Path:
     return (root or cache_root()) / "modules"
-
-
-def _private_folder(path: Path) -> Path:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not _is_private(path):
-        raise PermissionError(f"{path} belongs to another user or others may write to it")
-    return path
-
-
-def _is_private(path: Path) -> bool:
-    """Whether nobody else can place code here; machine code from anybody else is not executed."""
-    if not hasattr(os, "getuid"):
-        return True
-    status = path.stat()
-    return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def _replace_folder(staging: Path, folder: Path) -> None:

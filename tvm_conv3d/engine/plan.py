@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -38,6 +39,11 @@ class Plan:
         return self.origin if self.origin == DEFAULT_ORIGIN else f"record of {Path(self.origin).parent.name}"
 
     @property
+    def exact(self) -> bool:
+        """Whether it sums the products of the definition, so that NaN and infinity reach exactly their windows."""
+        return self.variant.exact
+
+    @functools.cached_property
     def error_bound(self) -> float:
         """The relative error (2-norm) to expect of data and weights without structure."""
         return named(self.algorithm).error_bound(self.spec, self.variant)

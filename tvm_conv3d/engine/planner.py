@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tvm_conv3d.engine import cache, records, scheduling, workspace
-from tvm_conv3d.engine.algorithms import algorithms, named
+from tvm_conv3d.engine import cache, kept_plans, records, scheduling, workspace
+from tvm_conv3d.engine.algorithms import algorithms, named, variant_types
 from tvm_conv3d.engine.artifact import artifact_key
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.scheduling import schedule
 from tvm_conv3d.engine.workspace import Workspace
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.target.cpu import is_cuda, thread_count
+from tvm_conv3d.target.description import Target
 from tvm_conv3d.target.resolve import traits_of
-
-if TYPE_CHECKING:
-    from tvm.target import Target
 
 #: Bytes a thread that a plan may take unless the layer says otherwise.
 DEFAULT_LIMIT = 256 << 20
@@ -61,15 +60,32 @@ def make_plan(
     Raises:
         ValueError: no algorithm takes this spec, none within the limit, or `logs` does not exist.
     """
-    known = algorithms(str(target.kind.name))
-    for found in records.find(spec, target, logs):
-        if exact and found.record.algorithm in known and not known[found.record.algorithm].exact:
-            continue
+    fitting = (found for found in records.find(spec, target, logs) if not exact or _may_be_exact(found.record, target))
+    first = next(fitting, None)
+    key = kept_plans.plan_key(spec, target, exact, workspace_limit, first)
+    kept = kept_plans.load(key, spec, target)
+    if kept is not None:
+        return kept
+    rejected = False
+    for found in itertools.chain(() if first is None else (first,), fitting):
         try:
-            return _recorded_plan(spec, target, found.record, str(found.file), workspace_limit)
+            plan = _recorded_plan(spec, target, found.record, str(found.file), workspace_limit)
+            break
         except ValueError as error:
             found.reject(str(error))
-    return default_plan(spec, target, exact, workspace_limit)
+            rejected = True
+    else:
+        plan = default_plan(spec, target, exact, workspace_limit)
+    if not rejected:
+        # else the next process is to say so, too
+        kept_plans.store(key, plan)
+    return plan
+
+
+def _may_be_exact(record: records.Record, target: Target) -> bool:
+    """Whether a record's algorithm sums the products of the definition, or is none that is known."""
+    variants = variant_types(target.kind)
+    return record.algorithm not in variants or variants[record.algorithm].exact
 
 
 def default_plan(spec: Conv3DSpec, target: Target, exact: bool = False, workspace_limit: int = DEFAULT_LIMIT) -> Plan:
@@ -96,13 +112,7 @@ def default_plan(spec: Conv3DSpec, target: Target, exact: bool = False, workspac
 def _default_plans(spec: Conv3DSpec, target: Target, exact: bool) -> Iterator[Plan]:
     """What default plans there are, the first choice first; after the real ones those that take little memory."""
     traits = traits_of(target)
-    found = []
-    for algorithm in algorithms(str(target.kind.name)).values():
-        default = algorithm.default(spec, traits) if algorithm.exact or not exact else None
-        if default is not None:
-            found.append((algorithm.cost(spec, traits, *default), Plan(spec, algorithm.name, *default)))
-    # of equals the more special one
-    defaults = [plan for _, plan in sorted(found, key=lambda priced: priced[0])]
+    defaults = [plan for _, plan in priced_defaults(spec, target, exact)]
     yield from defaults
     for plan in defaults:
         smallest = dict.fromkeys(plan.decisions, 1)
@@ -111,9 +121,25 @@ def _default_plans(spec: Conv3DSpec, target: Target, exact: bool) -> Iterator[Pl
             yield replace(plan, variant=variant, decisions=smallest)
 
 
+def priced_defaults(spec: Conv3DSpec, target: Target, exact: bool = False) -> list[tuple[float, Plan]]:
+    """The default of each algorithm behind its estimated time, the fastest first.
+
+    Args:
+        spec, target, exact: as of :func:`make_plan`.
+    """
+    traits = traits_of(target)
+    found = []
+    for algorithm in algorithms(target.kind).values():
+        default = algorithm.default(spec, traits) if algorithm.exact or not exact else None
+        if default is not None:
+            found.append((algorithm.cost(spec, traits, *default), Plan(spec, algorithm.name, *default)))
+    # of equals the more special one
+    return sorted(found, key=lambda priced: priced[0])
+
+
 def _recorded_plan(spec: Conv3DSpec, target: Target, record: records.Record, origin: str, limit: int) -> Plan:
     """The plan of a record; raises ValueError, saying why, where the record does not fit the present code."""
-    known = algorithms(str(target.kind.name))
+    known = algorithms(target.kind)
     if record.algorithm not in known:
         raise ValueError(f"its algorithm is {record.algorithm!r}, and there are {', '.join(known)}")
     algorithm = known[record.algorithm]

@@ -13,11 +13,11 @@ from tvm_conv3d.engine.algorithms import named
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.target.cpu import is_cuda
+from tvm_conv3d.target.description import Target
 
 if TYPE_CHECKING:
     from tvm import IRModule
     from tvm.s_tir import Schedule
-    from tvm.target import Target
 
 
 def schedule(plan: Plan) -> tuple[Schedule, Decisions]:
@@ -44,7 +44,7 @@ def scheduled_module(plan: Plan, target: Target) -> IRModule:
         ValueError: the plan's algorithm is unknown, or for another kind of target.
     """
     family = named(plan.algorithm).family
-    if family.kind != str(target.kind.name):
+    if family.kind != target.kind:
         raise ValueError(
             f"The algorithm {plan.algorithm!r} is for targets of the kind {family.kind}. Received: target={target}"
         )

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.runtime.interchange import Source
 from tvm_conv3d.runtime.weights import Packed, Weights
 from tvm_conv3d.spec import Conv3DSpec
-
-if TYPE_CHECKING:
-    from tvm.target import Target
+from tvm_conv3d.target.description import Target
 
 C_co = TypeVar("C_co", bound="PreparedCall", covariant=True)
 
 
 class Convolutions(Protocol[C_co]):
     """What a call asks the executor for: packed weights, and other convolutions that its result is put together of."""
+
+    def kept(self, call: PreparedCall, weights: Weights) -> Packed[Any] | None:
+        """The weights in the call's layout, if they are kept in their version."""
 
     def packed(self, call: PreparedCall, weights: Weights) -> Packed[Any]:
         """The weights in the call's layout: kept ones of their version, else packed now."""

@@ -5,16 +5,14 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm_conv3d.runtime.cuda import driver
-from tvm_conv3d.target.cpu import _features, host_target, is_cuda
+from tvm_conv3d.target import answers
+from tvm_conv3d.target.cpu import features_of, host_target, is_cuda
+from tvm_conv3d.target.description import Target
 from tvm_conv3d.target.gpu import cuda_target, gpu_traits, nearest
 from tvm_conv3d.target.resolve import resolve
-
-if TYPE_CHECKING:
-    from tvm.target import Target
-
 
 #: Operating systems by how their names begin in LLVM's triples. Object files of one do not load into another.
 _SYSTEMS = {
@@ -64,17 +62,15 @@ def check_runs_here(target: Target, gpu: int = 0) -> None:
     if is_cuda(target):
         driver.check_runs_here(gpu_traits(target), gpu)
         return
-    from tvm.target import codegen
-
-    host = str(codegen.llvm_get_system_triple())
-    triple = str(target.attrs.get("mtriple", "")) or host
+    host = answers.system_triple()
+    triple = target.triple or host
     # where a triple names no system, the object file is of the usual format, ELF
     system, own = _system(triple) or "linux", _system(host)
     if triple.split("-")[0] != host.split("-")[0] or system != own or triple.endswith("x32"):
         raise ValueError(f"This machine is {host}: it can't run code for {target}. Compile for it, and run it there.")
     missing = sorted(
         feature
-        for feature in _features(target) - _features(host_target(int(target.attrs.get("num-cores", 1))))
+        for feature in features_of(target) - features_of(host_target(target.cores or 1))
         if _INSTRUCTIONS.match(feature)
     )
     if missing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,9 +19,7 @@ from tvm_conv3d.runtime.nonfinite import Operands
 from tvm_conv3d.runtime.reserve import reserve
 from tvm_conv3d.runtime.weights import Packed, Weights
 from tvm_conv3d.spec import Conv3DSpec
-
-if TYPE_CHECKING:
-    from tvm.target import Target
+from tvm_conv3d.target.description import Target
 
 #: What a call of a convolution has at hand, in this order.
 _BOUND = (X, KERNEL, BIAS, RESIDUAL, OUT, FLAGS)

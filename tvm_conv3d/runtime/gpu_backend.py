@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +20,22 @@ from tvm_conv3d.runtime.interchange import Source
 from tvm_conv3d.runtime.loader import Loaded, get_loaded
 from tvm_conv3d.runtime.weights import Packed, Weights
 from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.support import process
 from tvm_conv3d.support.dtypes import numpy_dtype
-
-if TYPE_CHECKING:
-    from tvm.target import Target
+from tvm_conv3d.target.description import Target
 
 #: Weights as kernels take them: blocks of the GPU's memory, by name.
 _Form = Mapping[str, Memory]
+
+#: What does not go into a CUDA graph.
+_FIRST = (
+    "this call would load its kernels or pack its weights first, which a capture does not allow. Call once before the "
+    "capture, with the same shapes and weights"
+)
+_COPY = "`residual` would be copied to the GPU. Copy it there before the capture, by the library of the input"
+
+#: Packed weights that CUDA graphs read whenever they are replayed, for good: nobody tells when a graph is gone.
+_of_graphs: dict[int, Packed[_Form]] = process.keep("gpu_backend: weights of CUDA graphs", {})
 
 
 class GpuBackend:
@@ -85,46 +94,56 @@ class GpuCall:
         A residual operand from elsewhere is copied to the tensor's GPU, and the result waited for. The result is fresh:
         it shares no memory with what is read, as kernels may store results before they have read all of that.
         """
-        spec, library, code = self.plan.spec, arrays.library_of(tensor.value), self._kernels
-        prepared = library.prepare(tensor.value, spec.dtype)
-        x = arrays.expect(prepared, spec.input_shape, spec.dtype, self.device)
+        spec, library, code, device = self.plan.spec, arrays.library_of(tensor.value), self._kernels, self.device
+        x, stream = arrays.prepared(tensor, spec.dtype), library.stream(device)
+        packed = self._packed(weights, stream, convolutions)
         result = library.empty(spec.output_shape, spec.dtype, tensor.value)
-        out = arrays.expect(result, spec.output_shape, spec.dtype, self.device)
-        packed: _Form = convolutions.packed(self, weights).form
-        stream = library.stream(self.device)
-        # of the library, which knows when the stream is done with it
-        kept = {name: library.empty((size,), "uint8", tensor.value) for name, size in code.workspaces.items()}
+        given = {name: memory.address for name, memory in packed.form.items()}
+        given[X], given[OUT] = x.address, library.address(result)
+        if code.scratch:
+            # of the library, which knows when the stream is done with it
+            scratch = library.empty((code.scratch,), "uint8", tensor.value)
+            given |= code.workspaces(library.address(scratch))
         added = None if residual is None else _beside(tensor, residual, spec)
-        given: dict[str, GpuTensor | Memory] = {**packed, X: x, OUT: out}
         if added is not None:
-            given[RESIDUAL] = added
-        given.update((name, arrays.look(workspace)) for name, workspace in kept.items())
-        code(self.device, stream, _addresses(given))
+            given[RESIDUAL] = added.address
+        code(device, stream, given)
         if library.waits or isinstance(added, Memory):
-            driver.get().synchronize(self.device, stream)
+            driver.get().synchronize(device, stream)
         return result
+
+    def _packed(self, weights: Weights, stream: int, convolutions: Convolutions[GpuCall]) -> Packed[_Form]:
+        """The packed weights of a call on a stream, and the kernels loaded.
+
+        Raises:
+            RuntimeError: the stream is being captured into a CUDA graph, and they are not there yet.
+        """
+        packed = convolutions.kept(self, weights)
+        if packed is None or not self._kernels.is_on(self.device):
+            driver.check_not_capturing(self.device, stream, _FIRST)
+            packed = convolutions.packed(self, weights)
+        if driver.get().is_capturing(self.device, stream):
+            _of_graphs[id(packed)] = packed
+        return packed
 
     def _of_array(self, x: np.ndarray, packed: _Form, residual: Source | None) -> np.ndarray:
         """The result for an array in the CPU's memory: it is copied to the GPU, and the result back."""
-        spec, code = self.plan.spec, self._kernels
+        spec, code, device = self.plan.spec, self._kernels, self.device
         out = np.empty(spec.output_shape, x.dtype)
-        memory = {**packed, X: Memory.holding(self.device, x), OUT: Memory(self.device, out.nbytes)}
+        scratch = Memory(device, code.scratch)
+        memory = {**packed, X: Memory.holding(device, x), OUT: Memory(device, out.nbytes)}
         if residual is not None:
             added = interchange.prepare(interchange.host_array(residual), spec.dtype)
-            memory[RESIDUAL] = Memory.holding(self.device, added)
-        memory.update((name, Memory(self.device, size)) for name, size in code.workspaces.items())
-        code(self.device, 0, _addresses(memory))
+            memory[RESIDUAL] = Memory.holding(device, added)
+        addresses = {name: block.address for name, block in memory.items()}
+        code(device, 0, addresses | code.workspaces(scratch.address))
         # on the default stream, as the copy: it waits for the kernels
-        driver.get().download(self.device, out, memory[OUT].address)
+        driver.get().download(device, out, memory[OUT].address)
         return out
 
     @property
     def _kernels(self) -> Kernels:
         return self.loaded.main.code
-
-
-def _addresses(given: Mapping[str, GpuTensor | Memory]) -> dict[str, int]:
-    return {name: block.address for name, block in given.items()}
 
 
 def _beside(tensor: GpuTensor, residual: Source, spec: Conv3DSpec) -> GpuTensor | Memory:
@@ -133,10 +152,14 @@ def _beside(tensor: GpuTensor, residual: Source, spec: Conv3DSpec) -> GpuTensor 
     Returns:
         One of the same library on the same GPU as it lies there, or what its library makes of it; else a copy.
     """
-    library, there = arrays.library_of(tensor.value), residual.gpu
-    if there is not None and there.device == tensor.device and arrays.library_of(there.value).name == library.name:
-        prepared = library.prepare(there.value, spec.dtype)
-        return arrays.expect(prepared, spec.output_shape, spec.dtype, tensor.device)
+    there = residual.gpu
+    if (
+        there is not None
+        and there.device == tensor.device
+        and arrays.library_of(there.value) is arrays.library_of(tensor.value)
+    ):
+        return arrays.prepared(there, spec.dtype)
+    driver.check_not_capturing(tensor.device, arrays.library_of(tensor.value).stream(tensor.device), _COPY)
     copy = Memory.holding(tensor.device, interchange.prepare(interchange.host_array(residual), spec.dtype))
     # streams of libraries do not wait for the default one
     driver.get().synchronize(tensor.device, 0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvm_conv3d.engine import build, cache
-from tvm_conv3d.engine.artifact import Artifact, check_versions, key_of, target_text
+from tvm_conv3d.engine.artifact import Artifact, check_versions, key_of
 from tvm_conv3d.runtime import parallel
 from tvm_conv3d.support import process
 from tvm_conv3d.support.locks import ForkSafeLock
@@ -43,7 +43,7 @@ def get(identity: Mapping[str, object], make_module: Callable[[], IRModule], wit
     Raises:
         RuntimeError: the installed TVM is another version, or can't compile it.
     """
-    identity = {**identity, "target": target_text(host_target(1))}
+    identity = {**identity, "target": host_target(1).text}
     key = key_of(identity)
     found = _modules.get(key)
     if found is None:
@@ -63,7 +63,7 @@ def _compiled(make_module: Callable[[], IRModule], without: Sequence[str]) -> by
 
     def compile_module() -> bytes:
         with tvm.transform.PassContext(disabled_pass=list(without)):
-            return build.object_code(tvm.compile(make_module(), target=host_target(1)).mod)
+            return build.object_code(tvm.compile(make_module(), target=host_target(1).as_tvm()).mod)
 
     with ThreadPoolExecutor(1) as thread:
         try:

@@ -27,6 +27,12 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 #: Axes of (batch, channels, depth, height, width) in the order that puts the channels last, and back.
 _TO_LAST, _TO_FIRST = (0, 2, 3, 4, 1), (0, 4, 1, 2, 3)
 
+#: What does not go into a CUDA graph.
+_TO_HOST = (
+    "a tensor of the GPU's would be copied to the CPU's memory. Take a layer, or weights in the CPU's memory, whose "
+    "packed form the GPU keeps"
+)
+
 #: Alignment in bytes that TensorFlow's kernels count on.
 _TENSORFLOW_ALIGNMENT = 64
 
@@ -63,8 +69,7 @@ def wrap(value: Any) -> Source:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         _check_torch(value, torch)
-        if value.device.type == "cpu":
-            return _torch_source(value, torch)
+        return _torch_source(value, torch) if arrays.number_of(value) is None else _gpu_source(value)
     if arrays.on_gpu(value):
         return _gpu_source(value)
     module = type(value).__module__.partition(".")[0]
@@ -84,16 +89,18 @@ def host_array(source: Source) -> np.ndarray:
 
     Raises:
         TypeError: the tensor on a GPU is of an unknown library.
+        RuntimeError: a CUDA graph is being captured there.
         tvm_conv3d.runtime.cuda.driver.CudaError: the GPU refuses it.
     """
     tensor = source.gpu
     if tensor is None:
         return source.numpy()
-    library = arrays.library_of(tensor.value)
-    prepared = library.prepare(tensor.value, tensor.dtype)
-    driver.get().synchronize(tensor.device, library.stream(tensor.device))
+    stream = arrays.library_of(tensor.value).stream(tensor.device)
+    driver.check_not_capturing(tensor.device, stream, _TO_HOST)
+    prepared = arrays.prepared(tensor, tensor.dtype)
+    driver.get().synchronize(tensor.device, stream)
     array = np.empty(tensor.shape, numpy_dtype(tensor.dtype))
-    driver.get().download(tensor.device, array, arrays.look(prepared).address)
+    driver.get().download(tensor.device, array, prepared.address)
     return array
 
 
@@ -222,22 +229,22 @@ def _gpu_source(value: Any) -> Source:
 
 def _check_torch(tensor: Any, torch: Any) -> None:
     """Refuses torch tensors that no kernel can read."""
-    if tensor.device.type not in ("cpu", "cuda"):
+    if not (tensor.is_cpu or tensor.is_cuda):
         raise ValueError(
             f"The input must be in the memory of the CPU or a CUDA GPU. Received: a torch tensor on {tensor.device}. "
             "Use x.cpu()."
         )
     if tensor.layout != torch.strided:
         raise TypeError(f"The input must be dense. Received: a torch tensor of layout {tensor.layout}.")
-
-
-def _torch_source(tensor: Any, torch: Any) -> Source:
-    threads.torch_is_used()
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         raise TypeError(
             "The input must be a tensor with memory of its own. "
             f"Received: {type(tensor)}, which wraps others (it has a __torch_dispatch__). Unwrap it first."
         )
+
+
+def _torch_source(tensor: Any, torch: Any) -> Source:
+    threads.torch_is_used()
 
     def numpy() -> np.ndarray:
         # a subclass would make each step one of its own

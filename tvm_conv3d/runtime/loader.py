@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm_conv3d.compute.shared.argument import PACK, Function
 from tvm_conv3d.engine import build, cache
-from tvm_conv3d.engine.artifact import MAIN, Artifact, artifact_key, packing_key, target_text
+from tvm_conv3d.engine.artifact import MAIN, Artifact, artifact_key, packing_key
 from tvm_conv3d.engine.cuda.image import Image
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.workspace import Workspace
@@ -17,9 +17,7 @@ from tvm_conv3d.runtime.cuda.kernels import LoadedImage
 from tvm_conv3d.support import process
 from tvm_conv3d.support.locks import ForkSafeLock
 from tvm_conv3d.support.lru import Recent
-
-if TYPE_CHECKING:
-    from tvm.target import Target
+from tvm_conv3d.target.description import Target
 
 #: Kernels that the process keeps loaded without a layer that uses them; of the others the code's memory is freed.
 _MAX_LOADED = 1024
@@ -125,7 +123,7 @@ def _compile(key: str, compile_code: Callable[[], Artifact], about: dict[str, ob
 
 
 def _about(plan: Plan, target: Target) -> dict[str, object]:
-    return {"spec": plan.spec.key(), "plan": plan.describe(), "target": target_text(target)}
+    return {"spec": plan.spec.key(), "plan": plan.describe(), "target": target.text}
 
 
 def link(artifact: Artifact) -> Loaded:

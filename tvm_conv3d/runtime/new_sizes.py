@@ -10,18 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tvm_conv3d.engine.algorithms import named
+from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.runtime import nonfinite
 from tvm_conv3d.spec import NO_PADS, Conv3DSpec
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.target.cpu import cpu_traits, is_cuda
-
-if TYPE_CHECKING:
-    from tvm.target import Target
-
-    from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.target.description import Target
 
 #: Cycles a core that the products of the definition may take in a first call: a third of a second, about what a plan
 #: that is compiled fast saves.
@@ -67,7 +63,7 @@ class NewSizes:
         """Whether a call of `size`, whose `best` plan is not compiled yet, had better take a quick one."""
         if self._known.get(layer) is None or self._best.get(size) is not None:
             return False
-        if named(best.algorithm).exact:
+        if best.exact:
             return False
         if is_cuda(target):
             # compiling takes seconds there, longer than any convolution

@@ -22,7 +22,6 @@ import numpy as np
 
 from tvm_conv3d.compute.shared.canonical import canonicalize, forward_of
 from tvm_conv3d.compute.shared.live_taps import drop_dead_taps
-from tvm_conv3d.engine.algorithms import named
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.runtime import helper_code, interchange, output_pool, threads
 from tvm_conv3d.runtime.weights import Weights
@@ -160,7 +159,7 @@ def sums_are_whole(plan: Plan) -> bool:
     """Whether sums of signs by `plan` tell by rounding whether all terms agree."""
     spec = canonicalize(plan.spec)
     terms = spec.group_channels * math.prod(spec.kernel)
-    return named(plan.algorithm).exact or _WORST * plan.error_bound * terms < 0.5
+    return plan.exact or _WORST * plan.error_bound * terms < 0.5
 
 
 def _split(spec: Conv3DSpec, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

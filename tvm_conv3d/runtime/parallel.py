@@ -8,15 +8,24 @@ shared by all callers, and leaves the work to OpenMP's threads where the program
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tvm_conv3d.engine.artifact import check_versions
+from tvm_conv3d.engine import cache
+from tvm_conv3d.engine.artifact import Artifact, check_versions, key_of
 from tvm_conv3d.engine.build import object_code
 from tvm_conv3d.runtime import threads
 from tvm_conv3d.support import process
 from tvm_conv3d.support.locks import ForkSafeLock
+from tvm_conv3d.target.cpu import host_target
 
 
 class _Pool:
@@ -29,10 +38,10 @@ class _Pool:
 
     def __init__(self) -> None:
         check_versions()
-        module = _load(_compiled("pool.ll"))
+        module, _ = _loaded("pool.ll")
         self._module = process.keep("parallel: workers of the pool", module, module.get_function("forked"))
         self.launch = int(self._module.get_function("start")(ctypes.addressof(threads.SETTINGS)))
-        self.hook = _compiled("hook.ll")
+        _, self.hook = _loaded("hook.ll")
         threads.tell_pool(self._module.get_function("set_count"))
 
     def workers(self) -> int:
@@ -70,16 +79,50 @@ def _pool() -> _Pool:
     return _made[0]
 
 
-def _compiled(name: str) -> bytes:
-    """The object file of LLVM's text beside this module; it takes some hundredths of a second."""
+def _loaded(name: str) -> tuple[Any, bytes]:
+    """The module of LLVM's text beside this one, and its object file: kept on disk, as TVM's compiler makes it."""
+    path = Path(__file__).with_name(name)
+    text = hashlib.sha256(path.read_bytes()).hexdigest()
+    identity: dict[str, object] = {"name": name, "text": text, "target": host_target(1).text}
+    key = key_of(identity)
+    kept = cache.load(key)
+    if kept is not None:
+        # where it does not load, it is compiled anew
+        with contextlib.suppress(RuntimeError, ValueError, AttributeError):
+            return _load(kept.object_code), kept.object_code
+    code = _compiled(path)
+    cache.store(key, Artifact(code, {}, ""), identity)
+    return _load(code), code
+
+
+def _compiled(path: Path) -> bytes:
+    """The object file of LLVM's text; it takes some hundredths of a second, and an import of TVM."""
     import tvm  # noqa: F401  (whose compiler reads LLVM's text)
     import tvm_ffi
 
-    return object_code(tvm_ffi.load_module(str(Path(__file__).with_name(name))))
+    return object_code(tvm_ffi.load_module(str(path)))
 
 
 def _load(*objects: bytes) -> Any:
-    import tvm  # noqa: F401  (its runtime holds the symbols that the code calls)
     import tvm_ffi_orcjit
 
+    _load_runtime()
     return tvm_ffi_orcjit.default_session().load_module(list(objects))
+
+
+@functools.cache
+def _load_runtime() -> None:
+    """Loads TVM's runtime library, which holds the symbols that compiled code calls, as `import tvm` does."""
+    from tvm_ffi.libinfo import load_lib_ctypes
+
+    if "tvm" not in sys.modules:
+        found = importlib.util.find_spec("tvm")
+        folders = [] if found is None or found.origin is None else [Path(found.origin).parent / "lib"]
+        if os.environ.get("TVM_LIBRARY_PATH"):
+            folders.insert(0, Path(os.environ["TVM_LIBRARY_PATH"]))
+        # where it lies elsewhere, TVM finds it
+        with contextlib.suppress(RuntimeError, OSError):
+            load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=folders)
+            return
+    # another thread may be importing it
+    import_module("tvm")

@@ -143,7 +143,8 @@ def _in_torch(value: Any, torch: Any, door: Door) -> _Refusal | None:
             way = "Call it through a function that torch.fx.wrap has registered."
             return _recorded("torch.fx.symbolic_trace", way, TypeError)
         return None
-    if isinstance(value, _loaded("torch._subclasses.fake_tensor", "FakeTensor")):
+    # hot calls feel each question: none of a class is asked of what is of torch's own
+    if type(value) is not torch.Tensor and isinstance(value, _loaded("torch._subclasses.fake_tensor", "FakeTensor")):
         return _recorded("torch.export and whatever else calls it with fake tensors", door.in_torch, TypeError)
     functorch = torch._C._functorch
     if functorch.is_batchedtensor(value):
@@ -151,7 +152,7 @@ def _in_torch(value: Any, torch: Any, door: Door) -> _Refusal | None:
     if functorch.is_gradtrackingtensor(value) or _has_tangent(value):
         why = "computes no gradients, which torch.func.grad, jvp and their kin ask for"
         return _Refusal(RuntimeError, why, "Call it outside of them, with `x.detach()`.")
-    if value.device.type == "meta":
+    if value.is_meta:
         return _Refusal(TypeError, "needs numbers, and a tensor on the device meta has a shape only", door.shapes)
     if torch.jit.is_tracing():
         return _recorded("torch.jit.trace and torch.onnx.export", door.in_torch)

@@ -53,6 +53,30 @@ def cache_root() -> Path:
     return expand(chosen, CACHE_VARIABLE) if chosen else user_cache()
 
 
+def private_folder(path: Path) -> Path:
+    """The folder, made where it is missing.
+
+    Raises:
+        OSError: it can't be made, or is not the user's own.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not is_private(path):
+        raise PermissionError(f"{path} belongs to another user or others may write to it")
+    return path
+
+
+def is_private(path: Path) -> bool:
+    """Whether nobody else can place files here; what lies there is trusted, machine code among it.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    if not hasattr(os, "getuid"):
+        return True
+    status = path.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
 @contextlib.contextmanager
 def empty_root() -> Iterator[None]:
     """An empty folder in the place of :func:`cache_root`, for as long as the context lasts."""

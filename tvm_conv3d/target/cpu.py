@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tvm_conv3d.target import dot_units
+from tvm_conv3d.target import answers, dot_units
+from tvm_conv3d.target.description import Target
 from tvm_conv3d.target.dot_units import DotUnit
-
-if TYPE_CHECKING:
-    from tvm.target import Target
-
 
 #: Bytes of a core's caches where the system does not tell.
 _USUAL_CACHES = {1: 32 << 10, 2: 1 << 20, 3: 16 << 20}
@@ -90,32 +89,41 @@ def host_target(cores: int) -> Target:
     A virtual machine can hide instructions that the CPU's model has: what the system does not report is switched off,
     as executing it would kill the process.
     """
-    from tvm.target import Target, codegen
-
     config: dict[str, Any] = {"kind": "llvm", "num-cores": cores}
-    cpu = str(codegen.llvm_get_system_cpu())
-    if codegen.llvm_is_valid_cpu(cpu, str(codegen.llvm_get_system_triple())):
+    cpu = answers.system_cpu()
+    if answers.is_valid_cpu(cpu, answers.system_triple()):
         config["mcpu"] = cpu
     attributes = []
     flags = _linux_cpu_flags()
     if flags:
-        promised = _features(Target(config))
+        promised = features_of(made_of(config))
         hidden = [f for f, flag in _DECISIVE_FEATURES.items() if f in promised and flag not in flags]
         attributes += [f"-{feature}" for feature in (*hidden, *dot_units.hidden(promised, flags))]
-    attributes += _full_width_attributes(Target(config))
+    attributes += _full_width_attributes(made_of(config))
     if attributes:
         config["mattr"] = attributes
-    return Target(config)
+    return made_of(config)
+
+
+def made_of(config: Mapping[str, Any]) -> Target:
+    """The target that TVM makes of a user's options.
+
+    Raises:
+        ValueError: TVM refuses them; other errors of TVM's own.
+    """
+    # a host may be a target of TVM's
+    text = json.dumps(config, sort_keys=True, default=lambda value: json.loads(Target.of_tvm(value).text))
+    return Target(answers.exported(text))
 
 
 def is_cuda(target: Target) -> bool:
     """Whether code for `target` runs on a GPU."""
-    return str(target.kind.name) == "cuda"
+    return target.kind == "cuda"
 
 
 def cpu_traits(target: Target) -> CpuTraits:
     """Facts of `target`; cache sizes are this machine's when the system tells them."""
-    features = _features(target)
+    features = features_of(target)
     bits, registers = 128, 16
     if "avx512f" in features:
         bits, registers = 512, 32
@@ -126,7 +134,7 @@ def cpu_traits(target: Target) -> CpuTraits:
     caches = {**_USUAL_CACHES, **_linux_caches()}
     cores = thread_count(target)
     l3 = min(caches[3], cores * _MAX_L3_PER_CORE)
-    name = str(target.attrs.get("mcpu", ""))
+    name = target.cpu
     halves = bits == 512 and name in _HALF_WIDTH
     return CpuTraits(bits, registers, cores, caches[1], caches[2], l3, halves, dot_units.units(features), name)
 
@@ -135,18 +143,17 @@ def thread_count(target: Target) -> int:
     """CPU threads that a plan for `target` is made for; one for a GPU."""
     if is_cuda(target):
         return 1
-    return int(target.attrs.get("num-cores", available_cpus()))
+    return available_cpus() if target.cores is None else target.cores
 
 
-def _features(target: Target) -> frozenset[str]:
-    from tvm.target import codegen
-
-    return frozenset(map(str, codegen.llvm_get_cpu_features(target)))
+def features_of(target: Target) -> frozenset[str]:
+    """LLVM's names of what a CPU has."""
+    return frozenset(answers.features(target.text))
 
 
 def _full_width_attributes(target: Target) -> list[str]:
     """LLVM halves 512-bit vectors on Intel servers unless told otherwise, and with them the register tile."""
-    features = _features(target)
+    features = features_of(target)
     return ["-prefer-256-bit"] if "avx512f" in features and "prefer-256-bit" in features else []
 
 

@@ -10,10 +10,9 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tvm.target import Target
+from tvm_conv3d.target.cpu import made_of
+from tvm_conv3d.target.description import Target
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,9 @@ class GpuTraits:
         tensor_teraflops: published dense peak of float16 with float32 sums on tensor cores.
         gigabytes: published memory bandwidth per second.
         card: the usual card.
-        threads_per_block, shared_per_block: limits of a launch; the latter of statically sized shared memory, in bytes.
+        shared_opt_in: bytes of shared memory that a block gets at most, once its kernel asked for them.
+        gigahertz: published boost clock of the usual card.
+        threads_per_block, shared_per_block: limits of a launch; the latter of shared memory that nobody asked for.
         registers: of a multiprocessor, 32 bits each.
     """
 
@@ -42,6 +43,8 @@ class GpuTraits:
     tensor_teraflops: float
     gigabytes: float
     card: str
+    shared_opt_in: int
+    gigahertz: float
     threads_per_block: int = 1024
     shared_per_block: int = 48 << 10
     registers: int = 64 << 10
@@ -59,17 +62,17 @@ class GpuTraits:
 ARCHITECTURES: Mapping[str, GpuTraits] = {
     traits.name: traits
     for traits in (
-        GpuTraits(75, 40, 64 << 10, 1024, 16, 8.1, 65.0, 320, "T4"),
-        GpuTraits(80, 108, 164 << 10, 2048, 32, 19.5, 312.0, 1555, "A100"),
-        GpuTraits(86, 84, 100 << 10, 1536, 16, 38.7, 155.0, 768, "RTX A6000"),
-        GpuTraits(89, 142, 100 << 10, 1536, 24, 91.6, 362.0, 864, "L40S"),
-        GpuTraits(90, 132, 228 << 10, 2048, 32, 66.9, 989.0, 3350, "H100 SXM"),
+        GpuTraits(75, 40, 64 << 10, 1024, 16, 8.1, 65.0, 320, "T4", 64 << 10, 1.59),
+        GpuTraits(80, 108, 164 << 10, 2048, 32, 19.5, 312.0, 1555, "A100", 163 << 10, 1.41),
+        GpuTraits(86, 84, 100 << 10, 1536, 16, 38.7, 155.0, 768, "RTX A6000", 99 << 10, 1.80),
+        GpuTraits(89, 142, 100 << 10, 1536, 24, 91.6, 362.0, 864, "L40S", 99 << 10, 2.52),
+        GpuTraits(90, 132, 228 << 10, 2048, 32, 66.9, 989.0, 3350, "H100 SXM", 227 << 10, 1.98),
     )
 }
 
 
 def cuda_target(arch: str) -> Target:
-    """The TVM target of an architecture, such as "sm_90".
+    """The target of an architecture, such as "sm_90".
 
     Raises:
         ValueError: the architecture is unknown.
@@ -79,8 +82,6 @@ def cuda_target(arch: str) -> Target:
 
 @functools.cache
 def _target_of(traits: GpuTraits) -> Target:
-    from tvm.target import Target
-
     config = {
         "kind": "cuda",
         "arch": traits.name,
@@ -88,9 +89,10 @@ def _target_of(traits: GpuTraits) -> Target:
         "max_num_threads": traits.threads_per_block,
         "max_shared_memory_per_block": traits.shared_per_block,
         "thread_warp_size": 32,
+        # only read for its launches, and never compiled for the user's CPU
+        "host": {"kind": "llvm"},
     }
-    # the host part is only read for its launches, and never compiled for the user's CPU
-    return Target(config, host=Target({"kind": "llvm"}))
+    return made_of(config)
 
 
 def gpu_traits(target: Target) -> GpuTraits:
@@ -99,7 +101,7 @@ def gpu_traits(target: Target) -> GpuTraits:
     Raises:
         ValueError: its architecture is none of those that code is made for.
     """
-    return known(str(target.attrs.get("arch", "")))
+    return known(target.arch)
 
 
 def nearest(capability: int) -> GpuTraits:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm_conv3d.engine import records
 from tvm_conv3d.engine.plan import DEFAULT_ORIGIN
@@ -23,6 +23,7 @@ from tvm_conv3d.runtime.compatibility import check_runs_here, gpu_target, reques
 from tvm_conv3d.runtime.cuda import driver
 from tvm_conv3d.support import roofline
 from tvm_conv3d.target.cpu import available_cpus, is_cuda, thread_count
+from tvm_conv3d.target.description import Target
 from tvm_conv3d.target.gpu import ARCHITECTURES, gpu_traits
 from tvm_conv3d.target.resolve import target_key
 from tvm_conv3d.tuning import show, tasks
@@ -35,9 +36,6 @@ from tvm_conv3d.tuning.measurement_host import MeasurementHost
 from tvm_conv3d.tuning.rpc import RpcMeasurer
 from tvm_conv3d.tuning.search import Options
 from tvm_conv3d.tuning.tasks import Task
-
-if TYPE_CHECKING:
-    from tvm.target import Target
 
 #: What the search needs beside the package's own dependencies.
 PACKAGES = ("xgboost", "psutil", "cloudpickle", "rich")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,42 +14,80 @@ from tvm_conv3d.runtime.cuda import driver
 from tvm_conv3d.runtime.cuda.kernels import Kernels, Memory, pack
 from tvm_conv3d.runtime.loader import Loaded
 
+#: How many times the second-level cache all sets of buffers are that timed calls take turns with: what a call reads and
+#: writes has left the cache when its turn comes again.
+_CACHES = 2.5
 
-@dataclass
+#: Sets of buffers, at most.
+_MAX_SETS = 48
+
+
+@dataclass(eq=False)
 class GpuKernel:
     """Kernels and the memory they are called with, on the first GPU.
 
     Attributes:
         kernels: of the plan.
-        memory: arguments and workspaces, by name.
+        arrays: input, output and whatever else is not packed, by name.
+        weights: packed ones, by name.
     """
 
     kernels: Kernels
-    memory: Mapping[str, Memory]
+    arrays: Mapping[str, np.ndarray]
+    weights: Mapping[str, Memory]
 
     #: There are no flags: what a tile of Winograd's can't compute, its kernel computes directly.
     trusted = True
 
     @classmethod
     def of(cls, loaded: Loaded, arrays: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -> GpuKernel:
-        """With copies of the arguments on the GPU, and the weights packed there.
+        """With the weights packed on the GPU.
 
         Args:
             loaded: the plan's code.
             arrays: input and output, by name.
             weights: as the code's packing takes them, by name.
         """
-        kernels: Kernels = loaded.main.code
-        memory = {name: Memory.holding(0, array) for name, array in arrays.items()}
-        memory.update((name, Memory(0, size)) for name, size in kernels.workspaces.items())
-        memory.update(pack(0, loaded.functions[PACK], weights))
-        return cls(kernels, memory)
+        return cls(loaded.main.code, arrays, pack(0, loaded.functions[PACK], weights))
 
     def __call__(self) -> None:
-        """One call, waited for: the time of the launch is counted, too."""
-        self.kernels(0, 0, {name: memory.address for name, memory in self.memory.items()})
+        """One call, waited for."""
+        self.kernels(0, 0, self._addresses(self._first))
         driver.get().synchronize(0, 0)
 
     def fetch(self, out: np.ndarray) -> None:
         """Brings the last call's result into `out`."""
-        driver.get().download(0, out, self.memory[OUT].address)
+        driver.get().download(0, out, self._first[OUT].address)
+
+    def seconds(self, count: int) -> float:
+        """Seconds of one call, the mean of `count` that are queued between two events.
+
+        Calls take turns with sets of buffers that together outgrow the cache, as calls of a network find it.
+        """
+        sets = [self._addresses(memory) for memory in self._sets]
+        return self.kernels.elapsed(0, [sets[i % len(sets)] for i in range(count)]) / count
+
+    @functools.cached_property
+    def _first(self) -> Mapping[str, Memory]:
+        return self._copied()
+
+    @functools.cached_property
+    def _sets(self) -> list[Mapping[str, Memory]]:
+        size = sum(memory.size for memory in self._first.values())
+        number = math.ceil(_CACHES * driver.device(0).cache / size)
+        return [self._first, *(self._copied() for _ in range(min(number, _MAX_SETS) - 1))]
+
+    @functools.cached_property
+    def _scratch(self) -> Memory:
+        return Memory(0, self.kernels.scratch)
+
+    def _copied(self) -> Mapping[str, Memory]:
+        """The arrays on the GPU; NaN for the output, in which nothing passes for computed."""
+        return {
+            name: Memory.holding(0, np.full_like(array, np.nan) if name == OUT else array)
+            for name, array in self.arrays.items()
+        }
+
+    def _addresses(self, memory: Mapping[str, Memory]) -> dict[str, int]:
+        addresses = {name: block.address for name, block in (*self.weights.items(), *memory.items())}
+        return addresses | self.kernels.workspaces(self._scratch.address)

@@ -10,19 +10,17 @@ from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm_conv3d.engine.algorithms import algorithms
-from tvm_conv3d.engine.artifact import PINNED, source_hash, target_text
+from tvm_conv3d.engine.artifact import PINNED, source_hash
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.support.folders import cache_root
 from tvm_conv3d.target.cpu import thread_count
+from tvm_conv3d.target.description import Target
 from tvm_conv3d.target.resolve import target_key
 from tvm_conv3d.tuning.measurement_host import Trial
-
-if TYPE_CHECKING:
-    from tvm.target import Target
 
 
 def folder_of(target: Target, kind: str = "trials") -> Path:
@@ -41,12 +39,12 @@ class Journal:
     """
 
     def __init__(self, spec: Conv3DSpec, target: Target) -> None:
-        head = {"spec": spec.key(), "target": target_text(target), "source": source_hash()}
+        head = {"spec": spec.key(), "target": target.text, "source": source_hash()}
         self._head = json.dumps({**head, "versions": PINNED}, sort_keys=True)
-        name = sha256(f"{spec.key()} {target_text(target)}".encode()).hexdigest()[:24]
+        name = sha256(f"{spec.key()} {target.text}".encode()).hexdigest()[:24]
         self.path: Path = folder_of(target) / f"{name}.jsonl"
         self.trials: dict[str, Trial] = {}
-        self._spec, self._known = spec, algorithms(str(target.kind.name))
+        self._spec, self._known = spec, algorithms(target.kind)
         self._pending: list[str] = []
         self._warned = False
         self._read()

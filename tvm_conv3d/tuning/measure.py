@@ -25,6 +25,9 @@ from tvm_conv3d.target.cpu import host_target
 from tvm_conv3d.tuning.gpu_kernel import GpuKernel
 from tvm_conv3d.tuning.workers import answer_requests
 
+#: Seconds of one call, the mean of as many as it is told.
+Clock = Callable[[int], float]
+
 #: Seconds of one timed repeat, and repeats, of a kernel that is not slower than that.
 REPEAT_SECONDS = 0.01
 REPEATS = 5
@@ -81,6 +84,10 @@ class Kernel:
 
     def fetch(self, out: np.ndarray) -> None:
         """Brings the last call's result into `out`, which it fills itself on a CPU."""
+
+    def seconds(self, count: int) -> float:
+        """Seconds of one call, the mean of `count`."""
+        return seconds_of(self, count)
 
 
 @dataclass
@@ -218,36 +225,37 @@ def perform(request: Request, bench: Bench) -> list[float]:
     calls = [bench.kernel_of(plan, artifact) for plan, artifact in request.plans]
     if request.action == "error":
         return [bench.error(call) for call in calls]
+    clocks = [call.seconds for call in calls]
     if request.action == "time":
-        return [_timed(call, request.cutoff_seconds) for call in calls]
+        return [_timed(clock, request.cutoff_seconds) for clock in clocks]
     if request.action == "interleaved":
-        return measure_interleaved(calls)
+        return measure_interleaved(clocks)
     raise ValueError(f"`action` must be time, interleaved or error. Received: {request.action!r}")
 
 
-def measure_interleaved(calls: Sequence[Callable[[], None]]) -> list[float]:
+def measure_interleaved(clocks: Sequence[Clock]) -> list[float]:
     """Median seconds of each call, measured in turns: what disturbs the machine disturbs all alike."""
-    first = [_once(call, 1) for call in calls]
+    first = [clock(1) for clock in clocks]
     counts = [max(1, math.ceil(REPEAT_SECONDS / max(seconds, 1e-9))) for seconds in first]
     a_round = sum(count * seconds for count, seconds in zip(counts, first, strict=True))
     rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, round(INTERLEAVED_SECONDS / max(a_round, 1e-9))))
-    turns = [[_once(call, count) for call, count in zip(calls, counts, strict=True)] for _ in range(rounds)]
+    turns = [[clock(count) for clock, count in zip(clocks, counts, strict=True)] for _ in range(rounds)]
     return [statistics.median(times) for times in zip(*turns, strict=True)]
 
 
-def _timed(call: Callable[[], None], cutoff_seconds: float) -> float:
+def _timed(clock: Clock, cutoff_seconds: float) -> float:
     # the first call also fetches code and pages
-    once = min(_once(call, 1) for _ in range(2))
+    once = min(clock(1) for _ in range(2))
     if once > cutoff_seconds:
         return once
     count = max(1, math.ceil(REPEAT_SECONDS / max(once, 1e-9)))
     repeats = REPEATS if once < SLOW_SECONDS else 3
     # what disturbs the machine only ever makes a call slower
-    return min(_once(call, count) for _ in range(repeats))
+    return min(clock(count) for _ in range(repeats))
 
 
-def _once(call: Callable[[], None], count: int) -> float:
-    """Seconds of one call, the mean of `count`."""
+def seconds_of(call: Callable[[], None], count: int) -> float:
+    """Seconds of one call on this machine's threads, the mean of `count`."""
     spent = [0.0]
 
     def loop() -> None:

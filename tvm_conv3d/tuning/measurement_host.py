@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from tvm_conv3d.engine.artifact import Artifact, target_text
+from tvm_conv3d.engine.artifact import Artifact
 from tvm_conv3d.engine.build import compile_plan
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.target.cpu import available_cpus, cpu_name
+from tvm_conv3d.target.description import Target
 from tvm_conv3d.tuning import measure
 from tvm_conv3d.tuning.measure import Request
 from tvm_conv3d.tuning.workers import Serve, Worker, WorkerError, answer_requests, ask_all
-
-if TYPE_CHECKING:
-    from tvm.target import Target
-
 
 #: Machine code that is kept: the best of a search meet again in its final.
 _KEPT_ARTIFACTS = 128
@@ -62,7 +58,7 @@ def serve_builds(connection: Connection) -> None:
 
     def handle(request: tuple[str, Plan, bool]) -> Artifact:
         text, plan, with_packing = request
-        return compile_plan(plan, target_of(text), with_packing)
+        return compile_plan(plan, Target(text), with_packing)
 
     answer_requests(connection, handle)
 
@@ -94,8 +90,8 @@ class MeasurementHost:
         self.target = target
         self.device = device or cpu_name()
         self.limits = limits or Limits()
-        self._text = target_text(target)
-        self._kind = str(target.kind.name)
+        self._text = target.text
+        self._kind = target.kind
         self._builders = [Worker(serve_builds) for _ in range(builders or available_cpus())]
         self._measurer = measurer or Worker(measure.serve)
         self._with_packing = measurer is not None
@@ -194,10 +190,3 @@ class MeasurementHost:
 
 def _name(plan: Plan) -> str:
     return f"{plan.spec.key()} {plan.describe()}"
-
-
-def target_of(text: str) -> Target:
-    """The inverse of :func:`tvm_conv3d.engine.artifact.target_text`."""
-    from tvm.target import Target
-
-    return Target(json.loads(text))

@@ -12,20 +12,17 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from tvm_conv3d.engine.algorithm import Algorithm, Variant
 from tvm_conv3d.engine.algorithms import algorithms
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.target.description import Target
 from tvm_conv3d.target.resolve import traits_of
 from tvm_conv3d.tuning.journal import Journal
 from tvm_conv3d.tuning.measurement_host import MeasurementHost, Trial
 from tvm_conv3d.tuning.space import CostModel, Space
-
-if TYPE_CHECKING:
-    from tvm.target import Target
 
 #: A gain below this is noise.
 GAIN = 0.01
@@ -255,7 +252,7 @@ def contenders_for(spec: Conv3DSpec, target: Target) -> list[Contender]:
     traits = traits_of(target)
     first = default_plan(spec, target)
     by_algorithm = []
-    for algorithm in algorithms(str(target.kind.name)).values():
+    for algorithm in algorithms(target.kind).values():
         found = algorithm.default(spec, traits)
         usual = [] if found is None else [found[0]]
         variants = list(dict.fromkeys([*usual, *algorithm.variants(spec, traits)]))

@@ -6,7 +6,7 @@ import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +14,8 @@ from tvm_conv3d.engine.algorithm import Algorithm, Variant
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.schedules.decisions import Decisions, read_trace
 from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.target.description import Target
 from tvm_conv3d.tuning.measurement_host import Trial
-
-if TYPE_CHECKING:
-    from tvm.target import Target
 
 #: Candidates that the search proposes at a time.
 BATCH = 8
@@ -110,7 +108,7 @@ class Space:
         results = [_result(trial) for trial in trials]
         for candidate, result in zip(candidates, results, strict=True):
             record = TuningRecord(
-                candidate.sch.trace, self._workload, result.run_secs, self._target, candidate.args_info
+                candidate.sch.trace, self._workload, result.run_secs, self._target.as_tvm(), candidate.args_info
             )
             self._database.commit_tuning_record(record)
         self._model.update(self._context, candidates, results)
@@ -137,7 +135,7 @@ class Space:
             # with one thread the order of draws is always the same
             self._context = meta_schedule.TuneContext(
                 self._module,
-                target=self._target,
+                target=self._target.as_tvm(),
                 space_generator=generator,
                 search_strategy=strategy,
                 rand_state=self._seed,

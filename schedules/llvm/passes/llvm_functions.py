@@ -7,9 +7,9 @@ from typing import Any
 
 import tvm_ffi
 from tvm import ir, tirx
-from tvm.target import Target
 
 from tvm_conv3d.target.cpu import CpuTraits, cpu_traits
+from tvm_conv3d.target.description import Target
 
 #: Types of elements for which there are such functions: LLVM's name and the bytes of each.
 TYPES = {"float32": ("float", 4), "float64": ("double", 8)}
@@ -32,7 +32,7 @@ def with_calls(
         names: of the annotations.
         calls: (loop, CPU, name -> text of functions) -> statement; adds the functions that it calls.
     """
-    traits = cpu_traits(Target.current(False))
+    traits = cpu_traits(Target.of_scope())
     texts: dict[str, str] = {}
 
     def on_loop(loop: tirx.For) -> Any:

@@ -8,7 +8,6 @@ before has begun, as do all of :data:`FINISH`: left out, results are wrong.
 from __future__ import annotations
 
 from tvm import IRModule, ir
-from tvm.target import Target
 
 from tvm_conv3d.compute.shared import tiled_output
 from tvm_conv3d.schedules import long_sums
@@ -27,6 +26,7 @@ from tvm_conv3d.schedules.llvm.passes import (
     vectorize_libm,
     vectorize_row_stores,
 )
+from tvm_conv3d.target.description import Target
 
 
 @marks.module_pass("restore_output_layout")
@@ -79,6 +79,6 @@ def finished(module: IRModule) -> IRModule:
 
 def lowered(module: IRModule, target: Target) -> IRModule:
     """The same with small buffers, ready for TVM's compiler; the very module where nothing in it is marked."""
-    with target:
+    with target.as_tvm():
         found = LOWER(module)
     return module if found.same_as(module) else found

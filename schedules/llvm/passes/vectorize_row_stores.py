@@ -12,12 +12,12 @@ from typing import Any
 import tvm_ffi
 from tvm import ir, tirx
 from tvm.s_tir import Schedule
-from tvm.target import Target
 
 from tvm_conv3d.schedules import index_analysis
 from tvm_conv3d.schedules.decisions import LoopRV
 from tvm_conv3d.schedules.llvm.passes import llvm_functions, marks, mask_output_tail
 from tvm_conv3d.target.cpu import CpuTraits, cpu_traits
+from tvm_conv3d.target.description import Target
 
 #: Annotations of a loop along a row: elements of the row's last part, and of the vectors that it is padded to.
 ROWS, PADDED = "tvm_conv3d.last_of_row", "tvm_conv3d.padded_row"
@@ -47,7 +47,7 @@ def mark(sch: Schedule, loop: LoopRV, length: int, padded: int = 0) -> None:
 @marks.function_pass("vectorize_row_stores", ROWS, PADDED)
 def rewrite(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """A function lowered to loops with marked stores by vectors, for the target in whose scope this runs."""
-    traits = cpu_traits(Target.current(False))
+    traits = cpu_traits(Target.of_scope())
 
     def on_loop(loop: tirx.For) -> Any:
         return vectors(loop, traits) if ROWS in loop.annotations else loop

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import subprocess
 import tempfile
@@ -94,15 +93,16 @@ def run(
     with tempfile.TemporaryDirectory(dir=workspace()) as name:
         folder = Path(name)
         offsets = _write(folder / "data", buffers)
-        head = f"data {folder / 'data'} tasks {_TASKS} reverse {int(reverse)} buffers {len(buffers)}"
-        places = [
-            f"{offset} {array.nbytes} {(alignment or {}).get(key, array.itemsize)}"
-            for offset, (key, array) in zip(offsets, buffers.items(), strict=True)
-        ]
         numbers = {key: number for number, key in enumerate(buffers)}
-        lines = [head, *places, *(_line(call, program, numbers) for call in calls)]
-        (folder / "request").write_text("\n".join(lines) + "\n")
-        _execute([str(qemu()), "-cpu", machine.qemu, str(program.path), str(folder / "request")], buffers, timeout)
+        request = [_TASKS, int(reverse), len(buffers), len(calls)]
+        for offset, (key, array) in zip(offsets, buffers.items(), strict=True):
+            request += [offset, array.nbytes, (alignment or {}).get(key, array.itemsize)]
+        for call in calls:
+            request += [program.functions.index(call.function), len(call.arguments)]
+            request += [value for argument in call.arguments for value in _numbers(argument, numbers)]
+        (folder / "request").write_bytes(np.array(request, np.int64).tobytes())
+        files = [str(folder / name) for name in ("request", "data")]
+        _execute([str(qemu()), "-cpu", machine.qemu, str(program.path), *files], buffers, timeout)
         contents = (folder / "data").read_bytes()
     return {
         key: np.frombuffer(contents, array.dtype, array.size, offset).reshape(array.shape).copy()
@@ -134,23 +134,17 @@ def _write(path: Path, buffers: Mapping[str, np.ndarray]) -> list[int]:
     return offsets
 
 
-def _line(call: Call, program: Program, numbers: Mapping[str, int]) -> str:
-    arguments = " ".join(_word(argument, numbers) for argument in call.arguments)
-    return f"call {program.functions.index(call.function)} {len(call.arguments)} {arguments}"
-
-
-def _word(argument: Argument, numbers: Mapping[str, int]) -> str:
+def _numbers(argument: Argument, numbers: Mapping[str, int]) -> list[int]:
+    """An argument as the runner reads it; its kind is the first."""
     match argument:
         case Tensor(buffer, shape, dtype, offset):
             kind, bits = re.fullmatch(r"([a-z]+?)(\d*)", dtype).groups()  # type: ignore[union-attr]
-            extents = " ".join(map(str, shape))
-            return f"tensor {numbers[buffer]} {offset} {_CODES[kind]} {bits or 8} {len(shape)} {extents}"
+            return [0, numbers[buffer], offset, _CODES[kind], int(bits or 8), len(shape), *shape]
         case Pointer(buffer, offset):
-            return f"pointer {numbers[buffer]} {offset}"
+            return [1, numbers[buffer], offset]
         case None:
-            return "null"
+            return [2]
         case int():
-            return f"integer {argument}"
+            return [3, argument]
         case float():
-            # the words of C for what has no digits
-            return f"real {argument.hex() if math.isfinite(argument) else argument}"
+            return [4, int(np.float64(argument).view(np.int64))]

@@ -6,8 +6,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.target import Target
-
+from tvm_conv3d.target.description import Target
 from tvm_conv3d.target.resolve import resolve
 
 #: Threads that plans are made for.

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tvm.target import Target
 
 from arm_on_cpu.execute import Argument, Call, Pointer, Tensor, run
 from arm_on_cpu.machines import Machine
@@ -29,6 +28,7 @@ from tvm_conv3d.runtime import (
 )
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.target import resolve
+from tvm_conv3d.target.description import Target
 
 #: Loaded code of this machine that these keep by what it does, not by its target.
 _KEPT = (

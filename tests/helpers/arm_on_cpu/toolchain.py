@@ -1,4 +1,4 @@
-"""What is needed beside this package: qemu, and zig as compiler, linker and C library for ARM."""
+"""What is needed beside this package: qemu, and zig as compiler and linker for ARM."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from tvm import libinfo
 _RUNNER = Path(__file__).with_name("runner.c")
 _INCLUDES = [f"-I{path}" for path in (tvm_ffi.libinfo.find_include_path(), libinfo.find_include_path())]
 
-# without zig's own checks of C, whose messages would take half a minute more to compile
-_FLAGS = ("--target=aarch64-linux-musl", "-O2", "-fno-sanitize=all")
+# without zig's own checks of C, whose messages take half a minute to compile, and without its C library, which takes
+# another; the compiler's own functions, `exp` among them, take some seconds
+_FLAGS = ("--target=aarch64-linux-none", "-O2", "-fno-sanitize=all", "-ffreestanding", "-nostdlib", "-static")
 _WARNINGS = ("-Wall", "-Wextra", "-Werror")
 
 
@@ -69,7 +70,7 @@ def link(code: bytes, functions: Sequence[str]) -> Program:
     if not path.exists():
         code_file = path.with_suffix(".o")
         code_file.write_bytes(code)
-        zig(*_FLAGS, str(runner(names)), str(code_file), "-o", str(path))
+        zig(*_FLAGS, str(runner(names)), str(code_file), "-lcompiler_rt", "-o", str(path))
     return Program(path, names)
 
 

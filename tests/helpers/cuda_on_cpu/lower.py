@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuda_on_cpu.execute import Launch
 from cuda_on_cpu.rewrite import UnsupportedKernelError
+from tvm_conv3d.target.description import Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +41,7 @@ def lower_module(module: Any, target: Any) -> LoweredModule:
     import tvm
     from tvm.ir.instrument import pass_instrument
 
+    made = target.as_tvm() if isinstance(target, Target) else tvm.target.Target(target)
     split: list[Any] = []
 
     @pass_instrument
@@ -49,7 +51,7 @@ def lower_module(module: Any, target: Any) -> LoweredModule:
                 split.append(captured)
 
     with tvm.transform.PassContext(instruments=[_Capture()], config=_config()):
-        executable = tvm.compile(module, target=tvm.target.Target(target))
+        executable = tvm.compile(module, target=made)
     runtime_module = getattr(executable, "mod", executable)
     if not split or not runtime_module.imports:
         raise UnsupportedKernelError("the function has no kernel: are its loops bound to threads?")

@@ -56,7 +56,7 @@ def test_no_number_is_copied_by_itself() -> None:
     target = resolve(AVX512, 2)
     folded = plan(SPEC, "ppf", (2, 2, 1))
     module = scheduling.lowered_module(scheduling.scheduled_module(folded, target), target)
-    text = str(tvm.compile(module, target=target).mod.inspect_source("asm"))
+    text = str(tvm.compile(module, target=target.as_tvm()).mod.inspect_source("asm"))
     assert re.search(r"vmovups\t.*\{%k\d\} \{z\}", text)
     # a multiplication by the reciprocal of 7 or 21
     assert not re.search(r"imulq\t\$(818089009|613566757|2454267027|-1840700269)", text)

@@ -57,7 +57,7 @@ def assembly(spec: Conv3DSpec, algorithm: str = "direct") -> str:
     target = resolve({"kind": "llvm", "mcpu": "znver4", "mtriple": "x86_64-linux-gnu"}, 2)
     plan = default_plan(spec, target)
     assert plan.algorithm == algorithm
-    return str(tvm.compile(scheduling.scheduled_module(plan, target), target=target).mod.inspect_source("asm"))
+    return str(tvm.compile(scheduling.scheduled_module(plan, target), target=target.as_tvm()).mod.inspect_source("asm"))
 
 
 @pytest.mark.parametrize(("spec", "algorithm"), [(POINTWISE, "direct"), (PLANES, "planes")])

@@ -66,7 +66,7 @@ def test_other_groups_are_not_shuffled() -> None:
 def assembly(module: Any, target: Any) -> str:
     import tvm
 
-    return str(tvm.compile(module, target=target).mod.inspect_source("asm"))
+    return str(tvm.compile(module, target=target.as_tvm()).mod.inspect_source("asm"))
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def module(name: str, lanes: int, dtype: str = "float32") -> tvm.IRModule:
 
 
 def computed(name: str, lanes: int, x: np.ndarray) -> np.ndarray:
-    compiled = tvm.compile(vectorize_libm.rewrite(module(name, lanes)), target=host_target(1))
+    compiled = tvm.compile(vectorize_libm.rewrite(module(name, lanes)), target=host_target(1).as_tvm())
     y = tvm.runtime.tensor(np.zeros(COUNT, np.float32))
     compiled["main"](tvm.runtime.tensor(np.resize(x.astype(np.float32), COUNT)), y)
     return y.numpy()[: x.size]
@@ -76,7 +76,9 @@ def test_every_number_is_near_the_exact_one(name: str, lanes: int) -> None:
 
 @pytest.mark.parametrize("name", EXACT)
 def test_loops_become_vectors(name: str) -> None:
-    text = str(tvm.compile(vectorize_libm.rewrite(module(name, 16)), target=host_target(1)).mod.inspect_source("ll"))
+    text = str(
+        tvm.compile(vectorize_libm.rewrite(module(name, 16)), target=host_target(1).as_tvm()).mod.inspect_source("ll")
+    )
     assert f"@{name}" not in text and "fmul <16 x float>" in text
 
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import te, tirx
 
+from tvm_conv3d.compute.cuda.variants import WindowVariant
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.declaration import Declaration
@@ -30,20 +30,6 @@ from tvm_conv3d.compute.shared.tiled_output import Term, Tiling, term
 from tvm_conv3d.spec import CHANNELS_LAST
 
 Expr = Any  # a TVM expression; its classes are not public names
-
-
-@dataclass(frozen=True)
-class WindowVariant:
-    """What the output is cut into; one TE declaration each.
-
-    Attributes:
-        rows, columns: output positions of one thread.
-        threads: of a block.
-    """
-
-    rows: int
-    columns: int
-    threads: int = 128
 
 
 def declare(spec: CanonicalSpec, variant: WindowVariant) -> Declaration:

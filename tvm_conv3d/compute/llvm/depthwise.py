@@ -11,11 +11,11 @@ Stages: gather, conv, tile, out, as in :mod:`tvm_conv3d.compute.llvm.direct`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import te
 
+from tvm_conv3d.compute.llvm.variants import DepthwiseVariant
 from tvm_conv3d.compute.shared.argument import PACKED_BIAS, PACKED_KERNEL
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.declaration import Declaration
@@ -24,23 +24,6 @@ from tvm_conv3d.compute.shared.packing import Weights
 from tvm_conv3d.compute.shared.residual import Residual
 from tvm_conv3d.compute.shared.stages import error_of_sums, from_tile, in_tile, window_extents, zero_outside
 from tvm_conv3d.spec import CHANNELS_LAST
-
-
-@dataclass(frozen=True)
-class DepthwiseVariant:
-    """What the loops of a depthwise convolution are cut into.
-
-    Attributes:
-        lanes: elements of a row in one vector register.
-        rows: rows of a register tile, one vector wide.
-        vectors: of a row, in one task; where columns are strided, whole positions or a whole row.
-        stream: the result is stored past the caches.
-    """
-
-    lanes: int
-    rows: int
-    vectors: int
-    stream: bool = False
 
 
 def applies(spec: CanonicalSpec) -> bool:

@@ -15,10 +15,10 @@ Filters are padded to whole register tiles in the packed weights only.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from tvm import te
 
+from tvm_conv3d.compute.llvm.variants import DirectVariant
 from tvm_conv3d.compute.shared import phases
 from tvm_conv3d.compute.shared.argument import PACKED_BIAS, PACKED_KERNEL
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
@@ -38,36 +38,6 @@ from tvm_conv3d.compute.shared.stages import (
     zero_padded,
 )
 from tvm_conv3d.spec import CHANNELS_LAST
-
-
-@dataclass(frozen=True)
-class DirectVariant:
-    """What the loops of a direct convolution are cut into; one TE declaration each.
-
-    Attributes:
-        lanes: filters in one vector register.
-        vectors: vector registers of filters in a tile.
-        rows, columns: output positions of a tile.
-        gather: where the padded copy is made: "task" (each task its own part), "root" (all of it, first) or "none"
-            (the input is read as it is: it must have no pads, and tiles must divide the output).
-        order: which loop encloses which: "filters_spatial", "spatial_filters", "filters_parallel", where blocks of
-            filters are tasks of their own, or "strips": as "spatial_filters", with the results of some positions put
-            together in L1 and copied to the output in one run (in channels_last only).
-        unroll_taps: the taps of a row are unrolled beside the tile (pays when channels are few).
-        stream: the result is stored past the caches.
-        interleaved: groups that share vectors, lane by lane, all their filters in one tile
-            (:mod:`tvm_conv3d.compute.shared.filter_packing`).
-    """
-
-    lanes: int
-    vectors: int
-    rows: int
-    columns: int
-    gather: str = "task"
-    order: str = "filters_spatial"
-    unroll_taps: bool = False
-    stream: bool = False
-    interleaved: int = 1
 
 
 def declare(spec: CanonicalSpec, variant: DirectVariant) -> Declaration:

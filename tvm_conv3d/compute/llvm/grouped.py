@@ -11,11 +11,11 @@ Stages: gather, conv, tile or transposed, out, as in :mod:`tvm_conv3d.compute.ll
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import te
 
+from tvm_conv3d.compute.llvm.variants import GroupedVariant
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.declaration import Declaration
@@ -33,26 +33,6 @@ from tvm_conv3d.compute.shared.stages import (
     zero_padded,
 )
 from tvm_conv3d.spec import CHANNELS_LAST
-
-
-@dataclass(frozen=True)
-class GroupedVariant:
-    """What the loops of a grouped convolution are cut into.
-
-    Attributes:
-        lanes: filters in one vector register, of any number of groups.
-        rows, columns: output positions of a register tile.
-        parallel_blocks: blocks of filters are tasks of their own.
-        shuffled: a vector is copied once, and its channels change lanes within their groups in registers.
-        stream: the result is stored past the caches.
-    """
-
-    lanes: int
-    rows: int
-    columns: int
-    parallel_blocks: bool = False
-    stream: bool = False
-    shuffled: bool = False
 
 
 def shuffles(spec: CanonicalSpec, lanes: int) -> bool:

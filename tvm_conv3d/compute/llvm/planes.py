@@ -16,11 +16,11 @@ out       bias, activation and store, narrowed to the user's type
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import te
 
+from tvm_conv3d.compute.llvm.variants import PlanesVariant
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.declaration import Declaration
@@ -32,31 +32,6 @@ from tvm_conv3d.spec import CHANNELS_FIRST, Triple
 
 #: Filters up to which planes are made in channels_last.
 MAX_FILTERS = 4
-
-
-@dataclass(frozen=True)
-class PlanesVariant:
-    """What the loops of a convolution on planes are cut into; one TE declaration each.
-
-    Attributes:
-        lanes: columns in one vector register.
-        vectors: vector registers of a row in a tile.
-        rows: rows of a tile.
-        filters: filters of a tile.
-        gather: whether the rows are copied; else the input is read as it is, where :func:`needs_gather` says that this
-            will do.
-        filters_first: a task computes all its positions of some filters, then of the next; else of one tile of
-            positions all filters.
-        stream: the result is stored past the caches.
-    """
-
-    lanes: int
-    vectors: int
-    rows: int
-    filters: int
-    gather: bool = True
-    filters_first: bool = False
-    stream: bool = False
 
 
 def applies(spec: CanonicalSpec) -> bool:

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import te
 
+from tvm_conv3d.compute.llvm.variants import WeightGradientVariant
 from tvm_conv3d.compute.shared.argument import BIAS_GRADIENT, GRADIENT, OUT
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.declaration import Declaration
@@ -31,33 +31,6 @@ from tvm_conv3d.compute.shared.stages import error_of_sums, window_extents, zero
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
 
 Expr = Any  # a TVM expression; its classes are not public names
-
-
-@dataclass(frozen=True)
-class WeightGradientVariant:
-    """What the loops of a gradient of weights are cut into; one TE declaration each.
-
-    Attributes:
-        lanes: filters in one vector register.
-        vectors: vector registers of filters in a tile.
-        channels: channels of a tile.
-        taps: which taps are in a tile together: "one", those of a "row", or those of a "plane" of height and width.
-        box: output positions along depth, height and width that are summed at once; they divide the output.
-        chunks: sums of boxes that are made apart, so that threads share the positions; it divides the boxes.
-        copy_input, copy_gradient: whether tasks copy what they read; without, it is read as it lies.
-        repeated: vectors are of filters of several groups; the copy of the input holds, lane by lane, the channel of
-            each filter's group.
-    """
-
-    lanes: int
-    vectors: int
-    channels: int
-    taps: str
-    box: Triple
-    chunks: int = 1
-    copy_input: bool = True
-    copy_gradient: bool = True
-    repeated: bool = False
 
 
 def boxes_of(spec: CanonicalSpec, box: Triple) -> Triple:

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import te, tirx
 
+from tvm_conv3d.compute.llvm.variants import WinogradVariant
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import Matrix, transforms
@@ -45,34 +45,6 @@ from tvm_conv3d.compute.shared.winograd_stages import (
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
 
 Expr = Any  # a TVM expression; its classes are not public names
-
-
-@dataclass(frozen=True)
-class WinogradVariant:
-    """What a Winograd convolution is cut into; one TE declaration each.
-
-    Attributes:
-        modes: of depth, height, width, a letter each: "p", "s", "f" or "d".
-        tile: output positions of a tile along each axis; 1 along axes without a transform.
-        block: tiles of a task along each axis.
-        lanes: channels, and filters, in one vector register.
-        vectors: vectors of filters in the product's register tile.
-        columns: tiles in the product's register tile; divides the tiles of a task.
-        stream: the result is stored past the caches.
-        staged: each stage is done for the whole input before the next begins: the weights of a frequency are read once,
-            and the transformed input and the products go through memory.
-        interleaved: groups that share vectors, lane by lane (:mod:`tvm_conv3d.compute.shared.filter_packing`).
-    """
-
-    modes: str
-    tile: Triple
-    block: Triple
-    lanes: int
-    vectors: int
-    columns: int
-    stream: bool = False
-    staged: bool = False
-    interleaved: int = 1
 
 
 def groups_of_part(spec: CanonicalSpec, variant: WinogradVariant) -> Triple:

@@ -22,11 +22,11 @@ flags       the sum of these for a task: Winograd spreads NaN and infinity over 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import te, tirx
 
+from tvm_conv3d.compute.llvm.variants import WinogradRowsVariant
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import transforms
@@ -41,28 +41,6 @@ from tvm_conv3d.compute.shared.winograd_stages import expected_error, index_name
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
 
 Expr = Any  # a TVM expression; its classes are not public names
-
-
-@dataclass(frozen=True)
-class WinogradRowsVariant:
-    """What a Winograd convolution along rows is cut into; one TE declaration each.
-
-    Attributes:
-        tile: output positions of a tile, along the width.
-        block: output depths, output rows and tiles of a row in a task.
-        lanes: filters in one vector register.
-        rows, columns: output rows, and tiles of a row, in the product's register tile; they divide those of a task.
-        parallel_blocks: blocks of filters are tasks of their own.
-        stream: the result is stored past the caches.
-    """
-
-    tile: int
-    block: Triple
-    lanes: int
-    rows: int
-    columns: int
-    parallel_blocks: bool = False
-    stream: bool = False
 
 
 def applies(spec: CanonicalSpec) -> bool:

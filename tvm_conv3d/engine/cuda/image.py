@@ -77,7 +77,12 @@ class Image:
     @property
     def kernels(self) -> list[str]:
         """Names of the kernels of all functions."""
-        return [launch.kernel for function in self.functions.values() for launch in function.launches]
+        return [launch.kernel for launch in self.launches]
+
+    @property
+    def launches(self) -> list[Launch]:
+        """The launches of all functions."""
+        return [launch for function in self.functions.values() for launch in function.launches]
 
     def to_bytes(self) -> bytes:
         """The image as one file."""

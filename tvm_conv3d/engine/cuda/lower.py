@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tvm_conv3d.engine.cuda import toolkit
 from tvm_conv3d.engine.cuda.image import Launch, Launches
 from tvm_conv3d.support.locks import ForkSafeLock
+from tvm_conv3d.target.description import Target
 from tvm_conv3d.target.gpu import GpuTraits, gpu_traits
 
 if TYPE_CHECKING:
     from tvm import IRModule
-    from tvm.target import Target
 
 #: TVM's names of a launch's extents.
 _GRID = ("blockIdx.x", "blockIdx.y", "blockIdx.z")
@@ -43,10 +44,12 @@ class DeviceSource:
         source: CUDA C++.
         functions: what a call of each function launches, by its name; workspaces are what one kernel fills and a later
             one reads.
+        kernels: TVM's module of the kernels, as the source was made of it.
     """
 
     source: str
     functions: Mapping[str, Launches]
+    kernels: IRModule
 
 
 def lower(module: IRModule, target: Target) -> DeviceSource:
@@ -59,8 +62,12 @@ def lower(module: IRModule, target: Target) -> DeviceSource:
     import tvm
     from tvm.tirx.build import split_host_device_mods
 
-    pipeline, _, finalize = tvm.tirx.get_default_tir_pipeline(target)
-    host, devices = split_host_device_mods(pipeline(tvm.tirx.transform.BindTarget(target)(module)))
+    from tvm_conv3d.schedules.cuda.common import REGISTERS
+
+    made = target.as_tvm()
+    pipeline, _, finalize = tvm.tirx.get_default_tir_pipeline(made)
+    with tvm.transform.PassContext(config=options(module)):
+        host, devices = split_host_device_mods(pipeline(tvm.tirx.transform.BindTarget(made)(module)))
     if len(devices) != 1:
         raise RuntimeError(f"A convolution must have kernels for one device. Received: {len(devices)}")
     (device,) = devices.values()
@@ -70,9 +77,39 @@ def lower(module: IRModule, target: Target) -> DeviceSource:
         functions[name] = _launches_of(host[name], [str(parameter.name) for parameter in scheduled.params])
         for launch in functions[name].launches:
             _check_limits(launch, _static_shared(device[launch.kernel]), gpu_traits(target))
+    kernels = finalize()(device)
     with _not_compiling(tvm):
-        code = tvm.get_global_func("target.build.cuda")(finalize()(device), target)
-    return DeviceSource(str(code.inspect_source("cuda")), functions)
+        code = tvm.get_global_func("target.build.cuda")(kernels, made)
+    source = str(code.inspect_source("cuda"))
+    for var, scheduled in module.functions.items():
+        if REGISTERS in scheduled.attrs:
+            names = [launch.kernel for launch in functions[str(var.name_hint)].launches]
+            source = toolkit.with_registers(source, names, int(scheduled.attrs[REGISTERS]))
+    return DeviceSource(source, functions, kernels)
+
+
+def options(module: IRModule) -> dict[str, Any]:
+    """TVM's options for lowering scheduled functions."""
+    import tvm_ffi
+    from tvm.s_tir import SBlock
+    from tvm.tirx import For
+
+    from tvm_conv3d.schedules.cuda.common import PIPELINED
+
+    found: dict[str, Any] = {}
+
+    def note_arrays(block: SBlock) -> None:
+        if any(buffer.scope() == "shared.dyn" for buffer in block.alloc_buffers):
+            # this pass would let arrays of two types share memory, and a later one refuse that; yet another merges them
+            found["tirx.disable_storage_rewrite"] = True
+
+    def note_copies(loop: For) -> None:
+        if PIPELINED in loop.annotations:
+            found["tirx.use_async_copy"] = True
+
+    for function in module.functions.values():
+        tvm_ffi.structural_walk(function.body, ((SBlock, note_arrays), (For, note_copies)))
+    return found
 
 
 def _launches_of(host: Any, parameters: Sequence[str]) -> Launches:
@@ -88,12 +125,13 @@ def _check_limits(launch: Launch, static: int, traits: GpuTraits) -> None:
     Raises:
         RuntimeError: the launch is too large for the architecture.
     """
-    shared = static + launch.shared
-    if shared > traits.shared_per_block:
-        raise RuntimeError(
-            f"{launch.kernel} needs {shared} bytes of shared memory for a block, and {traits.name} gives "
-            f"{traits.shared_per_block}: take smaller tiles."
-        )
+    # only what is sized at launch can be asked for
+    for shared, most in ((static, traits.shared_per_block), (static + launch.shared, traits.shared_opt_in)):
+        if shared > most:
+            raise RuntimeError(
+                f"{launch.kernel} needs {shared} bytes of shared memory for a block, and {traits.name} gives {most}: "
+                "take smaller tiles."
+            )
     threads = math.prod(launch.block)
     if threads > traits.threads_per_block or launch.block[2] > _MAX_ALONG_Z:
         raise RuntimeError(

@@ -14,7 +14,8 @@ from pathlib import Path
 from tvm_conv3d.engine.cuda import nvrtc, places
 from tvm_conv3d.engine.cuda.nvrtc import find_nvrtc
 
-#: Registers of a thread, at most. Without this bound ptxas aims at fuller multiprocessors, and some kernels spill.
+#: Registers of a thread, at most, where a plan does not say. Without this bound ptxas aims at fuller multiprocessors,
+#: and some kernels spill; launch bounds in its place make it take all registers that it may have.
 _REGISTERS = "--maxrregcount=128"
 
 #: Registers that a thread of a spilling kernel is granted in turn, by the blocks that must fit: ptxas may aim at fuller
@@ -28,6 +29,9 @@ _ALL_REGISTERS = 64 << 10
 _TALK = "--ptxas-options=-v"
 
 _SPILLS = r"(\d+) bytes spill (?:stores|loads)"
+
+#: A kernel whose bounds name no blocks.
+_UNBOUNDED = re.compile(r"__launch_bounds__\(\d+\) (\w+)\(")
 
 _KERNEL = re.compile(r"Compiling entry function '(\w+)'")
 
@@ -120,12 +124,15 @@ def _compiler(arch: str) -> _Compiler:
 
 def _without_spills(compiler: _Compiler, source: str) -> tuple[bytes, str]:
     """Machine code and ptxas's report, of the first attempt in which no kernel spills, else of the usual one."""
+    if not _UNBOUNDED.search(source):
+        # a plan says what its kernels may have
+        return compiler(source, (_TALK,))
     usual = found = compiler(source, (_REGISTERS, _TALK))
     for most in _GRANTED:
         spilling = _spilling(found[1])
         if not spilling:
             return found
-        before, source = source, _with_registers(source, spilling, most)
+        before, source = source, with_registers(source, spilling, most)
         if source != before:
             found = compiler(source, (_REGISTERS, _TALK))
     return usual if _spilling(found[1]) else found
@@ -136,13 +143,15 @@ def _spilling(text: str) -> list[str]:
     return [name for name, resources in _measured(text).items() if resources.spills]
 
 
-def _with_registers(source: str, kernels: Sequence[str], most: int) -> str:
+def with_registers(source: str, kernels: Sequence[str], most: int) -> str:
     """`source` with launch bounds by which these kernels have up to `most` registers for a thread."""
 
     def bounds(match: re.Match[str]) -> str:
         threads = int(match[1])
         return f"__launch_bounds__({threads}, {max(1, _ALL_REGISTERS // (threads * most))}) {match[2]}("
 
+    if not kernels:
+        return source
     return re.sub(rf"__launch_bounds__\((\d+)(?:, \d+)?\) ({'|'.join(kernels)})\(", bounds, source)
 
 

@@ -28,7 +28,6 @@ ALGORITHMS = (
         winograd_gemm,
         winograd_costs,
         winograd_loops,
-        exact=False,
     ),
     Algorithm("tensor_gemm", FAMILY, tensor_gemm.TensorVariant, tensor_gemm, tensor_costs, tensor_loops, phases=True),
     Algorithm("gemm", FAMILY, implicit_gemm.GemmVariant, implicit_gemm, gemm_costs, gemm_loops, phases=True),

@@ -27,7 +27,7 @@ FAMILY = Family(kind="llvm", packing=packing.scheduled, finished=pipeline.finish
 #: Of equal estimates the first is taken.
 # of no declared type: that would be of any variant, where mypy now holds an algorithm's parts to its own
 ALGORITHMS = (
-    Algorithm("winograd", FAMILY, winograd.WinogradVariant, winograd, winograd_costs, winograd_loops, exact=False),
+    Algorithm("winograd", FAMILY, winograd.WinogradVariant, winograd, winograd_costs, winograd_loops),
     Algorithm(
         "winograd_rows",
         FAMILY,
@@ -35,7 +35,6 @@ ALGORITHMS = (
         winograd_rows,
         winograd_rows_costs,
         winograd_rows_loops,
-        exact=False,
     ),
     Algorithm("planes", FAMILY, planes.PlanesVariant, planes, planes_costs, planes_loops),
     Algorithm("depthwise", FAMILY, depthwise.DepthwiseVariant, depthwise, depthwise_costs, depthwise_loops),

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tvm_conv3d.schedules as schedules
 from tvm_conv3d.engine.records.record import Key, Record
@@ -16,10 +15,8 @@ from tvm_conv3d.engine.records.store import FILE_NAME, RecordFile, RecordWarning
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.support import folders, process
 from tvm_conv3d.target.cpu import thread_count
+from tvm_conv3d.target.description import Target
 from tvm_conv3d.target.resolve import instruction_set, target_key
-
-if TYPE_CHECKING:
-    from tvm.target import Target
 
 #: Names a folder of logs that is asked before the user's own.
 LOGS_VARIABLE = "TVM_CONV3D_LOGS"

@@ -1,0 +1,156 @@
+"""Bank conflicts and sectors: counted right, and few in the schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cuda_checks import default_plans
+from cuda_kernels import matmul, transpose
+from tvm_conv3d.diagnostics.cuda_accesses import Access, accesses_of, average, sectors, wavefronts
+from tvm_conv3d.engine.artifact import MAIN
+from tvm_conv3d.engine.cuda.lower import DeviceSource, lower
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.scheduling import scheduled_module
+from tvm_conv3d.reference.layers import read_csv
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.target.resolve import resolve
+
+LAYERS = Path(__file__).parents[2] / "scripts" / "layers.csv"
+
+TARGET = "cuda:sm_80"
+
+
+def layer(name: str, dtype: str = "float32") -> Conv3DSpec:
+    return next(replace(layer.spec, dtype=dtype) for layer in read_csv(LAYERS) if layer.name == name)
+
+
+def accesses(code: DeviceSource) -> list[Access]:
+    launches = [launch for function in code.functions.values() for launch in function.launches]
+    return [a for one in launches for a in accesses_of(one.kernel, code.kernels[one.kernel], one.grid, one.block)]
+
+
+def of_plan(plan: Plan) -> list[Access]:
+    target = resolve(TARGET, 1)
+    code = lower(scheduled_module(plan, target), target)
+    assert code.functions.keys() == {MAIN}
+    return accesses(code)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "width", "expected"),
+    [
+        ([4 * lane for lane in range(32)], 4, (1, 1)),
+        ([512 * lane for lane in range(32)], 4, (32, 1)),
+        ([512 * (lane % 16) + 4 * (lane // 16) for lane in range(32)], 4, (16, 1)),
+        ([4 * 33 * lane for lane in range(32)], 4, (1, 1)),
+        # one word for all is broadcast
+        ([64] * 32, 4, (1, 1)),
+        ([16 * lane for lane in range(32)], 16, (4, 4)),
+        ([80 * lane for lane in range(32)], 16, (4, 4)),
+        ([2 * lane for lane in range(32)], 2, (1, 1)),
+        ([8 * lane for lane in range(32)], 8, (2, 2)),
+        ([16 * lane for lane in range(32)], 8, (4, 2)),
+    ],
+)
+def test_wavefronts(addresses: Sequence[int], width: int, expected: tuple[int, int]) -> None:
+    """By the rules of CUDA's programming guide, counted by hand."""
+    assert wavefronts(addresses, width) == expected
+
+
+@pytest.mark.parametrize(
+    ("addresses", "width", "expected"),
+    [
+        ([4 * lane for lane in range(32)], 4, (4, 4)),
+        ([4 * lane + 4 for lane in range(32)], 4, (5, 4)),
+        ([128 * lane for lane in range(32)], 4, (32, 4)),
+        ([0] * 32, 4, (1, 1)),
+        ([16 * lane for lane in range(32)], 16, (16, 16)),
+        ([-4 + 4 * lane for lane in range(32)], 4, (5, 4)),
+    ],
+)
+def test_sectors(addresses: Sequence[int], width: int, expected: tuple[int, int]) -> None:
+    assert sectors(addresses, width) == expected
+
+
+def test_accesses_of_small_kernels() -> None:
+    """A transpose whose loads are apart, and a product whose tiles are brought in vectors of four."""
+    target = resolve(TARGET, 1)
+    turned = {a.kind: a for a in accesses(lower(transpose((8, 6, 8)), target))}
+    # 4 x 3 x 2 threads along x, y, z: those of x read 48 elements apart, those of y 8, those of z 1
+    assert (turned["load"].found, turned["load"].least) == (12, 3)
+    assert (turned["store"].found, turned["store"].bytes) == (6, 4)
+    product = accesses(lower(matmul("float32"), target))
+    brought = [a for a in product if a.space == "shared" and a.kind == "store"]
+    assert [a.bytes for a in brought] == [16, 16]
+    assert average(product, "global") is not None
+    assert average([], "global") is None
+
+
+@pytest.mark.parametrize("name", ["ansor_c3d_0", "c3dnet_conv1a", "kerasio_ct_1", "i3d_4f_b0_1x1x1", "nnunet_s5"])
+def test_gathered_rows_begin_in_different_banks(name: str) -> None:
+    """Channels that are read singly, and vectors of them: neighbouring threads store to neighbouring rows."""
+    (plan,) = default_plans([layer(name)], TARGET)
+    assert plan.algorithm == "gemm"
+    shared = [a for a in of_plan(plan) if a.space == "shared"]
+    assert {a.buffer for a in shared} == {"gather_shared", "kernel_shared"}
+    assert all(a.found <= 2 * a.least for a in shared), shared
+
+
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+@pytest.mark.parametrize("name", ["nnunet_s2", "ansor_c3d_1", "nnunet_s5"])
+def test_tensor_cores_results_leave_in_wide_stores(name: str, data_format: str) -> None:
+    """Outputs and sums of parts 16 bytes a thread, rows of the sums in different banks."""
+    (plan,) = default_plans([replace(layer(name, "float16"), data_format=data_format)], TARGET)
+    assert plan.algorithm == "tensor_gemm"
+    found = of_plan(plan)
+    stores = {a.buffer: a.bytes for a in found if a.kind == "store" and a.buffer in ("partial", "out")}
+    assert stores == ({"out": 16} if plan.variant.parts == 1 else {"partial": 16, "out": 8})
+    sums = [a for a in found if a.buffer.startswith("product")]
+    assert {a.kind for a in sums} == {"load", "store"}
+    assert all(a.found == a.least for a in sums if a.kind == "store"), sums
+    assert all(a.found <= 2 * a.least for a in sums), sums
+
+
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+def test_tensor_cores_factors_are_free_of_conflicts(data_format: str) -> None:
+    """Whether copied asynchronously or by way of registers, in 16 bytes a thread; channels_first is turned before."""
+    (plan,) = default_plans([replace(layer("nnunet_s2", "float16"), data_format=data_format)], TARGET)
+    for stages in (1, plan.variant.stages):
+        found = of_plan(replace(plan, variant=replace(plan.variant, stages=stages)))
+        factors = [a for a in found if a.buffer in ("gather_shared.dyn", "kernel_shared.dyn")]
+        assert len(factors) >= 4
+        assert all(a.found == a.least and a.bytes == 16 for a in factors), factors
+        read = [a for a in found if a.space == "global" and a.kind == "load" and a.buffer in ("x", "turned")]
+        assert {a.bytes for a in read if a.requests > 100} == {16}
+        assert all(a.found == a.least for a in read), read
+
+
+def test_inputs_are_turned_in_whole_sectors() -> None:
+    (plan,) = default_plans([replace(layer("nnunet_s2", "float16"), data_format=CHANNELS_FIRST)], TARGET)
+    assert plan.variant.turned
+    turning = [a for a in of_plan(plan) if a.kernel == "main_kernel"]
+    assert {(a.buffer, a.kind) for a in turning} >= {("x", "load"), ("turned", "store")}
+    assert all(a.found <= a.least * (2 if a.space == "shared" else 1) for a in turning), turning
+
+
+def test_winograds_sums_and_results_move_in_whole_sectors_in_channels_first() -> None:
+    (plan,) = default_plans([replace(layer("nnunet_s2"), data_format=CHANNELS_FIRST)], TARGET)
+    assert plan.algorithm == "winograd_gemm" and plan.spec.size[2] % plan.variant.tile[2] == 0
+    moved = [a for a in of_plan(plan) if a.buffer in ("sums", "out")]
+    assert {(a.buffer, a.kind) for a in moved} == {("sums", "store"), ("sums", "load"), ("out", "store")}
+    assert all(a.found == a.least for a in moved), moved
+    assert {a.bytes for a in moved if a.buffer == "out"} == {16}
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("float32", 16), ("float16", 8), ("bfloat16", 8)])
+def test_windows_read_the_channels_of_a_group_at_once(dtype: str, width: int) -> None:
+    """Four, in channels_last: each sector is asked for once, by threads whose groups are neighbours."""
+    (plan,) = default_plans([layer("resnext3d_g32_a", dtype)], TARGET)
+    assert plan.algorithm == "window"
+    loads = [a for a in of_plan(plan) if a.buffer == "x"]
+    assert {a.bytes for a in loads} == {width}
+    assert all(a.found == a.least for a in loads), loads

@@ -1,0 +1,98 @@
+"""What one warp asks of shared and global memory: bank conflicts and sectors, read from a kernel's index expressions.
+
+A shared-memory request takes a wavefront for each 128 bytes at best, and one more for each further word that lanes ask
+of the same bank. A global one moves sectors of 32 bytes (CUDA C++ Best Practices Guide, "Device Memory Accesses" and
+"Shared Memory"; the names are Nsight Compute's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm_conv3d.diagnostics.cuda_lanes import WARP, Lanes, Request
+
+#: Bytes of a bank's word, banks, bytes of a sector.
+_WORD, _BANKS, _SECTOR = 4, 32, 32
+
+
+@dataclass(frozen=True)
+class Access:
+    """One place in a kernel where memory is read or written.
+
+    Attributes:
+        kernel: its name.
+        space: "shared" or "global".
+        kind: "load" or "store".
+        buffer: its name.
+        bytes: of one lane.
+        requests: of a warp that runs the whole kernel.
+        found: wavefronts of a request in shared memory, sectors of one in global memory.
+        least: the same if lanes asked for the same bytes side by side.
+    """
+
+    kernel: str
+    space: str
+    kind: str
+    buffer: str
+    bytes: int
+    requests: int
+    found: int
+    least: int
+
+
+def accesses_of(kernel: str, function: Any, grid: Sequence[int], block: Sequence[int]) -> list[Access]:
+    """The accesses of a device function, such as :func:`tvm_conv3d.engine.cuda.lower.device_functions` gives.
+
+    Args:
+        kernel: its name.
+        function: the PrimFunc.
+        grid: blocks along each axis.
+        block: threads of a block along each axis.
+    """
+    return [_judged(kernel, request) for request in Lanes(grid, block).requests(function.body)]
+
+
+def average(accesses: Iterable[Access], space: str) -> tuple[float, float] | None:
+    """Found and least of a request in this space, over all requests; None where there is none."""
+    some = [access for access in accesses if access.space == space]
+    requests = sum(access.requests for access in some)
+    if not requests:
+        return None
+    found, least = (sum(getattr(a, name) * a.requests for a in some) / requests for name in ("found", "least"))
+    return found, least
+
+
+def wavefronts(addresses: Sequence[int], width: int) -> tuple[int, int]:
+    """Wavefronts of a shared-memory request, and the least for as many distinct bytes.
+
+    Args:
+        addresses: in bytes, of the lanes.
+        width: bytes of each. As many lanes are served together as fill 128 bytes.
+    """
+    together = WARP * _WORD // max(_WORD, width)
+    found = least = 0
+    for start in range(0, len(addresses), together):
+        words = {
+            address // _WORD + word
+            for address in addresses[start : start + together]
+            for word in range(max(1, width // _WORD))
+        }
+        banks = [word % _BANKS for word in words]
+        found += max(banks.count(bank) for bank in set(banks))
+        least += -(-len(words) // _BANKS)
+    return found, least
+
+
+def sectors(addresses: Sequence[int], width: int) -> tuple[int, int]:
+    """Sectors of a global-memory request, and the least for as many distinct bytes; see :func:`wavefronts`."""
+    moved = {address + byte for address in addresses for byte in range(width)}
+    return len({byte // _SECTOR for byte in moved}), -(-len(moved) // _SECTOR)
+
+
+def _judged(kernel: str, request: Request) -> Access:
+    count = wavefronts if request.space == "shared" else sectors
+    found, least = count(request.addresses, request.bytes)
+    place = (kernel, request.space, request.kind, request.buffer)
+    return Access(*place, request.bytes, request.count, found, least)
