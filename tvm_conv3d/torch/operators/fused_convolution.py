@@ -16,7 +16,7 @@ from tvm_conv3d.torch.operators import gradients
 from tvm_conv3d.torch.operators.composition import Epilogue, composed, in_channels_last
 from tvm_conv3d.torch.operators.convolution import CONVOLUTION, cast
 from tvm_conv3d.torch.operators.cpu_fused_convolution import fused_convolution_of
-from tvm_conv3d.torch.operators.geometry import Geometry, in_torch
+from tvm_conv3d.torch.operators.geometry import Geometry, in_torch, split_geometry
 from tvm_conv3d.torch.operators.training import RELU_GRADIENT
 
 _NAME = "fused_convolution"
@@ -24,13 +24,13 @@ _LIBRARY = torch.library.Library("tvm_conv3d", "FRAGMENT")
 _LIBRARY.define(
     f"{_NAME}(Tensor input, Tensor weight, Tensor? bias, Tensor?[] batch_norm, float epsilon, Tensor? residual, "
     "Tensor? slope, str[] post_ops, int[] stride, int[] padding, int[] dilation, bool transposed, "
-    "int[] output_padding, int groups) -> Tensor",
+    "int[] output_padding, int groups, int? packed_limit=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 #: The operator: `post_ops(batch_norm(convolution(input) + bias))`. Behind `bias` its arguments are those of
 #: :class:`tvm_conv3d.torch.operators.composition.Epilogue`, then those of `aten::convolution`, but that six numbers of
-#: `padding` are those before and after each axis.
+#: `padding` are those before and after each axis; and bytes that packed weights may take, where they are packed.
 FUSED_CONVOLUTION = torch.ops.tvm_conv3d.fused_convolution.default
 
 #: How many of the operator's arguments, from the fourth on, are the epilogue's.
@@ -41,8 +41,8 @@ _RELU = Epilogue([], 0.0, None, None, ["relu"])
 
 
 def split_arguments(arguments: Sequence[Any]) -> tuple[Epilogue, Geometry]:
-    """All arguments behind the bias."""
-    return Epilogue(*arguments[:_EPILOGUE]), Geometry(*arguments[_EPILOGUE:])
+    """All arguments behind the bias that decide the result's values."""
+    return Epilogue(*arguments[:_EPILOGUE]), split_geometry(arguments[_EPILOGUE:])[0]
 
 
 class _WithReLU(torch.autograd.Function):
