@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402  (needs torch)
 
 import tvm_conv3d.torch as ours  # noqa: E402
-from tvm_conv3d.runtime import output_pool  # noqa: E402
-from tvm_conv3d.torch.graph import replay  # noqa: E402
+from tvm_conv3d.runtime import kept_weights, output_pool  # noqa: E402
+from tvm_conv3d.torch.graph import ahead, replay, rewriting  # noqa: E402
 
 
 def test_inference_does_not_load_torchs_compiler() -> None:
@@ -61,6 +61,17 @@ def test_results_are_compared_part_by_part() -> None:
     assert "relative error of" in (replay.agrees([result], [wanted], []) or "")
 
 
+def test_results_are_looked_at_part_by_part() -> None:
+    wanted = torch.zeros(1, 64, 128, 128, 4).permute(0, 4, 1, 2, 3)
+    with Largest() as largest:
+        assert not replay.tells([wanted])
+        wanted[0, -1, -1, -1, -1] = torch.inf
+        assert not replay.tells([wanted])
+        wanted[0, 0, 0, 0, 0] = 1.0
+        assert replay.tells([wanted])
+    assert 0 < largest.nbytes < wanted.nbytes / 4
+
+
 LAYERS = 6
 
 
@@ -83,6 +94,73 @@ def test_values_die_behind_their_last_reader(monkeypatch: pytest.MonkeyPatch) ->
     assert 2 * x.nbytes <= max(store._highest) < 4 * x.nbytes
     assert store.kept() < 4 * x.nbytes
     assert store._used == 0
+
+
+def test_results_in_torchs_order_lie_where_volumes_lay(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = output_pool._Store()
+    monkeypatch.setattr(output_pool, "_store", store)
+    network, x = chain(), torch.randn(1, 8, 32, 32, 32)
+    with torch.inference_mode():
+        network(x)
+        kept = store.kept()
+        result = network(x)
+        assert result.is_contiguous()
+        assert store.kept() + result.nbytes == kept
+        again = network(x)
+        assert torch.equal(result, again)
+        assert result.data_ptr() != again.data_ptr()
+        place = result.data_ptr()
+        del result
+        assert network(x).data_ptr() == place
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("edge", [4, 40])
+def test_results_in_torchs_order_are_copies(edge: int, dtype: Any) -> None:
+    values = torch.randn(2, 8, edge, edge, edge).to(dtype)
+    last = values.contiguous(memory_format=torch.channels_last_3d)
+    result = rewriting.laid_out(last, values.stride())
+    assert result.stride() == values.stride()
+    assert torch.equal(result, values)
+    assert rewriting.laid_out(last, last.stride()) is last
+
+
+def test_weights_are_packed_before_there_are_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [torch.nn.Conv3d(8, 8, 3, padding=1) for _ in range(LAYERS)]
+    network = torch.nn.Sequential(*layers, torch.nn.BatchNorm3d(8))
+    x = torch.randn(1, 8, 16, 16, 16)
+    # few convolutions are compiled by their calls
+    ours.accelerate(network.eval(), x)
+    fast = ours.accelerate(network)
+    store = kept_weights.Store()
+    for module in (kept_weights, ahead):
+        monkeypatch.setattr(module, "STORE", store)
+    found = []
+    compiled = replay.compiled
+
+    def noted(graph: Any) -> Any:
+        found.append((len(store), store.nbytes))
+        return compiled(graph)
+
+    monkeypatch.setattr(replay, "compiled", noted)
+    with torch.inference_mode():
+        wanted = network(x)
+        for _ in range(2):
+            torch.testing.assert_close(fast(x), wanted, rtol=1e-4, atol=1e-5)
+    assert found == [(LAYERS, store.nbytes)]
+    assert store.nbytes > 0
+
+
+def test_weights_that_would_be_forgotten_are_not_packed_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = torch.nn.Conv3d(8, 8, 3).eval(), torch.randn(1, 8, 8, 8, 8)
+    whole = torch.nn.Sequential(network).eval()
+    packed: list[Any] = []
+    monkeypatch.setattr(ahead, "pack_weights", lambda *given: packed.append(given))
+    for most, count in ((0, 0), (1 << 30, 1)):
+        monkeypatch.setattr(ahead, "STORE", kept_weights.Store(most))
+        with torch.inference_mode():
+            torch.testing.assert_close(ours.accelerate(whole)(x), network(x), rtol=1e-4, atol=1e-5)
+        assert len(packed) == count
 
 
 def test_a_recording_keeps_no_volumes() -> None:

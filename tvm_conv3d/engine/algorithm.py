@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -70,6 +70,14 @@ class Chooses(Protocol[V]):
         """How much of each named thing a plan does, by which it is priced."""
 
 
+@runtime_checkable
+class Shrinks(Chooses[V], Protocol[V]):
+    """The same of one whose packed weights may be several times as large as the weights."""
+
+    def smaller(self, spec: CanonicalSpec, traits: Any, /) -> Sequence[tuple[V, dict[str, int]]]:
+        """Variants and decisions, each with fewer packed weights than the one before, and the cheapest of its size."""
+
+
 class Schedules(Protocol[_V_contra]):
     """What a module of `schedules` makes of one algorithm's declaration, for one family of targets."""
 
@@ -114,7 +122,7 @@ class Algorithm(Generic[V]):
     family: Family
     variant_type: type[V]
     compute: Declares[V] | Packs[V]
-    costs: Chooses[V]
+    costs: Chooses[V] | Shrinks[V]
     loops: Schedules[V]
     _: KW_ONLY
     phases: bool = False
@@ -157,6 +165,18 @@ class Algorithm(Generic[V]):
         """Those that compete while tuning, the default's first; none where the algorithm does not apply."""
         canonical = canonicalize(spec)
         return self.costs.variants(canonical, traits) if self._serves(canonical) else []
+
+    def smaller(self, spec: Conv3DSpec, traits: Any) -> Sequence[tuple[V, dict[str, int]]]:
+        """Variants and decisions beside the default's that pack fewer weights, and take longer; most have none."""
+        canonical = canonicalize(spec)
+        if not isinstance(self.costs, Shrinks) or not self._serves(canonical):
+            return ()
+        return self.costs.smaller(canonical, traits)
+
+    def packed_bytes(self, spec: Conv3DSpec, variant: V) -> int:
+        """What the packed weights take; raises ValueError where the variant does not suit the spec."""
+        arguments = self.declare(spec, variant).arguments
+        return sum(argument.size_bytes for argument in arguments if argument.role == "weights")
 
     def cost(self, spec: Conv3DSpec, traits: Any, variant: V, decisions: Mapping[str, int]) -> float:
         """The estimated time of a plan, comparable among the algorithms of one family."""

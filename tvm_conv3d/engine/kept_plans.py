@@ -37,9 +37,23 @@ def plan_key(spec: Conv3DSpec, target: Target, exact: bool, limit: int, found: F
     """
     record = None if found is None else [str(found.file), found.record.line()]
     options = {"exact": exact, "limit": limit, "record": record}
-    # of a CPU, its caches are the system's to tell
-    about = {"target": target.text, "traits": asdict(traits_of(target)), "costs": _hash_of_costs()}
-    return key_of({"plan of": spec.key(), **options, **about})
+    return key_of({"plan of": spec.key(), **options, **_about(target)})
+
+
+def candidates_key(first: Plan, target: Target, limit: int) -> str:
+    """Hash of all that :func:`tvm_conv3d.engine.bounded.candidates` are made of.
+
+    Args:
+        first: the plan of :func:`tvm_conv3d.engine.planner.make_plan`.
+        target, limit: as of :func:`plan_key`.
+    """
+    options = {"first": [first.describe(), first.origin], "limit": limit}
+    return key_of({"candidates for": first.spec.key(), **options, **_about(target)})
+
+
+def _about(target: Target) -> dict[str, object]:
+    """Of the target what plans are made of; of a CPU, its caches are the system's to tell."""
+    return {"target": target.text, "traits": asdict(traits_of(target)), "costs": _hash_of_costs()}
 
 
 def load(key: str, spec: Conv3DSpec, target: Target) -> Plan | None:

@@ -112,19 +112,29 @@ def default_plan(spec: Conv3DSpec, target: Target, exact: bool = False, workspac
 def _default_plans(spec: Conv3DSpec, target: Target, exact: bool) -> Iterator[Plan]:
     """What default plans there are, the first choice first; after the real ones those that take little memory."""
     traits = traits_of(target)
-    found = []
-    for algorithm in algorithms(target.kind).values():
-        default = algorithm.default(spec, traits) if algorithm.exact or not exact else None
-        if default is not None:
-            found.append((algorithm.cost(spec, traits, *default), Plan(spec, algorithm.name, *default)))
-    # of equals the more special one
-    defaults = [plan for _, plan in sorted(found, key=lambda priced: priced[0])]
+    defaults = [plan for _, plan in priced_defaults(spec, target, exact)]
     yield from defaults
     for plan in defaults:
         smallest = dict.fromkeys(plan.decisions, 1)
         others = named(plan.algorithm).variants(spec, traits)
         for variant in dict.fromkeys((plan.variant, *others)):
             yield replace(plan, variant=variant, decisions=smallest)
+
+
+def priced_defaults(spec: Conv3DSpec, target: Target, exact: bool = False) -> list[tuple[float, Plan]]:
+    """The default of each algorithm behind its estimated time, the fastest first.
+
+    Args:
+        spec, target, exact: as of :func:`make_plan`.
+    """
+    traits = traits_of(target)
+    found = []
+    for algorithm in algorithms(target.kind).values():
+        default = algorithm.default(spec, traits) if algorithm.exact or not exact else None
+        if default is not None:
+            found.append((algorithm.cost(spec, traits, *default), Plan(spec, algorithm.name, *default)))
+    # of equals the more special one
+    return sorted(found, key=lambda priced: priced[0])
 
 
 def _recorded_plan(spec: Conv3DSpec, target: Target, record: records.Record, origin: str, limit: int) -> Plan:

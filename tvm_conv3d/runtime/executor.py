@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tvm_conv3d.engine import planner
+from tvm_conv3d.engine.bounded import plan_within
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import make_plan
 from tvm_conv3d.runtime import exit_guard, interchange, threads
@@ -26,8 +27,9 @@ from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.target.cpu import is_cuda
 from tvm_conv3d.target.description import Target
 
-#: What a prepared call is found under: spec, threads, the GPU that holds the input or None, whether it must be exact.
-_Key = tuple[Conv3DSpec, int, int | None, bool]
+#: What a prepared call is found under: spec, threads, the GPU that holds the input or None, whether it must be exact,
+#: bytes of packed weights up to which a plan is taken that need not be exact, or None.
+_Key = tuple[Conv3DSpec, int, int | None, bool, int | None]
 
 #: Shapes that a layer keeps at hand, and layouts of its weights; each layout is a copy of them.
 _MAX_SHAPES, _MAX_LAYOUTS = 256, 32
@@ -92,7 +94,7 @@ class Executor:
             ValueError: the target is not known, or no algorithm takes the spec within the limit of workspace.
         """
         count, exact = threads.get_num_threads(), self._exact(structured)
-        call = self._calls.get((spec, count, None, exact))
+        call = self._calls.get((spec, count, None, exact, None))
         return call.plan if call else self._make_plan(spec, self._target(count), exact)
 
     def convolve(
@@ -101,6 +103,7 @@ class Executor:
         source: interchange.Source,
         weights: Weights,
         residual: interchange.Source | None = None,
+        packed_limit: int | None = None,
     ) -> Any:
         """The convolution of `source`, in a fresh buffer of the source's kind.
 
@@ -110,6 +113,7 @@ class Executor:
             weights: kernel of `spec.kernel_shape`, and bias of `spec.result_channels` values, None where the spec has
                 no bias; packed forms are kept under their version.
             residual: of the output's shape, cast to its type; None where the spec adds none.
+            packed_limit: bytes that packed weights may take, as of :func:`tvm_conv3d.engine.bounded.plan_within`.
 
         Raises:
             ValueError: shapes that don't fit the spec, an unusable target, or no plan within the limit of workspace.
@@ -118,10 +122,7 @@ class Executor:
             MemoryError: there is none for the result, the packed weights or the intermediates.
         """
         _check_shapes(spec, source, weights, residual)
-        device = None if source.gpu is None else source.gpu.device
-        # a GPU's calls have one thread, which queues them
-        count = threads.get_num_threads() if device is None else 1
-        key = (spec, count, device, self._exact(weights.structured))
+        key = self._key(spec, weights, packed_limit, None if source.gpu is None else source.gpu.device)
         if spec.empty:
             return source.restore(_backend_of(self._usable_target(key)).without_elements(spec, source))
         # a layer of a millisecond is called in hot loops: what is known of a spec is not asked for again
@@ -160,8 +161,27 @@ class Executor:
         Raises:
             ValueError, RuntimeError: as :meth:`convolve`.
         """
-        key = (spec, threads.get_num_threads(), None, exact)
+        key = (spec, threads.get_num_threads(), None, exact, None)
         return self._calls.get(key) or self._prepare(key)
+
+    def pack(self, spec: Conv3DSpec, weights: Weights, packed_limit: int | None = None) -> None:
+        """Packs weights for calls of arrays to come, where machine code is at hand: else the call does both.
+
+        Args:
+            spec: the problem.
+            weights, packed_limit: as of :meth:`convolve`.
+
+        Raises:
+            ValueError, RuntimeError, MemoryError: as :meth:`convolve`.
+        """
+        key = self._key(spec, weights, packed_limit)
+        call = self._calls.get(key)
+        if call is None and not spec.empty:
+            target = self._usable_target(key)
+            if at_hand(self._plan_of(key, target), target):
+                call = self._prepare(key)
+        if call is not None:
+            self.packed(call, weights)
 
     def kept(self, call: PreparedCall, weights: Weights) -> Packed[Any] | None:
         """Packed weights of this version, where they are at hand."""
@@ -185,15 +205,15 @@ class Executor:
 
     def _prepare(self, key: _Key) -> PreparedCall:
         """The call for a key that is not in the table, which has one for the key's next call from now on."""
-        spec, count, device, exact = key
+        spec, count, device, *_ = key
         # compiling, too, must not end in its midst
         with exit_guard.in_flight():
             target = self._usable_target(key)
             backend, layer = _backend_of(target), (layer_of(spec), count, device)
-            plan = self._sizes.best(key) or self._make_plan(spec, target, exact)
+            plan = self._sizes.best(key) or self._plan_of(key, target)
             quick = self._quick_plan(layer, key, plan, target)
             call = backend.prepare(quick or plan, target, device or 0)
-            self._calls.put((spec, count, device, True) if quick else key, call)
+            self._calls.put((spec, count, device, True, None) if quick else key, call)
             self._sizes.called(layer, key, plan if quick else None)
         return call
 
@@ -217,6 +237,18 @@ class Executor:
         # none within the limit of workspace
         return None
 
+    def _key(self, spec: Conv3DSpec, weights: Weights, packed_limit: int | None, device: int | None = None) -> _Key:
+        exact = self._exact(weights.structured)
+        # a GPU's calls have one thread, which queues them
+        count = threads.get_num_threads() if device is None else 1
+        return spec, count, device, exact, None if exact else packed_limit
+
+    def _plan_of(self, key: _Key, target: Target) -> Plan:
+        spec, _, _, exact, packed_limit = key
+        if packed_limit is None:
+            return self._make_plan(spec, target, exact)
+        return plan_within(spec, target, packed_limit, self._limit)
+
     def _make_plan(self, spec: Conv3DSpec, target: Target, exact: bool) -> Plan:
         return make_plan(spec, target, exact=exact, workspace_limit=self._limit)
 
@@ -230,7 +262,7 @@ class Executor:
             ValueError: the input lies on a GPU and the target is a CPU, there is no code for the GPU, or code for the
                 target does not run here.
         """
-        _, count, device, _ = key
+        _, count, device, *_ = key
         if device is None:
             target = self._target(count)
         else:

@@ -16,7 +16,7 @@ from tvm_conv3d.support.locks import ForkSafeLock
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.torch.choice import RECORDING, around
 from tvm_conv3d.torch.graph import replay
-from tvm_conv3d.torch.graph.ahead import compile_convolutions
+from tvm_conv3d.torch.graph.ahead import bound_convolutions, compile_convolutions, pack_convolutions
 from tvm_conv3d.torch.graph.guards import Guards
 from tvm_conv3d.torch.graph.recording import Place, record
 from tvm_conv3d.torch.graph.rewriting import rewrite
@@ -197,8 +197,10 @@ class Region:
             reason = rewrite(graph)
             if reason is not None:
                 return None, reason
+            bound_convolutions(graph, self._module)
             compile_convolutions(graph, self._module, self.progress)
-            # what torch's run and the compiler have freed is not needed beside the replay's own
+            pack_convolutions(graph, self._module)
+            # what torch's run, the compiler and packing have freed is not needed beside the replay's own
             heap.give_back()
             run, wanted = replay.compiled(graph), pytree.tree_leaves(expected)
             reason = replay.agrees(run(self._module, *tensors)[: len(wanted)], wanted, tensors)

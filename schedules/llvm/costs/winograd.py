@@ -49,16 +49,28 @@ _SHORT_LIST = 12
 #: Tiles of a task, at most.
 _MAX_TILES = 64
 
+#: The part of another variant's packed weights that one has at most which competes with it for its size.
+_SMALLER = 0.9
+
+#: Problems whose variants are at hand: a plan is made several times while a network is prepared.
+_MAX_KEPT = 128
+
 
 def priced(spec: CanonicalSpec, traits: CpuTraits) -> list[Priced[WinogradVariant]]:
     """The variants within the error limit, the cheapest first; empty where Winograd does not apply."""
+    rough = _rough(spec, traits)[:_SHORT_LIST]
+    fine = [cut for found in rough for cut in _cut(spec, traits, found.variant, _blocks(spec, found.variant))]
+    return sorted(fine, key=lambda candidate: candidate.cycles)
+
+
+# asked for by `default`, then by `smaller`
+@functools.lru_cache(maxsize=2)
+def _rough(spec: CanonicalSpec, traits: CpuTraits) -> list[Priced[WinogradVariant]]:
+    """All modes and tiles, each in the best of some tasks, the cheapest first; empty where Winograd does not apply."""
     few = spec.filters < _MIN_FILTERS or (spec.groups > 1 and spec.group_channels < _MIN_GROUP_CHANNELS)
     if spec.accumulator != "float32" or spec.empty or few:
         return []
-
-    rough = sorted(_candidates(spec, traits), key=lambda candidate: candidate.cycles)[:_SHORT_LIST]
-    fine = [cut for found in rough for cut in _cut(spec, traits, found.variant, _blocks(spec, found.variant))]
-    return sorted(fine, key=lambda candidate: candidate.cycles)
+    return sorted(_candidates(spec, traits), key=lambda candidate: candidate.cycles)
 
 
 def _modes(s: CanonicalSpec, lanes: int) -> Iterator[str]:
@@ -170,10 +182,32 @@ MAX_VARIANTS = 16
 
 def default(spec: CanonicalSpec, traits: CpuTraits) -> tuple[WinogradVariant, dict[str, int]] | None:
     """The variant and the decisions taken where nothing was tuned; None where none is within the error limit."""
+    variant = _cheapest(spec, traits)
+    return None if variant is None else _stored(spec, traits, variant)
+
+
+@functools.lru_cache(maxsize=_MAX_KEPT)
+def _cheapest(spec: CanonicalSpec, traits: CpuTraits) -> WinogradVariant | None:
     found = priced(spec, traits)
-    if not found:
-        return None
-    variant = found[0].variant
+    return found[0].variant if found else None
+
+
+@functools.lru_cache(maxsize=_MAX_KEPT)
+def smaller(spec: CanonicalSpec, traits: CpuTraits) -> list[tuple[WinogradVariant, dict[str, int]]]:
+    """Variants and decisions, each with clearly fewer packed weights than the one before, and the cheapest of these."""
+    found: list[tuple[WinogradVariant, dict[str, int]]] = []
+    least = math.inf
+    for candidate in _rough(spec, traits):
+        size = winograd_cost.packed_bytes(spec, candidate.variant)
+        if size <= _SMALLER * least:
+            least = size
+            best = _cut(spec, traits, candidate.variant, _blocks(spec, candidate.variant))[0]
+            found.append(_stored(spec, traits, best.variant))
+    return found
+
+
+def _stored(spec: CanonicalSpec, traits: CpuTraits, variant: WinogradVariant) -> tuple[WinogradVariant, dict[str, int]]:
+    """The variant, which stores its result past the caches where these do not hold it, and its decisions."""
     large = streaming.outgrows_caches(spec, traits, variant.lanes, _run(spec, variant))
     return replace(variant, stream=large and _streamable(spec, variant)), {"unroll": 1}
 

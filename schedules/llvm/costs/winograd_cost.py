@@ -40,6 +40,13 @@ def amounts(s: CanonicalSpec, traits: CpuTraits, variant: WinogradVariant) -> di
     return Tasks(s, traits, variant).amounts(variant.block, variant.columns)
 
 
+def packed_bytes(s: CanonicalSpec, variant: WinogradVariant) -> float:
+    """Bytes of the transformed weights."""
+    axes, blocks = axes_of(s, variant.modes), FilterPacking.of(s, variant)
+    filters = blocks.sharing * blocks.blocks * variant.vectors * variant.lanes
+    return 4.0 * math.prod(axes.cells(variant.tile)) * (axes.channels // s.groups) * filters
+
+
 class Tasks:
     """What tasks of any size cost: some thousand are compared, so that what they share is worked out once.
 
@@ -62,7 +69,7 @@ class Tasks:
         self._share = _share(s, traits, variant.lanes)
         self._frequencies = math.prod(self._cells)
         self._products = self._frequencies * (axes.channels // s.groups) * (self._filters // width)
-        self._weights = 4.0 * self._frequencies * (axes.channels // s.groups) * self._filters
+        self._weights = packed_bytes(s, variant)
         self._own = 4.0 * self._frequencies * (self._channels + self._filters)
         self._parts = s.batch * math.prod(axes.parts)
         self._in_pieces = bool(side_by_side(s, variant) % variant.lanes)

@@ -9,12 +9,14 @@ import torch
 from torch.fx import Graph, Node
 from torch.nn import functional
 
+from tvm_conv3d.torch.arguments import DTYPES
 from tvm_conv3d.torch.graph import concatenated, fusion, in_place, memory_bound
 from tvm_conv3d.torch.graph.patterns import is_volume, sum_of
 from tvm_conv3d.torch.graph.tensors import info, set_info
 from tvm_conv3d.torch.operators.concatenation import CONCATENATION
 from tvm_conv3d.torch.operators.fused_convolution import FUSED_CONVOLUTION
 from tvm_conv3d.torch.operators.interpolation import INTERPOLATION
+from tvm_conv3d.torch.operators.memory import empty_contiguous
 from tvm_conv3d.torch.operators.normalization import NORMALIZATION, NORMALIZATION_
 from tvm_conv3d.torch.operators.pooling import POOLING
 
@@ -110,6 +112,10 @@ def laid_out(tensor: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
     axes = [axis for axis, extent in enumerate(tensor.shape) if extent != 1]
     if all(tensor.stride(axis) == strides[axis] for axis in axes) or any(strides[axis] == 0 for axis in axes):
         return tensor
+    made = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device="meta")
+    if made.is_contiguous() and tensor.dtype in DTYPES:
+        # volumes that nobody holds any more have left their memory there
+        return empty_contiguous(tensor).copy_(tensor)
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 

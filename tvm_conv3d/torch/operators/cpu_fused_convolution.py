@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from tvm_conv3d.runtime import interchange
 from tvm_conv3d.runtime.folding import BatchNorm
+from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import CHANNELS_LAST, DATA_GRADIENT, Conv3DSpec
 from tvm_conv3d.spec.normalization import PRELU
 from tvm_conv3d.support import process
@@ -20,7 +22,7 @@ from tvm_conv3d.torch import counting
 from tvm_conv3d.torch.arguments import DTYPES
 from tvm_conv3d.torch.operators.composition import Epilogue, composed, in_channels_last
 from tvm_conv3d.torch.operators.cpu_convolution import EXECUTOR, MAX_CALLS, Prepared, prepare, weights_of
-from tvm_conv3d.torch.operators.geometry import Geometry
+from tvm_conv3d.torch.operators.geometry import Geometry, split_geometry
 from tvm_conv3d.torch.operators.post_ops import with_slope
 
 #: Types of batch norms beside those of inputs: parameters of float32 are usual beside half types.
@@ -69,7 +71,7 @@ def fused_convolution_of(
         x: (batch, channels, depth, height, width), in the CPU's memory, of any strides.
         weight, bias: as `torch.nn.functional` takes them.
         batch_norm, epsilon, residual, slope, post_ops: of :class:`Epilogue`.
-        arguments: of :class:`Geometry`.
+        arguments: of :class:`Geometry`, and maybe bytes that packed weights may take.
 
     Raises:
         ValueError, RuntimeError: as :func:`tvm_conv3d.torch.operators.composition.composed`.
@@ -77,14 +79,18 @@ def fused_convolution_of(
     """
     tensors = (x, weight, bias, residual, *batch_norm)
     kinds = tuple([None if tensor is None else (tensor.shape, tensor.dtype) for tensor in tensors])
-    chain, geometry = with_slope(post_ops, slope), Geometry(*arguments)
+    chain, (geometry, packed_limit) = with_slope(post_ops, slope), split_geometry(arguments)
     key = (kinds, chain, epsilon, geometry.key)
     fused = _calls.get(key)
     if fused is None:
         fused = _prepare(kinds, chain, geometry)
         _calls.put(key, fused)
     try:
-        result = fused if isinstance(fused, str) else _by_kernel(fused, x, weight, bias, batch_norm, epsilon, residual)
+        result = (
+            fused
+            if isinstance(fused, str)
+            else _by_kernel(fused, x, weight, bias, batch_norm, epsilon, residual, packed_limit)
+        )
     except ValueError as error:
         # no algorithm takes it within the limit of workspace, say
         result = str(error)
@@ -111,6 +117,35 @@ def spec_of(
     return None if isinstance(fused, str) else fused.spec
 
 
+def pack_weights(
+    kinds: tuple[Any, ...],
+    weight: Tensor,
+    bias: Tensor | None,
+    epilogue: Epilogue,
+    geometry: Geometry,
+    packed_limit: int | None,
+) -> None:
+    """Packs the weights of calls to come, where they are this package's and their machine code is at hand.
+
+    Args:
+        kinds: as of :func:`spec_of`.
+        weight, bias: of the calls.
+        epilogue: likewise; its residual operand is not looked at.
+        geometry: of the convolution.
+        packed_limit: bytes that the packed weights may take.
+
+    Raises:
+        MemoryError: there is none for the copies or the packed weights.
+    """
+    fused = _prepare(kinds, with_slope(epilogue.post_ops, epilogue.slope), geometry)
+    if isinstance(fused, str):
+        return
+    # what is wrong with them is for the call to say
+    with contextlib.suppress(ValueError):
+        weights = _weights(fused, weight, bias, epilogue.batch_norm, epilogue.epsilon)
+        EXECUTOR.pack(fused.spec, weights, packed_limit)
+
+
 def _by_kernel(
     fused: _Fused,
     x: Tensor,
@@ -119,24 +154,37 @@ def _by_kernel(
     batch_norm: Sequence[Tensor | None],
     epsilon: float,
     residual: Tensor | None,
+    packed_limit: int | None,
 ) -> Tensor | str:
     """The result, or why these values have none: no weights can hold them.
 
     Raises:
         ValueError, MemoryError: as :meth:`tvm_conv3d.runtime.executor.Executor.convolve`.
     """
+    try:
+        weights = _weights(fused, weight, bias, batch_norm, epsilon)
+    except ValueError as error:
+        return str(error)
+    source = interchange.with_channels_last(interchange.wrap(x))
+    added = None if residual is None else interchange.with_channels_last(interchange.wrap(residual))
+    return EXECUTOR.convolve(fused.spec, source, weights, added, packed_limit)
+
+
+def _weights(
+    fused: _Fused, weight: Tensor, bias: Tensor | None, batch_norm: Sequence[Tensor | None], epsilon: float
+) -> Weights:
+    """The weights with the batch norm folded into them.
+
+    Raises:
+        ValueError: it can't be.
+        MemoryError: there is none for the copies.
+    """
     norm, norm_at = None, None
     if fused.affine is not None:
         rows = [row for row in batch_norm if row is not None]
         norm = BatchNorm(_joined(rows), *fused.affine, epsilon, fused.transposed, fused.spec.groups)
         norm_at = rows[0].data_ptr()
-    try:
-        weights = weights_of(weight, bias, fused.convolution, norm, norm_at)
-    except ValueError as error:
-        return str(error)
-    source = interchange.with_channels_last(interchange.wrap(x))
-    added = None if residual is None else interchange.with_channels_last(interchange.wrap(residual))
-    return EXECUTOR.convolve(fused.spec, source, weights, added)
+    return weights_of(weight, bias, fused.convolution, norm, norm_at)
 
 
 def _joined(rows: Sequence[Tensor]) -> np.ndarray:

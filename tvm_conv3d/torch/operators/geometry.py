@@ -55,6 +55,12 @@ class Geometry(NamedTuple):
         return beforehand if any(beforehand) else (), self._replace(padding=around)
 
 
+def split_geometry(arguments: Sequence[Any]) -> tuple[Geometry, int | None]:
+    """What a fused convolution takes behind its epilogue: a geometry, and `packed_limit`, which may be left out."""
+    count = len(Geometry._fields)
+    return Geometry(*arguments[:count]), next(iter(arguments[count:]), None)
+
+
 def in_torch(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """The convolution by torch's own code, differentiable, in the order of memory that torch chooses."""
     beforehand, rest = geometry.split()

@@ -1,4 +1,4 @@
-"""Tensors in the CPU's memory as arrays whose channels lie innermost, and back."""
+"""Tensors in the CPU's memory as arrays whose channels lie innermost, and back; memory for results of torch's own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from tvm_conv3d.runtime import interchange
+from tvm_conv3d.runtime import interchange, output_pool
+from tvm_conv3d.support.dtypes import numpy_dtype
 from tvm_conv3d.torch.arguments import DTYPES
 
 
@@ -23,3 +24,12 @@ def channels_inside(x: Tensor) -> tuple[np.ndarray, Callable[[np.ndarray], Tenso
     """
     source = interchange.with_channels_last(interchange.wrap(x))
     return interchange.prepare(source.numpy(), DTYPES[x.dtype]), source.restore
+
+
+def empty_contiguous(like: Tensor) -> Tensor:
+    """A contiguous tensor of the shape and type of another, with uninitialised values, in memory of the output pool.
+
+    Raises:
+        MemoryError: there is none.
+    """
+    return interchange.wrap(like).restore(output_pool.empty(tuple(like.shape), numpy_dtype(DTYPES[like.dtype])))
