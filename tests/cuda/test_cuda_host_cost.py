@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cuda_fakes import FakeDriver, FakeLibrary, TorchTensor, driver_of, fake_gpu
+from cuda_fakes import FakeDriver, FakeLibrary, GpuArray, TorchTensor, driver_of, fake_gpu
 from cuda_on_cpu.compile import gxx
 from problems import data
 from tvm_conv3d.engine.cuda.image import Image, Launch, Launches
@@ -119,18 +119,20 @@ def test_a_gpu_is_asked_once_what_it_is(gpu: FakeDriver, monkeypatch: pytest.Mon
     assert first == 0
 
 
-def test_torch_is_not_asked_by_dlpack(gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [TorchTensor, GpuArray])
+def test_torch_and_cupy_are_not_asked_by_dlpack(
+    gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch, kind: type[GpuArray]
+) -> None:
     """Which makes streams wait for each other, an error in a capture."""
 
-    def refuse(self: TorchTensor, **_: Any) -> Any:
+    def refuse(self: GpuArray, **_: Any) -> Any:
         raise BufferError("no stream is to be touched")
 
-    for name in ("__dlpack__", "__dlpack_device__"):
-        monkeypatch.setattr(TorchTensor, name, refuse)
+    monkeypatch.setattr(GpuArray, "__dlpack__", refuse)
     spec = replace(SPEC, post_ops=("add",))
     x, kernel, bias = data(spec)
     residual = np.random.default_rng(1).standard_normal(spec.output_shape).astype(np.float32)
-    given = [interchange.wrap(TorchTensor(gpu, array)) for array in (x, residual)]
+    given = [interchange.wrap(kind(gpu, array)) for array in (x, residual)]
     result = Executor().convolve(spec, given[0], Weights(kernel, bias, 0), given[1])
     assert oracle.relative_error(result.array, oracle.convolve(SPEC, x, kernel, bias) + residual) < 2e-6
 

@@ -131,6 +131,20 @@ class _Tensor(ctypes.Structure):
     )
 
 
+class _CupyDevice:
+    """A GPU as CuPy has it: the current one in a `with` statement."""
+
+    def __init__(self, driver: FakeDriver, number: int) -> None:
+        self.id = number
+        self._on = driver.on(number)
+
+    def __enter__(self) -> None:
+        self._on.__enter__()
+
+    def __exit__(self, *given: Any) -> None:
+        self._on.__exit__(*given)
+
+
 class GpuArray:
     """An array in the fake GPU's memory, as CuPy would show it."""
 
@@ -146,8 +160,20 @@ class GpuArray:
         self.data = SimpleNamespace(ptr=self.address)
 
     @property
-    def device(self) -> Any:
-        return self.driver.on(self.number)
+    def device(self) -> _CupyDevice:
+        return _CupyDevice(self.driver, self.number)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
+
+    @property
+    def itemsize(self) -> int:
+        return self.array.itemsize
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return self.array.strides
 
     def like(self, array: np.ndarray) -> GpuArray:
         """Another of the same library on the same GPU."""
@@ -242,10 +268,6 @@ class TorchTensor(GpuArray):
     @property
     def device(self) -> Any:
         return SimpleNamespace(type="cuda", index=self.number)
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.array.dtype
 
     def get_device(self) -> int:
         return self.number

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import keras
 
 from tvm_conv3d.keras import fusion
+from tvm_conv3d.keras.backends import BACKEND
+from tvm_conv3d.keras.companions import COMPANIONS
 from tvm_conv3d.keras.fusion import Absorbed, Chain, FusedConv3D
 from tvm_conv3d.keras.layer import Conv3D
 from tvm_conv3d.keras.report import Report
@@ -30,7 +32,8 @@ def accelerate(model: _M) -> _M:
 
     Every `keras.layers.Conv3D` that is a part of it, at whatever depth, is computed by this package. In the graphs of
     functional and sequential models, batch norms and activations behind a convolution are a part of its kernel in
-    inference. Training goes layer by layer, and trains the weights of `model`. What is no Conv3D is called as it is.
+    inference. Training goes layer by layer, and trains the weights of `model`. On Keras's torch backend max pools and
+    batch norms are :mod:`tvm_conv3d.keras.companions`. What is none of these is called as it is.
 
     Args:
         model: any, built. Its class, config and weights are those of the copy, which saves files as it does.
@@ -111,6 +114,9 @@ class _Copier:
     def _copied(self, layer: Any) -> Any:
         if isinstance(layer, keras.layers.Conv3D):
             return self._convolution(layer, Conv3D, None)
+        if BACKEND.has_companions and type(layer) in COMPANIONS and layer.built:
+            self.report.beside.append(layer.path or layer.name)
+            return _of_class(COMPANIONS[type(layer)], layer)
         if not _has_convolutions(layer):
             return layer
         made = self._copies[id(layer)] = self.shallow(layer)
@@ -130,7 +136,7 @@ class _Copier:
                 # left alone
                 continue
             instead[id(chain.convolution)] = self._convolution(chain.convolution, FusedConv3D, chain)
-            instead.update((id(each), Absorbed(each)) for each in chain.absorbed)
+            instead.update((id(each), Absorbed(self.copy(each))) for each in chain.absorbed)
             self.report.fused.append(str(chain))
         made.__dict__["_run_through_graph"] = functools.partial(_run_through_graph, made, instead)
 
@@ -146,12 +152,7 @@ class _Copier:
                 f"Layer '{path}' is not built: its weights can't be shared. Build the model, or call it once, before "
                 "accelerate. The model is as it was."
             )
-        made = cls.from_config(layer.get_config())
-        # what depends on the signature of `call` is the new class's
-        of_class = {name: value for name, value in vars(made).items() if name.startswith("_call")}
-        made.__dict__.update({**vars(layer), **of_class})
-        for name in _BOUND:
-            made.__dict__.pop(name, None)
+        made = _of_class(cls, layer)
         if chain is None:
             self.report.replaced.append(path)
         else:
@@ -181,6 +182,17 @@ class _Copier:
             named = hasattr(value, "_fields")
             return type(value)(*parts) if named else tuple(parts) if isinstance(value, tuple) else parts
         return value
+
+
+def _of_class(cls: Any, layer: Any) -> Any:
+    """A layer of another class with the very variables of `layer`."""
+    made = cls.from_config(layer.get_config())
+    # what depends on the signature of `call` is the new class's
+    of_class = {name: value for name, value in vars(made).items() if name.startswith("_call")}
+    made.__dict__.update({**vars(layer), **of_class})
+    for name in _BOUND:
+        made.__dict__.pop(name, None)
+    return made
 
 
 def _run_through_graph(

@@ -12,11 +12,13 @@ class Report:
     Attributes:
         replaced: paths of layers that this package computes.
         fused: one line for each convolution with what its kernel computes beside it in inference.
+        beside: paths of max pools and batch norms that are computed by fewer passes over memory.
         left: paths of convolutions that were left alone, and why.
     """
 
     replaced: list[str] = field(default_factory=list)
     fused: list[str] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -26,5 +28,6 @@ class Report:
         ]
         lines += [f"  replaced: {path}" for path in self.replaced]
         lines += [f"  fused in inference: {line}" for line in self.fused]
+        lines += [f"  beside: {path}" for path in self.beside]
         lines += [f"  left: {path}: {why}" for path, why in self.left.items()]
         return "\n".join(lines)

@@ -19,6 +19,7 @@ from typing import Any
 from tvm_conv3d.bench import report
 from tvm_conv3d.bench.networks import pages, picture, zoo
 from tvm_conv3d.bench.networks.results import MODES, Network, Run, closing, network_of
+from tvm_conv3d.bench.training import command as training
 from tvm_conv3d.support.folders import CACHE_VARIABLE
 from tvm_conv3d.target.cpu import available_cpus
 
@@ -51,6 +52,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--limit", type=float, default=300.0, metavar="SECONDS", help="for preparing a mode and its first call"
     )
+    options.add_argument(
+        "--training",
+        action="store_true",
+        help="times steps of training, and Keras's CT network, in place of --networks",
+    )
+    options.add_argument("--small", action="store_true", help="with --training: tiny networks, to see that all runs")
     options.add_argument("--cold", action="store_true", help="first calls find no caches on disk, ours or torch's")
     options.add_argument("--profile", action="store_true", help="the fastest modes' time by kind of operator, too")
     options.add_argument("--memory", action="store_true", help="peak memory of each mode, in processes of their own")
@@ -65,6 +72,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; 0 if every mode of ours that exists was right and timed."""
     options = parser().parse_args(arguments)
+    if options.training:
+        return training.run(options, _versions((*PACKAGES, "keras", *training.BACKENDS[1:])))
     try:
         names, modes = _names(options.networks, options.modes)
         command = shlex.join(
@@ -177,9 +186,9 @@ def _write(path: Path | None, run: Run) -> None:
         run.write(path)
 
 
-def _versions() -> dict[str, str]:
+def _versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     found = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

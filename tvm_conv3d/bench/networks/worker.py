@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tvm_conv3d.bench.limits import limited, short
 from tvm_conv3d.bench.networks import expected, modes, operators, zoo
 from tvm_conv3d.bench.networks.results import OUR_MODES, TORCH_MODES, Network, Timing
 
@@ -100,27 +99,6 @@ def peak(task: Task) -> int:
         for _ in range(WARM_UP):
             prepared.run()
     return expected.peak_bytes()
-
-
-@contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in what takes longer."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"more than {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def short(error: BaseException) -> str:
-    """An error in a line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}"
 
 
 def _checked(

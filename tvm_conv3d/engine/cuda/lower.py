@@ -14,7 +14,6 @@ import numpy as np
 
 from tvm_conv3d.engine.cuda import toolkit
 from tvm_conv3d.engine.cuda.image import Launch, Launches
-from tvm_conv3d.schedules.cuda.common import REGISTERS
 from tvm_conv3d.support.locks import ForkSafeLock
 from tvm_conv3d.target.description import Target
 from tvm_conv3d.target.gpu import GpuTraits, gpu_traits
@@ -62,6 +61,8 @@ def lower(module: IRModule, target: Target) -> DeviceSource:
     """
     import tvm
     from tvm.tirx.build import split_host_device_mods
+
+    from tvm_conv3d.schedules.cuda.common import REGISTERS
 
     made = target.as_tvm()
     pipeline, _, finalize = tvm.tirx.get_default_tir_pipeline(made)

@@ -67,10 +67,12 @@ class Backend(ABC):
 
     Attributes:
         supports_jit: whether XLA, or what else Keras compiles models with, can hold our convolutions.
+        has_companions: whether :meth:`max_pool` and :meth:`batch_norm` compute anything.
         tally: of convolutions.
     """
 
     supports_jit: bool
+    has_companions: bool = False
     tally: Tally
 
     def to_tensor(self, value: Any) -> Any:
@@ -113,3 +115,24 @@ class Backend(ABC):
         Raises:
             ValueError: there is no room for one window.
         """
+
+    def max_pool(self, x: Any, window: Triple, data_format: str) -> Any:
+        """The maxima of windows side by side, differentiable; None where Keras's own code is to compute them.
+
+        Args:
+            x: of the backend, of this format.
+            window: depth, height and width.
+            data_format: Keras's.
+        """
+        return None
+
+    def batch_norm(self, x: Any, norm: Norm, of_batch: bool, data_format: str) -> tuple[Any, Any, Any] | None:
+        """The normalized `x`, differentiable, with the mean and variance; None where Keras's own code is to compute it.
+
+        Args:
+            x: of the backend, of this format.
+            norm: its values.
+            of_batch: whether mean and variance are those of `x` in place of the norm's.
+            data_format: Keras's.
+        """
+        return None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tvm_conv3d.keras.backends.protocol import Backend, Convolution, Norm, ShapeFunction
-from tvm_conv3d.spec import CHANNELS_LAST, same_padding
+from tvm_conv3d.spec import CHANNELS_LAST, Triple, same_padding
 from tvm_conv3d.torch import choice, counting
 from tvm_conv3d.torch.arguments import explicit_padding
-from tvm_conv3d.torch.operators import post_ops
+from tvm_conv3d.torch.operators import post_ops, training
 from tvm_conv3d.torch.operators.convolution import CONVOLUTION
 from tvm_conv3d.torch.operators.fused_convolution import FUSED_CONVOLUTION
 
@@ -25,6 +26,7 @@ class Torch(Backend):
     """Tensors of torch, on Keras's present device, which is "meta" where it asks for shapes."""
 
     supports_jit = True
+    has_companions = True
     tally = counting.TALLY
 
     def why_keras(self, x: Any, kernel: Tensor, bias: Tensor | None) -> str | None:
@@ -62,6 +64,37 @@ class Torch(Backend):
         else:
             y = post_ops.apply(CONVOLUTION(x, weight, bias, *geometry), chain)
         return y.permute(_TO_LAST) if last else y
+
+    def max_pool(self, x: Any, window: Triple, data_format: str) -> Tensor | None:
+        """By this package's operator, of a view in torch's order."""
+        if _why_torch(x) is not None:
+            return None
+        last = data_format == CHANNELS_LAST
+        first = x.permute(_TO_FIRST) if last else x
+        if not training.takes(first, window):
+            return None
+        y = training.MAX_POOLING(first, window)[0]
+        return y.permute(_TO_LAST) if last else y
+
+    def batch_norm(self, x: Any, norm: Norm, of_batch: bool, data_format: str) -> tuple[Tensor, Tensor, Tensor] | None:
+        """By torch's function, of a view in torch's order."""
+        if _why_torch(x) is not None or x.dtype != torch.float32:
+            return None
+        last = data_format == CHANNELS_LAST
+        first = x.permute(_TO_FIRST) if last else x
+        mean, variance, gamma, beta, epsilon = norm
+        if of_batch:
+            y, mean, root = torch.native_batch_norm(first, gamma, beta, None, None, True, 0.0, epsilon)
+            mean, variance = mean.detach(), root.detach().double().pow(-2).sub(epsilon).clamp(min=0).float()
+        else:
+            y = torch.nn.functional.batch_norm(first, mean, variance, gamma, beta, False, 0.0, epsilon)
+        return (y.permute(_TO_LAST) if last else y), mean, variance
+
+
+def _why_torch(x: Any) -> str | None:
+    """Why Keras's own code is to compute what has no weights of this package's; None where it need not."""
+    reason = choice.why_torch(x, x, None) if isinstance(x, Tensor) else "no tensor"
+    return reason or (None if x.dim() == 5 and x.device.type == "cpu" else "no volume in the CPU's memory")
 
 
 def _padding(convolution: Convolution, x: Tensor, kernel: Tensor) -> tuple[int, ...]:

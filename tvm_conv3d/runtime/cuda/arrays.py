@@ -1,6 +1,6 @@
-"""Tensors in a GPU's memory: torch's by their own methods, those of other libraries by DLPack; none is copied.
+"""Tensors in a GPU's memory: those of torch and CuPy by their own attributes, JAX's by DLPack; none is copied.
 
-torch's are the fastest so, and DLPack makes the default stream wait for the current one, an error where a CUDA graph is
+That is the fastest, and DLPack makes the default stream wait for the current one, an error where a CUDA graph is
 captured.
 """
 
@@ -59,6 +59,7 @@ class Library:
 
     Attributes:
         name: of its module.
+        look: (tensor) -> the tensor in a GPU's memory that it is.
         prepare: (tensor, dtype) -> the same in C order, of this type, at a multiple of 16 bytes.
         empty: (shape, dtype, tensor) -> a dense uninitialised tensor beside it.
         address: (tensor) -> of the first element of what `empty` gave.
@@ -68,6 +69,7 @@ class Library:
     """
 
     name: str
+    look: Callable[[Any], GpuTensor]
     prepare: Callable[[Any, str], Any]
     empty: Callable[[tuple[int, ...], str, Any], Any]
     address: Callable[[Any], int]
@@ -96,11 +98,12 @@ def look(value: Any) -> GpuTensor:
     """`value`, which lies in a GPU's memory, as a :class:`GpuTensor`.
 
     Raises:
-        TypeError: it can't be looked at by DLPack, or has no memory.
+        TypeError: its library is unknown, it can't be looked at by DLPack, or has no memory.
     """
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        return _look_at_torch(value)
+    return library_of(value).look(value)
+
+
+def _look_by_dlpack(value: Any) -> GpuTensor:
     import tvm_ffi
 
     try:
@@ -110,6 +113,11 @@ def look(value: Any) -> GpuTensor:
     except (BufferError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise TypeError(f"This tensor can't be read by DLPack: {error}. Received: {type(value)}") from error
     return GpuTensor(value, device, shape, str(tensor.dtype), address, strides)
+
+
+def _look_at_cupy(array: Any) -> GpuTensor:
+    strides = tuple(step // array.itemsize for step in array.strides)
+    return GpuTensor(array, int(array.device.id), array.shape, array.dtype.name, int(array.data.ptr), strides)
 
 
 def _look_at_torch(tensor: Any) -> GpuTensor:
@@ -204,6 +212,7 @@ def _torch(torch: Any) -> Library:
 
     return Library(
         "torch",
+        _look_at_torch,
         prepare,
         empty,
         lambda tensor: tensor.data_ptr(),
@@ -231,6 +240,7 @@ def _cupy(cupy: Any) -> Library:
 
     return Library(
         "cupy",
+        _look_at_cupy,
         prepare,
         empty,
         lambda array: int(array.data.ptr),
@@ -251,6 +261,7 @@ def _jax(jax: Any) -> Library:
 
     return Library(
         "jax",
+        _look_by_dlpack,
         prepare,
         empty,
         lambda array: look(array).address,

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from tvm_conv3d.torch.operators import gradients
 from tvm_conv3d.torch.operators.composition import Epilogue, composed, in_channels_last
 from tvm_conv3d.torch.operators.convolution import CONVOLUTION, cast
 from tvm_conv3d.torch.operators.cpu_fused_convolution import fused_convolution_of
 from tvm_conv3d.torch.operators.geometry import Geometry, in_torch, split_geometry
+from tvm_conv3d.torch.operators.training import RELU_GRADIENT
 
 _NAME = "fused_convolution"
 _LIBRARY = torch.library.Library("tvm_conv3d", "FRAGMENT")
@@ -34,10 +36,35 @@ FUSED_CONVOLUTION = torch.ops.tvm_conv3d.fused_convolution.default
 #: How many of the operator's arguments, from the fourth on, are the epilogue's.
 _EPILOGUE = len(Epilogue._fields)
 
+#: An epilogue of a ReLU only.
+_RELU = Epilogue([], 0.0, None, None, ["relu"])
+
 
 def split_arguments(arguments: Sequence[Any]) -> tuple[Epilogue, Geometry]:
     """All arguments behind the bias that decide the result's values."""
     return Epilogue(*arguments[:_EPILOGUE]), split_geometry(arguments[_EPILOGUE:])[0]
+
+
+class _WithReLU(torch.autograd.Function):
+    """A convolution and a ReLU by one kernel, with gradients that need its result only."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            return FUSED_CONVOLUTION(x, weight, bias, *_RELU, *arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, *arguments = inputs
+        ctx.save_for_backward(x, weight, output)
+        ctx.geometry = Geometry(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        x, weight, result = ctx.saved_tensors
+        of_sums = RELU_GRADIENT(gradient, result)
+        found = gradients.backward(of_sums, x, weight, ctx.geometry, ctx.needs_input_grad)
+        return *found, *(None for _ in ctx.geometry)
 
 
 def _autograd(
@@ -56,6 +83,8 @@ def _autograd(
         # the plain operator has no rule for what torch.func derives by
         plain = not forward and not torch._C._are_functorch_transforms_active()
         epilogue, geometry = split_arguments((batch_norm, epsilon, residual, slope, *rest))
+        if plain and not batch_norm and residual is slope is None and list(epilogue.post_ops) == _RELU.post_ops:
+            return _WithReLU.apply(x, weight, bias, *geometry)
         return in_channels_last(composed(x, weight, bias, epilogue, geometry, _convolution_last if plain else in_torch))
     with torch._C._AutoDispatchBelowAutograd():
         return FUSED_CONVOLUTION(x, weight, bias, batch_norm, epsilon, residual, slope, *rest)

@@ -1,0 +1,101 @@
+"""Max pools and batch norms beside convolutions: the numbers, statistics and gradients of Keras's own layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from check_models import near
+
+from keras_door import BACKEND, numpy
+from layer_samples import sample
+from tvm_conv3d.bench.training import keras_ways
+from tvm_conv3d.bench.training.worker import error_of
+from tvm_conv3d.keras import accelerate
+from tvm_conv3d.keras.companions import BatchNormalization, MaxPooling3D
+
+layers = keras.layers
+
+FORMATS = ["channels_last", "channels_first"]
+
+
+def network(data_format: str, pool: Any, **norm: Any) -> keras.Model:
+    """Convolutions, each with a pool and a batch norm."""
+    last = data_format == "channels_last"
+    inputs = x = keras.Input((9, 12, 11, 2) if last else (2, 9, 12, 11))
+    for filters in (4, 3):
+        x = layers.Conv3D(filters, 3, padding="same", activation="relu", data_format=data_format)(x)
+        x = layers.BatchNormalization(axis=-1 if last else 1, **norm)(layers.MaxPooling3D(**pool)(x))
+    x = layers.GlobalAveragePooling3D(data_format=data_format)(x)
+    return keras.Model(inputs, layers.Dense(1)(x))
+
+
+@pytest.mark.parametrize("data_format", FORMATS)
+@pytest.mark.parametrize("pool", [{}, {"pool_size": 3, "strides": 2}, {"padding": "same"}, {"pool_size": (1, 3, 2)}])
+@pytest.mark.parametrize("norm", [{}, {"scale": False}, {"center": False, "momentum": 0.5, "epsilon": 0.01}])
+def test_training_and_inference(data_format: str, pool: Any, norm: Any) -> None:
+    pool = {"data_format": data_format, **pool}
+    model, twin = network(data_format, pool, **norm), network(data_format, pool, **norm)
+    twin.set_weights(model.get_weights())
+    x, y = sample((4, *model.input_shape[1:])), sample((4, 1), seed=1)
+    fast = accelerate(model)
+    for each in (fast, twin):
+        each.compile(keras.optimizers.SGD(0.05), "mse")
+        for _ in range(3):
+            each.train_on_batch(x, y)
+    for mine, own in zip(model.weights, twin.weights, strict=True):
+        near(mine, own, 1e-4)
+    near(fast.predict(x, verbose=0), twin.predict(x, verbose=0))
+    companions = [type(part) for part in fast.report.beside]
+    assert len(companions) == (4 if BACKEND == "torch" else 0)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="companions are of Keras's torch backend")
+@pytest.mark.parametrize("data_format", FORMATS)
+def test_companions_compute_beside_keras(data_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do not ask Keras's layer, and give its numbers."""
+    axis, shape = (-1, (3, 6, 8, 4, 5)) if data_format == "channels_last" else (1, (3, 5, 6, 8, 4))
+    pools = [cls(2, data_format=data_format) for cls in (MaxPooling3D, layers.MaxPooling3D)]
+    norms = [cls(axis=axis) for cls in (BatchNormalization, layers.BatchNormalization)]
+    x = sample(shape) * 3 + 1
+    wanted = [numpy(pools[1](x)), numpy(norms[1](x, training=True)), numpy(norms[1](x))]
+    for cls in (layers.MaxPooling3D, layers.BatchNormalization):
+        monkeypatch.setattr(cls, "call", None)
+    found = [numpy(pools[0](x)), numpy(norms[0](x, training=True)), numpy(norms[0](x))]
+    for mine, own in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(mine, own, rtol=1e-5, atol=1e-5)
+    for mine, own in zip(norms[0].weights, norms[1].weights, strict=True):
+        near(mine, own, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_types(dtype: str) -> None:
+    inputs = keras.Input((6, 6, 6, 2), dtype=dtype)
+    x = layers.Conv3D(4, 3, dtype=dtype)(inputs)
+    x = layers.BatchNormalization(dtype=dtype)(layers.MaxPooling3D(2, dtype=dtype)(x))
+    model = keras.Model(inputs, x)
+    given = sample((2, 6, 6, 6, 2)).astype("float32")
+    near(keras.ops.cast(accelerate(model)(given), "float32"), keras.ops.cast(model(given), "float32"), 2e-2)
+
+
+def test_frozen_norms_keep_their_statistics() -> None:
+    model = network("channels_last", {})
+    for layer in model.layers:
+        layer.trainable = not isinstance(layer, layers.BatchNormalization)
+    fast = accelerate(model)
+    x = sample((2, *model.input_shape[1:]))
+    before = [numpy(weight) for weight in model.non_trainable_weights]
+    near(fast(x, training=True), model(x, training=True))
+    for value, weight in zip(before, model.non_trainable_weights, strict=True):
+        np.testing.assert_array_equal(value, numpy(weight))
+
+
+@pytest.mark.parametrize("kind", ["step", "inference"])
+def test_the_network_of_the_benchmark(kind: str) -> None:
+    """Its modes have the same gradients and results."""
+    way_of = keras_ways.prepare(kind, True)
+    right, found = way_of("plain").outcome(), way_of("ours").outcome()
+    assert error_of(found, right) < 1e-4
+    assert all(np.abs(each).max() > 0 for each in right)
