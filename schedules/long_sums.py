@@ -151,8 +151,8 @@ def _split(start: Stmt, reduction: Stmt, cut: _Cut, buffers: tuple[Any, Any], ad
     loop, extent = cut.loop, int(cut.loop.extent)
     dtype = str(loop.loop_var.ty.dtype)
     number, within = (ir.Var(f"{loop.loop_var.name}_{name}", dtype) for name in ("part", "of_part"))
-    if loop.kind == tirx.ForKind.SERIAL:
-        # parts alike, but for the last
+    if loop.kind == tirx.ForKind.SERIAL and not loop.annotations:
+        # parts alike, but for the last; what an annotation asks for may need a fixed extent
         size = -(-extent // -(-extent // cut.trips))
     else:
         size = largest_divisor(extent, cut.trips)

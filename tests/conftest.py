@@ -20,10 +20,14 @@ def _has_gpu() -> bool:
 _ON_A_GPU = (pytest.mark.gpu, pytest.mark.skipif(not _has_gpu(), reason="needs an NVIDIA GPU"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kernels", metavar="DIR", help="a folder of kernels that test runs of the same code share")
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _own_cache(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TVM_CONV3D_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("TVM_CONV3D_CACHE", pytestconfig.getoption("--kernels") or str(tmp_path_factory.mktemp("cache")))
         yield
 
 

@@ -13,6 +13,9 @@ BlockRV = Any
 #: Annotation of a loop over blocks, and then attribute of the function: registers that its threads may have.
 REGISTERS = "tvm_conv3d.registers"
 
+#: TVM's annotation of a loop whose copies are asynchronous.
+PIPELINED = "software_pipeline_async_stages"
+
 #: Threads of a block that adds the parts of a reduction.
 ADDING_THREADS = 128
 
@@ -25,6 +28,13 @@ def unroll(sch: Schedule, loops: Sequence[LoopRV]) -> None:
 def unroll_by_pragma(sch: Schedule, outermost: LoopRV) -> None:
     """Leaves the unrolling of the loops in `outermost` to the device compiler: the source stays short."""
     sch.annotate(outermost, "pragma_unroll_explicit", 0)
+
+
+def pipeline(sch: Schedule, step: LoopRV, stages: int) -> None:
+    """Lets the two copies that begin a turn of a loop run ahead of its rest by `stages` - 1 turns, asynchronously."""
+    sch.annotate(step, "software_pipeline_stage", [0, 0, stages - 1])
+    sch.annotate(step, "software_pipeline_order", [0, 1, 2])
+    sch.annotate(step, PIPELINED, [0])
 
 
 def spread_over_threads(sch: Schedule, loops: Sequence[LoopRV], threads: int, vector: LoopRV | None = None) -> None:

@@ -10,17 +10,30 @@ from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.schedules.cuda.common import BlockRV, LoopRV, add_parts, spread_over_warps, unroll, unroll_by_pragma
+from tvm_conv3d.schedules.cuda.common import (
+    REGISTERS,
+    BlockRV,
+    LoopRV,
+    add_parts,
+    pipeline,
+    spread_over_warps,
+    unroll,
+    unroll_by_pragma,
+)
+from tvm_conv3d.schedules.cuda.tensor_tile import SKEW, SKEW_OF_TURNED, sums_of_thread
+from tvm_conv3d.schedules.cuda.turn import turn
 from tvm_conv3d.schedules.cuda.wmma import EDGE, LEAVE, register
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.spec import CHANNELS_LAST
 
-#: Elements by which rows in shared memory are lengthened, so that their beginnings lie in different banks.
-_SKEW = 8
+#: Words after which rows begin in the same bank.
+_BANKS = 32
 
-#: Words after which rows begin in the same bank, and the words by which those of turned sums are lengthened: fragments
-#: lie across them.
-_BANKS, _SKEW_OF_TURNED = 32, 4
+#: Tiles of positions whose blocks follow one another: the choices.
+_NEAR_TILES = (1, 2, 4, 8, 16)
+
+#: Sums in a thread's registers from which on its plan asks for all registers that a thread can have.
+_MANY_SUMS = 128
 
 #: Weights that one thread brings into shared memory at once: 16 bytes.
 _WEIGHTS_AT_ONCE = 8
@@ -29,11 +42,14 @@ _WEIGHTS_AT_ONCE = 8
 def apply(sch: Schedule, spec: CanonicalSpec, variant: TensorVariant, decide: Decisions) -> None:
     """Schedules `compute.tensor_gemm.declare(spec, variant)`.
 
-    Decisions: `unroll`: depths of 16 terms that are unrolled.
+    Decisions: `unroll`: depths of 16 terms that are unrolled; `near_tiles`: tiles of positions whose blocks follow one
+    another for each tile of filters, so that they find both factors in the cache.
     """
     names = register(spec.dtype)
     warps = variant.warps_cells * variant.warps_filters
-    block = _finish_together(sch, spec, variant, warps)
+    block = _finish_together(sch, spec, variant, warps, decide)
+    if variant.turned:
+        turn(sch, spec)
     sums = sch.get_sblock("product")
     sch.set_scope(sums, 0, "shared.dyn")
     leave = sch.cache_write(sums, 0, "wmma.accumulator")
@@ -41,9 +57,12 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: TensorVariant, decide: De
     if turned:
         # neighbouring threads finish neighbouring positions
         sch.transform_layout(leave, ("write", 0), lambda *at: (*at[:-2], at[-1], at[-2]))
+    if sums_of_thread(spec, variant) >= _MANY_SUMS:
+        sch.annotate(block, REGISTERS, 255)
     warp, rows16 = _leave(sch, leave, block, variant)
     sch.compute_at(sums, warp, preserve_unit_loops=True)
-    i, j, *taps, step, term = sch.get_loops(sums)[-7 if variant.parts == 1 else -4 :]
+    fused = variant.parts > 1 or variant.stages > 1
+    i, j, *taps, step, term = sch.get_loops(sums)[-4 if fused else -7 :]
     (i, i16), (j, j16), (term, term16) = (sch.split(loop, [None, EDGE]) for loop in (i, j, term))
     outer, few = decide.tile("unroll", term, default=variant.step // EDGE)
     sch.unroll(few)
@@ -52,6 +71,8 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: TensorVariant, decide: De
         sch.unroll(loop)
     rows_a, rows_b = _fetch(sch, spec, variant, sums, step, few)
     start = sch.decompose_reduction(sums, taps[0] if taps else step)
+    if variant.stages > 1:
+        pipeline(sch, step, variant.stages)
     # last, as nothing can be placed beside a block that has become an instruction
     instructions = {
         "fill": sch.get_loops(start)[-2],
@@ -63,16 +84,21 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: TensorVariant, decide: De
     for purpose, loop in instructions.items():
         sch.tensorize(loop, names[purpose])
     # of the instruction: blocks that become one lose what they were told
-    sch.storage_align(sch.get_sblock(LEAVE), 0, -2, _BANKS, _SKEW_OF_TURNED if turned else _SKEW)
+    sch.storage_align(sch.get_sblock(LEAVE), 0, -2, _BANKS, SKEW_OF_TURNED if turned else SKEW)
 
 
-def _finish_together(sch: Schedule, s: CanonicalSpec, variant: TensorVariant, warps: int) -> LoopRV:
+def _finish_together(sch: Schedule, s: CanonicalSpec, variant: TensorVariant, warps: int, decide: Decisions) -> LoopRV:
     """Spreads the finishing of a tile, or of its part, over the threads of its block; returns the loop over tiles."""
     out = sch.get_sblock("out" if variant.parts == 1 else "partial")
-    *tiles, i, j, lane = sch.get_loops(out)
-    block = sch.fuse(*tiles)
+    *tiles, cells, filters, i, j, lane = sch.get_loops(out)
+    near = [d for d in _NEAR_TILES if int(sch.get(cells).extent) % d == 0]
+    far, near_cells = sch.split(cells, [None, decide.choice("near_tiles", near, 1)])
+    sch.reorder(far, filters, near_cells)
+    block = sch.fuse(*tiles, far, filters, near_cells)
     sch.bind(block, "blockIdx.x")
-    unroll_by_pragma(sch, block)
+    if variant.stages == 1:
+        # else the compiler would find the waits of the last steps with loop variables in their operands
+        unroll_by_pragma(sch, block)
     # neighbouring threads store neighbouring elements
     order = (i, j) if s.data_format == CHANNELS_LAST else (j, i)
     sch.reorder(*order, lane)
@@ -84,6 +110,8 @@ def _finish_together(sch: Schedule, s: CanonicalSpec, variant: TensorVariant, wa
         unroll(sch, sch.get_loops(tile)[-2:])
     else:
         add_parts(sch)
+        # sums in float32, 16 bytes at once
+        _, lane = sch.split(lane, [None, min(4, int(sch.get(lane).extent))])
     if int(sch.get(lane).extent) > 1:
         sch.vectorize(lane)
     return block
@@ -122,10 +150,10 @@ def _fetch(
         sch.unroll(columns)
         rows_of_fragments.append(rows16)
         sch.compute_at(source, step, preserve_unit_loops=True)
-        sch.storage_align(source, 0, -2, 16, _SKEW)
+        sch.storage_align(source, 0, -2, 16, SKEW)
     i, term = sch.get_loops(gather)[-2:]
     term, lanes = sch.split(term, [None, variant.vector])
-    order = [i, term] if s.data_format == CHANNELS_LAST else [term, i]
+    order = [i, term] if s.data_format == CHANNELS_LAST or variant.turned else [term, i]
     if variant.vector == _WEIGHTS_AT_ONCE:
         # eight threads, which store together, to as many rows: neighbours in one row share banks with those of the next
         far, near = sch.split(i, [None, 8])

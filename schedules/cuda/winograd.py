@@ -26,6 +26,9 @@ _NEAR = (4, 8, 16, 32)
 #: Channels or filters of a block of threads that transforms, at most.
 _MAX_CHANNELS, _MAX_FILTERS = 16, 32
 
+#: Elements that a thread can store at once.
+_VECTORS = (2, 4)
+
 #: Threads of such a block where nothing was tuned.
 _THREADS = 128
 
@@ -38,7 +41,11 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradGemmVariant, deci
     """
     e = extents_of(spec, variant)
     _transform_data(sch, spec, variant, decide)
-    thread = bind_tile(sch, "sums", variant, LANES, True, decide)
+    last = spec.data_format == CHANNELS_LAST
+    if not last:
+        *_, filters, cells, _ = sch.get_loops(sch.get_sblock("sums"))
+        sch.reorder(cells, filters)
+    thread = bind_tile(sch, "sums", variant, LANES, last, decide)
     sums = sum_in_registers(sch, thread, 1, variant.step, decide)
     gather = sch.get_sblock("gather")
     sch.set_scope(gather, 0, "shared")
@@ -79,6 +86,11 @@ def _transform_back(
     sch.reorder(far, g, *threads, *cells)
     thread = _bind(sch, far, g, threads)
     unroll(sch, cells)
+    if s.data_format != CHANNELS_LAST:
+        _hold(sch, ("tile",), variant, thread)
+        whole = s.out_size[2] % variant.tile[2] == 0 and e.axes.parts[2] == 1
+        if whole and variant.tile[2] in _VECTORS:
+            sch.vectorize(cells[-1])
     direct = sch.get_sblock("direct")
     sch.set_scope(direct, 0, "local")
     sch.compute_at(direct, thread, preserve_unit_loops=True)

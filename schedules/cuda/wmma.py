@@ -123,12 +123,15 @@ def _function(
     return "\n".join(lines)
 
 
-#: Adds a fragment to another, element by element, which no instruction of TVM does.
+#: Adds a fragment to another, element by element, which no instruction of TVM does. Unrolled loops repeat it.
 _ADD = """
+#ifndef TVM_CONV3D_ADD_FRAGMENT
+#define TVM_CONV3D_ADD_FRAGMENT
 template <class Totals, class Parts>
 __device__ __forceinline__ void tvm_conv3d_add_fragment(Totals& totals, int total, Parts& parts, int part) {
   for (int i = 0; i < totals[0].num_elements; ++i) totals[total].x[i] += parts[part].x[i];
 }
+#endif
 """
 
 

@@ -107,7 +107,7 @@ def test_tensor_cores_results_leave_in_wide_stores(name: str, data_format: str) 
     (plan,) = default_plans([replace(layer(name, "float16"), data_format=data_format)], TARGET)
     assert plan.algorithm == "tensor_gemm"
     found = of_plan(plan)
-    stores = {a.buffer: a.bytes for a in found if a.space == "global" and a.kind == "store"}
+    stores = {a.buffer: a.bytes for a in found if a.kind == "store" and a.buffer in ("partial", "out")}
     assert stores == ({"out": 16} if plan.variant.parts == 1 else {"partial": 16, "out": 8})
     sums = [a for a in found if a.buffer.startswith("product")]
     assert {a.kind for a in sums} == {"load", "store"}
@@ -115,8 +115,42 @@ def test_tensor_cores_results_leave_in_wide_stores(name: str, data_format: str) 
     assert all(a.found <= 2 * a.least for a in sums), sums
 
 
-def test_tensor_cores_factors_are_free_of_conflicts() -> None:
-    (plan,) = default_plans([layer("nnunet_s2", "float16")], TARGET)
-    factors = [a for a in of_plan(plan) if a.buffer in ("gather_shared.dyn", "kernel_shared.dyn")]
-    assert len(factors) >= 4
-    assert all(a.found == a.least for a in factors), factors
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+def test_tensor_cores_factors_are_free_of_conflicts(data_format: str) -> None:
+    """Whether copied asynchronously or by way of registers, in 16 bytes a thread; channels_first is turned before."""
+    (plan,) = default_plans([replace(layer("nnunet_s2", "float16"), data_format=data_format)], TARGET)
+    for stages in (1, plan.variant.stages):
+        found = of_plan(replace(plan, variant=replace(plan.variant, stages=stages)))
+        factors = [a for a in found if a.buffer in ("gather_shared.dyn", "kernel_shared.dyn")]
+        assert len(factors) >= 4
+        assert all(a.found == a.least and a.bytes == 16 for a in factors), factors
+        read = [a for a in found if a.space == "global" and a.kind == "load" and a.buffer in ("x", "turned")]
+        assert {a.bytes for a in read if a.requests > 100} == {16}
+        assert all(a.found == a.least for a in read), read
+
+
+def test_inputs_are_turned_in_whole_sectors() -> None:
+    (plan,) = default_plans([replace(layer("nnunet_s2", "float16"), data_format=CHANNELS_FIRST)], TARGET)
+    assert plan.variant.turned
+    turning = [a for a in of_plan(plan) if a.kernel == "main_kernel"]
+    assert {(a.buffer, a.kind) for a in turning} >= {("x", "load"), ("turned", "store")}
+    assert all(a.found <= a.least * (2 if a.space == "shared" else 1) for a in turning), turning
+
+
+def test_winograds_sums_and_results_move_in_whole_sectors_in_channels_first() -> None:
+    (plan,) = default_plans([replace(layer("nnunet_s2"), data_format=CHANNELS_FIRST)], TARGET)
+    assert plan.algorithm == "winograd_gemm" and plan.spec.size[2] % plan.variant.tile[2] == 0
+    moved = [a for a in of_plan(plan) if a.buffer in ("sums", "out")]
+    assert {(a.buffer, a.kind) for a in moved} == {("sums", "store"), ("sums", "load"), ("out", "store")}
+    assert all(a.found == a.least for a in moved), moved
+    assert {a.bytes for a in moved if a.buffer == "out"} == {16}
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("float32", 16), ("float16", 8), ("bfloat16", 8)])
+def test_windows_read_the_channels_of_a_group_at_once(dtype: str, width: int) -> None:
+    """Four, in channels_last: each sector is asked for once, by threads whose groups are neighbours."""
+    (plan,) = default_plans([layer("resnext3d_g32_a", dtype)], TARGET)
+    assert plan.algorithm == "window"
+    loads = [a for a in of_plan(plan) if a.buffer == "x"]
+    assert {a.bytes for a in loads} == {width}
+    assert all(a.found == a.least for a in loads), loads

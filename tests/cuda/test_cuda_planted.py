@@ -37,7 +37,8 @@ def plan_of(algorithm: str) -> Plan:
     changes: dict[str, Any] = {"window": {"filters": 4}, "tensor_gemm": {"dtype": "float16"}}.get(algorithm, {})
     (plan,) = default_plans([replace(BASE, **changes)])
     assert plan.algorithm == algorithm
-    return plan
+    # with copies that run ahead: tests of their own
+    return replace(plan, variant=replace(plan.variant, stages=1)) if algorithm == "tensor_gemm" else plan
 
 
 def run(plan: Plan, change: Callable[[Any], Any] | None, order: Order, barrier: int = 0) -> Report:

@@ -68,6 +68,7 @@ CASES = [
     (like_base((5, 5, 5)), "ppp", (1, 2, 2)),
     (like_base((14, 3, 1), size=(14, 4, 2)), "ppp", (1, 2, 1)),
     (like_base((2, 4, 3), data_format=CHANNELS_FIRST), "ppp", (1, 2, 3)),
+    (like_base((3, 3, 3), data_format=CHANNELS_FIRST, size=(4, 6, 8), post_ops=("add", "relu")), "ppp", (1, 2, 4)),
     (like_base((3, 3, 3), strides=(1, 2, 2)), "pss", (1, 2, 2)),
     (like_base((3, 3, 3), strides=(2, 2, 1)), "fsp", (1, 2, 4)),
     (like_base((3, 3, 3), strides=(2, 1, 1), batch=2), "spp", (1, 2, 2)),

@@ -48,6 +48,7 @@ def test_a_plan_is_made_once(target: str | None, exact: bool, planned: list[Conv
     resolved = resolve(target, 2)
     first, second = (make_plan(SPEC, resolved, exact=exact) for _ in range(2))
     assert first == second == default_plan(SPEC, resolved, exact=exact)
+    assert second.error_bound == default_plan(SPEC, resolved, exact=exact).error_bound
     assert (first.exact, second.origin) == (exact or first.exact, "default")
     assert planned == [SPEC]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
 
 from processes import run
+from tvm_conv3d.engine import cache
 from tvm_conv3d.support.folders import CACHE_VARIABLE
 
 #: Says whether TVM is there, and what was computed.
@@ -29,6 +31,14 @@ import numpy as np
 from tvm_conv3d import conv3d, conv3d_transpose
 x, w = np.ones((2, 5, 6, 7, 8), "float32"), np.ones((2, 3, 3, 8, 16), "float32")
 results = [float(conv3d(x, w).sum()), float(conv3d_transpose(x, np.ones((3, 3, 3, 4, 8), "float32"), strides=2).sum())]
+""",
+    "data that are not finite, and not contiguous": """
+import numpy as np
+from tvm_conv3d import Conv3D
+layer = Conv3D(32, 3, padding="same", kernel_initializer="random_normal")
+x = np.ones((32, 24, 24, 24, 1), "float64").T
+x[0, 3, 4, 5, 6] = np.inf
+results = [int(np.isfinite(layer(x)).sum()) for _ in range(3)]
 """,
     "gradients": """
 import numpy as np
@@ -63,6 +73,14 @@ net = accelerate(Net().eval())
 with torch.no_grad():
     results = [net(torch.ones(1, 1, 16, 16, 16)).shape == (1, 2, 8, 8, 8)]
 """,
+    "layer of Keras": """
+import os
+os.environ["KERAS_BACKEND"] = "torch"
+import numpy as np
+from tvm_conv3d.keras import Conv3D
+layer = Conv3D(8, 3, activation="relu", kernel_initializer="ones")
+results = [float(layer(np.ones((1, 6, 7, 8, 4), "float32")).detach().sum())]
+""",
     "training step of a module": """
 import torch
 from tvm_conv3d.torch import Conv3d
@@ -76,8 +94,25 @@ results = [float(layer.weight.grad.sum()), tuple(x.grad.shape) == tuple(x.shape)
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_second_process_imports_no_tvm(program: str, tmp_path: Path) -> None:
-    if "import torch" in PROGRAMS[program] and importlib.util.find_spec("torch") is None:
-        pytest.skip("torch is not installed")
+    for word, packages in (("torch", ["torch"]), ("keras", ["keras", "torch"])):
+        missing = [package for package in packages if importlib.util.find_spec(package) is None]
+        if word in PROGRAMS[program] and missing:
+            pytest.skip(f"{missing[0]} is not installed")
     cold, warm = (run(PROGRAMS[program] + _TELL, **{CACHE_VARIABLE: str(tmp_path)}).split() for _ in range(2))
     assert cold[0] == "True"
     assert warm == ["False", *cold[1:]]
+
+
+def test_a_pool_that_does_not_load_is_compiled_anew(tmp_path: Path) -> None:
+    program = PROGRAMS["a target of the user's"] + _TELL
+    cold = run(program, **{CACHE_VARIABLE: str(tmp_path)}).split()
+    forged = []
+    for file in (tmp_path / "modules").glob("*/meta.json"):
+        meta = json.loads(file.read_text())
+        if meta["about"].get("name", "").endswith(".ll"):
+            forged.append(meta["about"]["name"])
+            file.with_name("module.o").write_bytes(b"not an object")
+            file.write_text(json.dumps({**meta, "sha256": cache._digest(b"not an object", meta["code"])}))
+    assert sorted(forged) == ["hook.ll", "pool.ll"]
+    assert run(program, **{CACHE_VARIABLE: str(tmp_path)}).split() == cold
+    assert run(program, **{CACHE_VARIABLE: str(tmp_path)}).split() == ["False", *cold[1:]]

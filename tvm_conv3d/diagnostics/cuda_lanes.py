@@ -24,6 +24,9 @@ _WIDEST = 16
 #: The kind of loops that are unrolled, as TVM numbers them.
 _UNROLLED = 3
 
+#: The call that begins an asynchronous copy.
+_COPY = "tirx.s_tir.cp_async_raw"
+
 #: Calls that move fragments -> what they do with memory, and which of their operands is the place.
 _MATRIX = {"tirx.tvm_load_matrix_sync": ("load", 5), "tirx.tvm_store_matrix_sync": ("store", 5)}
 
@@ -143,6 +146,8 @@ class Lanes:
             met = self._value(condition)
             yield from self._loads(then, np.logical_and(mask, met))
             yield from self._loads(otherwise, np.logical_and(mask, np.logical_not(met)))
+        elif name == _COPY:
+            yield from self._copy(expression, mask)
         elif name in _MATRIX:
             yield from self._matrix(*_MATRIX[name], expression)
         elif type(expression).__name__ == "TensorLoad":
@@ -151,13 +156,12 @@ class Lanes:
             for part in _parts(expression):
                 yield from self._loads(part, mask)
 
-    def _access(self, kind: str, buffer: Any, indices: Sequence[Any], mask: Any) -> Iterator[Request]:
+    def _access(self, kind: str, buffer: Any, indices: Sequence[Any], mask: Any, lanes: int = 1) -> Iterator[Request]:
         space = str(buffer.scope()).partition(".")[0] or "global"
         if space not in ("shared", "global"):
             return
         (index,) = indices
         item = bytes_of(str(buffer.dtype))
-        lanes = 1
         if type(index).__name__ == "Ramp" and self._value(index.stride) != 1:
             # elements apart are moved one by one
             for number in range(int(index.lanes)):
@@ -183,6 +187,18 @@ class Lanes:
             taking_part = np.broadcast_to(True, self._lanes)
         places = np.broadcast_to(start * item, self._lanes)[taking_part]
         yield from self._once(self._request(space, kind, buffer, width, places, count))
+
+    def _copy(self, call: Any, mask: Any) -> Iterator[Request]:
+        """An asynchronous copy from global to shared memory, where its condition holds."""
+        to, to_offset, source, offset, width, *condition = call.args
+        taking_part = np.logical_and(mask, self._value(condition[0])) if condition else mask
+        lanes = int(width) // bytes_of(str(to.args[0].dtype))
+        for kind, buffer, index, lane_mask in (
+            ("load", source.args[0], offset, taking_part),
+            # zeros elsewhere
+            ("store", to.args[0], to_offset, mask),
+        ):
+            yield from self._access(kind, buffer, [index], lane_mask, lanes)
 
     def _matrix(self, kind: str, place: int, call: Any) -> Iterator[Request]:
         """Fragments of 16 x 16, which a warp moves as the instructions `ldmatrix` and `st.v2` do."""

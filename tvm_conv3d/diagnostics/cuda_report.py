@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tvm_conv3d.diagnostics.cuda_accesses import Access, accesses_of, average
 from tvm_conv3d.diagnostics.cuda_work import Work, works_of
 from tvm_conv3d.engine.artifact import MAIN
 from tvm_conv3d.engine.cuda import toolkit
@@ -43,6 +44,7 @@ class Row:
         work: of one block.
         resident: blocks that fit on a multiprocessor at once.
         limit: what keeps more from fitting: threads, registers, shared memory or blocks.
+        accesses: to shared and global memory.
     """
 
     layer: str
@@ -53,6 +55,7 @@ class Row:
     work: Work
     resident: int
     limit: str
+    accesses: Sequence[Access] = ()
 
     @property
     def threads(self) -> int:
@@ -101,7 +104,9 @@ def examine(layer: str, spec: Conv3DSpec, arch: str) -> list[Row]:
     works = works_of(plan, [math.prod(launch.grid) for launch in launches])
     for launch, work in zip(launches, works, strict=True):
         resources = measured[launch.kernel]
-        found.append(Row(layer, plan, traits, resources, launch, work, *resident_blocks(traits, resources, launch)))
+        accesses = accesses_of(launch.kernel, code.kernels[launch.kernel], launch.grid, launch.block)
+        resident = resident_blocks(traits, resources, launch)
+        found.append(Row(layer, plan, traits, resources, launch, work, *resident, accesses))
     return found
 
 
@@ -124,7 +129,7 @@ def resident_blocks(traits: GpuTraits, resources: Resources, launch: Launch) -> 
 
 HEADER = (
     "| layer | type | algorithm | tile | regs | spills | shared | threads | blocks | occupancy | MFLOP/block | "
-    "KB/block | useful | bound us |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "KB/block | wavefronts | sectors | useful | bound us |\n" + "|---" * 16 + "|"
 )
 
 
@@ -153,10 +158,17 @@ def line(row: Row) -> str:
         f"{row.occupancy:.0%}{why}",
         f"{row.work.flops / 1e6:.2f}",
         f"{row.work.bytes / 1e3:.0f}",
+        *(_average(row, space) for space in ("shared", "global")),
         "" if row.useful is None else f"{row.useful:.0%}",
         f"{1e6 * row.bound:.1f}",
     )
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def _average(row: Row, space: str) -> str:
+    """What a request takes in a kind of memory, and the least; empty where there is none."""
+    found = average(row.accesses, space)
+    return "" if found is None else f"{found[0]:.1f}/{found[1]:.1f}"
 
 
 def rows(layers: Iterable[tuple[str, Conv3DSpec]], arch: str, dtypes: Sequence[str]) -> Iterator[Row]:

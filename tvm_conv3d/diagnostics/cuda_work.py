@@ -40,6 +40,14 @@ def works_of(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
     """The work of each kernel of a GPU plan, in order, by the blocks that each has."""
     if plan.algorithm == "winograd_gemm":
         return _of_winograd(plan, blocks)
+    if getattr(plan.variant, "turned", False):
+        moved = 2 * _BYTES[plan.spec.dtype] * math.prod(plan.spec.input_shape)
+        return (Work(0, moved // blocks[0], moved, "turning"), *_of_products(plan, blocks[1:]))
+    return _of_products(plan, blocks)
+
+
+def _of_products(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
+    """Of the matrix product, or of its parts and their addition; and of windows."""
     if getattr(plan.variant, "parts", 1) > 1:
         return _of_parts(plan, blocks)
     return (_of_one_kernel(plan),)

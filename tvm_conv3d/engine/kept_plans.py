@@ -62,7 +62,10 @@ def load(key: str, spec: Conv3DSpec, target: Target) -> Plan | None:
     try:
         variant = variant_of(variant_types(target.kind)[values["algorithm"]], values["variant"])
         decisions = {str(name): int(value) for name, value in values["decisions"].items()}
-        return Plan(spec, values["algorithm"], variant, decisions, values["origin"])
+        plan = Plan(spec, values["algorithm"], variant, decisions, values["origin"])
+        # as if it had been asked for before, as only modules that import TVM can answer
+        vars(plan)["error_bound"] = float(values["error_bound"])
+        return plan
     except (TypeError, KeyError, ValueError, AttributeError):
         return None
 
@@ -71,7 +74,7 @@ def store(key: str, plan: Plan) -> None:
     """Keeps `plan` under `key`, where that is possible."""
     variant, decisions = asdict(plan.variant), dict(plan.decisions)
     values = {"algorithm": plan.algorithm, "variant": variant, "decisions": decisions, "origin": plan.origin}
-    notes.store(_KIND, key, {"spec": plan.spec.key(), **values})
+    notes.store(_KIND, key, {"spec": plan.spec.key(), **values, "error_bound": plan.error_bound})
 
 
 @functools.cache

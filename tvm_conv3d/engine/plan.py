@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -42,7 +43,7 @@ class Plan:
         """Whether it sums the products of the definition, so that NaN and infinity reach exactly their windows."""
         return self.variant.exact
 
-    @property
+    @functools.cached_property
     def error_bound(self) -> float:
         """The relative error (2-norm) to expect of data and weights without structure."""
         return named(self.algorithm).error_bound(self.spec, self.variant)

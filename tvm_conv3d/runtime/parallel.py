@@ -113,13 +113,16 @@ def _load(*objects: bytes) -> Any:
 @functools.cache
 def _load_runtime() -> None:
     """Loads TVM's runtime library, which holds the symbols that compiled code calls, as `import tvm` does."""
-    found = None if "tvm" in sys.modules else importlib.util.find_spec("tvm")
-    folders = [] if found is None or found.origin is None else [Path(found.origin).parent / "lib"]
-    if os.environ.get("TVM_LIBRARY_PATH"):
-        folders.insert(0, Path(os.environ["TVM_LIBRARY_PATH"]))
-    paths = [path for folder in folders for path in folder.glob("*tvm_runtime.*")]
-    if "tvm" in sys.modules or not paths:
-        # another thread may be importing it; or its libraries lie where only TVM finds them
-        import_module("tvm")
-    else:
-        ctypes.CDLL(str(paths[0]), ctypes.RTLD_GLOBAL)
+    from tvm_ffi.libinfo import load_lib_ctypes
+
+    if "tvm" not in sys.modules:
+        found = importlib.util.find_spec("tvm")
+        folders = [] if found is None or found.origin is None else [Path(found.origin).parent / "lib"]
+        if os.environ.get("TVM_LIBRARY_PATH"):
+            folders.insert(0, Path(os.environ["TVM_LIBRARY_PATH"]))
+        # where it lies elsewhere, TVM finds it
+        with contextlib.suppress(RuntimeError, OSError):
+            load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=folders)
+            return
+    # another thread may be importing it
+    import_module("tvm")

@@ -29,6 +29,7 @@ class GpuTraits:
         gigabytes: published memory bandwidth per second.
         card: the usual card.
         shared_opt_in: bytes of shared memory that a block gets at most, once its kernel asked for them.
+        gigahertz: published boost clock of the usual card.
         threads_per_block, shared_per_block: limits of a launch; the latter of shared memory that nobody asked for.
         registers: of a multiprocessor, 32 bits each.
     """
@@ -43,6 +44,7 @@ class GpuTraits:
     gigabytes: float
     card: str
     shared_opt_in: int
+    gigahertz: float
     threads_per_block: int = 1024
     shared_per_block: int = 48 << 10
     registers: int = 64 << 10
@@ -60,11 +62,11 @@ class GpuTraits:
 ARCHITECTURES: Mapping[str, GpuTraits] = {
     traits.name: traits
     for traits in (
-        GpuTraits(75, 40, 64 << 10, 1024, 16, 8.1, 65.0, 320, "T4", 64 << 10),
-        GpuTraits(80, 108, 164 << 10, 2048, 32, 19.5, 312.0, 1555, "A100", 163 << 10),
-        GpuTraits(86, 84, 100 << 10, 1536, 16, 38.7, 155.0, 768, "RTX A6000", 99 << 10),
-        GpuTraits(89, 142, 100 << 10, 1536, 24, 91.6, 362.0, 864, "L40S", 99 << 10),
-        GpuTraits(90, 132, 228 << 10, 2048, 32, 66.9, 989.0, 3350, "H100 SXM", 227 << 10),
+        GpuTraits(75, 40, 64 << 10, 1024, 16, 8.1, 65.0, 320, "T4", 64 << 10, 1.59),
+        GpuTraits(80, 108, 164 << 10, 2048, 32, 19.5, 312.0, 1555, "A100", 163 << 10, 1.41),
+        GpuTraits(86, 84, 100 << 10, 1536, 16, 38.7, 155.0, 768, "RTX A6000", 99 << 10, 1.80),
+        GpuTraits(89, 142, 100 << 10, 1536, 24, 91.6, 362.0, 864, "L40S", 99 << 10, 2.52),
+        GpuTraits(90, 132, 228 << 10, 2048, 32, 66.9, 989.0, 3350, "H100 SXM", 227 << 10, 1.98),
     )
 }
 

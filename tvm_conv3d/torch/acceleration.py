@@ -10,6 +10,7 @@ import torch
 
 from tvm_conv3d.torch.graph.script.calls import ScriptCall, shared_copy
 from tvm_conv3d.torch.modules import REPLACEMENTS
+from tvm_conv3d.torch.norms import InstanceNorm3d
 from tvm_conv3d.torch.region import Region
 from tvm_conv3d.torch.report import Report
 
@@ -91,6 +92,9 @@ def _replaced(module: _M) -> tuple[_M, Report]:
             made.append((part, replacement.__new__(replacement)))
             copies[id(part)] = made[-1][1]
             replaced.append(name)
+        elif type(part) is torch.nn.InstanceNorm3d:
+            made.append((part, InstanceNorm3d.__new__(InstanceNorm3d)))
+            copies[id(part)] = made[-1][1]
         elif isinstance(part, tuple(REPLACEMENTS)) and not isinstance(part, tuple(REPLACEMENTS.values())):
             left[name] = f"{type(part).__qualname__} is a subclass, which may compute something else"
     result = copy.deepcopy(module, copies)

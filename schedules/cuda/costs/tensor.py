@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tvm_conv3d.compute.cuda.implicit_gemm import run_of_output
+from tvm_conv3d.compute.cuda.implicit_gemm import extents_of, run_of_output
 from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.schedules.cuda.costs.tile_cost import cheapest_first, in_parts, is_flat, nanoseconds
-from tvm_conv3d.spec import CHANNELS_LAST
+from tvm_conv3d.compute.shared.stages import terms_of_part
+from tvm_conv3d.schedules.cuda.costs.tile_cost import LAUNCH, cheapest_first, in_parts, is_flat, nanoseconds
+from tvm_conv3d.schedules.cuda.tensor_tile import shared_bytes, sums_of_thread
+from tvm_conv3d.schedules.decisions import largest_divisor
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST
 from tvm_conv3d.target.gpu import GpuTraits
 
-#: Cells and filters of a tile, warps along each. The sums of a tile must fit into shared memory beside two steps.
+#: Cells and filters of a tile, warps along each.
 TILES = (
+    (256, 128, 4, 2),
+    (128, 256, 2, 4),
+    (128, 128, 2, 2),
+    (128, 128, 2, 4),
+    (256, 64, 4, 1),
+    (128, 64, 2, 1),
+    (64, 128, 1, 2),
     (128, 64, 4, 2),
     (64, 128, 2, 4),
     (64, 64, 2, 2),
@@ -30,6 +41,29 @@ TILES = (
 #: Terms of the reduction that are gathered at a time.
 _STEP = 32
 
+#: Sums in a thread's registers, at most: where other warps fill the time of loads, and where loads run ahead.
+MOST_SUMS = (64, 128)
+
+#: Steps that are on their way at once: the choices; and the blocks of a multiprocessor from which on further blocks
+#: count less than further stages.
+_STAGES, _MANY_BLOCKS = (2, 3, 4), 2
+
+#: Nanoseconds until the first load is there, and registers of a thread beside its sums.
+_LATENCY, _OTHER_REGISTERS = 1000.0, 90
+
+#: Elements of the least asynchronous copy.
+_LEAST_COPIED = 2
+
+#: Channels that are read at once where the input is turned.
+_TURNED_AT_ONCE = 8
+
+#: Bytes that shared memory moves in a cycle.
+_BYTES_A_CYCLE = 128
+
+#: The share of the peak that `mma.sync` reaches; on Hopper, whose peak is that of other instructions (published
+#: measurements, none of ours).
+_SHARE, _SHARE_ON_HOPPER = 0.9, 0.62
+
 #: Channels, and filters, of a group from which on tensor cores are taken: fewer leave most of a product to padding.
 _MIN_TERMS, _MIN_FILTERS = 16, 9
 
@@ -40,10 +74,14 @@ def candidates(spec: CanonicalSpec, traits: GpuTraits) -> list[TensorVariant]:
     if not traits.has_tensor_cores(spec.dtype) or terms < _MIN_TERMS or spec.set_filters < _MIN_FILTERS:
         return []
     costs: dict[TensorVariant, float] = {}
-    for cells, filters, warps_cells, warps_filters in TILES:
-        variant = fitted(spec, TensorVariant(cells, filters, _STEP, warps_cells, warps_filters))
+    may_turn = spec.data_format == CHANNELS_FIRST and spec.group_channels % _TURNED_AT_ONCE == 0
+    for (cells, filters, warps_cells, warps_filters), turned in itertools.product(TILES, (True, False)[not may_turn :]):
+        variant = TensorVariant(cells, filters, _STEP, warps_cells, warps_filters, turned=turned)
+        variant = fitted(spec, variant)
         found = in_parts(spec, traits, variant, functools.partial(_nanoseconds, spec, traits))
-        costs |= {_storing_sums(cut): nanoseconds for cut, nanoseconds in found.items()}
+        for cut in map(functools.partial(_staged, spec, traits), found):
+            if _is_possible(spec, traits, cut):
+                costs[cut] = _nanoseconds(spec, traits, cut)
     return [variant for variant, _ in cheapest_first(costs)]
 
 
@@ -55,27 +93,56 @@ def amounts(
 
 
 def _nanoseconds(spec: CanonicalSpec, traits: GpuTraits, variant: TensorVariant) -> float:
-    # each warp reads its factors from shared memory: the fewer, the larger its tile
-    read = 16 * variant.warps_cells / variant.cells / 4 + 16 * variant.warps_filters / variant.filters / 4
-    return nanoseconds(spec, traits, variant, item=2, tensor=True, share=0.7 / (1 + read))
+    """Each warp reads its factors from shared memory: the fewer, the larger its tile."""
+    fragments = variant.warps_filters * variant.cells + variant.warps_cells * variant.filters
+    # of one term: what is read and was written, and what is multiplied
+    moved = 2 * (fragments + variant.cells + variant.filters) / (_BYTES_A_CYCLE * traits.gigahertz)
+    peak = 1e3 * traits.tensor_teraflops / traits.multiprocessors
+    multiplied = 2 * variant.cells * variant.filters / peak
+    reached = multiplied / (_SHARE_ON_HOPPER if traits.arch >= 90 else _SHARE)
+    turning = LAUNCH + 2 * 2 * math.prod(spec.input_shape) / traits.gigabytes if variant.turned else 0.0
+    share, fill = multiplied / (reached + moved), None
+    if variant.stages > 1:
+        share, fill = multiplied / max(reached, moved), _LATENCY / max(1, _blocks(spec, traits, variant))
+    return turning + nanoseconds(spec, traits, variant, item=2, tensor=True, share=share, fill=fill)
+
+
+def _blocks(spec: CanonicalSpec, traits: GpuTraits, variant: TensorVariant) -> int:
+    """Blocks that lie on a multiprocessor together, by their shared memory and the registers of their sums."""
+    threads = 32 * variant.warps_cells * variant.warps_filters
+    registers = threads * (_OTHER_REGISTERS + sums_of_thread(spec, variant))
+    return min(traits.shared_per_multiprocessor // shared_bytes(spec, variant), traits.registers // registers)
+
+
+def _staged(spec: CanonicalSpec, traits: GpuTraits, variant: TensorVariant) -> TensorVariant:
+    """`variant` with the most stages that leave a multiprocessor as many blocks as two stages do."""
+    variant = fitted(spec, variant)
+    steps = extents_of(spec, variant).turns // variant.parts
+    of_part = terms_of_part(steps * variant.step, on_gpu=True) // variant.step
+    # copies are of 4 bytes at least, and drain at the end of each part of a long sum
+    if variant.vector < _LEAST_COPIED or 4 * largest_divisor(steps, of_part) < min(steps, of_part):
+        return variant
+
+    def blocks(stages: int) -> int:
+        return _blocks(spec, traits, replace(variant, stages=stages))
+
+    fitting = [stages for stages in _STAGES if stages <= steps and blocks(stages) >= min(blocks(2), _MANY_BLOCKS)]
+    return replace(variant, stages=max(fitting, default=1))
 
 
 def fitted(spec: CanonicalSpec, variant: TensorVariant) -> TensorVariant:
     """`variant` with the reduction, the vectors of channels and of output elements that suit `spec`."""
-    last = spec.data_format == CHANNELS_LAST
+    last = spec.data_format == CHANNELS_LAST or variant.turned
     vector = max(v for v in (1, 2, 4, 8) if spec.group_channels % v == 0 and v <= (8 if last else 1))
-    # 16 bytes of the output
-    store = max(v for v in (1, 2, 4, 8) if run_of_output(spec) % v == 0)
+    # 16 bytes of the output, or of the sums of a part
+    store = max(v for v in (1, 2, 4, 8) if run_of_output(spec) % v == 0 and (v <= 4 or variant.parts == 1))
     return replace(variant, flat=is_flat(spec, variant.step), vector=vector, store=store)
 
 
-def _storing_sums(variant: TensorVariant) -> TensorVariant:
-    """`variant`, which stores 16 bytes of its sums at once where it is in parts."""
-    return variant if variant.parts == 1 else replace(variant, store=min(variant.store, 4))
-
-
-#: Variants that compete while tuning.
+#: Variants that compete while tuning; of those whose copies run ahead, as many of the best take part with these terms
+#: of a step, and all numbers of stages.
 MAX_VARIANTS = 8
+_VARIED, _STEPS = 2, (32, 64)
 
 
 def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[TensorVariant, dict[str, int]] | None:
@@ -85,5 +152,19 @@ def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[TensorVariant, dict
 
 
 def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[TensorVariant]:
-    """The variants that compete while tuning, the default's first."""
-    return candidates(spec, traits)[:MAX_VARIANTS]
+    """The variants that compete while tuning, the default's first; and the best of them with other steps and stages."""
+    found = candidates(spec, traits)[:MAX_VARIANTS]
+    best = [variant for variant in found if variant.stages > 1][:_VARIED]
+    others = (
+        replace(fitted(spec, replace(variant, step=step)), stages=stages)
+        for variant, step, stages in itertools.product(best, _STEPS, _STAGES)
+    )
+    return list(dict.fromkeys([*found, *(v for v in others if _is_possible(spec, traits, v))]))
+
+
+def _is_possible(spec: CanonicalSpec, traits: GpuTraits, variant: TensorVariant) -> bool:
+    """Whether a GPU has the registers and the shared memory, and the reduction as many steps."""
+    e = extents_of(spec, variant)
+    fits = sums_of_thread(spec, variant) <= MOST_SUMS[variant.stages > 1]
+    fits = fits and shared_bytes(spec, variant) <= traits.shared_opt_in
+    return fits and e.turns % variant.parts == 0 and variant.stages <= e.turns // variant.parts

@@ -48,7 +48,15 @@ def is_flat(spec: CanonicalSpec, step: int) -> bool:
     return waste > _MAX_WASTE and math.prod(spec.kernel) > 1
 
 
-def nanoseconds(spec: CanonicalSpec, traits: GpuTraits, variant: Cut, item: int, tensor: bool, share: float) -> float:
+def nanoseconds(
+    spec: CanonicalSpec,
+    traits: GpuTraits,
+    variant: Cut,
+    item: int,
+    tensor: bool,
+    share: float,
+    fill: float | None = None,
+) -> float:
     """The modelled time of a whole convolution.
 
     Args:
@@ -58,12 +66,13 @@ def nanoseconds(spec: CanonicalSpec, traits: GpuTraits, variant: Cut, item: int,
         item: bytes of a factor.
         tensor: whether tensor cores multiply.
         share: of the peak that a tile of this kind can reach.
+        fill: nanoseconds that a tile waits for its first loads, where the others run ahead of the arithmetic.
     """
     e = extents_of(spec, variant)
     cells, filters, parts = variant.cells, variant.filters, variant.parts
     terms = e.turns * variant.step // parts
     blocks = e.planes * spec.sets * e.cell_blocks * e.filter_blocks * parts
-    product = of_tiles(traits, blocks, cells, filters, terms, item, variant.vector, tensor, share)
+    product = of_tiles(traits, blocks, cells, filters, terms, item, variant.vector, tensor, share, fill)
     if parts == 1:
         return product
     # sums, which are never of a half type, are written and read
@@ -99,6 +108,7 @@ def of_tiles(
     vector: int,
     tensor: bool,
     share: float,
+    fill: float | None = None,
 ) -> float:
     """The modelled time of `blocks` tiles of positions by filters with sums of `terms`, gathered `vector` at a time."""
     # operations a nanosecond of one multiprocessor
@@ -108,10 +118,12 @@ def of_tiles(
     peak = 1e3 * traits.tensor_teraflops / traits.multiprocessors if tensor else plain
     arithmetic = 2 * cells * filters * terms / (peak * share)
     gather = _GATHER * cells * terms / vector / plain
-    traffic = item * (terms * (cells + filters) + cells * filters) / _CACHE_BANDWIDTH
+    loads, stores = (item * n / _CACHE_BANDWIDTH for n in (terms * (cells + filters), cells * filters))
     busiest = math.ceil(blocks / traits.multiprocessors)
+    if fill is not None:
+        return busiest * (fill + max(arithmetic + gather, loads) + stores)
     waiting = _ALONE if busiest == 1 else _FEW if busiest < 4 else 1.0
-    return busiest * waiting * (arithmetic + gather + traffic)
+    return busiest * waiting * (arithmetic + gather + loads + stores)
 
 
 def share_of_registers(sums: int) -> float:

@@ -17,6 +17,7 @@ from tvm_conv3d.compute.shared.cook_toom import MAX_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.shared.winograd_axes import DILATED, FOLDED, PLAIN, STRIDED, axes_of
 from tvm_conv3d.schedules.cuda.costs import gemm
 from tvm_conv3d.schedules.cuda.costs.tile_cost import ADVANTAGE, LAUNCH, of_tiles, share_of_registers
+from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.target.gpu import GpuTraits
 
 #: Largest relative error (2-norm) that a default plan may be expected to have.
@@ -97,7 +98,9 @@ def _possible(s: CanonicalSpec) -> Iterator[WinogradGemmVariant]:
             for cells, filters, threads_cells, threads_filters in gemm.TILES:
                 sums = cells * filters // (threads_cells * threads_filters)
                 variant = WinogradGemmVariant(modes, tile, cells, filters, step, threads_cells, threads_filters)
-                fits = sums * _ITEM <= gemm.MAX_SUMS and filters // threads_filters % LANES == 0
+                # of what is stored at once
+                along = filters // threads_filters if s.data_format == CHANNELS_LAST else cells // threads_cells
+                fits = sums * _ITEM <= gemm.MAX_SUMS and along % LANES == 0
                 if fits and error_bound(s, variant) <= ERROR_LIMIT:
                     yield variant
 

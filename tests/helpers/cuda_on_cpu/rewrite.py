@@ -74,7 +74,7 @@ def rewrite(source: str, prefix: str) -> RewrittenSource:
         UnsupportedKernelError: inline assembly, a parameter of an unknown form, or no kernel at all.
     """
     preamble, end, body = source.partition(_PREAMBLE_END)
-    body = "".join(_OWN_FUNCTION.findall(preamble)) + body if end else source
+    body = "".join(dict.fromkeys(_OWN_FUNCTION.findall(preamble))) + body if end else source
     body = re.sub(r"^\s*#\s*(include|if|ifdef|ifndef|else|elif|endif|define|undef)\b.*$", "", body, flags=re.MULTILINE)
     body = _COPY_HELPER.sub("", body)
     assembly = _ASSEMBLY.search(body)

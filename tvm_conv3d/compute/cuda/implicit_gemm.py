@@ -158,10 +158,16 @@ class GemmBuilder:
         along = run_of_output(spec)
         if along % variant.store:
             raise ValueError(f"{spec.key()} can't store {variant.store} elements at once. Received: {variant}")
-        #: extents of what numbers the steps of the reduction: one axis where it is cut
-        self.turns = (*self.e.taps, self.e.steps) if variant.parts == 1 else (self.e.turns,)
+        #: what a kernel before the product fills
+        self.kept: tuple[te.Tensor, ...] = ()
+        #: extents of what numbers the steps of the reduction
+        self.turns = (self.e.turns,) if self._fused() else (*self.e.taps, self.e.steps)
         if self.e.turns % variant.parts:
             raise ValueError(f"The reduction of {spec.key()} has no {variant.parts} equal parts. Received: {variant}")
+
+    def _fused(self) -> bool:
+        """Whether one axis numbers all steps of the reduction, as where it is cut."""
+        return self.variant.parts > 1
 
     def _types(self) -> tuple[str, str]:
         """Element types of the input and of what is multiplied."""
@@ -178,9 +184,10 @@ class GemmBuilder:
         residual = Residual(spec, tiling.shape)
         operands = (x, kernel, bias, *residual.tensors)
         if variant.parts == 1:
-            return Declaration((*operands, self._out(product, bias, residual)), tiling, aligned=True)
+            return Declaration((*operands, self._out(product, bias, residual)), tiling, self.kept, aligned=True)
         partial = self._in_lanes("partial", product)
-        return Declaration((*operands, self._added(partial, bias, residual)), tiling, (partial,), aligned=True)
+        out = self._added(partial, bias, residual)
+        return Declaration((*operands, out), tiling, (*self.kept, partial), aligned=True)
 
     def _gather(self, x: te.Tensor) -> te.Tensor:
         """Cells innermost, as a thread reads several of them for one term."""
@@ -230,11 +237,14 @@ class GemmBuilder:
         channel = phases.group(spec, g) * spec.group_channels + number * variant.vector + lane
 
         def read(index: list[Expr]) -> Expr:
-            position = (sample, *index, channel) if self.last else (sample, channel, *index)
-            return self._factor(x[position])
+            return self._factor(self._at(x, sample, index, channel))
 
         where = [c * s + t * d for c, s, t, d in zip(corner, spec.strides, taps, spec.dilation, strict=True)]
         return zero_padded(spec, extents, where, read, inside, self.factor)
+
+    def _at(self, x: te.Tensor, sample: Expr, index: list[Expr], channel: Expr) -> Expr:
+        """An element of the input."""
+        return x[(sample, *index, channel) if self.last else (sample, channel, *index)]
 
     def _factor(self, stored: Expr) -> Expr:
         """An element of the input as it is multiplied."""
@@ -255,7 +265,7 @@ class GemmBuilder:
         shape = (e.planes, self.spec.sets, e.cell_blocks, e.filter_blocks, variant.cells, variant.filters)
         cut = variant.parts > 1
         extents = (e.turns // variant.parts,) if cut else self.turns
-        names = ("turn",) if cut else ("tap_d", "tap_h", "tap_w", "step")
+        names = ("turn",) if len(extents) == 1 else ("tap_d", "tap_h", "tap_w", "step")
         turns = [te.reduce_axis((0, extent), name=name) for extent, name in zip(extents, names, strict=True)]
         term = te.reduce_axis((0, variant.step), name="term")
 

@@ -6,6 +6,7 @@ the instructions read them, and weights keep the half type.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm import te
@@ -16,10 +17,20 @@ from tvm_conv3d.compute.cuda.variants import TensorVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.declaration import Declaration
 from tvm_conv3d.compute.shared.packing import Weights
+from tvm_conv3d.compute.shared.stages import zero_unless
+from tvm_conv3d.spec import CHANNELS_FIRST
 
 __all__ = ["TensorVariant", "declare", "declare_packing", "error_bound"]
 
+#: Positions of a tile of the input that is turned.
+TURNED_POSITIONS = 64
+
 Expr = Any  # a TVM expression; its classes are not public names
+
+
+def vector_of_positions(spec: CanonicalSpec) -> int:
+    """Neighbouring positions of the input that a thread reads at once where it is turned."""
+    return 2 if math.prod(spec.size) % 2 == 0 else 1
 
 
 def declare(spec: CanonicalSpec, variant: TensorVariant) -> Declaration:
@@ -30,6 +41,8 @@ def declare(spec: CanonicalSpec, variant: TensorVariant) -> Declaration:
     """
     if spec.dtype not in ("float16", "bfloat16"):
         raise ValueError(f"Tensor cores multiply float16 and bfloat16 here. Received: {spec.key()}")
+    if variant.turned and spec.data_format != CHANNELS_FIRST:
+        raise ValueError(f"Only channels_first is turned. Received: {variant} for {spec.key()}")
     return _Builder(spec, variant).declaration()
 
 
@@ -44,6 +57,34 @@ def declare_packing(spec: CanonicalSpec, variant: TensorVariant, weights: Weight
 
 
 class _Builder(GemmBuilder):
+    variant: TensorVariant
+
+    def _fused(self) -> bool:
+        # copies run ahead over the ends of taps
+        return self.variant.parts > 1 or self.variant.stages > 1
+
+    def _turned(self, x: te.Tensor) -> te.Tensor:
+        """The input as (sample, positions in whole tiles, channel), by way of a slab that a block turns."""
+        spec = self.spec
+        positions, along = math.prod(spec.size), spec.size[2]
+        vector = vector_of_positions(spec)
+        shape = (spec.batch, spec.channels, -(-positions // TURNED_POSITIONS) * TURNED_POSITIONS)
+
+        def read(n, c, p):  # type: ignore[no-untyped-def]
+            value = x[n, c, p // (along * spec.size[1]), p // along % spec.size[1], p % along]
+            # in units of vectors, so that the condition does not vary inside one
+            inside = [p // vector < positions // vector] if shape[2] > positions else []
+            return zero_unless(inside, value, spec.dtype)
+
+        slab = te.compute(shape, read, name="slab")
+        return te.compute((shape[0], shape[2], shape[1]), lambda n, p, c: slab[n, c, p], name="turned")
+
+    def _at(self, x: te.Tensor, sample: Expr, index: list[Expr], channel: Expr) -> Expr:
+        if not self.variant.turned:
+            return super()._at(x, sample, index, channel)
+        _, height, width = self.spec.size
+        return x[sample, (index[0] * height + index[1]) * width + index[2], channel]
+
     def _types(self) -> tuple[str, str]:
         return self.spec.dtype, self.spec.dtype
 
@@ -54,6 +95,9 @@ class _Builder(GemmBuilder):
         """Terms innermost."""
         variant, e = self.variant, self.e
         vector = variant.vector
+        if variant.turned:
+            x = self._turned(x)
+            self.kept = (x,)
 
         def at(*index):  # type: ignore[no-untyped-def]
             n, g, block, *turn, i, term = index

@@ -60,6 +60,9 @@ class TensorVariant:
         store: neighbouring output elements that one thread finishes.
         flat: taps and channels are one axis of the reduction.
         parts: that the reduction is cut into.
+        turned: of channels_first, whether a kernel before brings the input into channels_last, so that the threads of
+            the product read neighbouring channels.
+        stages: steps that are on their way at once: while one is multiplied, the next ones are copied to shared memory.
     """
 
     exact: ClassVar[bool] = True
@@ -73,6 +76,8 @@ class TensorVariant:
     store: int = 1
     flat: bool = False
     parts: int = 1
+    turned: bool = False
+    stages: int = 1
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,7 @@ class _Builder:
         self.e = extents_of(spec, variant)
         self.axes = self.e.axes
         self.acc = spec.accumulator
+        self.last = spec.data_format == CHANNELS_LAST
         self.padded_channels = self.e.steps * variant.step
 
     def declaration(self) -> Declaration:
@@ -288,9 +289,13 @@ class _Builder:
         return te.compute((count, e.cell_blocks, e.filter_blocks, variant.cells, variant.filters), at, name="product")
 
     def _sums(self, product: te.Tensor) -> te.Tensor:
-        *outer, filters = (int(extent) for extent in product.shape)
-        shape = (*outer, filters // LANES, LANES)
-        return te.compute(shape, lambda *at: product[(*at[:4], at[4] * LANES + at[5])], name="sums")
+        """Innermost is what neighbours of the output are: filters, or tiles in channels_first."""
+        *outer, cells, filters = (int(extent) for extent in product.shape)
+        if self.last:
+            shape = (*outer, cells, filters // LANES, LANES)
+            return te.compute(shape, lambda *at: product[(*at[:4], at[4] * LANES + at[5])], name="sums")
+        shape = (*outer, filters, cells // LANES, LANES)
+        return te.compute(shape, lambda *at: product[(*at[:3], at[4] * LANES + at[5], at[3])], name="sums")
 
     def _totals(self, sums: te.Tensor) -> te.Tensor:
         """The inverse transforms: (row of tiles, tile, filter, positions of the tile)."""
@@ -299,7 +304,8 @@ class _Builder:
 
         def at(row, t, g, z, y, x):  # type: ignore[no-untyped-def]
             p, f = row * e.slice + t, (z * high + y) * wide + x
-            inner = (p % variant.cells, g % variant.filters // LANES, g % LANES)
+            cell, filter_ = p % variant.cells, g % variant.filters
+            inner = (cell, filter_ // LANES, g % LANES) if self.last else (filter_, cell // LANES, p % LANES)
             return sums[(f, p // variant.cells, g // variant.filters, *inner)]
 
         shape = (e.planes * e.tiles[0], e.slice, e.filter_blocks * variant.filters, *e.frequencies)
@@ -348,10 +354,14 @@ class _Builder:
 
         def at(row, t, g, i, j, k):  # type: ignore[no-untyped-def]
             total = tirx.if_then_else(bad[row, t, g] == 1, direct[row, t, g, i, j, k], totals[row, t, g, i, j, k])
-            return finish(self.spec, total, bias[g], residual.at(*tiling.real((row, t, g, i, j, k))))
+            return finish(self.spec, total, bias[g], residual.in_tile(tiling, (row, t, g, i, j, k)))
 
         names = ["row", "t", "g", "i", "j", "k"]
-        return te.compute(direct.shape, at, name="out", varargs_names=names)
+        if self.last:
+            return te.compute(direct.shape, at, name="out", varargs_names=names)
+        # apart, as the loop of the store is a vector where rows of the output are whole tiles
+        tile = te.compute(direct.shape, at, name="tile", varargs_names=names)
+        return te.compute(direct.shape, lambda *index: tile[index], name="out", varargs_names=names)
 
     def _tiling(self) -> Tiling:
         """Declared axes: row, tile, filter, and the positions of a tile; the row holds sample, parts and depth."""

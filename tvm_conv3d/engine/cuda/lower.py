@@ -92,16 +92,24 @@ def options(module: IRModule) -> dict[str, Any]:
     """TVM's options for lowering scheduled functions."""
     import tvm_ffi
     from tvm.s_tir import SBlock
+    from tvm.tirx import For
 
-    dynamic = [False]
+    from tvm_conv3d.schedules.cuda.common import PIPELINED
 
-    def note(block: SBlock) -> None:
-        dynamic[0] |= any(buffer.scope() == "shared.dyn" for buffer in block.alloc_buffers)
+    found: dict[str, Any] = {}
+
+    def note_arrays(block: SBlock) -> None:
+        if any(buffer.scope() == "shared.dyn" for buffer in block.alloc_buffers):
+            # this pass would let arrays of two types share memory, and a later one refuse that; yet another merges them
+            found["tirx.disable_storage_rewrite"] = True
+
+    def note_copies(loop: For) -> None:
+        if PIPELINED in loop.annotations:
+            found["tirx.use_async_copy"] = True
 
     for function in module.functions.values():
-        tvm_ffi.structural_walk(function.body, ((SBlock, note),))
-    # this pass would let arrays of two types share memory, and a later one refuse that; yet another merges them
-    return {"tirx.disable_storage_rewrite": True} if dynamic[0] else {}
+        tvm_ffi.structural_walk(function.body, ((SBlock, note_arrays), (For, note_copies)))
+    return found
 
 
 def _launches_of(host: Any, parameters: Sequence[str]) -> Launches:

@@ -1,0 +1,187 @@
+"""Asynchronous copies that run ahead of tensor cores: right, waited for, and as large as the plan says."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cuda_checks import assert_right, in_order, lowered_on_cpu
+from cuda_on_cpu import Report, run_program, without_barrier
+from cuda_on_cpu.compile import compile_kernels
+from cuda_on_cpu.execute import Order
+from cuda_on_cpu.lower import LoweredModule
+from problems import data
+from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
+from tvm_conv3d.compute.shared import stages
+from tvm_conv3d.compute.shared.canonical import canonicalize
+from tvm_conv3d.engine.algorithms import named
+from tvm_conv3d.engine.cuda import toolkit
+from tvm_conv3d.engine.cuda.lower import lower
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.engine.scheduling import scheduled_module
+from tvm_conv3d.reference import oracle
+from tvm_conv3d.reference.layers import read_csv
+from tvm_conv3d.schedules.cuda.costs.tensor import TILES, candidates, fitted, variants
+from tvm_conv3d.schedules.cuda.tensor_tile import shared_bytes, sums_of_thread
+from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads
+from tvm_conv3d.target.gpu import ARCHITECTURES
+from tvm_conv3d.target.resolve import resolve
+
+LAYERS = Path(__file__).parents[2] / "scripts" / "layers.csv"
+
+TARGET = "cuda:sm_80"
+
+ORDERS: list[Order] = ["forward", "reverse", ("shuffled", 3)]
+
+every_order = pytest.mark.parametrize("order", ORDERS, ids=str)
+
+BASE = Conv3DSpec(1, (4, 5, 6), 64, 48, (3, 3, 3), pads=(Pads(1, 1),) * 3, dtype="float16", post_ops=("relu",))
+
+FIRST = replace(BASE, data_format=CHANNELS_FIRST)
+
+POINTWISE = replace(BASE, kernel=(1, 1, 1), pads=(Pads(0, 0),) * 3)
+
+_WAIT = re.compile(r"tvm_builtin_ptx_cp_async_wait_group_\w+\(\);")
+
+needs_nvcc = pytest.mark.skipif(toolkit.find_nvcc() is None, reason="needs nvcc")
+
+
+def plan(
+    spec: Conv3DSpec,
+    ahead: int,
+    tile: tuple[int, int, int, int] = (64, 64, 2, 2),
+    step: int = 32,
+    parts: int = 1,
+    turned: bool = False,
+) -> Plan:
+    """A plan of this tile (cells, filters, warps along each), with `ahead` stages."""
+    cells, filters, warps_cells, warps_filters = tile
+    variant = TensorVariant(cells, filters, step, warps_cells, warps_filters, parts=parts, turned=turned)
+    variant = fitted(canonicalize(spec), variant)
+    return Plan(spec, "tensor_gemm", replace(variant, stages=ahead), {})
+
+
+def plans() -> list[Plan]:
+    """Vectors of 8, 4, 2 channels and single ones, taps in the same index or not, fewer steps than stages, turned."""
+    return [
+        *(plan(BASE, ahead) for ahead in (2, 3, 4)),
+        plan(replace(BASE, dtype="bfloat16", batch=2), 3, (128, 128, 2, 2)),
+        plan(BASE, 3, step=64),
+        replace(plan(BASE, 3, (32, 32, 1, 2)), decisions={"near_tiles": 2, "unroll": 1}),
+        plan(BASE, 3, parts=3),
+        plan(replace(BASE, channels=8, strides=(1, 2, 1)), 3),
+        plan(replace(BASE, channels=20, filters=20, dilation=(1, 2, 1)), 4, (32, 32, 1, 2)),
+        plan(replace(BASE, channels=6), 2, (32, 32, 2, 1)),
+        plan(POINTWISE, 4),
+        plan(replace(POINTWISE, channels=32), 3),
+        plan(FIRST, 3),
+        plan(FIRST, 3, parts=3, turned=True),
+        plan(replace(FIRST, size=(3, 5, 7), channels=24, batch=2), 1, turned=True),
+        plan(replace(FIRST, dtype="bfloat16", channels=72), 2, turned=True),
+        plan(replace(FIRST, groups=2, filters=40), 4, (64, 32, 2, 1), turned=True),
+    ]
+
+
+def lowered(found: Plan) -> LoweredModule:
+    target = resolve(TARGET, 1)
+    return lowered_on_cpu(scheduled_module(found, target), target)
+
+
+@every_order
+def test_copies_that_run_ahead_are_right(order: Order) -> None:
+    found = plans()
+    assert {p.variant.vector for p in found} == {1, 2, 4, 8}
+    assert {p.variant.flat for p in found} == {True, False}
+    assert_right(found, TARGET, order)
+
+
+def test_long_sums_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies drain where a part of the sum ends."""
+    monkeypatch.setattr(stages, "PART_ON_GPU", 32 * 9)
+    found = plan(BASE, 3)
+    source = lowered(found).source
+    assert "tvm_conv3d_add_fragment(" in source and _WAIT.search(source)
+    assert_right([found], TARGET)
+
+
+def test_only_channels_first_is_turned() -> None:
+    with pytest.raises(ValueError, match="Only channels_first is turned"):
+        named("tensor_gemm").declare(BASE, plan(FIRST, 3, turned=True).variant)
+
+
+@every_order
+def test_every_wait_and_every_barrier_is_needed(order: Order) -> None:
+    """Without one of them numbers are wrong, or threads race."""
+    found = plan(BASE, 3)
+    module, given = lowered(found), data(found.spec)
+    expected = oracle.finish(found.spec, oracle.convolve(found.spec, *given), None)
+    arrays = in_order(found, given, module.parameters)
+
+    def is_right(source: str) -> bool:
+        buffers = {
+            b.name: np.zeros(b.shape, b.dtype) if array is None else array
+            for b, array in zip(module.parameters, arrays, strict=True)
+        }
+        report: Report = run_program(compile_kernels(source), module.launches, buffers, order)
+        out = report.buffers["out"].view(np.float16).reshape(found.spec.output_shape)
+        return report.ok and oracle.relative_error(out, expected) < 1e-3
+
+    source = module.source
+    assert is_right(source)
+    waits = [match for match in _WAIT.finditer(source) if match.start() > source.rindex("main_kernel(")]
+    barriers = source.count("__syncthreads();")
+    # in the loop, and twice as it drains
+    assert len(waits) == 3 and barriers >= 4
+    for wait in waits:
+        assert not is_right(source[: wait.start()] + source[wait.end() :]), wait
+    for number in range(1, barriers + 1):
+        assert not is_right(without_barrier(source, number)), number
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_shared_memory_is_what_the_costs_count(arch: str) -> None:
+    target = resolve(f"cuda:{arch}", 1)
+    for found in plans():
+        launch = lower(scheduled_module(found, target), target).functions["main"].launches[int(found.variant.turned)]
+        assert launch.shared == shared_bytes(canonicalize(found.spec), found.variant), found
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90"])
+def test_large_layers_have_large_tiles_and_stages(arch: str) -> None:
+    """Of 64 x 64 for a warp; all candidates fit the architecture, in shared memory and registers."""
+    traits = ARCHITECTURES[arch]
+    layers = {layer.name: canonicalize(replace(layer.spec, dtype="float16")) for layer in read_csv(LAYERS)}
+    best = candidates(layers["nnunet_s2"], traits)[0]
+    assert best.stages >= 3
+    assert (best.cells // best.warps_cells, best.filters // best.warps_filters) == (64, 64)
+    for spec in layers.values():
+        for variant in candidates(spec, traits):
+            assert shared_bytes(spec, variant) <= traits.shared_opt_in
+            assert sums_of_thread(spec, variant) <= 128
+
+
+def test_tuning_tries_other_steps_and_stages() -> None:
+    """Beside the default, which comes first; all of them fit."""
+    traits = ARCHITECTURES["sm_90"]
+    spec = canonicalize(next(replace(x.spec, dtype="float16") for x in read_csv(LAYERS) if x.name == "nnunet_s2"))
+    found = variants(spec, traits)
+    assert found[0] == candidates(spec, traits)[0]
+    assert len(set(found)) == len(found)
+    assert {v.step for v in found} == {32, 64} and {v.stages for v in found} == {2, 3, 4}
+    assert all(shared_bytes(spec, v) <= traits.shared_opt_in for v in found)
+
+
+@needs_nvcc
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_large_tiles_do_not_spill(arch: str) -> None:
+    spec = next(replace(layer.spec, dtype="float16") for layer in read_csv(LAYERS) if layer.name == "nnunet_s2")
+    target = resolve(f"cuda:{arch}", 1)
+    wide = [tile for tile in TILES if tile[0] * tile[1] // (tile[2] * tile[3]) == 64 * 64]
+    assert len(wide) >= 4
+    for tile in wide:
+        (found,) = toolkit.measure(lower(scheduled_module(plan(spec, 3, tile), target), target).source, arch).values()
+        assert found.spills == found.stack == 0 and 128 < found.registers <= 255, (tile, found)
