@@ -92,6 +92,7 @@ def test_torchs_own_checks_of_operators(name: str, chain: tuple[str, ...]) -> No
     for memory_format in (torch.contiguous_format, LAST):
         case.x = case.x.contiguous(memory_format=memory_format)
         torch.library.opcheck(FUSED_CONVOLUTION, case.arguments)
+        torch.library.opcheck(FUSED_CONVOLUTION, (*case.arguments, 1 << 20))
         trained = replace(case, x=case.x.clone().requires_grad_(), weight=case.weight.clone().requires_grad_())
         torch.library.opcheck(FUSED_CONVOLUTION, trained.arguments)
 

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402  (needs torch)
 
 import tvm_conv3d.torch as ours  # noqa: E402
-from tvm_conv3d.runtime import kept_weights, output_pool  # noqa: E402
+from tvm_conv3d.runtime import kept_weights, output_pool, packed_limits  # noqa: E402
 from tvm_conv3d.torch.graph import ahead, replay, rewriting  # noqa: E402
 
 
@@ -149,6 +149,25 @@ def test_weights_are_packed_before_there_are_volumes(monkeypatch: pytest.MonkeyP
             torch.testing.assert_close(fast(x), wanted, rtol=1e-4, atol=1e-5)
     assert found == [(LAYERS, store.nbytes)]
     assert store.nbytes > 0
+
+
+@pytest.mark.parametrize("share", [0.0, 1e6])
+def test_packed_weights_are_bounded_by_the_networks_time(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_limits, "SHARE", share)
+    monkeypatch.setattr(packed_limits, "ENOUGH", 0)
+    network = torch.nn.Sequential(*(torch.nn.Conv3d(128, 128, 3, padding=1, bias=False) for _ in range(2))).eval()
+    x = torch.randn(1, 128, 6, 6, 6)
+    store = kept_weights.Store()
+    for module in (kept_weights, ahead):
+        monkeypatch.setattr(module, "STORE", store)
+    fast = ours.accelerate(network, x)
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(x), network(x), rtol=1e-4, atol=1e-5)
+    assert fast.report.replayed[0].reason is None
+    assert len(store) == 2
+    plain = sum(layer.weight.nbytes for layer in network)
+    # Winograd's, or those of the products of the definition and of tiles not much larger
+    assert (store.nbytes > 2.5 * plain) == (share == 0.0)
 
 
 def test_weights_that_would_be_forgotten_are_not_packed_ahead(monkeypatch: pytest.MonkeyPatch) -> None:

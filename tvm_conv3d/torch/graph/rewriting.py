@@ -113,7 +113,8 @@ def laid_out(tensor: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
     if all(tensor.stride(axis) == strides[axis] for axis in axes) or any(strides[axis] == 0 for axis in axes):
         return tensor
     made = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device="meta")
-    if made.is_contiguous() and tensor.dtype in DTYPES:
+    # compilers pass tensors without memory, and plan their own
+    if made.is_contiguous() and tensor.dtype in DTYPES and type(tensor) is torch.Tensor:
         # volumes that nobody holds any more have left their memory there
         return empty_contiguous(tensor).copy_(tensor)
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
