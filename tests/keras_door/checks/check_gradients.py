@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
 import keras_cases
-from keras_door import all_ours, built, gradients
+from keras_door import BACKEND, all_ours, built, gradients, numpy
 from layer_samples import sample
+from tvm_conv3d.keras import counters
 from tvm_conv3d.reference.oracle import relative_error
-from tvm_conv3d.spec import CHANNELS_FIRST, same_padding
+from tvm_conv3d.spec import CHANNELS_FIRST, DATA_GRADIENT, WEIGHT_GRADIENT, same_padding
+from tvm_conv3d.support.lru import Recent
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
+
+on_tensorflow = pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="torch's gradients are tested with its operators, and JAX's are its own"
+)
 
 CASES: list[dict[str, Any]] = [
     {},
@@ -26,8 +33,12 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
-def expected(layer: Any, x: np.ndarray, of_y: np.ndarray) -> list[np.ndarray]:
-    """The gradients in float64."""
+#: Relative errors (2-norm) that are allowed of gradients of lower types.
+ERRORS = {"float64": 1e-13, "float16": 4e-3, "bfloat16": 3e-2}
+
+
+def expected(layer: Any, x: np.ndarray, of_y: np.ndarray, order: int = 1) -> list[np.ndarray]:
+    """The gradients in float64, as `keras_door.gradients` has them."""
     data, *weights = (torch.tensor(a.astype(np.float64), requires_grad=True) for a in (x, *layer.get_weights()))
     first = layer.data_format == CHANNELS_FIRST
     given = data if first else data.permute(0, 4, 1, 2, 3)
@@ -52,7 +63,11 @@ def expected(layer: Any, x: np.ndarray, of_y: np.ndarray) -> list[np.ndarray]:
         "linear": lambda t: t,
     }
     y = activations[layer.activation.__name__](y if first else y.permute(0, 2, 3, 4, 1))
-    return [each.numpy() for each in torch.autograd.grad((y * torch.tensor(of_y)).sum(), [data, *weights])]
+    loss = (y * torch.tensor(of_y.astype(np.float64))).sum()
+    for _ in range(order - 1):
+        found = torch.autograd.grad(loss, [data, *weights], create_graph=True)
+        loss = sum(each.square().sum() for each in found)
+    return [each.numpy() for each in torch.autograd.grad(loss, [data, *weights])]
 
 
 @pytest.mark.parametrize("traced", [False, True], ids=["eager", "compiled"])
@@ -63,6 +78,87 @@ def test_gradients(arguments: dict[str, Any], traced: bool) -> None:
     for found, right in zip(gradients(layer, x, of_y, traced=traced), expected(layer, x, of_y), strict=True):
         assert relative_error(found, right) < 1e-5
     assert all_ours()
+
+
+@on_tensorflow
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "compiled"])
+def test_gradients_are_computed_here(traced: bool) -> None:
+    layer, x = built(), sample(keras_cases.input_shape({}))
+    gradients(layer, x, sample(tuple(layer.compute_output_shape(x.shape)), seed=8), traced=traced)
+    assert (counters().ours, counters().keras) == (3, {})
+
+
+@on_tensorflow
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"activation": "tanh", "padding": "same", "strides": 2},
+        {"groups": 2, "data_format": "channels_first", "dilation_rate": (1, 2, 1), "use_bias": False},
+    ],
+    ids=str,
+)
+def test_gradients_of_gradients(arguments: dict[str, Any], traced: bool) -> None:
+    layer, x = built(**arguments), sample(keras_cases.input_shape(arguments))
+    of_y = sample(tuple(layer.compute_output_shape(x.shape)), seed=8)
+    right = expected(layer, x, of_y, 2)
+    for found, wanted in zip(gradients(layer, x, of_y, traced=traced, order=2), right, strict=True):
+        assert relative_error(found, wanted) < 1e-5
+    # the convolution and its gradients, and more by those of the gradients
+    assert all_ours()
+    assert counters().ours > 3
+
+
+@on_tensorflow
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("dtype", ERRORS)
+def test_gradients_of_types(dtype: str, traced: bool) -> None:
+    layer, x = built(dtype=dtype, activation="relu"), sample(keras_cases.input_shape({}))
+    given = keras.ops.cast(x, dtype)
+    of_y = keras.ops.cast(sample(tuple(layer.compute_output_shape(x.shape)), seed=8), dtype)
+    exact = (numpy(keras.ops.cast(each, "float64")) for each in (given, of_y))
+    wide = built(dtype="float64", activation="relu")
+    wide.set_weights([numpy(keras.ops.cast(weight.value, "float64")) for weight in layer.weights])
+    for found, right in zip(gradients(layer, given, of_y, traced=traced), expected(wide, *exact), strict=True):
+        assert relative_error(found.astype(np.float64), right) < ERRORS[dtype]
+    assert all_ours()
+
+
+@on_tensorflow
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "compiled"])
+def test_what_there_is_no_plan_for_is_the_backends(traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvm_conv3d.keras.backends import array_gradients
+
+    for table in ("_data_calls", "_weight_calls"):
+        monkeypatch.setattr(array_gradients, table, Recent(8))
+    monkeypatch.setattr(array_gradients, "_planned", lambda spec: f"no {spec.direction}")
+    layer, x = built(), sample(keras_cases.input_shape({}))
+    of_y = sample(tuple(layer.compute_output_shape(x.shape)), seed=8)
+    for found, right in zip(gradients(layer, x, of_y, traced=traced), expected(layer, x, of_y), strict=True):
+        assert relative_error(found, right) < 1e-5
+    assert counters().ours == 1
+    assert counters().keras == {f"data gradient: no {DATA_GRADIENT}": 1, f"weight gradient: no {WEIGHT_GRADIENT}": 1}
+
+
+@on_tensorflow
+def test_what_needs_no_gradient_has_none_in_compiled_functions() -> None:
+    last = built(filters=4, padding="same", shape=(2, 5, 6, 7, 6))
+    model = keras.Sequential([keras.Input((5, 6, 7, 4)), built(padding="same"), last])
+    model.compile("sgd", "mse")
+    x = sample((2, 5, 6, 7, 4))
+    model.train_on_batch(x, x)
+    # of two layers; the gradient of the first one's input is left out
+    assert (counters().ours, counters().keras) == (5, {})
+
+
+def test_of_no_samples_the_gradients_are_zeros() -> None:
+    if BACKEND == "torch":
+        pytest.skip("torch's own code says what becomes of these")
+    layer, x = built(), np.zeros((0, 5, 6, 7, 4), "float32")
+    of_x, *of_weights = gradients(layer, x, np.zeros((0, 3, 4, 5, 6), "float32"))
+    assert of_x.shape == x.shape
+    for found, weight in zip(of_weights, layer.weights, strict=True):
+        np.testing.assert_array_equal(found, np.zeros(weight.shape, "float32"))
 
 
 def test_a_frozen_layer_has_the_gradient_of_its_input() -> None:

@@ -19,12 +19,12 @@ from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.support.tally import Tally
 
 #: Calls that are kept at hand, told apart by shapes, types and arguments.
-_MAX_CALLS = 4096
+MAX_CALLS = 4096
 
 TALLY = process.keep("keras: convolutions of arrays", Tally())
 
-_EXECUTOR = process.keep("keras: executor", Executor(most_specs=_MAX_CALLS))
-_problems: Recent[Any, Problem] = process.keep("keras: checked calls", Recent(_MAX_CALLS))
+EXECUTOR = process.keep("keras: executor", Executor(most_specs=MAX_CALLS))
+_problems: Recent[Any, Problem] = process.keep("keras: checked calls", Recent(MAX_CALLS))
 
 
 def arguments_of(convolution: Convolution) -> ConvArguments:
@@ -68,7 +68,7 @@ def compute(
     weights = kept_weights.STORE.get(kernel, bias, problem.spec.dtype, use)
     if place is not None:
         kept_weights.STORE.trained((place, use), weights)
-    result = convolution.compute(_EXECUTOR, problem, source, weights)
+    result = convolution.compute(EXECUTOR, problem, source, weights)
     TALLY.count_ours()
     return result
 

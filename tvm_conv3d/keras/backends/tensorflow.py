@@ -1,6 +1,6 @@
 """Keras's tensorflow backend: eager tensors as they lie, and in traced functions a step that calls back with such.
 
-Tensors cross by NumPy's views and DLPack, without a copy; `tf.numpy_function` and `tf.convert_to_tensor` would copy.
+Tensors cross by NumPy's views and DLPack, without a copy; `tf.convert_to_tensor` would copy.
 """
 
 from __future__ import annotations
@@ -10,13 +10,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tvm_conv3d.functional.arguments import ConvArguments
 from tvm_conv3d.keras.backends import arrays, exporting
+from tvm_conv3d.keras.backends.array_gradients import (
+    axes_of_positions,
+    data_gradient,
+    kind_of,
+    weight_gradient,
+    why_keras_data,
+    why_keras_weight,
+)
 from tvm_conv3d.keras.backends.protocol import Backend, Convolution, Norm, ShapeFunction
 from tvm_conv3d.runtime import interchange
-from tvm_conv3d.spec import CHANNELS_LAST
 
 
 class TensorFlow(Backend):
@@ -54,7 +62,7 @@ class TensorFlow(Backend):
         bias: Any,
         norm: Norm | None = None,
     ) -> Any:
-        """With the backend's own gradients."""
+        """With gradients of this package, of any order."""
         kernel, bias = arrays.folded(kernel, bias, norm)
         biases = () if bias is None else (bias,)
         call = _Call(convolution, arrays.arguments_of(convolution), output_shape)
@@ -70,6 +78,11 @@ class _Call(NamedTuple):
     convolution: Convolution
     arguments: ConvArguments
     output_shape: ShapeFunction
+
+    @property
+    def place(self) -> int | None:
+        """Of weights in training."""
+        return self.convolution.place if self.convolution.training else None
 
     def without_activation(self) -> _Call:
         """The same of the sums."""
@@ -93,7 +106,7 @@ def _in_xla() -> bool:
 
 
 def _convolve(call: _Call, x: Any, kernel: Any, biases: tuple[Any, ...]) -> Any:
-    """`activation(convolution(x, kernel) + bias)` by a kernel, with the backend's gradients."""
+    """`activation(convolution(x, kernel) + bias)` by a kernel."""
 
     @tf.custom_gradient
     def function(x: Any, kernel: Any, *biases: Any) -> Any:
@@ -102,13 +115,90 @@ def _convolve(call: _Call, x: Any, kernel: Any, biases: tuple[Any, ...]) -> Any:
                 # with a gradient of its own, for those who derive again
                 sums = _convolve(call.without_activation(), x, kernel, biases)
                 (of_y,) = _gradients(call.convolution.function, (sums,), of_y)
-            of_x, of_kernel = _gradients(functools.partial(arrays.by_keras, call.convolution), (x, kernel), of_y)
-            axes = (0, 1, 2, 3) if call.arguments.data_format == CHANNELS_LAST else (0, 2, 3, 4)
+            sizes = _Sizes(x.shape, tf.shape(x), kernel.shape)
+            of_x, of_kernel = _data_gradient(call, sizes, of_y, kernel), _weight_gradient(call, sizes, x, of_y)
+            axes = axes_of_positions(call.arguments.data_format)
             return of_x, of_kernel, *(tf.reduce_sum(of_y, axes) for _ in biases)
 
         return _computed(call, x, kernel, biases), gradient
 
     return function(x, kernel, *biases)
+
+
+class _Sizes(NamedTuple):
+    """Of input and kernel: what is known of the input's as a function is traced, and all of it as a tensor."""
+
+    known: tf.TensorShape
+    of_input: Any
+    of_kernel: tf.TensorShape
+
+
+def _data_gradient(call: _Call, sizes: _Sizes, of_y: Any, kernel: Any) -> Any:
+    """The gradient of a convolution's input: it is linear in both of its tensors."""
+
+    @tf.custom_gradient
+    def function(of_y: Any, kernel: Any) -> Any:
+        def gradient(outer: Any) -> tuple[Any, Any]:
+            sums = _convolve(call.without_activation(), outer, kernel, ())
+            return sums, _weight_gradient(call, sizes, outer, of_y)
+
+        return _prunable(_data_gradient_now, call, (of_y, kernel, sizes.of_input), sizes.known), gradient
+
+    return function(of_y, kernel)
+
+
+def _weight_gradient(call: _Call, sizes: _Sizes, x: Any, of_y: Any) -> Any:
+    """The gradient of a convolution's kernel: it is linear in both of its tensors."""
+
+    @tf.custom_gradient
+    def function(x: Any, of_y: Any) -> Any:
+        def gradient(outer: Any) -> tuple[Any, Any]:
+            sums = _convolve(call.without_activation(), x, outer, ())
+            return _data_gradient(call, sizes, of_y, outer), sums
+
+        now = functools.partial(_weight_gradient_now, kernel_shape=tuple(sizes.of_kernel))
+        return _prunable(now, call, (x, of_y), sizes.of_kernel), gradient
+
+    return function(x, of_y)
+
+
+def _prunable(now: Callable[..., Any], call: _Call, given: tuple[Any, ...], shape: tf.TensorShape) -> Any:
+    """A result now, or, in a function that is traced, whenever that is called and the result is needed for something.
+
+    `tf.py_function` would be computed in vain, as the gradient of a network's input.
+    """
+    if not tf.is_symbolic_tensor(given[0]):
+        return now(call, *given)
+    y = tf.numpy_function(functools.partial(now, call), given, given[0].dtype, stateful=False, name="tvm_conv3d")
+    y.set_shape(shape)
+    return y
+
+
+def _data_gradient_now(call: _Call, of_y: Any, kernel: Any, input_shape: Any) -> Any:
+    """Of eager tensors, or of arrays of NumPy's."""
+    kind = kind_of(call.arguments, map(int, input_shape), kernel.shape, of_y.dtype.name)
+    reason = why_keras_data(kind)
+    if reason is None:
+        return data_gradient(kind, interchange.wrap(of_y), np.asarray(kernel), call.place)
+    return _by_keras(call, reason, (tf.zeros(kind.input_shape, of_y.dtype), kernel), of_y, 0)
+
+
+def _weight_gradient_now(call: _Call, x: Any, of_y: Any, kernel_shape: tuple[int, ...]) -> Any:
+    """Of eager tensors, or of arrays of NumPy's."""
+    kind = kind_of(call.arguments, x.shape, kernel_shape, x.dtype.name)
+    reason = why_keras_weight(kind)
+    if reason is None:
+        source = interchange.wrap(x)
+        return source.restore(weight_gradient(kind, source, interchange.wrap(of_y)))
+    return _by_keras(call, reason, (x, tf.zeros(kernel_shape, x.dtype)), of_y, 1)
+
+
+def _by_keras(call: _Call, reason: str, inputs: tuple[Any, Any], of_y: Any, number: int) -> Any:
+    """The gradient of one of a convolution's inputs by the backend's own code, counted."""
+    arrays.TALLY.count_theirs(reason)
+    inputs = tf.convert_to_tensor(inputs[0]), tf.convert_to_tensor(inputs[1])
+    found = _gradients(functools.partial(arrays.by_keras, call.convolution), inputs, tf.convert_to_tensor(of_y))[number]
+    return found.numpy() if isinstance(of_y, np.ndarray) else found
 
 
 def _computed(call: _Call, x: Any, kernel: Any, biases: tuple[Any, ...]) -> Any:
@@ -122,9 +212,8 @@ def _computed(call: _Call, x: Any, kernel: Any, biases: tuple[Any, ...]) -> Any:
 
 def _now(call: _Call, x: Any, kernel: Any, *biases: Any) -> Any:
     """Of eager tensors."""
-    place = call.convolution.place if call.convolution.training else None
     (bias,) = (each.numpy() for each in biases) if biases else (None,)
-    return arrays.compute(call.arguments, interchange.wrap(x), kernel.numpy(), bias, place)
+    return arrays.compute(call.arguments, interchange.wrap(x), kernel.numpy(), bias, call.place)
 
 
 def _gradients(function: Callable[..., Any], inputs: tuple[Any, ...], of_y: Any) -> list[Any]:
