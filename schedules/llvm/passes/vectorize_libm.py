@@ -14,7 +14,7 @@ from tvm import IRModule, ir, tirx
 from tvm_conv3d.schedules.llvm.passes import llvm_functions, marks, vector_math
 from tvm_conv3d.schedules.llvm.passes.llvm_values import Code
 
-#: Lanes that loops over vectors have, and those of single elements.
+#: Lanes that later passes make vectors of, and those of single elements.
 _LANES = (1, 2, 4, 8, 16, 32, 64)
 
 _PREFIX = "tvm_conv3d_"
@@ -29,6 +29,12 @@ def rewrite(module: IRModule) -> IRModule:
 def _rewritten(function: tirx.PrimFunc) -> tirx.PrimFunc:
     call_library = ir.Op.get("tirx.call_pure_extern")
     used: set[str] = set()
+    lanes = {*_LANES}
+
+    def note_lanes(loop: tirx.For) -> None:
+        # rows and groups of any length
+        if loop.kind == tirx.ForKind.VECTORIZED:
+            lanes.add(int(loop.extent))
 
     def vectorizable(call: ir.Call) -> ir.Expr:
         name = str(call.args[0].value) if call.op.same_as(call_library) else ""
@@ -38,7 +44,8 @@ def _rewritten(function: tirx.PrimFunc) -> tirx.PrimFunc:
         return tirx.call_intrin("float32", _operator(name), call.args[1])
 
     body = tvm_ffi.structural_map(function.body, (ir.Call, vectorizable))
-    texts = {name: "\n".join(_function(name, lanes) for lanes in _LANES) for name in sorted(used)}
+    tvm_ffi.structural_walk(function.body, (tirx.For, note_lanes))
+    texts = {name: "\n".join(_function(name, count) for count in sorted(lanes)) for name in sorted(used)}
     return llvm_functions.with_functions(function, body, texts) if used else function
 
 
