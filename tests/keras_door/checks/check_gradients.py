@@ -129,8 +129,7 @@ def test_gradients_of_types(dtype: str, traced: bool) -> None:
 def test_what_there_is_no_plan_for_is_the_backends(traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from tvm_conv3d.keras.backends import array_gradients
 
-    for table in ("_data_calls", "_weight_calls"):
-        monkeypatch.setattr(array_gradients, table, Recent(8))
+    monkeypatch.setattr(array_gradients, "_calls", Recent(8))
     monkeypatch.setattr(array_gradients, "_planned", lambda spec: f"no {spec.direction}")
     layer, x = built(), sample(keras_cases.input_shape({}))
     of_y = sample(tuple(layer.compute_output_shape(x.shape)), seed=8)

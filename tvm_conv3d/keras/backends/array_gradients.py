@@ -6,6 +6,7 @@ by the other one and the convolution: gradients of any order are these three.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +21,7 @@ from tvm_conv3d.spec import CHANNELS_LAST, DATA_GRADIENT, Conv3DSpec
 from tvm_conv3d.support import process
 from tvm_conv3d.support.lru import Recent
 
-_data_calls: Recent[Any, Problem | str] = process.keep("keras: checked calls of data gradients", Recent(MAX_CALLS))
-_weight_calls: Recent[Any, Problem | str] = process.keep("keras: checked calls of weight gradients", Recent(MAX_CALLS))
+_calls: Recent[Any, Problem | str] = process.keep("keras: checked calls of gradients", Recent(MAX_CALLS))
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ def kind_of(arguments: ConvArguments, input_shape: Any, kernel_shape: Any, dtype
 
 def why_keras_data(kind: Kind) -> str | None:
     """Why the gradient of the input is left to the backend's own code."""
-    problem = _data_problem(kind)
+    problem = _problem(kind, data_gradient_of)
     return f"data gradient: {problem}" if isinstance(problem, str) else None
 
 
 def why_keras_weight(kind: Kind) -> str | None:
     """Why the gradient of the kernel is left to the backend's own code."""
-    problem = _weight_problem(kind)
+    problem = _problem(kind, weight_gradient_of)
     return f"weight gradient: {problem}" if isinstance(problem, str) else None
 
 
@@ -80,7 +80,7 @@ def data_gradient(kind: Kind, gradient: interchange.Source, kernel: np.ndarray, 
         ValueError: shapes are not the kind's.
         MemoryError: there is none for the result, the packed weights or the intermediates.
     """
-    problem = _ours(_data_problem(kind))
+    problem = _ours(_problem(kind, data_gradient_of))
     use = (DATA_GRADIENT, kind.arguments)
     weights = kept_weights.STORE.get(kernel, None, kind.dtype, use)
     if place is not None:
@@ -102,7 +102,7 @@ def weight_gradient(kind: Kind, source: interchange.Source, gradient: interchang
         ValueError: shapes are not the kind's.
         MemoryError: there is none for the result or the intermediates.
     """
-    found, _ = gradients.weight_gradient(EXECUTOR, _ours(_weight_problem(kind)), source, gradient)
+    found, _ = gradients.weight_gradient(EXECUTOR, _ours(_problem(kind, weight_gradient_of)), source, gradient)
     TALLY.count_ours()
     return interchange.prepare(found, kind.dtype)
 
@@ -113,21 +113,12 @@ def _ours(problem: Problem | str) -> Problem:
     return problem
 
 
-def _data_problem(kind: Kind) -> Problem | str:
-    """The problem, or why the backend's own code is asked."""
-    problem = _data_calls.get(kind)
+def _problem(kind: Kind, gradient_of: Callable[[Conv3DSpec], Conv3DSpec]) -> Problem | str:
+    """The problem of a gradient of a convolution's spec, or why the backend's own code is asked."""
+    problem = _calls.get((kind, gradient_of))
     if problem is None:
-        problem = _planned(data_gradient_of(kind.forward))
-        _data_calls.put(kind, problem)
-    return problem
-
-
-def _weight_problem(kind: Kind) -> Problem | str:
-    """The problem, or why the backend's own code is asked."""
-    problem = _weight_calls.get(kind)
-    if problem is None:
-        problem = _planned(weight_gradient_of(kind.forward))
-        _weight_calls.put(kind, problem)
+        problem = _planned(gradient_of(kind.forward))
+        _calls.put((kind, gradient_of), problem)
     return problem
 
 
