@@ -85,7 +85,7 @@ def add_parts(sch: Schedule, filters_last: bool) -> None:
         if name == "tile":
             sch.unroll(sch.get_loops(stage)[-1])
             if filters_last:
-                read_bias(sch, stage, thread)
+                read_at_once(sch, stage, "bias", thread)
     *_, lane, part = sch.get_loops(stage)
     vectors, lane = in_vectors(sch, stage, lane)
     sch.reorder(part, vectors, lane)
@@ -112,14 +112,14 @@ def in_vectors(sch: Schedule, stage: BlockRV, loop: LoopRV) -> tuple[LoopRV, Loo
     return vectors, lane
 
 
-def read_bias(sch: Schedule, finishing: BlockRV, thread: LoopRV) -> None:
-    """Reads the bias of a thread's neighbouring filters at once, where the block that finishes sums has one."""
-    names = [region.source.name for region in sch.get(finishing).reads]
-    if "bias" not in names:
+def read_at_once(sch: Schedule, stage: BlockRV, name: str, at: LoopRV) -> None:
+    """Reads at a loop what a stage needs of an operand in the kernel's memory in vectors, where it needs any of it."""
+    names = [region.source.name for region in sch.get(stage).reads]
+    if name not in names:
         return
-    bias = sch.cache_read(finishing, names.index("bias"), "local")
-    sch.compute_at(bias, thread, preserve_unit_loops=True)
-    vectors, _ = in_vectors(sch, bias, sch.get_loops(bias)[-1])
+    operand = sch.cache_read(stage, names.index(name), "local")
+    sch.compute_at(operand, at, preserve_unit_loops=True)
+    vectors, _ = in_vectors(sch, operand, sch.get_loops(operand)[-1])
     sch.unroll(vectors)
 
 

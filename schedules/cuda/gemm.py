@@ -9,7 +9,7 @@ from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.cuda.common import (
     LoopRV,
     add_parts,
-    read_bias,
+    read_at_once,
     reads_along_terms,
     spread_over_threads,
     unroll,
@@ -43,7 +43,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: GemmVariant, decide: Deci
         sch.compute_at(tile, thread, preserve_unit_loops=True)
         unroll(sch, sch.get_loops(tile)[-2:])
         if last:
-            read_bias(sch, tile, thread)
+            read_at_once(sch, tile, "bias", thread)
     else:
         add_parts(sch, last)
     sums = sum_in_registers(sch, thread, len(spec.kernel) if whole else 0, variant.step, decide)

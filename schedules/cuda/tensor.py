@@ -16,7 +16,7 @@ from tvm_conv3d.schedules.cuda.common import (
     LoopRV,
     add_parts,
     pipeline,
-    read_bias,
+    read_at_once,
     reads_along_terms,
     spread_over_warps,
     unroll,
@@ -114,7 +114,7 @@ def _finish_together(sch: Schedule, s: CanonicalSpec, variant: TensorVariant, wa
         sch.compute_at(tile, thread, preserve_unit_loops=True)
         unroll(sch, sch.get_loops(tile)[-2:])
         if last:
-            read_bias(sch, tile, thread)
+            read_at_once(sch, tile, "bias", thread)
     else:
         add_parts(sch, last)
         # sums in float32, 16 bytes at once

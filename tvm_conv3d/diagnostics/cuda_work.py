@@ -96,9 +96,10 @@ def _of_window(plan: Plan) -> tuple[int, int, int, int]:
         )
     ]
     slices = kd * spec.group_channels
-    cells = variant.threads * variant.rows * variant.columns
+    filters = variant.threads * variant.lanes
+    cells = filters * variant.rows * variant.columns
     taps = slices * kh * kw
-    return 2 * cells * taps, variant.threads * slices * math.prod(held), variant.threads * taps, cells
+    return 2 * cells * taps, filters * slices * math.prod(held), filters * taps, cells
 
 
 def _of_winograd(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
