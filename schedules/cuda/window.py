@@ -60,7 +60,7 @@ def _hold_window(sch: Schedule, at: LoopRV, vector: bool, lanes: int) -> None:
     sch.set_scope(window, 0, "local")
     sch.compute_at(window, at, preserve_unit_loops=True)
     channel, y, z, lane = sch.get_loops(window)[-4:]
-    unroll(sch, (y, z))
+    unroll(sch, (y, z) if vector else (channel, y, z))
     if vector:
         sch.reorder(y, z, lane, channel)
         sch.vectorize(channel)
