@@ -119,7 +119,10 @@ def read_at_once(sch: Schedule, stage: BlockRV, name: str, at: LoopRV) -> None:
         return
     operand = sch.cache_read(stage, names.index(name), "local")
     sch.compute_at(operand, at, preserve_unit_loops=True)
-    vectors, _ = in_vectors(sch, operand, sch.get_loops(operand)[-1])
+    *_, outer, innermost = sch.get_loops(operand)
+    if int(sch.get(innermost).extent) == 1:
+        innermost = sch.fuse(outer, innermost)
+    vectors, _ = in_vectors(sch, operand, innermost)
     sch.unroll(vectors)
 
 

@@ -201,6 +201,21 @@ def test_windows_read_the_channels_of_a_group_at_once(dtype: str, width: int) ->
     """Four, in channels_last: each sector is asked for once, by threads whose groups are neighbours."""
     (plan,) = default_plans([layer("resnext3d_g32_a", dtype)], TARGET)
     assert plan.algorithm == "window"
-    loads = [a for a in of_plan(plan) if a.buffer == "x"]
-    assert {a.bytes for a in loads} == {width}
+    loads = [a for a in of_plan(plan) if a.buffer in ("x", "kernel")]
+    assert {a.bytes for a in loads if a.buffer == "x"} == {width}
+    assert {a.bytes for a in loads if a.buffer == "kernel"} == {16}
     assert all(a.found == a.least for a in loads), loads
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_windows_read_and_write_pairs_of_depthwise_channels(dtype: str) -> None:
+    (plan,) = default_plans([layer("movinet_a0_b4_dw", dtype)], TARGET)
+    assert plan.algorithm == "window"
+    found = of_plan(plan)
+    assert {(a.buffer, a.kind, a.bytes) for a in found} == {
+        ("x", "load", 4),
+        ("kernel", "load", 8),
+        ("bias", "load", 8),
+        ("out", "store", 4),
+    }
+    assert all(a.found <= 2 * a.least for a in found), found

@@ -32,6 +32,14 @@ from tvm_conv3d.spec import CHANNELS_LAST
 
 Expr = Any  # a TVM expression; its classes are not public names
 
+#: Channels of a group that lie side by side in the packed weights, as in the input.
+_AT_ONCE = 4
+
+
+def channels_at_once(spec: CanonicalSpec) -> int:
+    """Channels of a group that a thread may read at once: neighbours in memory, of which groups have whole vectors."""
+    return _AT_ONCE if spec.data_format == CHANNELS_LAST and spec.group_channels % _AT_ONCE == 0 else 1
+
 
 def declare(spec: CanonicalSpec, variant: WindowVariant) -> Declaration:
     """The TE declaration; arguments: input, packed weights, bias, output.
@@ -47,8 +55,8 @@ def declare(spec: CanonicalSpec, variant: WindowVariant) -> Declaration:
         raise ValueError(f"{spec.key()} has no {lanes} filters whose channels lie side by side. Received: {variant}")
     row_tiles, column_tiles = -(-height // rows), -(-width // columns)
     x = te.placeholder(spec.input_shape, storage_dtype(spec.dtype), name="x")
-    kd, kh, kw = spec.kernel
-    kernel = te.placeholder((kd, spec.group_channels, kh, kw, spec.filters), spec.accumulator, name="kernel")
+    vector = channels_at_once(spec)
+    kernel = te.placeholder(_kernel_shape(spec), spec.accumulator, name="kernel")
     bias = te.placeholder((spec.filters,), spec.accumulator, name="bias")
     (tap_d, tap_h, tap_w), channel = reduction(spec)
 
@@ -71,7 +79,8 @@ def declare(spec: CanonicalSpec, variant: WindowVariant) -> Declaration:
     def conv_at(block, thread, i, j, lane):  # type: ignore[no-untyped-def]
         y = tap_h if rows == 1 else i * spec.strides[1] + tap_h * spec.dilation[1]
         z = tap_w if columns == 1 else j * spec.strides[2] + tap_w * spec.dilation[2]
-        weight = kernel[tap_d, channel, tap_h, tap_w, tile_of(block, thread)["f"] * lanes + lane]
+        filter_ = tile_of(block, thread)["f"] * lanes + lane
+        weight = kernel[tap_d, channel // vector, tap_h, tap_w, filter_, channel % vector]
         seen = window[block, thread, tap_d, channel, y, z, lane]
         return te.sum(seen * weight, axis=[tap_d, channel, tap_h, tap_w])
 
@@ -140,16 +149,22 @@ def declare_packing(spec: CanonicalSpec, variant: WindowVariant, weights: Weight
     """Packed kernel and bias in TE, with zeros where there is no filter or channel.
 
     Returns:
-        Kernel (kd, channels of a group, kh, kw, filters).
+        Kernel (kd, vectors of a group's channels, kh, kw, filters, channels of a vector).
         Bias (filters,).
     """
-    depth, height, width = spec.kernel
+    vector = channels_at_once(spec)
     kernel = te.compute(
-        (depth, spec.group_channels, height, width, spec.filters),
-        lambda d, channel, h, w, filter_: weights.kernel((d, h, w), channel, filter_),
+        _kernel_shape(spec),
+        lambda d, c, h, w, filter_, lane: weights.kernel((d, h, w), c * vector + lane, filter_),
         name=PACKED_KERNEL,
     )
     return kernel, bias_in_blocks(weights, spec.filters, (spec.filters,))
+
+
+def _kernel_shape(s: CanonicalSpec) -> tuple[int, ...]:
+    depth, height, width = s.kernel
+    vector = channels_at_once(s)
+    return (depth, s.group_channels // vector, height, width, s.filters, vector)
 
 
 def error_bound(spec: CanonicalSpec, variant: WindowVariant) -> float:
