@@ -145,4 +145,6 @@ def _serve(count: int) -> None:
 
 
 if __name__ == "__main__":
+    # TVM imports it where it is installed, which takes longer than all that is TVM's, and compiling has no use for it
+    sys.modules["torch"] = None  # type: ignore[assignment]
     _serve(int(sys.argv[1]))
