@@ -22,10 +22,9 @@ class Conv3D(keras.layers.Conv3D):
 
     Tensors of float32, float64, float16 and bfloat16 in the CPU's memory are computed by this package, within 1e-5 of
     the exact result in float32 (2-norm), on Keras's backends torch, tensorflow and jax; eagerly and in compiled
-    functions. Bias and elementwise activations are part of the kernel where no gradient is asked for; gradients are
-    this package's, too, but on jax, where they are the backend's. All else is computed by the backend's own code, and
-    counted with the reason (:func:`tvm_conv3d.keras.counters`). Integers and booleans are cast to the compute dtype, as
-    on JAX.
+    functions. Bias and elementwise activations are part of the kernel where no gradient is asked for; gradients of any
+    order are this package's, too. All else is computed by the backend's own code, and counted with the reason
+    (:func:`tvm_conv3d.keras.counters`). Integers and booleans are cast to the compute dtype, as on JAX.
 
     A subclass that overrides `convolution_op` is asked for it, as Keras's own layer would ask it.
 

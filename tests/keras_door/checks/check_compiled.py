@@ -13,6 +13,7 @@ import pytest
 import keras_cases
 from keras_door import BACKEND, all_ours, built, compiled, expected, numpy
 from layer_samples import sample
+from tvm_conv3d.functional.arguments import ConvArguments
 from tvm_conv3d.keras import counters, reset_counters
 from tvm_conv3d.reference.oracle import relative_error
 
@@ -140,7 +141,9 @@ def test_errors_in_a_compiled_function_are_told_in_words() -> None:
 
     with pytest.raises(Exception, match=r"ValueError: `w` must be .kernel depth"):
         backend._convolve(
-            backend._Call(None, backend._Kernel(backend.ConvArguments(), None), (1, 1, 1, 1, 1)),
+            backend.Call(
+                None, backend.Kernel(ConvArguments(), None), (1, 3, 3, 3, 2), (1, 1, 1, 3, 1), (1, 1, 1, 1, 1)
+            ),
             np.ones((1, 3, 3, 3, 2), "float32"),
             np.ones((1, 1, 1, 3, 1), "float32"),
             None,

@@ -18,9 +18,8 @@ from tvm_conv3d.support.lru import Recent
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-on_tensorflow = pytest.mark.skipif(
-    BACKEND != "tensorflow", reason="torch's gradients are tested with its operators, and JAX's are its own"
-)
+not_on_torch = pytest.mark.skipif(BACKEND == "torch", reason="torch's gradients are tested with its operators")
+on_jax = pytest.mark.skipif(BACKEND != "jax", reason="a tool of another backend")
 
 CASES: list[dict[str, Any]] = [
     {},
@@ -37,8 +36,8 @@ CASES: list[dict[str, Any]] = [
 ERRORS = {"float64": 1e-13, "float16": 4e-3, "bfloat16": 3e-2}
 
 
-def expected(layer: Any, x: np.ndarray, of_y: np.ndarray, order: int = 1) -> list[np.ndarray]:
-    """The gradients in float64, as `keras_door.gradients` has them."""
+def of_torch(layer: Any, x: np.ndarray, of_y: np.ndarray) -> tuple[list[Any], Any]:
+    """Input and weights in float64, and the sum of `layer(x) * of_y`, by torch."""
     data, *weights = (torch.tensor(a.astype(np.float64), requires_grad=True) for a in (x, *layer.get_weights()))
     first = layer.data_format == CHANNELS_FIRST
     given = data if first else data.permute(0, 4, 1, 2, 3)
@@ -63,11 +62,16 @@ def expected(layer: Any, x: np.ndarray, of_y: np.ndarray, order: int = 1) -> lis
         "linear": lambda t: t,
     }
     y = activations[layer.activation.__name__](y if first else y.permute(0, 2, 3, 4, 1))
-    loss = (y * torch.tensor(of_y.astype(np.float64))).sum()
+    return [data, *weights], (y * torch.tensor(of_y.astype(np.float64))).sum()
+
+
+def expected(layer: Any, x: np.ndarray, of_y: np.ndarray, order: int = 1) -> list[np.ndarray]:
+    """The gradients in float64, as `keras_door.gradients` has them."""
+    given, loss = of_torch(layer, x, of_y)
     for _ in range(order - 1):
-        found = torch.autograd.grad(loss, [data, *weights], create_graph=True)
+        found = torch.autograd.grad(loss, given, create_graph=True)
         loss = sum(each.square().sum() for each in found)
-    return [each.numpy() for each in torch.autograd.grad(loss, [data, *weights])]
+    return [each.numpy() for each in torch.autograd.grad(loss, given)]
 
 
 @pytest.mark.parametrize("traced", [False, True], ids=["eager", "compiled"])
@@ -80,7 +84,7 @@ def test_gradients(arguments: dict[str, Any], traced: bool) -> None:
     assert all_ours()
 
 
-@on_tensorflow
+@not_on_torch
 @pytest.mark.parametrize("traced", [False, True], ids=["eager", "compiled"])
 def test_gradients_are_computed_here(traced: bool) -> None:
     layer, x = built(), sample(keras_cases.input_shape({}))
@@ -88,7 +92,7 @@ def test_gradients_are_computed_here(traced: bool) -> None:
     assert (counters().ours, counters().keras) == (3, {})
 
 
-@on_tensorflow
+@not_on_torch
 @pytest.mark.parametrize("traced", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize(
     "arguments",
@@ -109,7 +113,7 @@ def test_gradients_of_gradients(arguments: dict[str, Any], traced: bool) -> None
     assert counters().ours > 3
 
 
-@on_tensorflow
+@not_on_torch
 @pytest.mark.parametrize("traced", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("dtype", ERRORS)
 def test_gradients_of_types(dtype: str, traced: bool) -> None:
@@ -124,7 +128,7 @@ def test_gradients_of_types(dtype: str, traced: bool) -> None:
     assert all_ours()
 
 
-@on_tensorflow
+@not_on_torch
 @pytest.mark.parametrize("traced", [False, True], ids=["eager", "compiled"])
 def test_what_there_is_no_plan_for_is_the_backends(traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from tvm_conv3d.keras.backends import array_gradients
@@ -139,7 +143,61 @@ def test_what_there_is_no_plan_for_is_the_backends(traced: bool, monkeypatch: py
     assert counters().keras == {f"data gradient: no {DATA_GRADIENT}": 1, f"weight gradient: no {WEIGHT_GRADIENT}": 1}
 
 
-@on_tensorflow
+@on_jax
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "compiled"])
+def test_products_with_hessians_in_both_modes(traced: bool) -> None:
+    import jax
+
+    arguments = {"activation": "tanh", "padding": "same", "strides": 2}
+    layer, x = built(**arguments), sample(keras_cases.input_shape(arguments))
+    of_y = sample(tuple(layer.compute_output_shape(x.shape)), seed=8)
+    along = [sample(tuple(each.shape), seed=20 + number) for number, each in enumerate([x, *layer.weights])]
+
+    def loss(values: Any) -> Any:
+        return (layer.stateless_call(values[1:], [], values[0])[0] * of_y).sum()
+
+    def forward_over_reverse(values: Any) -> Any:
+        return jax.jvp(jax.grad(loss), (values,), (along,))[1]
+
+    def reverse_over_forward(values: Any) -> Any:
+        return jax.grad(lambda each: jax.jvp(loss, (each,), (along,))[1])(values)
+
+    given, sum_of_torch = of_torch(layer, x, of_y)
+    slopes = torch.autograd.grad(sum_of_torch, given, create_graph=True)
+    slope = sum((a * torch.tensor(b.astype(np.float64))).sum() for a, b in zip(slopes, along, strict=True))
+    right = [each.numpy() for each in torch.autograd.grad(slope, given)]
+    values = [jax.numpy.asarray(x), *(weight.value for weight in layer.weights)]
+    for function in (forward_over_reverse, reverse_over_forward):
+        for found, wanted in zip((jax.jit(function) if traced else function)(values), right, strict=True):
+            assert relative_error(numpy(found), wanted) < 1e-5
+    assert all_ours()
+
+
+@on_jax
+def test_gradients_of_mapped_functions() -> None:
+    import jax
+
+    layer, many = built(), sample((3, 2, 5, 6, 7, 4))
+    of_y = sample(tuple(layer.compute_output_shape(many.shape[1:])), seed=8)
+    kernels = jax.numpy.stack([layer.kernel.value * factor for factor in (1.0, 0.5, -2.0)])
+
+    def loss(kernel: Any, x: Any) -> Any:
+        return (layer.stateless_call([kernel, layer.bias.value], [], x)[0] * of_y).sum()
+
+    of_each = jax.vmap(jax.grad(loss, argnums=(0, 1)))(kernels, many)
+    of_all = jax.grad(lambda *given: jax.vmap(loss)(*given).sum(), argnums=(0, 1))(kernels, many)
+    of_one_kernel, _ = jax.vmap(jax.grad(loss, argnums=(0, 1)), in_axes=(None, 0))(kernels[0], many)
+    for number, x in enumerate(many):
+        layer.kernel.assign(kernels[number])
+        of_x, of_kernel, _ = expected(layer, x, of_y)
+        for found in (of_each, of_all):
+            assert relative_error(numpy(found[0][number]), of_kernel) < 1e-5
+            assert relative_error(numpy(found[1][number]), of_x) < 1e-5
+        assert relative_error(numpy(of_one_kernel[number]), of_kernel) < 1e-5
+    assert all_ours()
+
+
+@not_on_torch
 def test_what_needs_no_gradient_has_none_in_compiled_functions() -> None:
     last = built(filters=4, padding="same", shape=(2, 5, 6, 7, 6))
     model = keras.Sequential([keras.Input((5, 6, 7, 4)), built(padding="same"), last])

@@ -11,7 +11,13 @@ from tvm_conv3d.bench.training.results import INFERENCE
 from tvm_conv3d.bench.training.ways import Way
 from tvm_conv3d.keras import accelerate
 
-MODES = ("plain", "jit", "ours", "ours_jit")
+#: "plain" is what Keras does with `jit_compile=False`: on tensorflow a `tf.function`, elsewhere eager code. XLA of
+#: TensorFlow's holds none of this package's convolutions.
+MODES = (
+    ("plain", "eager", "jit", "ours", "ours_eager")
+    if keras.config.backend() == "tensorflow"
+    else ("plain", "jit", "ours", "ours_jit")
+)
 
 #: Cells of a scan, width, height and depth in the example's order.
 SIZE = (128, 128, 64)
@@ -46,25 +52,33 @@ def prepare(kind: str, small: bool) -> Any:
     def way(mode: str) -> Way:
         keras.utils.set_random_seed(0)
         own = ct_network(size, filters)
+        if kind == INFERENCE:
+            own = _with_features(own)
         model = accelerate(own) if mode.startswith("ours") else own
-        jit = mode.endswith("jit")
-        return _inference(model, x, jit) if kind == INFERENCE else _step(model, x, y, jit)
+        how = {"jit_compile": mode.endswith("jit"), "run_eagerly": mode.endswith("eager")}
+        return _inference(model, x, how) if kind == INFERENCE else _step(model, x, y, how)
 
     return way
 
 
-def _inference(model: Any, x: np.ndarray, jit: bool) -> Way:
-    model.compile(jit_compile=jit)
-    return Way(lambda: [np.asarray(model.predict_on_batch(x))], lambda: model.predict_on_batch(x))
+def _with_features(model: Any) -> keras.Model:
+    """The same with what the convolutions found, too: of a sigmoid alone little could be told."""
+    pool = next(layer for layer in model.layers if isinstance(layer, keras.layers.GlobalAveragePooling3D))
+    return keras.Model(model.inputs, [pool.output, *model.outputs])
 
 
-def _step(model: Any, x: np.ndarray, y: np.ndarray, jit: bool) -> Way:
+def _inference(model: Any, x: np.ndarray, how: dict[str, bool]) -> Way:
+    model.compile(**how)
+    return Way(lambda: [np.asarray(each) for each in model.predict_on_batch(x)], lambda: model.predict_on_batch(x))
+
+
+def _step(model: Any, x: np.ndarray, y: np.ndarray, how: dict[str, bool]) -> Way:
     drop = next(layer for layer in model.layers if isinstance(layer, keras.layers.Dropout))
 
     def train(optimizer: Any, rate: float) -> None:
         # a change of the rate needs a new step
         drop.rate = rate
-        model.compile(optimizer, "binary_crossentropy", jit_compile=jit)
+        model.compile(optimizer, "binary_crossentropy", **how)
 
     def gradients() -> list[np.ndarray]:
         """What a step of gradient descent at rate 1 takes off the weights, without chance."""

@@ -101,7 +101,7 @@ def folded(kernel: Any, bias: Any, norm: Norm | None) -> tuple[Any, Any]:
 
 
 def by_keras(convolution: Convolution, x: Any, kernel: Any) -> Any:
-    """The convolution alone, by the backend's own code: what gradients come from."""
+    """The convolution alone, by the backend's own code: what gradients that there is no plan for come from."""
     return keras.ops.conv(
         x,
         kernel,
