@@ -9,8 +9,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from torch import nn  # noqa: E402  (needs torch)
+from torch.nn import functional  # noqa: E402
 
 import tvm_conv3d.torch as ours  # noqa: E402
+from tvm_conv3d.torch import backend  # noqa: E402
 
 
 class Joined(nn.Module):
@@ -58,6 +60,27 @@ def test_asking_for_tensors_breaks_no_graph() -> None:
     assert ours.counters() == ours.Counters(3, {})
     # without a second tensor: the graph's other branch
     check(compiled, module, x)
+
+
+def test_pads_of_no_width_are_dropped() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv3d(3, 4, 3)
+
+        def forward(self, x: Any) -> Any:
+            return functional.pad(functional.pad(self.conv(x), [0] * 6, "replicate"), (0, 1)) + 1
+
+    called: list[str] = []
+
+    def look(graph_module: Any, inputs: Any) -> Any:
+        called.extend(node.name for node in backend._rewritten(graph_module).graph.nodes if node.op == "call_function")
+        return graph_module.forward
+
+    module, x = Padded().eval(), torch.randn(2, 3, 6, 7, 8)
+    check(torch.compile(module, backend=look), module, x)
+    assert len([name for name in called if "pad" in name]) == 1
+    check(torch.compile(module, backend="tvm_conv3d"), module, x)
 
 
 def test_other_types_are_told_apart_as_before() -> None:
