@@ -24,12 +24,15 @@ MOST_CELLS = 256
 _CHUNK = 1 << 16
 
 
-def max_pool(x: np.ndarray, window: Triple) -> tuple[np.ndarray, np.ndarray]:
+def max_pool(
+    x: np.ndarray, window: Triple, out: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The maximum of each window, windows side by side, and its cell.
 
     Args:
         x: (batch, depth, height, width, channels) of one of :data:`DTYPES`, C-contiguous, without an empty axis.
         window: depth, height and width in cells, at most :data:`MOST_CELLS` of them; a rest of `x` is left out.
+        out: C-contiguous memory of both results; None for some of this package's.
 
     Returns:
         The maxima, and as uint8 of their shape the number of each one's cell in its window: the first of equal ones,
@@ -40,15 +43,18 @@ def max_pool(x: np.ndarray, window: Triple) -> tuple[np.ndarray, np.ndarray]:
     """
     batch, *size, channels = x.shape
     shape = (batch, *(cells // taps for cells, taps in zip(size, window, strict=True)), channels)
-    out, taps = output_pool.empty(shape, x.dtype), output_pool.empty(shape, np.dtype(np.uint8))
+    if out is None:
+        out = output_pool.empty(shape, x.dtype), output_pool.empty(shape, np.dtype(np.uint8))
     with exit_guard.in_flight():
         threads.run(
-            _code(x.dtype, "maxima"), *helper_code.pointers(x, out, taps), batch, *size, *shape[1:4], channels, *window
+            _code(x.dtype, "maxima"), *helper_code.pointers(x, *out), batch, *size, *shape[1:4], channels, *window
         )
-    return out, taps
+    return out
 
 
-def max_pool_gradient(gradient: np.ndarray, taps: np.ndarray, size: Triple, window: Triple) -> np.ndarray:
+def max_pool_gradient(
+    gradient: np.ndarray, taps: np.ndarray, size: Triple, window: Triple, out: np.ndarray | None = None
+) -> np.ndarray:
     """The gradient of the input of :func:`max_pool`.
 
     Args:
@@ -56,6 +62,7 @@ def max_pool_gradient(gradient: np.ndarray, taps: np.ndarray, size: Triple, wind
         taps: the maxima's cells.
         size: depth, height and width of the input.
         window: of the maxima.
+        out: C-contiguous memory of the result; None for some of this package's.
 
     Returns:
         (batch, depth, height, width, channels); the gradient of each window in its maximum's cell, else 0.
@@ -64,7 +71,8 @@ def max_pool_gradient(gradient: np.ndarray, taps: np.ndarray, size: Triple, wind
         MemoryError: there is none for the result.
     """
     batch, *windows, channels = gradient.shape
-    out = output_pool.empty((batch, *size, channels), gradient.dtype)
+    if out is None:
+        out = output_pool.empty((batch, *size, channels), gradient.dtype)
     for axis, (count, taps_along) in enumerate(zip(windows, window, strict=True), 1):
         # what no window reads
         out[(slice(None),) * axis + (slice(count * taps_along, None),)] = 0

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import keras
 
 from tvm_conv3d.keras import fusion
-from tvm_conv3d.keras.backends import BACKEND
 from tvm_conv3d.keras.companions import COMPANIONS
 from tvm_conv3d.keras.fusion import Absorbed, Chain, FusedConv3D
 from tvm_conv3d.keras.layer import Conv3D
@@ -114,7 +113,7 @@ class _Copier:
     def _copied(self, layer: Any) -> Any:
         if isinstance(layer, keras.layers.Conv3D):
             return self._convolution(layer, Conv3D, None)
-        if BACKEND.has_companions and type(layer) in COMPANIONS and layer.built:
+        if type(layer) in COMPANIONS and layer.built:
             self.report.beside.append(layer.path or layer.name)
             return _of_class(COMPANIONS[type(layer)], layer)
         if not _has_convolutions(layer):

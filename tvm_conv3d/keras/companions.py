@@ -1,6 +1,6 @@
 """Max pools and batch norms beside convolutions, computed by fewer passes over memory than Keras's.
 
-On Keras's torch backend only. They are made of Keras's own layers by `acceleration.accelerate`.
+On Keras's torch backend, and max pools on jax. They are made of Keras's own layers by `acceleration.accelerate`.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return y
 
 
-#: Each class of Keras's, and what takes its place.
+#: Classes of Keras's, and what takes their place on the backend of this process.
 COMPANIONS: dict[type[keras.layers.Layer], type[keras.layers.Layer]] = {
-    keras.layers.MaxPooling3D: MaxPooling3D,
-    keras.layers.BatchNormalization: BatchNormalization,
+    **({keras.layers.MaxPooling3D: MaxPooling3D} if BACKEND.has_pools else {}),
+    **({keras.layers.BatchNormalization: BatchNormalization} if BACKEND.has_norms else {}),
 }

@@ -51,10 +51,10 @@ def test_training_and_inference(data_format: str, pool: Any, norm: Any) -> None:
         near(mine, own, 1e-4)
     near(fast.predict(x, verbose=0), twin.predict(x, verbose=0), 1e-3)
     companions = [type(part) for part in fast.report.beside]
-    assert len(companions) == (4 if BACKEND == "torch" else 0)
+    assert len(companions) == {"torch": 4, "jax": 2, "tensorflow": 0}[BACKEND]
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="companions are of Keras's torch backend")
+@pytest.mark.skipif(BACKEND != "torch", reason="batch norms are of Keras's torch backend")
 @pytest.mark.parametrize("data_format", FORMATS)
 def test_companions_compute_beside_keras(data_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They do not ask Keras's layer, and give its numbers."""
@@ -72,8 +72,55 @@ def test_companions_compute_beside_keras(data_format: str, monkeypatch: pytest.M
         near(mine, own, 1e-5)
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="tools of JAX's")
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "compiled"])
+def test_maxima_and_their_derivatives_on_jax(traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both modes, against windows of NumPy's, whose numbers all differ."""
+    import jax
+
+    x, of_y, along = (
+        sample(shape, seed=seed) for shape, seed in (((2, 5, 6, 4, 3), 1), ((2, 2, 2, 2, 3), 2), ((2, 5, 6, 4, 3), 3))
+    )
+
+    def windows(whole: np.ndarray) -> np.ndarray:
+        parts = whole[:, :4].reshape(2, 2, 2, 2, 3, 2, 2, 3).transpose(0, 1, 3, 5, 7, 2, 4, 6)
+        return parts.reshape(2, 2, 2, 2, 3, 12)
+
+    cells = windows(x).argmax(-1)[..., None]
+    numbers = windows(np.arange(x.size).reshape(x.shape))
+    of_x = np.zeros_like(x)
+    of_x.flat[np.take_along_axis(numbers, cells, -1)] = of_y[..., None]
+    layer = MaxPooling3D((2, 3, 2))
+    monkeypatch.setattr(layers.MaxPooling3D, "call", None)
+
+    def weighed(x: Any, of_y: Any) -> Any:
+        return (layer(x) * of_y).sum()
+
+    def squared(x: Any) -> Any:
+        return (layer(x) ** 2).sum()
+
+    def all_of(x: Any, of_y: Any, along: Any) -> Any:
+        return (
+            *jax.jvp(layer, (x,), (along,)),
+            jax.grad(weighed)(x, of_y),
+            jax.jvp(jax.grad(squared), (x,), (along,))[1],
+            jax.vmap(jax.grad(weighed))(jax.numpy.stack([x, -x]), jax.numpy.stack([of_y, of_y]))[0],
+        )
+
+    y, tangent, slope, curved, mapped = (jax.jit(all_of) if traced else all_of)(
+        *map(jax.numpy.asarray, (x, of_y, along))
+    )
+    np.testing.assert_array_equal(y, np.take_along_axis(windows(x), cells, -1)[..., 0])
+    np.testing.assert_array_equal(tangent, np.take_along_axis(windows(along), cells, -1)[..., 0])
+    np.testing.assert_array_equal(slope, of_x)
+    np.testing.assert_array_equal(mapped, of_x)
+    np.testing.assert_array_equal(curved, np.where(of_x != 0, 2 * along, 0))
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_types(dtype: str) -> None:
+    if BACKEND == "tensorflow" and dtype != "bfloat16":
+        pytest.skip("TensorFlow has no max pools of these types on CPUs")
     inputs = keras.Input((6, 6, 6, 2), dtype=dtype)
     x = layers.Conv3D(4, 3, dtype=dtype)(inputs)
     x = layers.BatchNormalization(dtype=dtype)(layers.MaxPooling3D(2, dtype=dtype)(x))

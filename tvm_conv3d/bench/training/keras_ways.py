@@ -64,7 +64,7 @@ def prepare(kind: str, small: bool) -> Any:
 def _with_features(model: Any) -> keras.Model:
     """The same with what the convolutions found, too: of a sigmoid alone little could be told."""
     pool = next(layer for layer in model.layers if isinstance(layer, keras.layers.GlobalAveragePooling3D))
-    return keras.Model(model.inputs, [pool.output, *model.outputs])
+    return keras.Model(model.input, [pool.output, *model.outputs])
 
 
 def _inference(model: Any, x: np.ndarray, how: dict[str, bool]) -> Way:

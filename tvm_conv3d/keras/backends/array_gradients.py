@@ -17,7 +17,7 @@ from tvm_conv3d.functional.arguments import ConvArguments, Problem, problem_of
 from tvm_conv3d.functional.gradient_arguments import data_gradient_of, weight_gradient_of
 from tvm_conv3d.keras.backends.arrays import EXECUTOR, MAX_CALLS, TALLY
 from tvm_conv3d.runtime import interchange, kept_weights
-from tvm_conv3d.spec import CHANNELS_LAST, DATA_GRADIENT, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST, DATA_GRADIENT, WEIGHT_GRADIENT, Conv3DSpec
 from tvm_conv3d.support import process
 from tvm_conv3d.support.lru import Recent
 
@@ -33,12 +33,14 @@ class Kind:
         input_shape: of the convolution.
         kernel_shape: (kernel depth, height, width, channels / groups, filters).
         dtype: of all arrays, one of :data:`tvm_conv3d.spec.DTYPES`.
+        bias: whether the gradient of a bias is computed beside that of the kernel.
     """
 
     arguments: ConvArguments
     input_shape: tuple[int, ...]
     kernel_shape: tuple[int, ...]
     dtype: str
+    bias: bool = False
 
     @property
     def forward(self) -> Conv3DSpec:
@@ -50,9 +52,9 @@ class Kind:
         return self.arguments.problem(self.input_shape, self.kernel_shape, self.dtype, None).spec
 
 
-def kind_of(arguments: ConvArguments, input_shape: Any, kernel_shape: Any, dtype: str) -> Kind:
+def kind_of(arguments: ConvArguments, input_shape: Any, kernel_shape: Any, dtype: str, bias: bool = False) -> Kind:
     """The kind of a convolution's gradients; post-ops are left out."""
-    return Kind(replace(arguments, post_ops=()), tuple(input_shape), tuple(kernel_shape), dtype)
+    return Kind(replace(arguments, post_ops=()), tuple(input_shape), tuple(kernel_shape), dtype, bias)
 
 
 def why_keras_data(kind: Kind) -> str | None:
@@ -90,8 +92,8 @@ def data_gradient(kind: Kind, gradient: interchange.Source, kernel: np.ndarray, 
     return result
 
 
-def weight_gradient(kind: Kind, source: interchange.Source, gradient: interchange.Source) -> np.ndarray:
-    """The gradient of the kernel in a fresh array, counted.
+def weight_gradient(kind: Kind, source: interchange.Source, gradient: interchange.Source) -> list[np.ndarray]:
+    """The gradient of the kernel, and of the bias where the kind has one, in fresh arrays, counted.
 
     Args:
         kind: for which :func:`why_keras_weight` is None.
@@ -102,9 +104,9 @@ def weight_gradient(kind: Kind, source: interchange.Source, gradient: interchang
         ValueError: shapes are not the kind's.
         MemoryError: there is none for the result or the intermediates.
     """
-    found, _ = gradients.weight_gradient(EXECUTOR, _ours(_problem(kind, weight_gradient_of)), source, gradient)
+    found = gradients.weight_gradient(EXECUTOR, _ours(_problem(kind, weight_gradient_of)), source, gradient)
     TALLY.count_ours()
-    return interchange.prepare(found, kind.dtype)
+    return [interchange.prepare(each, kind.dtype) for each in found if each is not None]
 
 
 def _ours(problem: Problem | str) -> Problem:
@@ -117,7 +119,8 @@ def _problem(kind: Kind, gradient_of: Callable[[Conv3DSpec], Conv3DSpec]) -> Pro
     """The problem of a gradient of a convolution's spec, or why the backend's own code is asked."""
     problem = _calls.get((kind, gradient_of))
     if problem is None:
-        problem = _planned(gradient_of(kind.forward))
+        spec = gradient_of(kind.forward)
+        problem = _planned(replace(spec, bias=kind.bias) if spec.direction == WEIGHT_GRADIENT else spec)
         _calls.put((kind, gradient_of), problem)
     return problem
 

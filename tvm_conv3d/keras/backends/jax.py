@@ -7,17 +7,18 @@ from typing import Any
 
 import jax
 
-from tvm_conv3d.keras.backends import arrays, exporting
+from tvm_conv3d.keras.backends import arrays, exporting, jax_pooling
 from tvm_conv3d.keras.backends.jax_bilinear import Call, sums
 from tvm_conv3d.keras.backends.jax_calls import Kernel, call
 from tvm_conv3d.keras.backends.protocol import Backend, Convolution, Norm, ShapeFunction
-from tvm_conv3d.spec import CHANNELS_LAST
+from tvm_conv3d.spec import CHANNELS_LAST, Triple
 
 
 class Jax(Backend):
     """Arrays of JAX."""
 
     supports_jit = True
+    has_pools = True
     tally = arrays.TALLY
 
     def why_keras(self, x: Any, kernel: Any, bias: Any) -> str | None:
@@ -51,6 +52,13 @@ class Jax(Backend):
         made = Kernel(arrays.arguments_of(convolution), place)
         shapes = (tuple(x.shape), tuple(kernel.shape), tuple(output_shape(x.shape)))
         return _convolve(Call(convolution._replace(place=0), made, *shapes), x, kernel, bias)
+
+    def max_pool(self, x: Any, window: Triple, data_format: str) -> Any:
+        """By a call of XLA's, of channels that lie innermost."""
+        if data_format != CHANNELS_LAST or self.why_keras(x, x, None) is not None:
+            return None
+        windows = jax_pooling.Windows(window, tuple(x.shape))
+        return jax_pooling.maxima(windows, x)[0] if jax_pooling.takes(x.dtype.name, windows) else None
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

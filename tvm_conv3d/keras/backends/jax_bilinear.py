@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad
 
 from tvm_conv3d.keras.backends import arrays, jax_calls
 from tvm_conv3d.keras.backends.array_gradients import Kind, kind_of, why_keras_data, why_keras_weight
+from tvm_conv3d.keras.backends.jax_primitives import primitive
 from tvm_conv3d.keras.backends.protocol import Convolution
 from tvm_conv3d.spec import DATA_GRADIENT, FORWARD, WEIGHT_GRADIENT
 
@@ -85,31 +85,11 @@ def _transposed(reason: str, function: Callable[[Any], Any], of: Any, of_y: Any)
 
 def _primitive(direction: str) -> Any:
     """Takes two arrays and a :class:`Call`; its derivatives are still to be told."""
-    primitive = Primitive(f"tvm_conv3d_{direction}")
 
     def compute(first: Any, second: Any, *, call: Call) -> Any:
         return jax_calls.call(call.kernel._replace(direction=direction), call.shape(direction), first, second)
 
-    def typed(first: Any, second: Any, *, call: Call) -> Any:
-        return jax.core.ShapedArray(call.shape(direction), first.dtype)
-
-    primitive.def_impl(compute)
-    primitive.def_abstract_eval(typed)
-    mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=False))
-    batching.primitive_batchers[primitive] = functools.partial(_mapped, primitive)
-    return primitive
-
-
-def _mapped(primitive: Any, given: tuple[Any, Any], axes: tuple[int | None, int | None], *, call: Call) -> Any:
-    """Under `jax.vmap`: one by one, as the convolution itself."""
-    mapped = [jax.numpy.moveaxis(array, axis, 0) for array, axis in zip(given, axes, strict=True) if axis is not None]
-
-    def one(parts: list[Any]) -> Any:
-        left = iter(parts)
-        both = (array if axis is None else next(left) for array, axis in zip(given, axes, strict=True))
-        return primitive.bind(*both, call=call)
-
-    return jax.lax.map(one, mapped), 0
+    return primitive(direction, compute, lambda call: call.shape(direction))
 
 
 _SUMS, _DATA_GRADIENT, _WEIGHT_GRADIENT = map(_primitive, (FORWARD, DATA_GRADIENT, WEIGHT_GRADIENT))

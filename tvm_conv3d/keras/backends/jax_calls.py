@@ -63,8 +63,9 @@ def call(kernel: Kernel, shape: tuple[int, ...], *given: Any) -> Any:
     return jax.ffi.ffi_call(_TARGET, result, vmap_method="sequential")(*given, call=kernel.text)
 
 
-def _compute(text: str, given: list[np.ndarray], out: np.ndarray) -> None:
+def _compute(text: str, given: list[np.ndarray], results: list[np.ndarray]) -> None:
     """A call of XLA's, which may come from any thread."""
+    (out,) = results
     kernel = Kernel.of(text)
     result = _COMPUTED[kernel.direction](kernel, given, out)
     if result is not out:
@@ -87,7 +88,8 @@ def _data_gradient(kernel: Kernel, given: list[np.ndarray], out: np.ndarray) -> 
 def _weight_gradient(kernel: Kernel, given: list[np.ndarray], out: np.ndarray) -> Any:
     x, of_y = given
     kind = array_gradients.kind_of(kernel.arguments, x.shape, out.shape, out.dtype.name)
-    return array_gradients.weight_gradient(kind, _source(x), _source(of_y))
+    (found,) = array_gradients.weight_gradient(kind, _source(x), _source(of_y))
+    return found
 
 
 def _source(array: np.ndarray, out: np.ndarray | None = None) -> Source:

@@ -67,12 +67,14 @@ class Backend(ABC):
 
     Attributes:
         supports_jit: whether XLA, or what else Keras compiles models with, can hold our convolutions.
-        has_companions: whether :meth:`max_pool` and :meth:`batch_norm` compute anything.
+        has_pools: whether :meth:`max_pool` computes anything.
+        has_norms: whether :meth:`batch_norm` does.
         tally: of convolutions.
     """
 
     supports_jit: bool
-    has_companions: bool = False
+    has_pools: bool = False
+    has_norms: bool = False
     tally: Tally
 
     def to_tensor(self, value: Any) -> Any:

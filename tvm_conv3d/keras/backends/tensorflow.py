@@ -26,6 +26,9 @@ from tvm_conv3d.keras.backends.array_gradients import (
 from tvm_conv3d.keras.backends.protocol import Backend, Convolution, Norm, ShapeFunction
 from tvm_conv3d.runtime import interchange
 
+#: The chain whose gradient needs no more than its result.
+_RELU = ("relu",)
+
 
 class TensorFlow(Backend):
     """Tensors of TensorFlow."""
@@ -66,7 +69,7 @@ class TensorFlow(Backend):
         kernel, bias = arrays.folded(kernel, bias, norm)
         biases = () if bias is None else (bias,)
         call = _Call(convolution, arrays.arguments_of(convolution), output_shape)
-        if not convolution.training:
+        if not convolution.training or convolution.post_ops == _RELU:
             return _convolve(call, x, kernel, biases)
         # what the gradient of the activation needs is at hand then
         return convolution.function(_convolve(call.without_activation(), x, kernel, biases))
@@ -111,16 +114,18 @@ def _convolve(call: _Call, x: Any, kernel: Any, biases: tuple[Any, ...]) -> Any:
     @tf.custom_gradient
     def function(x: Any, kernel: Any, *biases: Any) -> Any:
         def gradient(of_y: Any) -> tuple[Any, ...]:
-            if call.arguments.post_ops:
+            if call.arguments.post_ops == _RELU:
+                of_y = tf.raw_ops.ReluGrad(gradients=of_y, features=y)
+            elif call.arguments.post_ops:
                 # with a gradient of its own, for those who derive again
                 sums = _convolve(call.without_activation(), x, kernel, biases)
                 (of_y,) = _gradients(call.convolution.function, (sums,), of_y)
             sizes = _Sizes(x.shape, tf.shape(x), kernel.shape)
-            of_x, of_kernel = _data_gradient(call, sizes, of_y, kernel), _weight_gradient(call, sizes, x, of_y)
-            axes = axes_of_positions(call.arguments.data_format)
-            return of_x, of_kernel, *(tf.reduce_sum(of_y, axes) for _ in biases)
+            of_x = _data_gradient(call, sizes, of_y, kernel)
+            return of_x, *_weight_gradient(call, sizes, x, of_y, bool(biases))
 
-        return _computed(call, x, kernel, biases), gradient
+        y = _computed(call, x, kernel, biases)
+        return y, gradient
 
     return function(x, kernel, *biases)
 
@@ -140,57 +145,60 @@ def _data_gradient(call: _Call, sizes: _Sizes, of_y: Any, kernel: Any) -> Any:
     def function(of_y: Any, kernel: Any) -> Any:
         def gradient(outer: Any) -> tuple[Any, Any]:
             sums = _convolve(call.without_activation(), outer, kernel, ())
-            return sums, _weight_gradient(call, sizes, outer, of_y)
+            return sums, *_weight_gradient(call, sizes, outer, of_y)
 
-        return _prunable(_data_gradient_now, call, (of_y, kernel, sizes.of_input), sizes.known), gradient
+        given = (of_y, kernel, sizes.of_input)
+        return _prunable(functools.partial(_data_gradient_now, call), given, [sizes.known])[0], gradient
 
     return function(of_y, kernel)
 
 
-def _weight_gradient(call: _Call, sizes: _Sizes, x: Any, of_y: Any) -> Any:
-    """The gradient of a convolution's kernel: it is linear in both of its tensors."""
+def _weight_gradient(call: _Call, sizes: _Sizes, x: Any, of_y: Any, bias: bool = False) -> Any:
+    """The gradients of a convolution's kernel, and maybe its bias: they are linear in both of its tensors."""
 
     @tf.custom_gradient
     def function(x: Any, of_y: Any) -> Any:
-        def gradient(outer: Any) -> tuple[Any, Any]:
-            sums = _convolve(call.without_activation(), x, outer, ())
-            return _data_gradient(call, sizes, of_y, outer), sums
+        def gradient(outer: Any, *of_bias: Any) -> tuple[Any, Any]:
+            return _data_gradient(call, sizes, of_y, outer), _convolve(call.without_activation(), x, outer, of_bias)
 
-        now = functools.partial(_weight_gradient_now, kernel_shape=tuple(sizes.of_kernel))
-        return _prunable(now, call, (x, of_y), sizes.of_kernel), gradient
+        now = functools.partial(_weight_gradient_now, call, tuple(sizes.of_kernel), bias)
+        shapes = [sizes.of_kernel, sizes.of_kernel[-1:]]
+        return _prunable(now, (x, of_y), shapes if bias else shapes[:1]), gradient
 
     return function(x, of_y)
 
 
-def _prunable(now: Callable[..., Any], call: _Call, given: tuple[Any, ...], shape: tf.TensorShape) -> Any:
-    """A result now, or, in a function that is traced, whenever that is called and the result is needed for something.
+def _prunable(now: Callable[..., Any], given: tuple[Any, ...], shapes: list[tf.TensorShape]) -> list[Any]:
+    """Results now, or, in a function that is traced, whenever that is called and one is needed for something.
 
     `tf.py_function` would be computed in vain, as the gradient of a network's input.
     """
     if not tf.is_symbolic_tensor(given[0]):
-        return now(call, *given)
-    y = tf.numpy_function(functools.partial(now, call), given, given[0].dtype, stateful=False, name="tvm_conv3d")
-    y.set_shape(shape)
-    return y
+        return now(*given)
+    found = tf.numpy_function(now, given, [given[0].dtype] * len(shapes), stateful=False, name="tvm_conv3d")
+    for each, shape in zip(found, shapes, strict=True):
+        each.set_shape(shape)
+    return found
 
 
-def _data_gradient_now(call: _Call, of_y: Any, kernel: Any, input_shape: Any) -> Any:
+def _data_gradient_now(call: _Call, of_y: Any, kernel: Any, input_shape: Any) -> list[Any]:
     """Of eager tensors, or of arrays of NumPy's."""
     kind = kind_of(call.arguments, map(int, input_shape), kernel.shape, of_y.dtype.name)
     reason = why_keras_data(kind)
     if reason is None:
-        return data_gradient(kind, interchange.wrap(of_y), np.asarray(kernel), call.place)
-    return _by_keras(call, reason, (tf.zeros(kind.input_shape, of_y.dtype), kernel), of_y, 0)
+        return [data_gradient(kind, interchange.wrap(of_y), np.asarray(kernel), call.place)]
+    return [_by_keras(call, reason, (tf.zeros(kind.input_shape, of_y.dtype), kernel), of_y, 0)]
 
 
-def _weight_gradient_now(call: _Call, x: Any, of_y: Any, kernel_shape: tuple[int, ...]) -> Any:
+def _weight_gradient_now(call: _Call, kernel_shape: tuple[int, ...], bias: bool, x: Any, of_y: Any) -> list[Any]:
     """Of eager tensors, or of arrays of NumPy's."""
-    kind = kind_of(call.arguments, x.shape, kernel_shape, x.dtype.name)
+    kind = kind_of(call.arguments, x.shape, kernel_shape, x.dtype.name, bias)
     reason = why_keras_weight(kind)
     if reason is None:
         source = interchange.wrap(x)
-        return source.restore(weight_gradient(kind, source, interchange.wrap(of_y)))
-    return _by_keras(call, reason, (x, tf.zeros(kernel_shape, x.dtype)), of_y, 1)
+        return [source.restore(each) for each in weight_gradient(kind, source, interchange.wrap(of_y))]
+    found = [_by_keras(call, reason, (x, tf.zeros(kernel_shape, x.dtype)), of_y, 1)]
+    return [*found, tf.reduce_sum(of_y, axes_of_positions(call.arguments.data_format))] if bias else found
 
 
 def _by_keras(call: _Call, reason: str, inputs: tuple[Any, Any], of_y: Any, number: int) -> Any:

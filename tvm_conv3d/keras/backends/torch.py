@@ -26,7 +26,8 @@ class Torch(Backend):
     """Tensors of torch, on Keras's present device, which is "meta" where it asks for shapes."""
 
     supports_jit = True
-    has_companions = True
+    has_pools = True
+    has_norms = True
     tally = counting.TALLY
 
     def why_keras(self, x: Any, kernel: Tensor, bias: Tensor | None) -> str | None:

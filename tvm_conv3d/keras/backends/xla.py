@@ -17,13 +17,13 @@ import numpy as np
 from tvm_conv3d.support.dtypes import numpy_dtype
 
 #: XLA's numbers of element types.
-_DTYPES = {10: "float16", 11: "float32", 12: "float64", 16: "bfloat16"}
+_DTYPES = {6: "uint8", 10: "float16", 11: "float32", 12: "float64", 16: "bfloat16"}
 
 #: XLA's number of the extension that asks for a handler's version, and of the error of an invalid argument.
 _METADATA, _INVALID_ARGUMENT = 1, 3
 
-#: What computes a call: its text, its inputs, and the memory of its result.
-Target = Callable[[str, list[np.ndarray], np.ndarray], None]
+#: What computes a call: its text, its inputs, and the memory of its results.
+Target = Callable[[str, list[np.ndarray], list[np.ndarray]], None]
 
 
 class _Extension(ctypes.Structure):
@@ -149,7 +149,7 @@ def register(name: str, target: Target) -> Any:
             return None
         try:
             text = call.attributes.values[0].contents
-            target(ctypes.string_at(text.data, text.length).decode(), call.inputs.arrays(), call.results.arrays()[0])
+            target(ctypes.string_at(text.data, text.length).decode(), call.inputs.arrays(), call.results.arrays())
         # nothing may leave a function that C calls
         except BaseException as error:
             told = _Error(ctypes.sizeof(_Error), None, f"{type(error).__name__}: {error}".encode(), _INVALID_ARGUMENT)
