@@ -45,7 +45,9 @@ class Sums:
     step: LoopRV
 
 
-def bind_tile(sch: Schedule, store: str, tile: Tile, lanes: int, filters_last: bool, decide: Decisions) -> LoopRV:
+def bind_tile(
+    sch: Schedule, store: str, tile: Tile, lanes: int, filters_last: bool, decide: Decisions, stages: int = 1
+) -> LoopRV:
     """Binds the loops over tiles and inside one to blocks and threads; returns the loop of one thread's share.
 
     Decisions: `near_cells`, `near_filters`: neighbouring positions and filters of a thread's tile, the rest of which
@@ -59,6 +61,7 @@ def bind_tile(sch: Schedule, store: str, tile: Tile, lanes: int, filters_last: b
         lanes: extent of the innermost loop, a part of the filters or of the positions.
         filters_last: whether it is of the filters, which neighbouring threads then store.
         decide: the decisions.
+        stages: steps that are on their way at once.
     """
     *tiles, i, j, lane = sch.get_loops(sch.get_sblock(store))
     block = sch.fuse(*tiles)
@@ -77,17 +80,29 @@ def bind_tile(sch: Schedule, store: str, tile: Tile, lanes: int, filters_last: b
     far, thread = sch.fuse(far_i, far_j), sch.fuse(*order)
     for loop, axis in ((block, "blockIdx.x"), (far, "vthread.x"), (thread, "threadIdx.x")):
         sch.bind(loop, axis)
-    unroll_by_pragma(sch, block)
+    if stages == 1:
+        # else the compiler would find the waits of the last steps with loop variables in their operands
+        unroll_by_pragma(sch, block)
     unroll(sch, (near_i, near_j))
     if lanes > 1:
         sch.vectorize(lane)
     return thread
 
 
-def sum_in_registers(sch: Schedule, thread: LoopRV, taps: int, step: int, decide: Decisions) -> Sums:
+def sum_in_registers(
+    sch: Schedule, thread: LoopRV, taps: int, step: int, decide: Decisions, fused: bool = False
+) -> Sums:
     """Places the block `product`, whose reduction is over `taps` axes of taps, steps and terms.
 
     Decisions: `unroll`: terms of a step that are unrolled.
+
+    Args:
+        sch: the schedule.
+        thread: the loop of one thread's share.
+        taps: axes.
+        step: terms of a step.
+        decide: the decisions.
+        fused: whether one loop goes over the steps of all taps.
     """
     product = sch.get_sblock("product")
     sch.set_scope(product, 0, "local")
@@ -96,6 +111,8 @@ def sum_in_registers(sch: Schedule, thread: LoopRV, taps: int, step: int, decide
     far, few = decide.tile("unroll", terms, default=step)
     sch.reorder(*outer, far, few, i, j)
     unroll(sch, (few, i, j))
+    if fused:
+        outer = [sch.fuse(*outer)]
     return Sums(product, outer[0], outer[-1])
 
 

@@ -15,7 +15,7 @@ from tvm_conv3d.compute.cuda.variants import WinogradGemmVariant
 from tvm_conv3d.compute.cuda.winograd_extents import LANES, along_width, extents_of
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.stages import terms_of_part
-from tvm_conv3d.schedules.cuda.common import LoopRV, spread_over_threads, unroll
+from tvm_conv3d.schedules.cuda.common import LoopRV, pipeline, spread_over_threads, unroll
 from tvm_conv3d.schedules.cuda.finish import IF_NONZERO
 from tvm_conv3d.schedules.cuda.register_tile import bind_tile, clear, fetch_kernel, sum_in_registers
 from tvm_conv3d.schedules.decisions import Decisions, divisors
@@ -43,8 +43,8 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradGemmVariant, deci
     if not last:
         *_, filters, cells, _ = sch.get_loops(sch.get_sblock("sums"))
         sch.reorder(cells, filters)
-    thread = bind_tile(sch, "sums", variant, LANES, last, decide)
-    sums = sum_in_registers(sch, thread, 1, variant.step, decide)
+    thread = bind_tile(sch, "sums", variant, LANES, last, decide, variant.stages)
+    sums = sum_in_registers(sch, thread, 1, variant.step, decide, fused=variant.stages > 1)
     gather = sch.get_sblock("gather")
     sch.set_scope(gather, 0, "shared")
     sch.compute_at(gather, sums.step, preserve_unit_loops=True)
@@ -52,6 +52,8 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradGemmVariant, deci
     spread_over_threads(sch, (term, q), variant.threads_cells * variant.threads_filters, lane)
     fetch_kernel(sch, sums, variant, LANES)
     clear(sch, sums)
+    if variant.stages > 1:
+        pipeline(sch, sums.step, variant.stages)
     _transform_back(sch, spec, variant, math.prod(e.data_shape) // e.rows * e.tiles[0], decide)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from cuda_checks import Data, assert_right, compute, default_plans
 from cuda_fakes import FakeCupy, FakeDriver, GpuArray, fake_gpu
+from cuda_on_cpu.execute import Order
 from problems import WINOGRAD_BOUND, data
 from tvm_conv3d.compute.cuda.winograd_gemm import WinogradGemmVariant
 from tvm_conv3d.compute.shared.canonical import canonicalize
@@ -100,6 +101,33 @@ def test_modes_and_tiles(machine: str) -> None:
 def test_order_of_threads_does_not_matter() -> None:
     for order in ("reverse", ("shuffled", 1)):
         assert_right([planned(*case) for case in (*CASES[:4], *CASES[10:14])], order=order)
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", ("shuffled", 4)], ids=str)
+def test_copies_that_run_ahead_are_right(order: Order) -> None:
+    """Over the steps of one tap, and over those of an untransformed depth's taps as one loop."""
+    plans = [
+        replace(plan, variant=replace(plan.variant, stages=stages))
+        for case, stages in ((CASES[0], 2), (CASES[1], 2), (CASES[2], 3), (CASES[9], 3), (CASES[13], 2))
+        for plan in [planned(*case)]
+    ]
+    assert_right(plans, order=order)
+
+
+def test_copies_run_ahead_while_tuning_where_they_are_asynchronous() -> None:
+    for arch, traits in ARCHITECTURES.items():
+        found = winograd.variants(canonicalize(TAKEN), traits)
+        assert found[0] == winograd.candidates(canonicalize(TAKEN), traits)[0] and found[0].stages == 1
+        ahead = [variant for variant in found if variant.stages > 1]
+        assert bool(ahead) == (traits.arch >= 80), arch
+    target = resolve(TARGET, 1)
+    ahead = next(
+        variant for variant in winograd.variants(canonicalize(TAKEN), ARCHITECTURES["sm_80"]) if variant.stages > 1
+    )
+    plan = replace(default_plan(TAKEN, target), variant=ahead)
+    source = lower(scheduling.scheduled_module(plan, target), target).source
+    assert "cp_async" in source.partition("main_kernel_1")[2]
+    assert_right([plan])
 
 
 def test_a_default_plan_is_right(machine: str) -> None:

@@ -38,6 +38,7 @@ class WinogradGemmVariant:
         cells, filters: tiles of the output and filters of a tile of the product, which one block of threads computes.
         step: channels that are gathered at a time.
         threads_cells, threads_filters: threads of a block along each side of the product's tile.
+        stages: steps of the product that are on their way at once, by asynchronous copies: from sm_80 on.
     """
 
     exact: ClassVar[bool] = False
@@ -49,6 +50,7 @@ class WinogradGemmVariant:
     step: int
     threads_cells: int
     threads_filters: int
+    stages: int = 1
 
 
 @dataclass(frozen=True)
