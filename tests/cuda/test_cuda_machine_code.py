@@ -1,18 +1,17 @@
-"""Machine code of kernels on tensor cores, where it can be read: what is multiplied, copied and stored, and how."""
+"""Machine code of kernels, where it can be read: what is multiplied, copied and stored, and how."""
 
 from __future__ import annotations
 
-import collections
-import re
-import shutil
-import subprocess
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cuda_checks import default_plans
-from tvm_conv3d.engine.cuda import places, toolkit
+from tvm_conv3d.diagnostics import cuda_report, cuda_sass
+from tvm_conv3d.diagnostics.cuda_sass import Code, count, width
+from tvm_conv3d.engine.cuda import toolkit
 from tvm_conv3d.engine.cuda.lower import lower
 from tvm_conv3d.engine.scheduling import scheduled_module
 from tvm_conv3d.reference.layers import read_csv
@@ -21,43 +20,119 @@ from tvm_conv3d.target.resolve import resolve
 
 LAYERS = Path(__file__).parents[2] / "scripts" / "layers.csv"
 
-#: An instruction in nvdisasm's listing, after its place and its condition.
-_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
-
-
-def nvdisasm() -> str | None:
-    """NVIDIA's disassembler: of a toolkit, of a wheel, or on PATH."""
-    folders = [home / "bin" for home in places.homes()]
-    folders += [folder for wheel in places.wheels() for folder in wheel.glob("*/bin")]
-    return shutil.which("nvdisasm", path=":".join(map(str, folders))) or shutil.which("nvdisasm")
-
-
 needs_nvdisasm = pytest.mark.skipif(
-    nvdisasm() is None or toolkit.find_nvcc() is None,
+    cuda_sass.find_nvdisasm() is None or toolkit.find_nvcc() is None,
     reason="needs nvcc, and nvdisasm: pip install nvidia-cuda-nvdisasm",
 )
+
+#: Products for each read of shared memory that tiles of registers make.
+LEAST = {"gemm": 8, "winograd_gemm": 8, "tensor_gemm": 2}
+
+#: As `nvdisasm -c` prints it: a loop that copies, one around another that multiplies, a trap; then one without loops.
+LISTING = """
+	.section	.text.first,"ax",@progbits
+.text.first:
+        /*0000*/                   LDG.E.U16 R1, desc[UR4][R2.64] ;
+.L_x_0:
+        /*0010*/                   LDG.E.U16 R1, desc[UR4][R2.64] ;
+        /*0020*/               @P0 BRA `(.L_x_0) ;
+.L_x_1:
+        /*0030*/                   LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;
+        /*0040*/              @!P1 FFMA R1, R2, R3, R4 ;
+.L_x_2:
+        /*0050*/                   LDS.128 R4, [R8] ;
+        /*0060*/                   FFMA R1, R2, R3, R4 ;
+        /*0070*/                   LDG.E.U8 R1, desc[UR4][R2.64] ;
+        /*0080*/                   FFMA R1, R2, R3, R4 ;
+        /*0090*/                   FFMA.FTZ R1, R2, R3, R4 ;
+        /*00a0*/               @P0 BRA `(.L_x_2) ;
+        /*00b0*/              @!P0 BRA `(.L_x_1) ;
+        /*00c0*/               @P2 BRA `(.L_x_4) ;
+        /*00d0*/                   STG.E.64 desc[UR4][R2.64], R4 ;
+        /*00e0*/                   STG.E desc[UR4][R2.64], R4 ;
+.L_x_4:
+        /*00f0*/                   EXIT ;
+.L_x_3:
+        /*0100*/                   BRA `(.L_x_3);
+	.section	.text.second,"ax",@progbits
+.text.second:
+        /*0000*/                   STL.64 [R1], R4 ;
+        /*0010*/                   LDL R4, [R1] ;
+        /*0020*/                   LDG.E.U16 R1, desc[UR4][R2.64] ;
+"""
+
+
+def test_listings_are_read() -> None:
+    found = cuda_sass.read(LISTING)
+    first, second = found["first"], found["second"]
+    assert list(found) == ["first", "second"]
+    assert first.ratio == ("FFMA:LDS", 3.0)
+    assert (first.narrow_loads, first.stores, first.local) == (1, (4, 8), 0)
+    assert (second.ratio, second.narrow_loads, second.stores, second.local) == (None, 1, None, 2)
+    assert [width(name) for name in ("LDG.E.U16", "LDG.E.128.CONSTANT", "STG.E", "LDS.U.64")] == [2, 16, 4, 8]
+
+
+def code_of(layer: str, dtype: str, data_format: str, arch: str) -> Mapping[str, Code]:
+    """The machine code of a layer's default plan, by kernel."""
+    spec = next(x.spec for x in read_csv(LAYERS) if x.name == layer)
+    target = resolve(f"cuda:{arch}", 1)
+    (plan,) = default_plans([replace(spec, dtype=dtype, data_format=data_format)], f"cuda:{arch}")
+    found = cuda_sass.disassembled(toolkit.compile_cubin(lower(scheduled_module(plan, target), target).source, arch))
+    assert found
+    return found
 
 
 @needs_nvdisasm
 @pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_tensor_cores_are_fed_by_wide_copies(arch: str, data_format: str, tmp_path: Path) -> None:
+def test_tensor_cores_are_fed_by_wide_copies(arch: str, data_format: str) -> None:
     """Four products for each read of fragments, copies past the registers, stores of 16 bytes, no local memory."""
-    spec = next(
-        replace(x.spec, dtype="float16", data_format=data_format) for x in read_csv(LAYERS) if x.name == "nnunet_s2"
-    )
-    target = resolve(f"cuda:{arch}", 1)
-    (plan,) = default_plans([spec], f"cuda:{arch}")
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(toolkit.compile_cubin(lower(scheduled_module(plan, target), target).source, arch))
-    listing = subprocess.run([str(nvdisasm()), "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
-    # the product comes last where the input is turned before
-    found = collections.Counter(_INSTRUCTION.findall(listing))
+    kernels = code_of("nnunet_s2", "float16", data_format, arch).values()
+    # the input may be turned by a kernel of its own
+    (product,) = (code for code in kernels if count(code.all, "HMMA"))
+    assert product.ratio is not None and product.ratio[0] == "HMMA:LDSM" and product.ratio[1] >= 4, product
+    assert count(product.all, "HMMA") == product.all["HMMA.16816.F32"], product
+    assert count(product.all, "LDGSTS") == product.all["LDGSTS.E.BYPASS.128"] > 0, product
+    for code in kernels:
+        assert code.stores == (16, 16), code
+        assert code.local == code.narrow_loads == 0, code
 
-    def count(begin: str) -> int:
-        return sum(number for name, number in found.items() if name.startswith(begin))
 
-    assert count("HMMA.16816.F32") >= 4 * count("LDSM") > 0, found
-    assert count("LDGSTS") == found["LDGSTS.E.BYPASS.128"] > 0, found
-    assert count("STG") == found["STG.E.128"] > 0, found
-    assert count("LDL") == count("STL") == count("LDG.E.U16") == 0, found
+@needs_nvdisasm
+@pytest.mark.parametrize(
+    ("layer", "dtype"),
+    [
+        ("ansor_c3d_1", "float32"),
+        ("c3dnet_conv5a", "float32"),
+        ("nnunet_s2", "float32"),
+        ("c3dnet_conv5a", "float16"),
+        ("x3dm_dw_54", "float16"),
+        ("resnext3d_g32_a", "bfloat16"),
+    ],
+)
+def test_values_stay_in_registers_and_come_by_words(layer: str, dtype: str) -> None:
+    """Of each algorithm, alone and in parts: no local memory, and in main loops no loads of 2 bytes."""
+    spec = next(replace(x.spec, dtype=dtype) for x in read_csv(LAYERS) if x.name == layer)
+    for row in cuda_report.examine(layer, spec, "sm_90"):
+        assert row.code is not None
+        assert row.resources.spills == row.local == row.code.narrow_loads == 0, row
+        if row.work.part in ("", "product") and row.plan.algorithm.endswith("gemm"):
+            assert row.code.ratio is not None and row.code.ratio[1] >= LEAST[row.plan.algorithm], row
+
+
+@needs_nvdisasm
+def test_reports_show_machine_code() -> None:
+    spec = next(x.spec for x in read_csv(LAYERS) if x.name == "c3dnet_conv5a")
+    product, addition = cuda_report.examine("c3dnet_conv5a", spec, "sm_90")
+    assert product.code is not None and product.code.ratio is not None
+    assert f"| FFMA:LDS {product.code.ratio[1]:.1f} | 0 |" in cuda_report.line(product)
+    assert "|  | 0 | 16 |" in cuda_report.line(addition)
+
+
+@pytest.mark.skipif(toolkit.find_nvcc() is None, reason="needs nvcc")
+def test_reports_without_a_disassembler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(cuda_sass, "find_nvdisasm", lambda: None)
+    arguments = ["--layers", str(LAYERS), "--arch", "sm_90", "--filter", "voxnet_1", "--dtype", "float32"]
+    assert cuda_report.main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "| - | - | - |" in told and cuda_sass.NOT_FOUND in told

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tvm_conv3d.diagnostics.cuda_accesses import Access, accesses_of, average
+from tvm_conv3d.diagnostics.cuda_lanes import WARP
+from tvm_conv3d.diagnostics.cuda_sass import NOT_FOUND, Code, disassembled
 from tvm_conv3d.diagnostics.cuda_work import Work, works_of
 from tvm_conv3d.engine.artifact import MAIN
 from tvm_conv3d.engine.cuda import toolkit
@@ -45,6 +47,7 @@ class Row:
         resident: blocks that fit on a multiprocessor at once.
         limit: what keeps more from fitting: threads, registers, shared memory or blocks.
         accesses: to shared and global memory.
+        code: what the disassembler shows, None without one.
     """
 
     layer: str
@@ -56,6 +59,7 @@ class Row:
     resident: int
     limit: str
     accesses: Sequence[Access] = ()
+    code: Code | None = None
 
     @property
     def threads(self) -> int:
@@ -72,15 +76,42 @@ class Row:
         return self.resident * self.threads / self.traits.threads_per_multiprocessor
 
     @property
-    def bound(self) -> float:
-        """Seconds under which no call can stay: arithmetic of the busiest multiprocessor, or memory traffic."""
+    def bounds(self) -> Mapping[str, float]:
+        """Seconds under which no call can stay, by what takes them.
+
+        Arithmetic and shared memory are the busiest multiprocessor's, which serves a wavefront a cycle; memory is all
+        that is read and written, moved once.
+        """
         tensor = self.plan.algorithm == "tensor_gemm"
         peak = 1e12 * (self.traits.tensor_teraflops if tensor else self.traits.teraflops)
         if self.plan.spec.dtype == "float64":
             peak /= 2
         busiest = math.ceil(self.blocks / self.traits.multiprocessors)
-        arithmetic = busiest * self.work.flops * self.traits.multiprocessors / peak
-        return max(arithmetic, self.work.least_bytes / (1e9 * self.traits.gigabytes))
+        wavefronts = sum(access.found * access.requests for access in self.accesses if access.space == "shared")
+        return {
+            "tensor cores" if tensor else "FMA": busiest * self.work.flops * self.traits.multiprocessors / peak,
+            "shared memory": busiest * wavefronts * -(-self.threads // WARP) / (1e9 * self.traits.gigahertz),
+            "memory": self.work.least_bytes / (1e9 * self.traits.gigabytes),
+        }
+
+    @property
+    def bound(self) -> float:
+        """Seconds under which no call can stay: arithmetic of the busiest multiprocessor, or memory traffic."""
+        return max(seconds for name, seconds in self.bounds.items() if name != "shared memory")
+
+    @property
+    def bound_by(self) -> str:
+        """What takes the longest; of shared memory, how many times the next."""
+        name = max(self.bounds, key=lambda name: self.bounds[name])
+        return f"{name} {self.bounds[name] / self.bound:.1f}x" if name == "shared memory" and self.bound else name
+
+    @property
+    def local(self) -> int:
+        """Accesses to local memory that cost something; 0 without a disassembler.
+
+        Winograd's last kernel has some, which only a tile with NaN or infinity runs into.
+        """
+        return 0 if self.code is None or self.work.part == "result" else self.code.local
 
     @property
     def useful(self) -> float | None:
@@ -97,7 +128,8 @@ def examine(layer: str, spec: Conv3DSpec, arch: str) -> list[Row]:
     target = resolve(f"cuda:{arch}", 1)
     plan = default_plan(spec, target)
     code = lower(scheduled_module(plan, target), target)
-    measured = toolkit.measure(code.source, arch)
+    cubin, measured = toolkit.compile_measured(code.source, arch)
+    shown = disassembled(cubin) or {}
     traits = ARCHITECTURES[arch]
     found = []
     launches = code.functions[MAIN].launches
@@ -106,7 +138,8 @@ def examine(layer: str, spec: Conv3DSpec, arch: str) -> list[Row]:
         resources = measured[launch.kernel]
         accesses = accesses_of(launch.kernel, code.kernels[launch.kernel], launch.grid, launch.block)
         resident = resident_blocks(traits, resources, launch)
-        found.append(Row(layer, plan, traits, resources, launch, work, *resident, accesses))
+        known = (layer, plan, traits, resources, launch, work)
+        found.append(Row(*known, *resident, accesses, shown.get(launch.kernel)))
     return found
 
 
@@ -129,7 +162,9 @@ def resident_blocks(traits: GpuTraits, resources: Resources, launch: Launch) -> 
 
 HEADER = (
     "| layer | type | algorithm | tile | regs | spills | shared | threads | blocks | occupancy | MFLOP/block | "
-    "KB/block | wavefronts | sectors | useful | bound us |\n" + "|---" * 16 + "|"
+    "KB/block | wavefronts | sectors | products | narrow | stored | useful | bound us | bound by |\n"
+    + "|---" * 20
+    + "|"
 )
 
 
@@ -159,8 +194,10 @@ def line(row: Row) -> str:
         f"{row.work.flops / 1e6:.2f}",
         f"{row.work.bytes / 1e3:.0f}",
         *(_average(row, space) for space in ("shared", "global")),
+        *_machine_code(row.code),
         "" if row.useful is None else f"{row.useful:.0%}",
         f"{1e6 * row.bound:.1f}",
+        row.bound_by,
     )
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -171,6 +208,15 @@ def _average(row: Row, space: str) -> str:
     return "" if found is None else f"{found[0]:.1f}/{found[1]:.1f}"
 
 
+def _machine_code(code: Code | None) -> tuple[str, str, str]:
+    """Products for each read of shared memory, narrow loads in the main loop, bytes of stores; dashes where unknown."""
+    if code is None:
+        return "-", "-", "-"
+    products = "" if code.ratio is None else "{} {:.1f}".format(*code.ratio)
+    stored = "" if code.stores is None else "..".join(map(str, sorted(set(code.stores))))
+    return products, str(code.narrow_loads), stored
+
+
 def rows(layers: Iterable[tuple[str, Conv3DSpec]], arch: str, dtypes: Sequence[str]) -> Iterator[Row]:
     """Of each layer in each type."""
     for name, spec in layers:
@@ -179,7 +225,7 @@ def rows(layers: Iterable[tuple[str, Conv3DSpec]], arch: str, dtypes: Sequence[s
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table; returns 1 where a kernel spills or can't be compiled."""
+    """Prints the table; returns 1 where a kernel spills, keeps arrays in local memory or can't be compiled."""
     options = _parser().parse_args(arguments)
     try:
         layers = [(layer.name, layer.spec) for layer in read_csv(options.layers) if options.filter in layer.name]
@@ -195,8 +241,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     spilling = sum(row.resources.spills > 0 for row in found)
     sparse = sum(row.occupancy < ENOUGH for row in found)
+    narrow = sum(row.code is not None and row.code.narrow_loads > 0 for row in found)
+    local = sum(row.local > 0 for row in found)
     print(f"\n{len(found)} kernels, {spilling} with spills, {sparse} with an occupancy under {ENOUGH:.0%}.")
-    return 1 if spilling else 0
+    if any(row.code is None for row in found):
+        print(f"Columns of machine code are empty: {NOT_FOUND}.")
+    else:
+        print(f"{local} with local memory, {narrow} with narrow loads in the main loop.")
+    return 1 if spilling or local else 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -74,13 +74,19 @@ def compile_cubin(source: str, arch: str) -> bytes:
 
 
 def measure(source: str, arch: str) -> Mapping[str, Resources]:
-    """What each kernel in `source` needs on `arch`, by ptxas.
+    """What each kernel in `source` needs on `arch`, by ptxas; raises as :func:`compile_measured`."""
+    return compile_measured(source, arch)[1]
+
+
+def compile_measured(source: str, arch: str) -> tuple[bytes, Mapping[str, Resources]]:
+    """Machine code as :func:`compile_cubin` makes it, and what each of its kernels needs on `arch`, by ptxas.
 
     Raises:
         NoCompilerError: there is no compiler here.
         RuntimeError: it refuses the source.
     """
-    return _measured(_without_spills(_compiler(arch), source)[1])
+    cubin, told = _without_spills(_compiler(arch), source)
+    return cubin, _measured(told)
 
 
 def _measured(text: str) -> Mapping[str, Resources]:
