@@ -153,9 +153,9 @@ def page(found: dict[str, Any], setting: list[str], picture: str, command: str) 
     lines += [
         f"Crops of {CELLS} x {CELLS} x {CELLS} of a head scan, {BATCH} to a step, Adam. BasicUNet finds tissue in",
         "crops with noise; keras-io's CT network tells those that are upside down. *own* is the framework's eager mode",
-        "(on JAX its compiled one), *ours* the accelerated network: same weights, data and optimizer, steps in turns,",
-        "in one process. Milliseconds are CPU time of a step, of all threads together; medians. Rounding errors grow",
-        "from step to step, in either run.",
+        "(on JAX a compiled step, on TensorFlow a `tf.function`), *ours* the accelerated network: same weights, data",
+        "and optimizer, steps in turns, in one process. Milliseconds are CPU time of a step, of all threads together;",
+        "medians. Rounding errors grow from step to step, in either run.",
     ]
     return "\n".join([*lines, "", *report.markdown(rows), "", f"![loss curves]({picture})", ""])
 
