@@ -200,7 +200,7 @@ def versions() -> dict[str, str]:
     """Of the packages that decide the figures, as far as they are installed."""
     from importlib import metadata
 
-    names = ("tvm-conv3d", "apache-tvm", "torch", "monai", "keras", "tensorflow", "jax")
+    names = ("tvm-conv3d", "apache-tvm", "torch", "monai", "keras", "tensorflow", "tensorflow_cpu", "jax")
     installed = {name for each in metadata.distributions() if (name := each.name)}
     return {name: metadata.version(name) for name in names if name in installed}
 
