@@ -81,8 +81,14 @@ class Sample:
         return table.total(costs[self.algorithm], self.amounts)
 
 
-def measure(target: Target, specs: Sequence[Conv3DSpec]) -> None:
-    """Times the default plans of all algorithms for each spec, in turns, and keeps them in the journals' format."""
+def measure(target: Target, specs: Sequence[Conv3DSpec], others: bool) -> None:
+    """Times the default plans of all algorithms for each spec, in turns, and keeps them in the journals' format.
+
+    Args:
+        target: what is compiled for.
+        specs: the problems; those that were measured before are left out.
+        others: those plans, too, which an algorithm has beside its default to pack fewer weights.
+    """
     from tvm_conv3d.tuning.measurement_host import MeasurementHost
 
     folder = folder_of(target, "costs")
@@ -92,15 +98,18 @@ def measure(target: Target, specs: Sequence[Conv3DSpec]) -> None:
             path = folder / f"{sha256(spec.key().encode()).hexdigest()[:24]}.jsonl"
             if path.exists():
                 continue
-            lines = list(_measured(host, spec))
+            lines = list(_measured(host, spec, others))
             path.write_text("\n".join([json.dumps({"spec": spec.key()}), *lines]) + "\n", encoding="utf-8")
             print(f"{number + 1}/{len(specs)} {spec.key()}: {len(lines)} plans", flush=True)
 
 
-def _measured(host: MeasurementHost, spec: Conv3DSpec) -> Iterator[str]:
+def _measured(host: MeasurementHost, spec: Conv3DSpec, others: bool) -> Iterator[str]:
     traits = cpu_traits(host.target)
-    found = {a.name: a.default(spec, traits) for a in algorithms("llvm").values()}
-    plans = [Plan(spec, name, *default) for name, default in found.items() if default is not None]
+    plans = []
+    for algorithm in algorithms("llvm").values():
+        beside = algorithm.smaller(spec, traits) if others else ()
+        found = [default for default in (algorithm.default(spec, traits), *beside) if default is not None]
+        plans += [Plan(spec, algorithm.name, *pair) for pair in found]
     for plan, seconds in zip(plans, host.measure_interleaved(plans), strict=True):
         if math.isfinite(seconds):
             yield json.dumps({**json.loads(plan.describe()), "seconds": seconds})
@@ -214,7 +223,8 @@ def _specs(options: argparse.Namespace) -> list[Conv3DSpec]:
     layers += [layer for seed in options.seeds for layer in draw(options.random, seed)]
     specs = [layer.spec for layer in layers if layer.family in (options.families or [layer.family])]
     both = [*specs, *(replace(spec, data_format=CHANNELS_FIRST) for spec in specs)]
-    return list(dict.fromkeys(both))
+    keys = options.specs.read_text(encoding="utf-8").split() if options.specs else []
+    return list(dict.fromkeys([*both, *map(Conv3DSpec.parse, keys)]))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -225,6 +235,8 @@ def _parser() -> argparse.ArgumentParser:
     options.add_argument("--layers", type=Path, metavar="FILE.csv", help="to measure, in both formats")
     options.add_argument("--random", type=int, default=40, metavar="N", help="layers drawn at random for each seed")
     options.add_argument("--seeds", type=int, nargs="*", default=[12], metavar="SEED")
+    options.add_argument("--specs", type=Path, metavar="FILE", help="to measure, too: a key of a spec in each line")
+    options.add_argument("--others", action="store_true", help="plans that pack fewer weights, too: for `--ratios`")
     options.add_argument("--families", nargs="*", metavar="NAME", help="only layers of these, e.g. depthwise grouped")
     options.add_argument("--ghz", type=float, default=3.75, help="clock of the cores under this load")
     options.add_argument(
@@ -240,7 +252,7 @@ def main() -> None:
     if given.mcpu:
         target = resolve({"kind": "llvm", "mcpu": given.mcpu, "num-cores": given.threads}, given.threads)
     if given.action == "measure":
-        return measure(target, _specs(given))
+        return measure(target, _specs(given), given.others)
     samples = read(target, given.ghz)
     if not samples:
         raise SystemExit("There are no trials. Run this script with `measure`, or scripts/tune_llvm.py, first.")

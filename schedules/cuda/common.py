@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from tvm.s_tir import Schedule
+
+from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.spec import CHANNELS_LAST
 
 LoopRV = Any
 BlockRV = Any
@@ -18,6 +22,12 @@ PIPELINED = "software_pipeline_async_stages"
 
 #: Threads of a block that adds the parts of a reduction.
 ADDING_THREADS = 128
+
+#: Strides up to which neighbouring positions are read in no more than twice the sectors of neighbouring elements.
+_NEAR_STRIDES = 2
+
+#: Bytes that a thread reads at once, at most.
+_AT_ONCE = 16
 
 
 def unroll(sch: Schedule, loops: Sequence[LoopRV]) -> None:
@@ -53,10 +63,17 @@ def spread_over_threads(sch: Schedule, loops: Sequence[LoopRV], threads: int, ve
         sch.vectorize(vector)
 
 
-def add_parts(sch: Schedule) -> None:
-    """The kernel that adds the parts of a reduction and finishes the tiles: each thread a vector of the output."""
-    *loops, lane = sch.get_loops(sch.get_sblock("out"))
-    block, thread = sch.split(sch.fuse(*loops), [None, ADDING_THREADS])
+def add_parts(sch: Schedule, filters_last: bool) -> None:
+    """The kernel that adds the parts of a reduction and finishes the tiles: each thread a vector of the output.
+
+    Args:
+        sch: the schedule.
+        filters_last: whether neighbouring threads store neighbouring filters, else neighbouring positions.
+    """
+    *loops, i, j, lane = sch.get_loops(sch.get_sblock("out"))
+    order = (i, j) if filters_last else (j, i)
+    sch.reorder(*order, lane)
+    block, thread = sch.split(sch.fuse(*loops, *order), [None, ADDING_THREADS])
     sch.bind(block, "blockIdx.x")
     sch.bind(thread, "threadIdx.x")
     if int(sch.get(lane).extent) > 1:
@@ -65,11 +82,48 @@ def add_parts(sch: Schedule) -> None:
         stage = sch.get_sblock(name)
         sch.set_scope(stage, 0, "local")
         sch.compute_at(stage, thread, preserve_unit_loops=True)
-        lane = sch.get_loops(stage)[-1 if name == "tile" else -2]
-        sch.unroll(lane)
-    part = sch.get_loops(stage)[-1]
-    sch.reorder(part, lane)
-    sch.unroll(sch.get_loops(sch.decompose_reduction(stage, part))[-1])
+        if name == "tile":
+            sch.unroll(sch.get_loops(stage)[-1])
+            if filters_last:
+                read_at_once(sch, stage, "bias", thread)
+    *_, lane, part = sch.get_loops(stage)
+    vectors, lane = in_vectors(sch, stage, lane)
+    sch.reorder(part, vectors, lane)
+    sch.unroll(sch.get_loops(sch.decompose_reduction(stage, part))[-2])
+    sch.unroll(vectors)
+
+
+def reads_along_terms(spec: CanonicalSpec) -> bool:
+    """Whether neighbouring threads read neighbouring terms of the reduction, else neighbouring positions.
+
+    One channel lies in the same places in both layouts: there neighbouring taps are as near as neighbouring positions,
+    and go on for less, but where the windows of positions lie apart.
+    """
+    if spec.channels == 1:
+        return spec.strides[2] > _NEAR_STRIDES
+    return spec.data_format == CHANNELS_LAST
+
+
+def in_vectors(sch: Schedule, stage: BlockRV, loop: LoopRV) -> tuple[LoopRV, LoopRV]:
+    """Cuts the innermost loop of a stage into vectors of what a thread reads at once; returns the loops of them."""
+    item = sch.get(stage).writes[0].source.dtype.itemsize
+    vectors, lane = sch.split(loop, [None, math.gcd(int(sch.get(loop).extent), _AT_ONCE // item)])
+    sch.vectorize(lane)
+    return vectors, lane
+
+
+def read_at_once(sch: Schedule, stage: BlockRV, name: str, at: LoopRV) -> None:
+    """Reads at a loop what a stage needs of an operand in the kernel's memory in vectors, where it needs any of it."""
+    names = [region.source.name for region in sch.get(stage).reads]
+    if name not in names:
+        return
+    operand = sch.cache_read(stage, names.index(name), "local")
+    sch.compute_at(operand, at, preserve_unit_loops=True)
+    *_, outer, innermost = sch.get_loops(operand)
+    if int(sch.get(innermost).extent) == 1:
+        innermost = sch.fuse(outer, innermost)
+    vectors, _ = in_vectors(sch, operand, innermost)
+    sch.unroll(vectors)
 
 
 def spread_over_warps(sch: Schedule, loops: Sequence[LoopRV], warps: int) -> LoopRV:

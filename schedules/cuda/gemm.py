@@ -6,7 +6,14 @@ from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.cuda.implicit_gemm import GemmVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.schedules.cuda.common import LoopRV, add_parts, spread_over_threads, unroll
+from tvm_conv3d.schedules.cuda.common import (
+    LoopRV,
+    add_parts,
+    read_at_once,
+    reads_along_terms,
+    spread_over_threads,
+    unroll,
+)
 from tvm_conv3d.schedules.cuda.register_tile import bind_tile, clear, fetch_kernel, sum_in_registers
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.spec import CHANNELS_LAST
@@ -25,14 +32,20 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: GemmVariant, decide: Deci
     """
     whole = variant.parts == 1
     store = "out" if whole else "partial"
-    thread = bind_tile(sch, store, variant, variant.store, spec.data_format == CHANNELS_LAST, decide)
+    last = spec.data_format == CHANNELS_LAST
+    if not (whole or last):
+        *_, filters, cells, _ = sch.get_loops(sch.get_sblock(store))
+        sch.reorder(cells, filters)
+    thread = bind_tile(sch, store, variant, variant.store, last, decide)
     if whole:
         tile = sch.get_sblock("tile")
         sch.set_scope(tile, 0, "local")
         sch.compute_at(tile, thread, preserve_unit_loops=True)
         unroll(sch, sch.get_loops(tile)[-2:])
+        if last:
+            read_at_once(sch, tile, "bias", thread)
     else:
-        add_parts(sch)
+        add_parts(sch, last)
     sums = sum_in_registers(sch, thread, len(spec.kernel) if whole else 0, variant.step, decide)
     _gather(sch, spec, variant, sums.step)
     fetch_kernel(sch, sums, variant, WEIGHTS_AT_ONCE[spec.accumulator])
@@ -48,6 +61,6 @@ def _gather(sch: Schedule, s: CanonicalSpec, variant: GemmVariant, step: LoopRV)
     sch.compute_at(gather, step, preserve_unit_loops=True)
     q, v, i = sch.get_loops(gather)[-3:]
     # neighbouring threads read neighbouring elements
-    order = (i, q) if s.data_format == CHANNELS_LAST else (q, i)
+    order = (i, q) if reads_along_terms(s) else (q, i)
     sch.reorder(*order, v)
     spread_over_threads(sch, order, variant.threads_cells * variant.threads_filters, v)

@@ -16,6 +16,8 @@ from tvm_conv3d.schedules.cuda.common import (
     LoopRV,
     add_parts,
     pipeline,
+    read_at_once,
+    reads_along_terms,
     spread_over_warps,
     unroll,
     unroll_by_pragma,
@@ -90,7 +92,10 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: TensorVariant, decide: De
 def _finish_together(sch: Schedule, s: CanonicalSpec, variant: TensorVariant, warps: int, decide: Decisions) -> LoopRV:
     """Spreads the finishing of a tile, or of its part, over the threads of its block; returns the loop over tiles."""
     out = sch.get_sblock("out" if variant.parts == 1 else "partial")
+    last = s.data_format == CHANNELS_LAST
     *tiles, cells, filters, i, j, lane = sch.get_loops(out)
+    if not last and variant.parts > 1:
+        i, j = j, i
     near = [d for d in _NEAR_TILES if int(sch.get(cells).extent) % d == 0]
     far, near_cells = sch.split(cells, [None, decide.choice("near_tiles", near, 1)])
     sch.reorder(far, filters, near_cells)
@@ -100,7 +105,7 @@ def _finish_together(sch: Schedule, s: CanonicalSpec, variant: TensorVariant, wa
         # else the compiler would find the waits of the last steps with loop variables in their operands
         unroll_by_pragma(sch, block)
     # neighbouring threads store neighbouring elements
-    order = (i, j) if s.data_format == CHANNELS_LAST else (j, i)
+    order = (i, j) if last else (j, i)
     sch.reorder(*order, lane)
     thread = spread_over_warps(sch, order, warps)
     if variant.parts == 1:
@@ -108,8 +113,10 @@ def _finish_together(sch: Schedule, s: CanonicalSpec, variant: TensorVariant, wa
         sch.set_scope(tile, 0, "local")
         sch.compute_at(tile, thread, preserve_unit_loops=True)
         unroll(sch, sch.get_loops(tile)[-2:])
+        if last:
+            read_at_once(sch, tile, "bias", thread)
     else:
-        add_parts(sch)
+        add_parts(sch, last)
         # sums in float32, 16 bytes at once
         _, lane = sch.split(lane, [None, min(4, int(sch.get(lane).extent))])
     if int(sch.get(lane).extent) > 1:
@@ -153,8 +160,12 @@ def _fetch(
         sch.storage_align(source, 0, -2, 16, SKEW)
     i, term = sch.get_loops(gather)[-2:]
     term, lanes = sch.split(term, [None, variant.vector])
-    order = [i, term] if s.data_format == CHANNELS_LAST or variant.turned else [term, i]
-    if variant.vector == _WEIGHTS_AT_ONCE:
+    order = [i, term]
+    if not (variant.turned or reads_along_terms(s)):
+        # pairs of terms share a word: rows of as many positions more would lie in its banks
+        (far, near), (pairs, pair) = sch.split(i, [None, EDGE]), sch.split(term, [None, 2])
+        order = [pairs, far, pair, near]
+    elif variant.vector == _WEIGHTS_AT_ONCE:
         # eight threads, which store together, to as many rows: neighbours in one row share banks with those of the next
         far, near = sch.split(i, [None, 8])
         order = [far, term, near]

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.cuda.winograd_gemm import LANES, WinogradGemmVariant, extents_of
+from tvm_conv3d.compute.cuda.variants import WinogradGemmVariant
+from tvm_conv3d.compute.cuda.winograd_extents import LANES, along_width, extents_of
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.stages import terms_of_part
 from tvm_conv3d.schedules.cuda.common import LoopRV, spread_over_threads, unroll
@@ -25,9 +26,6 @@ _NEAR = (4, 8, 16, 32)
 
 #: Channels or filters of a block of threads that transforms, at most.
 _MAX_CHANNELS, _MAX_FILTERS = 16, 32
-
-#: Elements that a thread can store at once.
-_VECTORS = (2, 4)
 
 #: Threads of such a block where nothing was tuned.
 _THREADS = 128
@@ -68,6 +66,9 @@ def _transform_data(sch: Schedule, s: CanonicalSpec, variant: WinogradGemmVarian
     thread = _bind(sch, far, c, (channel, near))
     sch.unroll(frequency)
     _hold(sch, ("input_d", "input_h", "input_w", "window"), variant, thread)
+    if along_width(s, variant, s.size[2]) > 1:
+        _hold(sch, ("vectors",), variant, thread)
+        sch.vectorize(sch.get_loops(sch.get_sblock("vectors"))[-1])
 
 
 def _transform_back(
@@ -88,8 +89,7 @@ def _transform_back(
     unroll(sch, cells)
     if s.data_format != CHANNELS_LAST:
         _hold(sch, ("tile",), variant, thread)
-        whole = s.out_size[2] % variant.tile[2] == 0 and e.axes.parts[2] == 1
-        if whole and variant.tile[2] in _VECTORS:
+        if along_width(s, variant, s.out_size[2]) > 1:
             sch.vectorize(cells[-1])
     direct = sch.get_sblock("direct")
     sch.set_scope(direct, 0, "local")

@@ -121,6 +121,8 @@ ON_GPUS: list[Case] = [
     ("gemm", replace(UPSAMPLED, groups=2, bias=False), GemmVariant(32, 8, 8, 8, 4, flat=True)),
     ("tensor_gemm", replace(UPSAMPLED, dtype="float16"), TensorVariant(32, 16, 16, 1, 1)),
     ("window", layer(12, 18, (3, 2, 3), groups=6), WindowVariant(1, 4)),
+    ("window", layer(24, 9, (3, 2, 3), groups=3), WindowVariant(1, 4)),
+    ("window", layer(24, 9, (3, 2, 3), groups=3, data_format=CHANNELS_FIRST), WindowVariant(4, 1)),
     ("window", replace(LAST_TAP, dtype="float16"), WindowVariant(1, 1)),
     ("winograd_gemm", layer(13, 21, (3, 3, 3)), WinogradGemmVariant("ppp", (1, 4, 4), 32, 32, 8, 8, 8)),
     ("winograd_gemm", layer(8, 8, (3, 3, 3), bias=False), WinogradGemmVariant("ppp", (2, 2, 4), 32, 8, 8, 8, 2)),

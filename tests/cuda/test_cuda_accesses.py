@@ -101,6 +101,44 @@ def test_gathered_rows_begin_in_different_banks(name: str) -> None:
 
 
 @pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_parts_are_added_in_whole_sectors(dtype: str, data_format: str) -> None:
+    """Read as vectors where they were stored as such, and along the axis that is innermost in the output."""
+    (plan,) = default_plans([replace(layer("nnunet_s5", dtype), data_format=data_format)], TARGET)
+    assert plan.variant.parts > 1
+    found = [a for a in of_plan(plan) if a.buffer in ("partial", "out", "bias")]
+    assert {(a.buffer, a.kind) for a in found} == {
+        ("partial", "store"),
+        ("partial", "load"),
+        ("out", "store"),
+        ("bias", "load"),
+    }
+    assert {a.bytes for a in found if a.buffer == "partial"} == {16}
+    assert all(a.found == a.least for a in found), found
+
+
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("ansor_c3d_1", "float32"),  # biases of four filters, or eight, at once
+        ("ansor_c3d_1", "float16"),
+        ("unetr_patch16", "float32"),  # windows of one channel side by side: along taps
+        ("unetr_patch16", "float16"),
+        ("kerasio_ct_1", "float32"),  # windows of one channel that overlap: along positions
+        ("kerasio_ct_1", "float16"),
+        ("r3d18_stem", "float16"),  # elements of 2 bytes, brought one by one
+    ],
+)
+def test_nothing_takes_over_twice_the_least(name: str, dtype: str, data_format: str) -> None:
+    (plan,) = default_plans([replace(layer(name, dtype), data_format=data_format)], TARGET)
+    assert plan.algorithm in ("gemm", "tensor_gemm")
+    found = of_plan(plan)
+    assert {a.space for a in found} == {"shared", "global"}
+    assert all(a.found <= 2 * a.least for a in found), [a for a in found if a.found > 2 * a.least]
+
+
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
 @pytest.mark.parametrize("name", ["nnunet_s2", "ansor_c3d_1", "nnunet_s5"])
 def test_tensor_cores_results_leave_in_wide_stores(name: str, data_format: str) -> None:
     """Outputs and sums of parts 16 bytes a thread, rows of the sums in different banks."""
@@ -146,11 +184,38 @@ def test_winograds_sums_and_results_move_in_whole_sectors_in_channels_first() ->
     assert {a.bytes for a in moved if a.buffer == "out"} == {16}
 
 
+@pytest.mark.parametrize(("name", "width"), [("nnunet_s2", 16), ("i3d_4f_b1", 8)])
+def test_winograds_tiles_are_read_in_vectors_in_channels_first(name: str, width: int) -> None:
+    """Of four positions, or of two: rows have 32, and 14."""
+    (plan,) = default_plans([replace(layer(name), data_format=CHANNELS_FIRST)], TARGET)
+    assert plan.algorithm == "winograd_gemm" and plan.variant.tile[2] == 4
+    read = [a for a in of_plan(plan) if a.kernel == "main_kernel" and a.buffer == "x"]
+    assert {a.bytes for a in read} == {width}
+    # tiles at the ends of rows read vectors that their neighbours read, too
+    found, least = (sum(getattr(a, name) for a in read) for name in ("found", "least"))
+    assert found <= (1.2 if width == 16 else 2.6) * least, read
+
+
 @pytest.mark.parametrize(("dtype", "width"), [("float32", 16), ("float16", 8), ("bfloat16", 8)])
 def test_windows_read_the_channels_of_a_group_at_once(dtype: str, width: int) -> None:
     """Four, in channels_last: each sector is asked for once, by threads whose groups are neighbours."""
     (plan,) = default_plans([layer("resnext3d_g32_a", dtype)], TARGET)
     assert plan.algorithm == "window"
-    loads = [a for a in of_plan(plan) if a.buffer == "x"]
-    assert {a.bytes for a in loads} == {width}
+    loads = [a for a in of_plan(plan) if a.buffer in ("x", "kernel")]
+    assert {a.bytes for a in loads if a.buffer == "x"} == {width}
+    assert {a.bytes for a in loads if a.buffer == "kernel"} == {16}
     assert all(a.found == a.least for a in loads), loads
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_windows_read_and_write_pairs_of_depthwise_channels(dtype: str) -> None:
+    (plan,) = default_plans([layer("movinet_a0_b4_dw", dtype)], TARGET)
+    assert plan.algorithm == "window"
+    found = of_plan(plan)
+    assert {(a.buffer, a.kind, a.bytes) for a in found} == {
+        ("x", "load", 4),
+        ("kernel", "load", 8),
+        ("bias", "load", 8),
+        ("out", "store", 4),
+    }
+    assert all(a.found <= 2 * a.least for a in found), found

@@ -69,6 +69,22 @@ CASES = [
     (like_base((14, 3, 1), size=(14, 4, 2)), "ppp", (1, 2, 1)),
     (like_base((2, 4, 3), data_format=CHANNELS_FIRST), "ppp", (1, 2, 3)),
     (like_base((3, 3, 3), data_format=CHANNELS_FIRST, size=(4, 6, 8), post_ops=("add", "relu")), "ppp", (1, 2, 4)),
+    # vectors of four and of two along the width; windows that begin before, in and at the end of a vector
+    (like_base((3, 3, 3), data_format=CHANNELS_FIRST, size=(3, 5, 6), batch=2), "ppp", (2, 2, 4)),
+    (
+        replace(BASE, data_format=CHANNELS_FIRST, size=(3, 5, 8), pads=(Pads(1, 2), Pads(0, 1), Pads(0, 2))),
+        "ppp",
+        (1, 4, 4),
+    ),
+    (
+        replace(BASE, data_format=CHANNELS_FIRST, size=(3, 5, 8), pads=(Pads(1, 1), Pads(3, 0), Pads(2, 3))),
+        "ppp",
+        (2, 2, 2),
+    ),
+    (like_base((1, 3, 5), data_format=CHANNELS_FIRST, size=(2, 6, 12), channels=13), "ppp", (1, 2, 4)),
+    (like_base((3, 3, 1), data_format=CHANNELS_FIRST, size=(4, 6, 8)), "ppp", (2, 2, 1)),
+    (like_base((3, 3, 3), data_format=CHANNELS_FIRST, dilation=(2, 2, 1), size=(4, 8, 8)), "ddp", (1, 2, 4)),
+    (like_base((3, 3, 3), data_format=CHANNELS_FIRST, strides=(1, 2, 2)), "pss", (1, 2, 2)),
     (like_base((3, 3, 3), strides=(1, 2, 2)), "pss", (1, 2, 2)),
     (like_base((3, 3, 3), strides=(2, 2, 1)), "fsp", (1, 2, 4)),
     (like_base((3, 3, 3), strides=(2, 1, 1), batch=2), "spp", (1, 2, 2)),
@@ -83,7 +99,7 @@ def test_modes_and_tiles(machine: str) -> None:
 
 def test_order_of_threads_does_not_matter() -> None:
     for order in ("reverse", ("shuffled", 1)):
-        assert_right([planned(*case) for case in CASES[:4]], order=order)
+        assert_right([planned(*case) for case in (*CASES[:4], *CASES[10:14])], order=order)
 
 
 def test_a_default_plan_is_right(machine: str) -> None:

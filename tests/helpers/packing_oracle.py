@@ -12,12 +12,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tvm_conv3d.compute.cuda import implicit_gemm, winograd_gemm
+from tvm_conv3d.compute.cuda import implicit_gemm, winograd_extents
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec, canonicalize
 from tvm_conv3d.compute.shared.cook_toom import transforms
 from tvm_conv3d.compute.shared.transposed import AxisTaps
 from tvm_conv3d.compute.shared.winograd_axes import Axes, axes_of
-from tvm_conv3d.spec import FORWARD, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST, FORWARD, Conv3DSpec
 
 #: Of an algorithm: (canonical problem, variant, its kernel or bias) -> packed.
 Pack = Callable[[CanonicalSpec, Any, np.ndarray], np.ndarray]
@@ -163,12 +163,15 @@ def _tensor_kernel(spec: CanonicalSpec, variant: Any, kernel: np.ndarray) -> np.
 
 
 def _window_kernel(spec: CanonicalSpec, variant: Any, kernel: np.ndarray) -> np.ndarray:
-    return kernel.transpose(0, 3, 1, 2, 4).astype(spec.accumulator)
+    # channels of a group lie in fours where the input's do, and fours are whole
+    lanes = 4 if spec.data_format == CHANNELS_LAST and spec.group_channels % 4 == 0 else 1
+    vectors = kernel.reshape(*kernel.shape[:3], -1, lanes, spec.filters)
+    return vectors.transpose(0, 3, 1, 2, 5, 4).astype(spec.accumulator)
 
 
 def _winograd_gemm_kernel(spec: CanonicalSpec, variant: Any, kernel: np.ndarray) -> np.ndarray:
     """Weights transformed as the product reads them, then as they were."""
-    e = winograd_gemm.extents_of(spec, variant)
+    e = winograd_extents.extents_of(spec, variant)
     plain = _phases_apart(e.axes, kernel)
     # an untransformed depth keeps its taps
     parts = [plain] if variant.tile[0] > 1 else [plain[i : i + 1] for i in range(e.taps)]

@@ -276,8 +276,9 @@ def _merged(requests: Iterable[Request]) -> list[Request]:
 
 
 def bytes_of(dtype: str) -> int:
-    """Bytes of an element."""
-    return max(1, int("".join(filter(str.isdigit, dtype)) or 8) // 8)
+    """Bytes of an element, which may be a vector: "float32x4"."""
+    one, _, lanes = dtype.partition("x")
+    return max(1, int("".join(filter(str.isdigit, one)) or 8) // 8) * int(lanes or 1)
 
 
 def _reads(expression: Any) -> bool:

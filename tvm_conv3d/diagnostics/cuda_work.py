@@ -13,8 +13,8 @@ from tvm_conv3d.engine.plan import Plan
 if TYPE_CHECKING:
     from tvm_conv3d.compute.cuda.implicit_gemm import GemmVariant
     from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
+    from tvm_conv3d.compute.cuda.variants import WinogradGemmVariant
     from tvm_conv3d.compute.cuda.window import WindowVariant
-    from tvm_conv3d.compute.cuda.winograd_gemm import WinogradGemmVariant
 
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -96,14 +96,15 @@ def _of_window(plan: Plan) -> tuple[int, int, int, int]:
         )
     ]
     slices = kd * spec.group_channels
-    cells = variant.threads * variant.rows * variant.columns
+    filters = variant.threads * variant.lanes
+    cells = filters * variant.rows * variant.columns
     taps = slices * kh * kw
-    return 2 * cells * taps, variant.threads * slices * math.prod(held), variant.threads * taps, cells
+    return 2 * cells * taps, filters * slices * math.prod(held), filters * taps, cells
 
 
 def _of_winograd(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
     """Of the input's transform, the matrix products, and the inverse transform; of transforms, what they move."""
-    from tvm_conv3d.compute.cuda.winograd_gemm import extents_of
+    from tvm_conv3d.compute.cuda.winograd_extents import extents_of
 
     spec, variant = canonicalize(plan.spec), cast("WinogradGemmVariant", plan.variant)
     e = extents_of(spec, variant)

@@ -82,6 +82,12 @@ def make_plan(
     return plan
 
 
+def is_kept(spec: Conv3DSpec, target: Target, workspace_limit: int = DEFAULT_LIMIT) -> bool:
+    """Whether :func:`make_plan` finds its plan on disk."""
+    first = next(records.find(spec, target, None), None)
+    return kept_plans.load(kept_plans.plan_key(spec, target, False, workspace_limit, first), spec, target) is not None
+
+
 def _may_be_exact(record: records.Record, target: Target) -> bool:
     """Whether a record's algorithm sums the products of the definition, or is none that is known."""
     variants = variant_types(target.kind)

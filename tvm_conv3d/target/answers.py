@@ -39,11 +39,9 @@ def _remembered(ask: Callable[..., Answer]) -> Callable[..., Answer]:
     def answer(*arguments: str) -> Answer:
         question = (ask.__name__, *arguments)
         if question not in _answers:
-            about = identity()
-            key = None if about is None else notes.key_of({"question": list(question), **about})
-            # in a list, as there may be nothing under a key
-            found = None if key is None else notes.load(_KIND, key)
-            if not isinstance(found, list):
+            key = _key(question)
+            found = _kept(key)
+            if found is None:
                 found = [ask(*arguments)]
                 if key is not None:
                     notes.store(_KIND, key, found)
@@ -51,6 +49,24 @@ def _remembered(ask: Callable[..., Answer]) -> Callable[..., Answer]:
         return _answers[question]
 
     return answer
+
+
+def _key(question: tuple[object, ...]) -> str | None:
+    """Of an answer on disk; None where nothing can be remembered."""
+    about = identity()
+    return None if about is None else notes.key_of({"question": list(question), **about})
+
+
+def _kept(key: str | None) -> list[Any] | None:
+    """An answer on disk, in a list, as there may be nothing under a key."""
+    found = None if key is None else notes.load(_KIND, key)
+    return found if isinstance(found, list) else None
+
+
+def are_at_hand() -> bool:
+    """Whether this machine's processor was asked about before: its target takes no import of TVM."""
+    question = (system_cpu.__name__,)
+    return question in _answers or _kept(_key(question)) is not None
 
 
 @_remembered

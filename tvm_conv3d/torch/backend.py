@@ -12,8 +12,12 @@ from torch._inductor.compile_fx import compile_fx
 
 from tvm_conv3d.torch.graph.rewriting import rewrite
 from tvm_conv3d.torch.graph.tensors import TensorInfo, set_info
+from tvm_conv3d.torch.tracing_rules import trace_type_tests
 
 _LOG = logging.getLogger(__name__)
+
+# torch imports this module when it looks the backend up: before Dynamo traces
+trace_type_tests()
 
 
 def tvm_conv3d(graph_module: torch.fx.GraphModule, example_inputs: Sequence[Any], **options: Any) -> Any:

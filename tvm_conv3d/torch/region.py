@@ -11,6 +11,7 @@ from torch.fx import Graph
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from tvm_conv3d.runtime.ahead import Compilers
 from tvm_conv3d.support import heap
 from tvm_conv3d.support.locks import ForkSafeLock
 from tvm_conv3d.support.lru import Recent
@@ -197,8 +198,9 @@ class Region:
             reason = rewrite(graph)
             if reason is not None:
                 return None, reason
-            bound_convolutions(graph, self._module)
-            compile_convolutions(graph, self._module, self.progress)
+            with Compilers() as compilers:
+                bound_convolutions(graph, self._module, compilers)
+                compile_convolutions(graph, self._module, compilers, self.progress)
             pack_convolutions(graph, self._module)
             # what torch's run, the compiler and packing have freed is not needed beside the replay's own
             heap.give_back()

@@ -24,6 +24,10 @@ _FEW_CHANNELS = 8
 _MAX_HELD = 48
 
 
+#: Filters of a thread, at most.
+_LANES = 2
+
+
 #: The share of the published peak, and of the bandwidth, that threads with their own windows reach.
 _SHARE_OF_PEAK, _SHARE_OF_BANDWIDTH = 0.25, 0.8
 
@@ -52,12 +56,13 @@ def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[WindowVariant]:
     if not few and (spec.groups == 1 or spec.group_channels >= _FEW_CHANNELS):
         return []
     last = spec.data_format == CHANNELS_LAST
+    lanes = _lanes(spec)
     # positions along the axis that is not spread over neighbouring threads
     axis = 2 if last else 1
     found = []
     for cells in (4, 8, 2, 1):
-        variant = WindowVariant(1, cells) if last else WindowVariant(cells, 1)
-        threads = math.prod(spec.output_shape) / cells
+        variant = WindowVariant(1, cells, lanes=lanes) if last else WindowVariant(cells, 1)
+        threads = math.prod(spec.output_shape) / (cells * lanes)
         held = (cells - 1) * spec.strides[axis] + spec.window[axis]
         enough = threads >= traits.multiprocessors * traits.threads_per_multiprocessor / 4
         overlaps = spec.window[axis] > spec.strides[axis] and spec.dilation[axis] == 1
@@ -65,3 +70,9 @@ def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[WindowVariant]:
         if cells == 1 or (enough and overlaps and held <= _MAX_HELD and wasted <= 1.34):
             found.append(variant)
     return found
+
+
+def _lanes(s: CanonicalSpec) -> int:
+    """Filters of a thread: those whose channels of a half type fill a word, where they lie side by side."""
+    together = s.data_format == CHANNELS_LAST and s.group_channels == s.group_filters == 1
+    return math.gcd(_LANES, s.filters) if together and s.dtype != s.accumulator else 1

@@ -11,7 +11,9 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 
-from tvm_conv3d.compute.cuda.winograd_gemm import LANES, WinogradGemmVariant, error_bound, extents_of
+from tvm_conv3d.compute.cuda.variants import WinogradGemmVariant
+from tvm_conv3d.compute.cuda.winograd_extents import LANES, extents_of
+from tvm_conv3d.compute.cuda.winograd_gemm import error_bound
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import MAX_TAPS_AND_OUTPUTS
 from tvm_conv3d.compute.shared.winograd_axes import DILATED, FOLDED, PLAIN, STRIDED, axes_of

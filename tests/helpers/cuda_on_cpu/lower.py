@@ -172,7 +172,10 @@ _LAUNCH_TAGS = (
 
 
 def _buffer(name: str, var: Any) -> GlobalBuffer:
-    return GlobalBuffer(name, tuple(_integer(extent) for extent in var.shape), str(var.dtype))
+    shape = tuple(_integer(extent) for extent in var.shape)
+    # elements are vectors where no kernel reads them one by one
+    lanes = int(var.dtype.lanes)
+    return GlobalBuffer(name, shape if lanes == 1 else (*shape, lanes), str(var.dtype).partition("x")[0])
 
 
 def _integer(expression: Any) -> int:

@@ -185,7 +185,7 @@ class GemmBuilder:
         operands = (x, kernel, bias, *residual.tensors)
         if variant.parts == 1:
             return Declaration((*operands, self._out(product, bias, residual)), tiling, self.kept, aligned=True)
-        partial = self._in_lanes("partial", product)
+        partial = self._partial(product)
         out = self._added(partial, bias, residual)
         return Declaration((*operands, out), tiling, (*self.kept, partial), aligned=True)
 
@@ -302,8 +302,15 @@ class GemmBuilder:
         """The same from the sums of the parts, which are in lanes."""
         store, tiling = self.variant.store, self._tiling()
         part = te.reduce_axis((0, self.variant.parts), name="part")
-        shape = partial.shape[1:]
-        total = te.compute(shape, lambda *at: te.sum(partial[(part, *at)], axis=[part]), name="total")
+        *outer, rows, columns, lanes = (int(extent) for extent in partial.shape[1:])
+        shape = (*outer, rows, columns, lanes) if self.last else (*outer, columns, rows, lanes)
+
+        def added(*at):  # type: ignore[no-untyped-def]
+            *tile, i, j, lane = at
+            place = (i, j) if self.last else (j, i)
+            return te.sum(partial[(part, *tile, *place, lane)], axis=[part])
+
+        total = te.compute(shape, added, name="total")
 
         def finished(n, g, b, f, i, j, lane):  # type: ignore[no-untyped-def]
             filter_ = j * store + lane if self.last else j
@@ -322,6 +329,15 @@ class GemmBuilder:
             return te.compute(shape, lambda *at: tiles[(*at[:-2], at[-2] * store + at[-1])], name=name)
         shape = (*outer, cells // store, filters, store)
         return te.compute(shape, lambda *at: tiles[(*at[:-3], at[-3] * store + at[-1], at[-2])], name=name)
+
+    def _partial(self, product: te.Tensor) -> te.Tensor:
+        """The sums of each part in the order of the output, in lanes of what is stored at once."""
+        if self.last:
+            return self._in_lanes("partial", product)
+        store = self.variant.store
+        *outer, cells, filters = (int(extent) for extent in product.shape)
+        shape = (*outer, filters, cells // store, store)
+        return te.compute(shape, lambda *at: product[(*at[:-3], at[-2] * store + at[-1], at[-3])], name="partial")
 
     def _tiling(self) -> Tiling:
         spec, variant, e = self.spec, self.variant, self.e

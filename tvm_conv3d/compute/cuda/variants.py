@@ -16,6 +16,8 @@ class WindowVariant:
     Attributes:
         rows, columns: output positions of one thread.
         threads: of a block.
+        lanes: neighbouring filters of one thread, up to 4; above 1 in channels_last, with a channel and a filter a
+            group.
     """
 
     exact: ClassVar[bool] = True
@@ -23,6 +25,7 @@ class WindowVariant:
     rows: int
     columns: int
     threads: int = 128
+    lanes: int = 1
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Convolution with few filters a group on a GPU: each thread computes a few output positions of one filter.
+"""Convolution with few filters a group on a GPU: each thread computes a few output positions of one filter, or of few.
 
 There are no neighbours to share weights or sums with, so nothing goes through shared memory: a thread holds the input
 under its positions' windows in registers, one depth tap and channel after the other, and caches serve its neighbours.
@@ -7,7 +7,8 @@ Stages, each a block that a schedule places:
 
 window    the input under the windows of a thread's positions, zeros outside of the input included
 conv      the sums of a thread's positions
-out       bias, activation and the store in the user's layout
+tile      bias and activation
+out       the store in the user's layout
 """
 
 from __future__ import annotations
@@ -31,28 +32,43 @@ from tvm_conv3d.spec import CHANNELS_LAST
 
 Expr = Any  # a TVM expression; its classes are not public names
 
+#: Channels of a group that lie side by side in the packed weights, as in the input.
+_AT_ONCE = 4
+
+
+def channels_at_once(spec: CanonicalSpec) -> int:
+    """Channels of a group that a thread may read at once: neighbours in memory, of which groups have whole vectors."""
+    return _AT_ONCE if spec.data_format == CHANNELS_LAST and spec.group_channels % _AT_ONCE == 0 else 1
+
 
 def declare(spec: CanonicalSpec, variant: WindowVariant) -> Declaration:
-    """The TE declaration; arguments: input, packed weights, bias, output."""
+    """The TE declaration; arguments: input, packed weights, bias, output.
+
+    Raises:
+        ValueError: a thread has several filters whose channels do not lie side by side.
+    """
     last = spec.data_format == CHANNELS_LAST
     depth, height, width = spec.out_size
-    rows, columns = variant.rows, variant.columns
+    rows, columns, lanes = variant.rows, variant.columns, variant.lanes
+    apart = not last or spec.group_channels > 1 or spec.group_filters > 1 or spec.filters % lanes > 0
+    if lanes > 1 and apart:
+        raise ValueError(f"{spec.key()} has no {lanes} filters whose channels lie side by side. Received: {variant}")
     row_tiles, column_tiles = -(-height // rows), -(-width // columns)
     x = te.placeholder(spec.input_shape, storage_dtype(spec.dtype), name="x")
-    kd, kh, kw = spec.kernel
-    kernel = te.placeholder((kd, spec.group_channels, kh, kw, spec.filters), spec.accumulator, name="kernel")
+    vector = channels_at_once(spec)
+    kernel = te.placeholder(_kernel_shape(spec), spec.accumulator, name="kernel")
     bias = te.placeholder((spec.filters,), spec.accumulator, name="bias")
     (tap_d, tap_h, tap_w), channel = reduction(spec)
 
     # from the fastest to the slowest: what neighbouring threads compute lies side by side
-    sizes = {"f": spec.filters, "w": column_tiles, "h": row_tiles, "d": depth, "n": spec.batch}
+    sizes = {"f": spec.filters // lanes, "w": column_tiles, "h": row_tiles, "d": depth, "n": spec.batch}
     order = "fwhdn" if last else "whdfn"
     count = math.prod(sizes.values())
     blocks = -(-count // variant.threads)
     strides = {name: math.prod(sizes[faster] for faster in order[:i]) for i, name in enumerate(order)}
 
     def tile_of(block: Expr, thread: Expr) -> dict[str, Expr]:
-        """Sample, depth, tile of rows, tile of columns and filter of a thread; the last ones' where it has none."""
+        """Sample, depth, tile of rows, tile of columns and filters of a thread; the last ones' where it has none."""
         # TVM's numbers have 32 bits
         p = (block.astype("int64") if count >= 2**31 else block) * variant.threads + thread
         p = tirx.min(p, count - 1) if blocks * variant.threads > count else p
@@ -60,29 +76,35 @@ def declare(spec: CanonicalSpec, variant: WindowVariant) -> Declaration:
 
     window = _window(spec, variant, x, blocks, tile_of)
 
-    def conv_at(block, thread, i, j):  # type: ignore[no-untyped-def]
+    def conv_at(block, thread, i, j, lane):  # type: ignore[no-untyped-def]
         y = tap_h if rows == 1 else i * spec.strides[1] + tap_h * spec.dilation[1]
         z = tap_w if columns == 1 else j * spec.strides[2] + tap_w * spec.dilation[2]
-        weight = kernel[tap_d, channel, tap_h, tap_w, tile_of(block, thread)["f"]]
-        return te.sum(window[block, thread, tap_d, channel, y, z] * weight, axis=[tap_d, channel, tap_h, tap_w])
+        filter_ = tile_of(block, thread)["f"] * lanes + lane
+        weight = kernel[tap_d, channel // vector, tap_h, tap_w, filter_, channel % vector]
+        seen = window[block, thread, tap_d, channel, y, z, lane]
+        return te.sum(seen * weight, axis=[tap_d, channel, tap_h, tap_w])
 
-    conv = te.compute((blocks, variant.threads, rows, columns), conv_at, name="conv")
+    conv = te.compute((blocks, variant.threads, rows, columns, lanes), conv_at, name="conv")
 
     def part(name: str, factor: int = 1) -> Term:
-        return term(4, factor, strides[name], sizes[name])
+        return term(5, factor, strides[name], sizes[name])
 
     n, d, f = (part("n"),), (part("d"),), (part("f"),)
     h, w = (part("h", rows), term(2)), (part("w", columns), term(3))
-    axes = (n, d, h, w, f) if last else (n, f, d, h, w)
-    tiling = Tiling(spec.output_shape, axes, ((0, variant.threads), (1, 1)), count)
-    residual = Residual(spec, spec.output_shape)
+    # lanes apart, so that a vector exists or does not
+    axes, shape = ((n, d, h, w, f) if last else (n, f, d, h, w)), spec.output_shape
+    if lanes > 1:
+        axes, shape = (*axes, (term(4),)), (*shape[:-1], spec.filters // lanes, lanes)
+    tiling = Tiling(shape, axes, ((0, variant.threads), (1, 1)), count)
+    residual = Residual(spec, shape)
 
-    def out_at(*index):  # type: ignore[no-untyped-def]
-        block, thread, _, _ = index
-        added = residual.at(*tiling.real(index))
-        return finish(spec, conv(*index), bias(tile_of(block, thread)["f"]), added)
+    def finished(*index):  # type: ignore[no-untyped-def]
+        block, thread, *_, lane = index
+        added = residual.in_tile(tiling, index)
+        return finish(spec, conv(*index), bias(tile_of(block, thread)["f"] * lanes + lane), added)
 
-    out = te.compute(conv.shape, out_at, name="out", varargs_names=["b", "t", "i", "j"])
+    tile = te.compute(conv.shape, finished, name="tile", varargs_names=["b", "t", "i", "j", "lane"])
+    out = te.compute(conv.shape, lambda *at: tile[at], name="out", varargs_names=["b", "t", "i", "j", "lane"])
     return Declaration((x, kernel, bias, *residual.tensors, out), tiling, aligned=True)
 
 
@@ -103,9 +125,9 @@ def _window(
     steps = [dilation if tile == 1 else 1 for dilation, tile in zip(s.dilation[1:], tiles, strict=True)]
     covered = [s.out_size[0], *(-(-o // tile) * tile for o, tile in zip(s.out_size[1:], tiles, strict=True))]
 
-    def at(block, thread, tap, c, y, z):  # type: ignore[no-untyped-def]
+    def at(block, thread, tap, c, y, z, lane):  # type: ignore[no-untyped-def]
         tile = tile_of(block, thread)
-        channel = tile["f"] // s.group_filters * s.group_channels + c
+        channel = (tile["f"] * variant.lanes + lane) // s.group_filters * s.group_channels + c
         where = [
             tile["d"] * s.strides[0] + tap * s.dilation[0],
             tile["h"] * (variant.rows * s.strides[1]) + y * steps[0],
@@ -119,7 +141,7 @@ def _window(
 
         return zero_padded(s, window_extents(s, covered), where, read)
 
-    shape = (blocks, variant.threads, s.kernel[0], s.group_channels, *extents)
+    shape = (blocks, variant.threads, s.kernel[0], s.group_channels, *extents, variant.lanes)
     return te.compute(shape, at, name="window")
 
 
@@ -127,16 +149,22 @@ def declare_packing(spec: CanonicalSpec, variant: WindowVariant, weights: Weight
     """Packed kernel and bias in TE, with zeros where there is no filter or channel.
 
     Returns:
-        Kernel (kd, channels of a group, kh, kw, filters).
+        Kernel (kd, vectors of a group's channels, kh, kw, filters, channels of a vector).
         Bias (filters,).
     """
-    depth, height, width = spec.kernel
+    vector = channels_at_once(spec)
     kernel = te.compute(
-        (depth, spec.group_channels, height, width, spec.filters),
-        lambda d, channel, h, w, filter_: weights.kernel((d, h, w), channel, filter_),
+        _kernel_shape(spec),
+        lambda d, c, h, w, filter_, lane: weights.kernel((d, h, w), c * vector + lane, filter_),
         name=PACKED_KERNEL,
     )
     return kernel, bias_in_blocks(weights, spec.filters, (spec.filters,))
+
+
+def _kernel_shape(s: CanonicalSpec) -> tuple[int, ...]:
+    depth, height, width = s.kernel
+    vector = channels_at_once(s)
+    return (depth, s.group_channels // vector, height, width, s.filters, vector)
 
 
 def error_bound(spec: CanonicalSpec, variant: WindowVariant) -> float:

@@ -6,6 +6,7 @@ kernels is kept in the GPU's memory.
 
 Stages, each a block that a schedule places:
 
+vectors                    in channels_first the input under a tile, from whole vectors' first positions to their last
 window                     input positions of a tile, zeros outside of the input included
 input_w, input_h, input_d  the input's transforms along each transformed axis
 data                       kept: (frequencies, channels, rows of tiles, tiles)
@@ -24,13 +25,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm import te, tirx
 
 from tvm_conv3d.compute.cuda.variants import WinogradGemmVariant
+from tvm_conv3d.compute.cuda.winograd_extents import LANES, along_width, extents_of
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import Transforms, transforms
@@ -38,9 +39,8 @@ from tvm_conv3d.compute.shared.declaration import Declaration
 from tvm_conv3d.compute.shared.elements import storage_dtype
 from tvm_conv3d.compute.shared.packing import Weights, bias_in_blocks
 from tvm_conv3d.compute.shared.residual import Residual
-from tvm_conv3d.compute.shared.stages import finish
+from tvm_conv3d.compute.shared.stages import finish, zero_outside
 from tvm_conv3d.compute.shared.tiled_output import Term, Tiling, term
-from tvm_conv3d.compute.shared.winograd_axes import Axes, axes_of, triple
 from tvm_conv3d.compute.shared.winograd_packing import taps_of_phases, transformed_taps
 from tvm_conv3d.compute.shared.winograd_stages import (
     expected_error,
@@ -48,79 +48,9 @@ from tvm_conv3d.compute.shared.winograd_stages import (
     index_names,
     transform,
 )
-from tvm_conv3d.spec import CHANNELS_LAST, Triple
+from tvm_conv3d.spec import CHANNELS_LAST
 
 Expr = Any  # a TVM expression; its classes are not public names
-
-#: Neighbouring elements that are read and written at once.
-LANES = 4
-
-
-@dataclass(frozen=True)
-class Extents:
-    """Sizes of one Winograd convolution.
-
-    Attributes:
-        axes: of the spec with its modes.
-        frequencies: per axis.
-        taps: along depth, that the product sums.
-        tiles: of the output, per axis of a part.
-        slice: tiles of height and width as they are counted: whole vectors.
-        rows: slices whose data is kept, along depth.
-        planes: samples times parts.
-        cell_blocks, filter_blocks, steps: number of the product's tiles along each axis.
-    """
-
-    axes: Axes
-    frequencies: Triple
-    taps: int
-    tiles: Triple
-    slice: int
-    rows: int
-    planes: int
-    cell_blocks: int
-    filter_blocks: int
-    steps: int
-
-    @property
-    def data_shape(self) -> tuple[int, int]:
-        """Rows of all planes, and tiles of a row, whose data is kept."""
-        return self.planes * self.rows, self.slice
-
-    @property
-    def vectors(self) -> int:
-        """Vectors of tiles of the output."""
-        return self.planes * self.tiles[0] * self.slice // LANES
-
-
-def extents_of(spec: CanonicalSpec, variant: WinogradGemmVariant) -> Extents:
-    """How `variant` cuts `spec`.
-
-    Raises:
-        ValueError: an axis other than depth has several taps and no transform, or a dilated axis no whole parts.
-    """
-    axes = axes_of(spec, variant.modes)
-    if any(o % parts for o, parts in zip(spec.out_size, axes.parts, strict=True)):
-        raise ValueError(f"Dilated axes need an output of whole parts. Received: {variant} for {spec.key()}")
-    untransformed = [t if m == 1 else 1 for m, t in zip(variant.tile, axes.taps, strict=True)]
-    if max(untransformed[1:]) > 1:
-        raise ValueError(f"Only depth may have taps and no transform. Received: {variant} for {spec.key()}")
-    frequencies = triple([m + t - 1 if m > 1 else 1 for m, t in zip(variant.tile, axes.taps, strict=True)])
-    tiles = triple([-(-(o // p) // m) for o, p, m in zip(spec.out_size, axes.parts, variant.tile, strict=True)])
-    whole = -(-tiles[1] * tiles[2] // LANES) * LANES
-    planes = spec.batch * math.prod(axes.parts)
-    return Extents(
-        axes,
-        frequencies,
-        untransformed[0],
-        tiles,
-        whole,
-        tiles[0] + untransformed[0] - 1,
-        planes,
-        -(-planes * tiles[0] * whole // variant.cells),
-        -(-spec.filters // variant.filters),
-        -(-axes.channels // variant.step),
-    )
 
 
 def declare(spec: CanonicalSpec, variant: WinogradGemmVariant) -> Declaration:
@@ -190,6 +120,8 @@ class _Builder:
         self.acc = spec.accumulator
         self.last = spec.data_format == CHANNELS_LAST
         self.padded_channels = self.e.steps * variant.step
+        #: neighbouring positions of the input, and of the output, that a thread moves at once
+        self.reads, self.stores = (along_width(spec, variant, size[2]) for size in (spec.size, spec.out_size))
 
     def declaration(self) -> Declaration:
         spec, variant, e = self.spec, self.variant, self.e
@@ -199,27 +131,30 @@ class _Builder:
         kernel = te.placeholder(shape, self.acc, name="kernel")
         bias = te.placeholder((e.filter_blocks * variant.filters,), self.acc, name="bias")
         input_at = self._input_at(x)
-        data = self._data(input_at)
+        data = self._data(x, input_at)
         sums = self._sums(self._product(data, kernel))
         totals = self._totals(sums)
         bad = self._bad(totals)
-        residual = Residual(spec, spec.output_shape)
+        tiling = self._tiling()
+        residual = Residual(spec, tiling.shape)
         out = self._out(totals, bad, self._direct(input_at, kernel, bad), bias, residual)
         tensors = (x, kernel, bias, *residual.tensors, out)
-        return Declaration(tensors, self._tiling(), (data, sums), aligned=True)
+        return Declaration(tensors, tiling, (data, sums), aligned=True)
 
     def _matrices(self, axis: int) -> Transforms:
         """Of a transformed axis."""
         return transforms(self.variant.tile[axis], self.axes.taps[axis])
 
-    def _input_at(self, x: te.Tensor) -> Callable[..., Expr]:
-        """(sample, part, position of the part, channel) -> input."""
+    def _positions(self) -> list[int]:
+        """Of a part that windows reach, per axis; vectors of tiles may reach beyond the last."""
         e, variant = self.e, self.variant
-        # vectors of tiles may reach beyond the last
         high = -(-e.slice // e.tiles[2]) * variant.tile[1]
         cells = (e.tiles[0] * variant.tile[0], high, e.tiles[2] * variant.tile[2])
-        extents = [o + t - 1 for o, t in zip(cells, self.axes.taps, strict=True)]
-        return gathered(self.spec, self.axes, extents, self.padded_channels, x)
+        return [o + t - 1 for o, t in zip(cells, self.axes.taps, strict=True)]
+
+    def _input_at(self, x: te.Tensor) -> Callable[..., Expr]:
+        """(sample, part, position of the part, channel) -> input."""
+        return gathered(self.spec, self.axes, self._positions(), self.padded_channels, x)
 
     def _place(self, plane: Expr) -> tuple[Expr, list[Expr]]:
         """Sample and part of a plane."""
@@ -229,16 +164,19 @@ class _Builder:
             plane = plane // extent if extent > 1 else plane
         return plane, parts
 
-    def _data(self, input_at: Callable[..., Expr]) -> te.Tensor:
+    def _data(self, x: te.Tensor, input_at: Callable[..., Expr]) -> te.Tensor:
         """The input's transforms, along width, height and depth."""
-        e, (md, mh, mw) = self.e, self.variant.tile
-        rows, count = e.data_shape
-        outer = (self.padded_channels, rows, count)
+        e = self.e
+        outer = (self.padded_channels, *e.data_shape)
+        vectors = self._vectors(x, outer)
 
         def at(c, row, t, i, j, k):  # type: ignore[no-untyped-def]
+            if vectors is not None:
+                k += self._first_lane()
+                return vectors[c, row, t, i, j, k // self.reads, k % self.reads]
             sample, part = self._place(row // e.rows)
-            corner = (row % e.rows * md + i, t // e.tiles[2] * mh + j, t % e.tiles[2] * mw + k)
-            return input_at(sample, part, corner, c)
+            column = t % e.tiles[2] * self.variant.tile[2] + k
+            return input_at(sample, part, [*self._corner(row, t, i, j), column], c)
 
         current = te.compute((*outer, *e.frequencies), at, name="window", varargs_names=index_names((*outer, 1, 1, 1)))
         for axis, name in ((2, "input_w"), (1, "input_h"), (0, "input_d")):
@@ -251,6 +189,45 @@ class _Builder:
 
         shape = (math.prod(e.frequencies), *outer)
         return te.compute(shape, spread, name="data", varargs_names=["f", "c", "row", "t"])
+
+    def _corner(self, row: Expr, t: Expr, i: Expr, j: Expr) -> list[Expr]:
+        """Depth and height, in its part, of a position under a tile."""
+        depth, high, _ = self.variant.tile
+        return [row % self.e.rows * depth + i, t // self.e.tiles[2] * high + j]
+
+    def _first_lane(self) -> int:
+        """The place of a window's first position in its first vector: windows begin in the padding before the input."""
+        return -self.spec.pads[2].before % self.reads
+
+    def _vectors(self, x: te.Tensor, outer: tuple[int, int, int]) -> te.Tensor | None:
+        """The input under a tile in whole vectors along its width, as memory has them; None where there are none."""
+        spec, e, wide = self.spec, self.e, self.reads
+        if wide == 1:
+            return None
+        count = -(-(self._first_lane() + e.frequencies[2]) // wide)
+        before, across = -(-spec.pads[2].before // wide), self.variant.tile[2] // wide
+        befores = [spec.pads[0].before, spec.pads[1].before, before]
+        sides = zip(self._positions(), self.axes.step, self.axes.parts, strict=True)
+        extents = [(n - 1) * step + parts for n, step, parts in sides]
+        extents[2] = (e.tiles[2] - 1) * across + count
+
+        def at(c, row, t, i, j, q, lane):  # type: ignore[no-untyped-def]
+            sample, part = self._place(row // e.rows)
+            places = zip(part, self._corner(row, t, i, j), self.axes.step, strict=False)
+            where = [p + position * step for p, position, step in places]
+
+            def read(index: list[Expr]) -> Expr:
+                *above, vector = index
+                return x[(sample, c, *above, vector * wide + lane)]
+
+            # in units of vectors, so that no condition varies inside one
+            where.append(t % e.tiles[2] * across + q)
+            inside = [c < self.axes.channels] if self.padded_channels > self.axes.channels else []
+            size = (*spec.size[:2], spec.size[2] // wide)
+            return zero_outside(self.acc, befores, size, extents, where, read, inside)
+
+        shape = (*outer, *e.frequencies[:2], count, wide)
+        return te.compute(shape, at, name="vectors", varargs_names=[*index_names((*outer, 1, 1, 1)), "lane"])
 
     def _along(self, before: te.Tensor, name: str, axis: int, matrix: Any) -> te.Tensor:
         """One transform of the last three axes."""
@@ -354,17 +331,26 @@ class _Builder:
 
         def at(row, t, g, i, j, k):  # type: ignore[no-untyped-def]
             total = tirx.if_then_else(bad[row, t, g] == 1, direct[row, t, g, i, j, k], totals[row, t, g, i, j, k])
-            return finish(self.spec, total, bias[g], residual.in_tile(tiling, (row, t, g, i, j, k)))
+            place = (row, t, g, i, j, k) if self.last else (row, t, g, i, j, k // self.stores, k % self.stores)
+            return finish(self.spec, total, bias[g], residual.in_tile(tiling, place))
 
-        names = ["row", "t", "g", "i", "j", "k"]
         if self.last:
+            names = ["row", "t", "g", "i", "j", "k"]
             return te.compute(direct.shape, at, name="out", varargs_names=names)
-        # apart, as the loop of the store is a vector where rows of the output are whole tiles
-        tile = te.compute(direct.shape, at, name="tile", varargs_names=names)
-        return te.compute(direct.shape, lambda *index: tile[index], name="out", varargs_names=names)
+        # apart, as the loop of the store is a vector
+        tile = te.compute(direct.shape, at, name="tile", varargs_names=index_names(direct.shape))
+        *outer, wide = (int(extent) for extent in direct.shape)
+        shape = (*outer, wide // self.stores, self.stores)
+        names = ["row", "t", "g", "i", "j", "vector", "lane"]
+        return te.compute(
+            shape, lambda *at: tile[(*at[:-2], at[-2] * self.stores + at[-1])], name="out", varargs_names=names
+        )
 
     def _tiling(self) -> Tiling:
-        """Declared axes: row, tile, filter, and the positions of a tile; the row holds sample, parts and depth."""
+        """Declared axes: row, tile, filter, and the positions of a tile; the row holds sample, parts and depth.
+
+        In channels_first the last two are vectors of positions along the width, and their elements.
+        """
         spec, e, parts = self.spec, self.e, self.axes.parts
         depth, _, wide = e.tiles
         md, mh, mw = self.variant.tile
@@ -376,6 +362,10 @@ class _Builder:
         n = (term(0, 1, depth * math.prod(parts)),)
         d = (term(0, md * parts[0], 1, depth), term(3, parts[0]), *part(0))
         h = (term(1, mh * parts[1], wide), term(4, parts[1]), *part(1))
-        w = (term(1, mw * parts[2], 1, wide), term(5, parts[2]), *part(2))
+        # in units of vectors, so that a vector exists or does not
+        w = (term(1, mw // self.stores * parts[2], 1, wide), term(5, parts[2]), *part(2))
         f = (term(2),)
-        return Tiling(spec.output_shape, (n, d, h, w, f) if spec.data_format == CHANNELS_LAST else (n, f, d, h, w))
+        if self.last:
+            return Tiling(spec.output_shape, (n, d, h, w, f))
+        *outer, size = spec.output_shape
+        return Tiling((*outer, size // self.stores, self.stores), (n, f, d, h, w, (term(6),)))

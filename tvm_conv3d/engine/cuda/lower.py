@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tvm_conv3d.engine.cuda import toolkit
 from tvm_conv3d.engine.cuda.image import Launch, Launches
 from tvm_conv3d.support.locks import ForkSafeLock
@@ -158,7 +156,8 @@ def _static_shared(function: Any) -> int:
 
 
 def _bytes_of(buffer: Any) -> int:
-    return math.prod(map(int, buffer.shape)) * np.dtype(str(buffer.dtype).replace("bfloat", "float")).itemsize
+    # elements are vectors where nothing reads them one by one
+    return math.prod(map(int, buffer.shape)) * int(buffer.dtype.itemsize)
 
 
 def _workspaces(host: Any, parameters: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx import Graph, Node
 
-from tvm_conv3d.runtime.ahead import compile_ahead
+from tvm_conv3d.runtime.ahead import Compilers
 from tvm_conv3d.runtime.kept_weights import STORE
 from tvm_conv3d.runtime.packed_limits import packed_limits
 from tvm_conv3d.spec import Conv3DSpec
@@ -52,12 +52,13 @@ class _Call(NamedTuple):
         return cls(kinds, weight, bias, epilogue, geometry, limit)
 
 
-def bound_convolutions(graph: Graph, module: torch.nn.Module) -> None:
+def bound_convolutions(graph: Graph, module: torch.nn.Module, compilers: Compilers) -> None:
     """Gives a graph's convolutions limits of the bytes that their packed weights take, by the whole graph's time.
 
     Args:
         graph: rewritten; the convolutions' nodes have one more argument afterwards.
         module: which its attributes are of.
+        compilers: make the plans among which is chosen.
     """
     nodes, calls = [], []
     for node in _convolutions(graph):
@@ -67,22 +68,27 @@ def bound_convolutions(graph: Graph, module: torch.nn.Module) -> None:
             nodes.append(node)
             # nodes of one parameter are many
             calls.append((spec, call.weight.target if call.weight.op == "get_attr" else call.weight))
+    compilers.plan(spec for spec, _ in calls)
     for node, limit in zip(nodes, packed_limits(calls), strict=True):
         node.args = (*node.args, limit)
 
 
 def compile_convolutions(
-    graph: Graph, module: torch.nn.Module, progress: Callable[[int, int], None] | None = None
+    graph: Graph,
+    module: torch.nn.Module,
+    compilers: Compilers,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Compiles what a graph's convolutions need, by all CPUs.
 
     Args:
         graph: rewritten.
         module: which its attributes are of.
-        progress: as of :func:`tvm_conv3d.runtime.ahead.compile_ahead`.
+        compilers: compile them.
+        progress: as of :meth:`tvm_conv3d.runtime.ahead.Compilers.compile`.
     """
     found = [(_spec(call, module), call.packed_limit) for call in map(_Call.of, _convolutions(graph))]
-    compile_ahead([(spec, limit) for spec, limit in found if spec is not None], progress)
+    compilers.compile([(spec, limit) for spec, limit in found if spec is not None], progress)
 
 
 def pack_convolutions(graph: Graph, module: torch.nn.Module) -> None:

@@ -1,0 +1,72 @@
+"""Windows in registers on GPUs: pairs of depthwise filters in half types, and rows of taps one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cuda_checks import assert_right, default_plans
+from cuda_on_cpu.execute import Order
+from tvm_conv3d.compute.cuda.variants import WindowVariant
+from tvm_conv3d.compute.shared.canonical import canonicalize
+from tvm_conv3d.engine.algorithms import algorithms
+from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.schedules.cuda.costs.window import variants
+from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads
+from tvm_conv3d.target.gpu import ARCHITECTURES
+
+DEPTHWISE = Conv3DSpec(
+    2, (3, 4, 7), 22, 22, (3, 3, 3), pads=(Pads(1, 1),) * 3, groups=22, dtype="float16", post_ops=("relu",)
+)
+
+GROUPED = replace(DEPTHWISE, channels=24, filters=18, groups=3, post_ops=())
+
+
+def plan(spec: Conv3DSpec, rows: int, columns: int, lanes: int = 1, **decisions: int) -> Plan:
+    return Plan(spec, "window", WindowVariant(rows, columns, threads=32, lanes=lanes), decisions)
+
+
+CASES = [
+    plan(DEPTHWISE, 1, 4, 2),
+    plan(replace(DEPTHWISE, dtype="bfloat16", post_ops=("add", "relu")), 1, 2, 2),
+    plan(replace(DEPTHWISE, dtype="float32", bias=False), 1, 1, 2),
+    plan(replace(DEPTHWISE, channels=24, filters=24, groups=24, strides=(1, 2, 2)), 1, 4, 4),
+    plan(replace(DEPTHWISE, channels=24, filters=24, groups=24, dilation=(1, 2, 2)), 2, 2, 4),
+    plan(replace(DEPTHWISE, kernel=(1, 7, 5), pads=(Pads(0, 0), Pads(3, 3), Pads(2, 2))), 1, 4, 2),
+    plan(replace(DEPTHWISE, kernel=(1, 1, 30), pads=(Pads(0, 0), Pads(0, 0), Pads(14, 15))), 1, 1, 2),
+    plan(replace(DEPTHWISE, kernel=(1, 2, 30), pads=(Pads(0, 0), Pads(0, 1), Pads(14, 15))), 1, 4, 2),
+    plan(GROUPED, 1, 4),
+    plan(GROUPED, 1, 4, unroll=2),
+    plan(replace(GROUPED, dtype="float32"), 2, 1),
+    plan(replace(GROUPED, kernel=(1, 1, 30), pads=(Pads(0, 0), Pads(0, 0), Pads(14, 15))), 1, 1),
+    plan(replace(GROUPED, kernel=(1, 2, 30), pads=(Pads(0, 0), Pads(0, 1), Pads(14, 15))), 1, 2),
+]
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", ("shuffled", 2)], ids=str)
+def test_windows_are_right(order: Order) -> None:
+    assert_right(CASES, order=order)
+
+
+def test_windows_are_right_where_they_run(machine: str) -> None:
+    assert_right(CASES[:2], machine=machine)
+
+
+def test_pairs_of_filters_are_taken_in_half_types_of_channels_last() -> None:
+    for spec, lanes in (
+        (DEPTHWISE, 2),
+        (replace(DEPTHWISE, dtype="float32"), 1),
+        (replace(DEPTHWISE, data_format=CHANNELS_FIRST), 1),
+        (replace(DEPTHWISE, channels=21, filters=21, groups=21), 1),
+        (replace(DEPTHWISE, filters=44), 1),
+        (GROUPED, 1),
+    ):
+        assert {variant.lanes for variant in variants(canonicalize(spec), ARCHITECTURES["sm_80"])} == {lanes}, spec
+    assert_right(default_plans([DEPTHWISE]))
+
+
+def test_filters_whose_channels_lie_apart_are_refused() -> None:
+    for spec in (GROUPED, replace(DEPTHWISE, data_format=CHANNELS_FIRST), replace(DEPTHWISE, filters=44)):
+        with pytest.raises(ValueError, match="has no 2 filters whose channels lie side by side"):
+            algorithms("cuda")["window"].declare(spec, WindowVariant(1, 4, lanes=2))
