@@ -153,9 +153,9 @@ def page(found: dict[str, Any], setting: list[str], picture: str, command: str) 
     lines += [
         f"Crops of {CELLS} x {CELLS} x {CELLS} of a head scan, {BATCH} to a step, Adam. BasicUNet finds tissue in",
         "crops with noise; keras-io's CT network tells those that are upside down. *own* is the framework's eager mode",
-        "(on JAX its compiled one), *ours* the accelerated network: same weights, data and optimizer, steps in turns,",
-        "in one process. Milliseconds are CPU time of a step, of all threads together; medians. Rounding errors grow",
-        "from step to step, in either run.",
+        "(on JAX a compiled step, on TensorFlow a `tf.function`), *ours* the accelerated network: same weights, data",
+        "and optimizer, steps in turns, in one process. Milliseconds are CPU time of a step, of all threads together;",
+        "medians. Rounding errors grow from step to step, in either run.",
     ]
     return "\n".join([*lines, "", *report.markdown(rows), "", f"![loss curves]({picture})", ""])
 
@@ -200,7 +200,7 @@ def versions() -> dict[str, str]:
     """Of the packages that decide the figures, as far as they are installed."""
     from importlib import metadata
 
-    names = ("tvm-conv3d", "apache-tvm", "torch", "monai", "keras", "tensorflow", "jax")
+    names = ("tvm-conv3d", "apache-tvm", "torch", "monai", "keras", "tensorflow", "tensorflow_cpu", "jax")
     installed = {name for each in metadata.distributions() if (name := each.name)}
     return {name: metadata.version(name) for name in names if name in installed}
 

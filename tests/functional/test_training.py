@@ -50,6 +50,18 @@ def test_maxima_and_their_gradient(shape: tuple[int, ...], window: tuple[int, in
     np.testing.assert_array_equal(found, expected)
 
 
+def test_results_in_memory_that_is_given() -> None:
+    x, window = sample((1, 5, 7, 9, 37), "float32"), (2, 2, 2)
+    right = training.max_pool(x, window)
+    given = np.full_like(right[0], np.nan), np.full_like(right[1], 99)
+    for found, memory, wanted in zip(training.max_pool(x, window, given), given, right, strict=True):
+        assert found is memory
+        np.testing.assert_array_equal(memory, wanted)
+    whole = np.full_like(x, np.nan)
+    assert training.max_pool_gradient(*right, (5, 7, 9), window, whole) is whole
+    np.testing.assert_array_equal(whole, training.max_pool_gradient(*right, (5, 7, 9), window))
+
+
 def test_maxima_of_infinities_and_nan() -> None:
     x = np.full((1, 2, 2, 4, 17), -np.inf, np.float32)
     x[0, 0, 1, 0, ::2] = np.nan

@@ -1,6 +1,6 @@
 """Max pools and batch norms beside convolutions, computed by fewer passes over memory than Keras's.
 
-On Keras's torch backend, and max pools on jax. They are made of Keras's own layers by `acceleration.accelerate`.
+Batch norms are so on Keras's torch backend only. They are made of Keras's own layers by `acceleration.accelerate`.
 """
 
 from __future__ import annotations

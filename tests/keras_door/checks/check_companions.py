@@ -51,7 +51,7 @@ def test_training_and_inference(data_format: str, pool: Any, norm: Any) -> None:
         near(mine, own, 1e-4)
     near(fast.predict(x, verbose=0), twin.predict(x, verbose=0), 1e-3)
     companions = [type(part) for part in fast.report.beside]
-    assert len(companions) == {"torch": 4, "jax": 2, "tensorflow": 0}[BACKEND]
+    assert len(companions) == (4 if BACKEND == "torch" else 2)
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="batch norms are of Keras's torch backend")
@@ -72,25 +72,36 @@ def test_companions_compute_beside_keras(data_format: str, monkeypatch: pytest.M
         near(mine, own, 1e-5)
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="tools of JAX's")
-@pytest.mark.parametrize("traced", [False, True], ids=["eager", "compiled"])
-def test_maxima_and_their_derivatives_on_jax(traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of both modes, against windows of NumPy's, whose numbers all differ."""
-    import jax
+class Maxima:
+    """Windows of 2 x 3 x 2 cells, all of whose numbers differ, with their maxima and derivatives by NumPy."""
 
-    x, of_y, along = (
-        sample(shape, seed=seed) for shape, seed in (((2, 5, 6, 4, 3), 1), ((2, 2, 2, 2, 3), 2), ((2, 5, 6, 4, 3), 3))
-    )
+    window = (2, 3, 2)
+    x, of_y, along = sample((2, 5, 6, 4, 3)), sample((2, 2, 2, 2, 3), seed=2), sample((2, 5, 6, 4, 3), seed=3)
 
-    def windows(whole: np.ndarray) -> np.ndarray:
+    def __init__(self) -> None:
+        self._cells = self._windows(self.x).argmax(-1)[..., None]
+        numbers = self._windows(np.arange(self.x.size).reshape(self.x.shape))
+        of_x = np.zeros_like(self.x)
+        of_x.flat[np.take_along_axis(numbers, self._cells, -1)] = self.of_y[..., None]
+        self.y, self.tangent = self._picked(self.x), self._picked(self.along)
+        # of the sum of the squares: the gradient's derivative along `along`
+        self.of_x, self.curved = of_x, np.where(of_x != 0, 2 * self.along, 0)
+
+    @staticmethod
+    def _windows(whole: np.ndarray) -> np.ndarray:
         parts = whole[:, :4].reshape(2, 2, 2, 2, 3, 2, 2, 3).transpose(0, 1, 3, 5, 7, 2, 4, 6)
         return parts.reshape(2, 2, 2, 2, 3, 12)
 
-    cells = windows(x).argmax(-1)[..., None]
-    numbers = windows(np.arange(x.size).reshape(x.shape))
-    of_x = np.zeros_like(x)
-    of_x.flat[np.take_along_axis(numbers, cells, -1)] = of_y[..., None]
-    layer = MaxPooling3D((2, 3, 2))
+    def _picked(self, whole: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(self._windows(whole), self._cells, -1)[..., 0]
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="tools of JAX's")
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "compiled"])
+def test_maxima_and_their_derivatives_on_jax(traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax
+
+    right, layer = Maxima(), MaxPooling3D(Maxima.window)
     monkeypatch.setattr(layers.MaxPooling3D, "call", None)
 
     def weighed(x: Any, of_y: Any) -> Any:
@@ -100,21 +111,43 @@ def test_maxima_and_their_derivatives_on_jax(traced: bool, monkeypatch: pytest.M
         return (layer(x) ** 2).sum()
 
     def all_of(x: Any, of_y: Any, along: Any) -> Any:
-        return (
-            *jax.jvp(layer, (x,), (along,)),
-            jax.grad(weighed)(x, of_y),
-            jax.jvp(jax.grad(squared), (x,), (along,))[1],
-            jax.vmap(jax.grad(weighed))(jax.numpy.stack([x, -x]), jax.numpy.stack([of_y, of_y]))[0],
-        )
+        mapped = jax.vmap(jax.grad(weighed))(jax.numpy.stack([x, -x]), jax.numpy.stack([of_y, of_y]))
+        curved = jax.jvp(jax.grad(squared), (x,), (along,))[1]
+        return *jax.jvp(layer, (x,), (along,)), jax.grad(weighed)(x, of_y), mapped[0], curved
 
-    y, tangent, slope, curved, mapped = (jax.jit(all_of) if traced else all_of)(
-        *map(jax.numpy.asarray, (x, of_y, along))
-    )
-    np.testing.assert_array_equal(y, np.take_along_axis(windows(x), cells, -1)[..., 0])
-    np.testing.assert_array_equal(tangent, np.take_along_axis(windows(along), cells, -1)[..., 0])
-    np.testing.assert_array_equal(slope, of_x)
-    np.testing.assert_array_equal(mapped, of_x)
-    np.testing.assert_array_equal(curved, np.where(of_x != 0, 2 * along, 0))
+    given = map(jax.numpy.asarray, (right.x, right.of_y, right.along))
+    found = (jax.jit(all_of) if traced else all_of)(*given)
+    for mine, wanted in zip(found, (right.y, right.tangent, right.of_x, right.of_x, right.curved), strict=True):
+        np.testing.assert_array_equal(mine, wanted)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="tools of TensorFlow's")
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "traced"])
+def test_maxima_and_their_gradients_on_tensorflow(traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow as tf
+
+    right, layer = Maxima(), MaxPooling3D(Maxima.window)
+    monkeypatch.setattr(layers.MaxPooling3D, "call", None)
+
+    def all_of(x: Any, of_y: Any, along: Any) -> Any:
+        with tf.GradientTape(persistent=True) as outer:
+            outer.watch(x)
+            with tf.GradientTape(persistent=True) as inner:
+                inner.watch(x)
+                y = layer(x)
+                weighed, squared = tf.reduce_sum(y * of_y), tf.reduce_sum(y * y)
+            slope = tf.reduce_sum(inner.gradient(squared, x) * along)
+        return y, inner.gradient(weighed, x), outer.gradient(slope, x)
+
+    sizes = tf.TensorSpec((None, None, None, None, 3))
+    signature = [sizes, sizes, sizes]
+    function = tf.function(all_of, input_signature=signature) if traced else all_of
+    found = function(*map(tf.constant, (right.x, right.of_y, right.along)))
+    for mine, wanted in zip(found, (right.y, right.of_x, right.curved), strict=True):
+        np.testing.assert_array_equal(numpy(mine), wanted)
+    none, of_none = (0, 4, 3, 4, 3), (0, 2, 1, 2, 3)
+    found = function(*map(tf.zeros, (none, of_none, none)))
+    assert [numpy(each).shape for each in found] == [of_none, none, none]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tvm_conv3d.functional.arguments import ConvArguments
-from tvm_conv3d.keras.backends import arrays, exporting
+from tvm_conv3d.keras.backends import arrays, exporting, tensorflow_pooling
 from tvm_conv3d.keras.backends.array_gradients import (
     axes_of_positions,
     data_gradient,
@@ -24,7 +24,9 @@ from tvm_conv3d.keras.backends.array_gradients import (
     why_keras_weight,
 )
 from tvm_conv3d.keras.backends.protocol import Backend, Convolution, Norm, ShapeFunction
+from tvm_conv3d.keras.backends.tensorflow_calls import prunable
 from tvm_conv3d.runtime import interchange
+from tvm_conv3d.spec import CHANNELS_LAST, Triple
 
 #: The chain whose gradient needs no more than its result.
 _RELU = ("relu",)
@@ -34,6 +36,7 @@ class TensorFlow(Backend):
     """Tensors of TensorFlow."""
 
     supports_jit = False
+    has_pools = True
     tally = arrays.TALLY
 
     def to_tensor(self, value: Any) -> Any:
@@ -73,6 +76,12 @@ class TensorFlow(Backend):
             return _convolve(call, x, kernel, biases)
         # what the gradient of the activation needs is at hand then
         return convolution.function(_convolve(call.without_activation(), x, kernel, biases))
+
+    def max_pool(self, x: Any, window: Triple, data_format: str) -> Any:
+        """Of channels that lie innermost."""
+        if data_format != CHANNELS_LAST or self.why_keras(x, x, None) is not None:
+            return None
+        return tensorflow_pooling.maxima(x, window) if tensorflow_pooling.takes(x.dtype.name, window) else None
 
 
 class _Call(NamedTuple):
@@ -148,7 +157,8 @@ def _data_gradient(call: _Call, sizes: _Sizes, of_y: Any, kernel: Any) -> Any:
             return sums, *_weight_gradient(call, sizes, outer, of_y)
 
         given = (of_y, kernel, sizes.of_input)
-        return _prunable(functools.partial(_data_gradient_now, call), given, [sizes.known])[0], gradient
+        kinds = [tf.TensorSpec(sizes.known, of_y.dtype)]
+        return prunable(functools.partial(_data_gradient_now, call), given, kinds)[0], gradient
 
     return function(of_y, kernel)
 
@@ -162,23 +172,10 @@ def _weight_gradient(call: _Call, sizes: _Sizes, x: Any, of_y: Any, bias: bool =
             return _data_gradient(call, sizes, of_y, outer), _convolve(call.without_activation(), x, outer, of_bias)
 
         now = functools.partial(_weight_gradient_now, call, tuple(sizes.of_kernel), bias)
-        shapes = [sizes.of_kernel, sizes.of_kernel[-1:]]
-        return _prunable(now, (x, of_y), shapes if bias else shapes[:1]), gradient
+        kinds = [tf.TensorSpec(shape, x.dtype) for shape in (sizes.of_kernel, sizes.of_kernel[-1:])]
+        return prunable(now, (x, of_y), kinds if bias else kinds[:1]), gradient
 
     return function(x, of_y)
-
-
-def _prunable(now: Callable[..., Any], given: tuple[Any, ...], shapes: list[tf.TensorShape]) -> list[Any]:
-    """Results now, or, in a function that is traced, whenever that is called and one is needed for something.
-
-    `tf.py_function` would be computed in vain, as the gradient of a network's input.
-    """
-    if not tf.is_symbolic_tensor(given[0]):
-        return now(*given)
-    found = tf.numpy_function(now, given, [given[0].dtype] * len(shapes), stateful=False, name="tvm_conv3d")
-    for each, shape in zip(found, shapes, strict=True):
-        each.set_shape(shape)
-    return found
 
 
 def _data_gradient_now(call: _Call, of_y: Any, kernel: Any, input_shape: Any) -> list[Any]:
