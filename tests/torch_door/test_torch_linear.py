@@ -13,6 +13,7 @@ from torch import nn  # noqa: E402  (needs torch)
 import tvm_conv3d.torch as ours  # noqa: E402
 from torch_replays import check, replayed  # noqa: E402
 from tvm_conv3d.torch.graph import linear  # noqa: E402
+from tvm_conv3d.torch.operators.linear import LINEAR  # noqa: E402
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"),
@@ -91,3 +92,26 @@ def test_layers_that_stay_as_they_are(calls: list[tuple[Any, ...]], monkeypatch:
     before = len(calls)
     check(ours.accelerate(module, X), module, X)
     assert len(calls) == before
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(40, 24), (1, 40, 24), (2, 3, 5, 24), (0, 24)])
+def test_the_operator(shape: tuple[int, ...]) -> None:
+    x, weight, bias = torch.randn(shape), torch.randn(24, 17).T, torch.randn(34)[::2]
+    for input in (x, x.flip(-1).transpose(0, -1).contiguous().transpose(0, -1)):
+        for given in ((weight, bias), (weight.contiguous(), None)):
+            result = LINEAR(input, *given)
+            exact = torch.nn.functional.linear(*(each if each is None else each.double() for each in (input, *given)))
+            assert result.shape == exact.shape and result.dtype == torch.float32 and result.is_contiguous()
+            torch.testing.assert_close(result.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@needs_onednn
+def test_gradients_are_torchs() -> None:
+    given = [torch.randn(shape, requires_grad=True) for shape in ((5, 3), (4, 3), (4,))]
+    assert torch.autograd.gradcheck(LINEAR, [each.detach().double().requires_grad_() for each in given])
+    found = torch.autograd.grad(LINEAR(*given).square().sum(), given)
+    for one, other in zip(
+        found, torch.autograd.grad(torch.nn.functional.linear(*given).square().sum(), given), strict=True
+    ):
+        torch.testing.assert_close(one, other)

@@ -51,7 +51,7 @@ def register(schema: str, ours: _Kernel, theirs: _Kernel, in_float32: bool = Fal
         return result
 
     def autograd(given: Any, *arguments: Any) -> Tensor:
-        if _derived(given):
+        if derived(given):
             return by_torch("a gradient is needed", given, *arguments)
         with torch._C._AutoDispatchBelowAutograd():
             return operator(given, *arguments)
@@ -112,7 +112,7 @@ def triple(name: str, values: Sequence[int]) -> Triple:
     return depth, height, width
 
 
-def _derived(given: Tensor | Sequence[Tensor]) -> bool:
+def derived(given: Tensor | Sequence[Tensor]) -> bool:
     """Whether the result of some tensors is to be derived."""
     if forward_ad._current_level >= 0:
         return True
