@@ -29,11 +29,14 @@ from tvm_conv3d.schedules.llvm.common import (
     unroll,
     vectorize_copy,
 )
+from tvm_conv3d.schedules.llvm.costs import prefetch
 from tvm_conv3d.schedules.llvm.costs.winograd import _streamable
+from tvm_conv3d.schedules.llvm.costs.winograd_cost import packed_bytes
 from tvm_conv3d.schedules.llvm.passes import (
     copy_channel_chunks,
     mask_output_tail,
     nontemporal_stores,
+    prefetch_weights,
     shuffle_permuted_loads,
     transpose_copies,
 )
@@ -75,7 +78,9 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradVariant, decide: 
         row = positions.pop(axis)
         in_registers(sch, [*positions, t, f], row, lane)
     _gather(sch, spec, variant, task)
-    _product(sch, variant, decide)
+    channel = _product(sch, variant, decide)
+    if not variant.staged and prefetch.weights_pay(packed_bytes(spec, variant)):
+        prefetch_weights.mark(sch, task, channel)
     _flags(sch)
 
 
@@ -168,8 +173,11 @@ def _gather(sch: Schedule, s: CanonicalSpec, variant: WinogradVariant, task: Loo
         copy_channel_chunks.mark(sch, channels, *gathered_chunks(s, axes_of(s, variant.modes)))
 
 
-def _product(sch: Schedule, variant: WinogradVariant, decide: Decisions) -> None:
-    """For each frequency a matrix product on register tiles of `columns` tiles by `vectors` vectors of filters."""
+def _product(sch: Schedule, variant: WinogradVariant, decide: Decisions) -> LoopRV:
+    """For each frequency a matrix product on register tiles of `columns` tiles by `vectors` vectors of filters.
+
+    Returns the loop over the channels of a step.
+    """
     block = sch.get_sblock("product")
     *groups, e, y, x, f, t, lane, channel = sch.get_loops(block)
     if variant.staged:
@@ -189,6 +197,7 @@ def _product(sch: Schedule, variant: WinogradVariant, decide: Decisions) -> None
     unroll(sch, loops[:-1])
     sch.vectorize(loops[-1])
     keep_in_registers(sch, block, (outer, few), (t_in, f_in, lane))
+    return few
 
 
 def _flags(sch: Schedule) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ _AHEAD = "tvm_conv3d.fetches_ahead"
 POSITIONS, PLANES = "positions", "planes"
 
 #: Bytes of a cache line.
-_LINE = 64
+LINE = 64
 
 
 _NAME = "tvm_conv3d_prefetch"
@@ -74,7 +74,7 @@ class _Tile:
     @property
     def line(self) -> int:
         """Elements of a cache line."""
-        return _LINE // self.item
+        return LINE // self.item
 
 
 def mark(sch: Schedule, task: LoopRV, channel: LoopRV, spec: CanonicalSpec, of: str, tile: tuple[int, int]) -> None:
@@ -91,7 +91,24 @@ def mark(sch: Schedule, task: LoopRV, channel: LoopRV, spec: CanonicalSpec, of: 
     item = np.dtype(spec.dtype).itemsize
     told = _Tile(of, *tile, spec.size, spec.channels, spec.strides, spec.kernel[2], item)
     sch.annotate(channel, _AHEAD, json.dumps(asdict(told)))
+    give_function(sch, task)
+
+
+def give_function(sch: Schedule, task: LoopRV) -> None:
+    """Gives the function that :func:`fetches` calls to a parallel loop."""
     sch.annotate(task, "pragma_import_llvm", _FUNCTION)
+
+
+def fetches(tensor: Any, places: Iterable[Any], item: int) -> list[Any]:
+    """Statements that fetch the lines with these elements.
+
+    Args:
+        tensor: a parameter of the function.
+        places: of its memory; some may lie behind it.
+        item: bytes of an element.
+    """
+    base = tirx.address_of(tirx.BufferLoad(tensor, [0] * len(tensor.shape)))
+    return [tirx.Evaluate(tirx.call_extern("void", _NAME, base, place * item)) for place in places]
 
 
 @marks.function_pass("prefetch_next_tile", _AHEAD)
@@ -106,10 +123,8 @@ def insert(function: tirx.PrimFunc) -> tirx.PrimFunc:
         if str(loop.loop_var.ty.dtype) != "int32":
             return marks.without(loop, _AHEAD)
         tile = _Tile(**json.loads(str(loop.annotations[_AHEAD])))
-        base = tirx.address_of(tirx.BufferLoad(x, [0] * len(x.shape)))
-        places = _LINES[tile.of](values_in(loop), tile)
-        fetches = [tirx.Evaluate(tirx.call_extern("void", _NAME, base, place * tile.item)) for place in places]
-        return marks.without(loop, _AHEAD, body=tirx.SeqStmt([*fetches, loop.body]))
+        ahead = fetches(x, _LINES[tile.of](values_in(loop), tile), tile.item)
+        return marks.without(loop, _AHEAD, body=tirx.SeqStmt([*ahead, loop.body]))
 
     return function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, fetching)))
 

@@ -1,4 +1,4 @@
-"""Inputs that are fetched while the tile before them is computed."""
+"""Inputs, and weights, that are fetched while the tile, or the panel, before them is computed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tvm
 from problems import run_plan
 from tvm_conv3d.compute.llvm.direct import DirectVariant
 from tvm_conv3d.compute.llvm.planes import PlanesVariant
+from tvm_conv3d.compute.llvm.winograd import WinogradVariant
 from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine import scheduling
 from tvm_conv3d.engine.plan import Plan
@@ -80,3 +81,49 @@ def test_numbers_of_bytes_must_fit() -> None:
     assert not prefetch.pays(canonicalize(Conv3DSpec(1, (1, 1, 2**20), 257, 4, (1, 1, 1))))
     # more than 2^29 results
     assert "prefetch" not in assembly(Conv3DSpec(1, (1, 1, 2**20), 16, 1024, (1, 1, 1)))
+
+
+#: 1 MiB of transformed weights, from which on panels are fetched, and a little less.
+CHANNELS = Conv3DSpec(1, (4, 6, 7), 64, 64, (3, 3, 3), pads=((1, 1), (1, 1), (1, 1)))
+FEWER = replace(CHANNELS, channels=48)
+
+
+def product(**change: object) -> WinogradVariant:
+    return replace(WinogradVariant("ppp", (2, 2, 2), (1, 2, 2), 16, 2, 4), **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("unroll", [1, 4])
+@pytest.mark.parametrize(
+    ("spec", "variant"),
+    [
+        (CHANNELS, product()),
+        (CHANNELS, product(lanes=8, vectors=1)),
+        (replace(CHANNELS, channels=70, filters=90), product()),
+        (replace(CHANNELS, data_format=CHANNELS_FIRST), product(vectors=3)),
+        (replace(CHANNELS, channels=256, filters=128, groups=2), product()),
+        (CHANNELS, product(staged=True)),
+    ],
+)
+def test_the_numbers_of_products_are_right(spec: Conv3DSpec, variant: WinogradVariant, unroll: int) -> None:
+    assert run_plan(Plan(spec, "winograd", variant, {"unroll": unroll})) < 1e-5
+
+
+def of_products(spec: Conv3DSpec, **change: object) -> str:
+    target = resolve({"kind": "llvm", "mcpu": "znver4", "mtriple": "x86_64-linux-gnu"}, 2)
+    plan = Plan(spec, "winograd", product(**change), {"unroll": 1})
+    return str(tvm.compile(scheduling.scheduled_module(plan, target), target=target.as_tvm()).mod.inspect_source("asm"))
+
+
+def test_products_fetch_a_panel_and_keep_their_sums_in_registers() -> None:
+    bodies = re.split(r"\n\.LBB\S+:", of_products(CHANNELS))
+    loops = [body[: body.index("\tj")] for body in bodies if "prefetcht0" in body]
+    assert loops
+    for body in loops:
+        # a line of each vector of weights, which four tiles are multiplied by
+        assert body.count("vfmadd231ps") == 4 * body.count("prefetcht0")
+        assert not re.search(r"vmovups\t%[xyz]mm\d+, ", body)
+
+
+@pytest.mark.parametrize(("spec", "change"), [(FEWER, {}), (CHANNELS, {"staged": True})])
+def test_weights_that_stay_in_a_cores_cache_are_not_fetched(spec: Conv3DSpec, change: dict[str, object]) -> None:
+    assert "prefetch" not in of_products(spec, **change)
