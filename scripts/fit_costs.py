@@ -81,7 +81,7 @@ class Sample:
         return table.total(costs[self.algorithm], self.amounts)
 
 
-def measure(target: Target, specs: Sequence[Conv3DSpec], others: bool) -> None:
+def measure(target: Target, specs: Sequence[Conv3DSpec], others: bool = False) -> None:
     """Times the default plans of all algorithms for each spec, in turns, and keeps them in the journals' format.
 
     Args:

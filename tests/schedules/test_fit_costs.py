@@ -94,6 +94,22 @@ def test_default_plans_are_measured(script: ModuleType, tmp_path: Path, monkeypa
     assert file.stat().st_mtime_ns == before
 
 
+def test_plans_beside_the_defaults_of_named_problems_are_measured(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--others` adds Winograd's plans of fewer weights, `--specs` problems by their keys."""
+    monkeypatch.setenv("TVM_CONV3D_CACHE", str(tmp_path))
+    spec, keys = Conv3DSpec(1, (4, 8, 8), 32, 32, (3, 3, 3), pads=(Pads(1, 1),) * 3), tmp_path / "keys"
+    keys.write_text(f"{spec.key()}\n{spec.key()}\n")
+    named = ["measure", "--threads", "2", "--seeds", "--specs", str(keys), "--others"]
+    monkeypatch.setattr("sys.argv", ["fit_costs.py", *named])
+    script.main()
+    samples = script.read(host_target(2), GHZ)
+    assert {s.layer for s in samples} == {spec.key()}
+    assert [s.algorithm for s in samples].count("direct") == 1
+    assert [s.algorithm for s in samples].count("winograd") > 1
+
+
 def test_without_trials_it_says_what_to_do(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TVM_CONV3D_CACHE", str(tmp_path))
     monkeypatch.setattr("sys.argv", ["fit_costs.py", "fit", "--threads", "2"])
