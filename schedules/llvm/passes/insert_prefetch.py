@@ -18,6 +18,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.s_tir import Schedule
 
+from tvm_conv3d.compute.shared.argument import X
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.decisions import LoopRV
 from tvm_conv3d.schedules.llvm.passes import marks
@@ -99,6 +100,11 @@ def give_function(sch: Schedule, task: LoopRV) -> None:
     sch.annotate(task, "pragma_import_llvm", _FUNCTION)
 
 
+def parameter(function: tirx.PrimFunc, name: str) -> Any:
+    """The function's parameter of this name: nothing else says which stands where."""
+    return next(tensor for tensor in function.params if str(tensor.name) == name)
+
+
 def fetches(tensor: Any, places: Iterable[Any], item: int) -> list[Any]:
     """Statements that fetch the lines with these elements.
 
@@ -114,7 +120,7 @@ def fetches(tensor: Any, places: Iterable[Any], item: int) -> list[Any]:
 @marks.function_pass("prefetch_next_tile", _AHEAD)
 def insert(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """Puts the fetches of the next tile into every marked loop."""
-    x = function.params[0]
+    x = parameter(function, X)
 
     def fetching(loop: tirx.For) -> tirx.For:
         if _AHEAD not in loop.annotations:

@@ -13,6 +13,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.s_tir import Schedule
 
+from tvm_conv3d.compute.shared.argument import KERNEL
 from tvm_conv3d.schedules.decisions import LoopRV
 from tvm_conv3d.schedules.llvm.passes import insert_prefetch, marks
 from tvm_conv3d.schedules.llvm.passes.lower_to_loops import values_in
@@ -30,7 +31,7 @@ def mark(sch: Schedule, task: LoopRV, channel: LoopRV) -> None:
 @marks.function_pass("prefetch_weights", _PANELS)
 def insert(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """Puts the fetches of the next panel into every marked loop: in each step those of the same channel."""
-    kernel = function.params[1]
+    kernel = insert_prefetch.parameter(function, KERNEL)
     _, height, width, blocks, channels, vectors, lanes = (int(extent) for extent in kernel.shape)
     item = np.dtype(str(kernel.dtype)).itemsize
 
