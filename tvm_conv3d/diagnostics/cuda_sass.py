@@ -149,4 +149,5 @@ def _within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
 
 
 def _products(names: Sequence[str]) -> int:
-    return sum(count(Counter(names), operation) for operation in _PRODUCTS)
+    found = Counter(names)
+    return sum(count(found, operation) for operation in _PRODUCTS)

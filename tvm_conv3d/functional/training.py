@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,18 @@ MOST_CELLS = 256
 _CHUNK = 1 << 16
 
 
+def pooled(shape: Sequence[Any], window: Triple) -> tuple[Any, ...]:
+    """The shape of the maxima of windows side by side, as far as (batch, depth, height, width, channels) is known.
+
+    Args:
+        shape: extents, or what is computed with as such; None for a depth, height or width that is not known.
+        window: depth, height and width in cells.
+    """
+    batch, *size, channels = shape
+    counts = (None if cells is None else cells // taps for cells, taps in zip(size, window, strict=True))
+    return (batch, *counts, channels)
+
+
 def max_pool(
     x: np.ndarray, window: Triple, out: tuple[np.ndarray, np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -42,7 +55,7 @@ def max_pool(
         MemoryError: there is none for the results.
     """
     batch, *size, channels = x.shape
-    shape = (batch, *(cells // taps for cells, taps in zip(size, window, strict=True)), channels)
+    shape = pooled(x.shape, window)
     if out is None:
         out = output_pool.empty(shape, x.dtype), output_pool.empty(shape, np.dtype(np.uint8))
     with exit_guard.in_flight():

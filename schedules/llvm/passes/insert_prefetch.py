@@ -96,43 +96,46 @@ def mark(sch: Schedule, task: LoopRV, channel: LoopRV, spec: CanonicalSpec, of: 
 
 
 def give_function(sch: Schedule, task: LoopRV) -> None:
-    """Gives the function that :func:`fetches` calls to a parallel loop."""
+    """Gives the function that :func:`with_fetches` calls to a parallel loop."""
     sch.annotate(task, "pragma_import_llvm", _FUNCTION)
 
 
-def parameter(function: tirx.PrimFunc, name: str) -> Any:
-    """The function's parameter of this name: nothing else says which stands where."""
-    return next(tensor for tensor in function.params if str(tensor.name) == name)
-
-
-def fetches(tensor: Any, places: Iterable[Any], item: int) -> list[Any]:
-    """Statements that fetch the lines with these elements.
+def with_fetches(
+    function: tirx.PrimFunc, mark: str, name: str, places: Callable[[tirx.For, Any], Iterable[Any]]
+) -> tirx.PrimFunc:
+    """`function` with fetches in the place of a mark: at the start of every loop that has it.
 
     Args:
-        tensor: a parameter of the function.
-        places: of its memory; some may lie behind it.
-        item: bytes of an element.
+        function: as scheduled.
+        mark: the annotation.
+        name: of the parameter that is fetched from: nothing else says which stands where.
+        places: (loop, parameter) -> elements of its memory, one in each line; some may lie behind it.
     """
+    tensor = next(given for given in function.params if str(given.name) == name)
     base = tirx.address_of(tirx.BufferLoad(tensor, [0] * len(tensor.shape)))
-    return [tirx.Evaluate(tirx.call_extern("void", _NAME, base, place * item)) for place in places]
+    item = int(tensor.dtype.itemsize)
+
+    def fetching(loop: tirx.For) -> tirx.For:
+        if mark not in loop.annotations:
+            return loop
+        # large tensors have indices of 64 bits, which the function does not take
+        if str(loop.loop_var.ty.dtype) != "int32":
+            return marks.without(loop, mark)
+        calls = [tirx.call_extern("void", _NAME, base, place * item) for place in places(loop, tensor)]
+        return marks.without(loop, mark, body=tirx.SeqStmt([*map(tirx.Evaluate, calls), loop.body]))
+
+    return function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, fetching)))
 
 
 @marks.function_pass("prefetch_next_tile", _AHEAD)
 def insert(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """Puts the fetches of the next tile into every marked loop."""
-    x = parameter(function, X)
 
-    def fetching(loop: tirx.For) -> tirx.For:
-        if _AHEAD not in loop.annotations:
-            return loop
-        # large tensors have indices of 64 bits, which the function does not take
-        if str(loop.loop_var.ty.dtype) != "int32":
-            return marks.without(loop, _AHEAD)
+    def lines(loop: tirx.For, _: Any) -> Iterator[Any]:
         tile = _Tile(**json.loads(str(loop.annotations[_AHEAD])))
-        ahead = fetches(x, _LINES[tile.of](values_in(loop), tile), tile.item)
-        return marks.without(loop, _AHEAD, body=tirx.SeqStmt([*ahead, loop.body]))
+        return _LINES[tile.of](values_in(loop), tile)
 
-    return function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, fetching)))
+    return with_fetches(function, _AHEAD, X, lines)
 
 
 def _lines_of_positions(values: list[Any], tile: _Tile) -> Iterator[Any]:

@@ -8,8 +8,9 @@ packed weights, take 1.5 times as long.
 
 from __future__ import annotations
 
-import numpy as np
-import tvm_ffi
+from collections.abc import Iterator
+from typing import Any
+
 from tvm import tirx
 from tvm.s_tir import Schedule
 
@@ -31,21 +32,12 @@ def mark(sch: Schedule, task: LoopRV, channel: LoopRV) -> None:
 @marks.function_pass("prefetch_weights", _PANELS)
 def insert(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """Puts the fetches of the next panel into every marked loop: in each step those of the same channel."""
-    kernel = insert_prefetch.parameter(function, KERNEL)
+    return insert_prefetch.with_fetches(function, _PANELS, KERNEL, _lines)
+
+
+def _lines(loop: tirx.For, kernel: Any) -> Iterator[Any]:
     _, height, width, blocks, channels, vectors, lanes = (int(extent) for extent in kernel.shape)
-    item = np.dtype(str(kernel.dtype)).itemsize
-
-    def fetching(loop: tirx.For) -> tirx.For:
-        if _PANELS not in loop.annotations:
-            return loop
-        # large tensors have indices of 64 bits, which the function does not take
-        if str(loop.loop_var.ty.dtype) != "int32":
-            return marks.without(loop, _PANELS)
-        *_, e, y, x, filters, _, _, channel = values_in(loop)
-        panel = ((e * height + y) * width + x) * blocks + filters // vectors
-        step = ((panel + 1) * channels + channel) * (vectors * lanes)
-        places = (step + line for line in range(0, vectors * lanes, insert_prefetch.LINE // item))
-        ahead = insert_prefetch.fetches(kernel, places, item)
-        return marks.without(loop, _PANELS, body=tirx.SeqStmt([*ahead, loop.body]))
-
-    return function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, fetching)))
+    *_, e, y, x, filters, _, _, channel = values_in(loop)
+    panel = ((e * height + y) * width + x) * blocks + filters // vectors
+    step = ((panel + 1) * channels + channel) * (vectors * lanes)
+    return (step + line for line in range(0, vectors * lanes, insert_prefetch.LINE // int(kernel.dtype.itemsize)))

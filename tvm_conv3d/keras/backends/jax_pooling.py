@@ -38,8 +38,7 @@ class Windows(NamedTuple):
     @property
     def pooled(self) -> tuple[int, ...]:
         """Of the maxima."""
-        batch, *size, channels = self.shape
-        return (batch, *(cells // taps for cells, taps in zip(size, self.window, strict=True)), channels)
+        return training.pooled(self.shape, self.window)
 
 
 def takes(dtype: str, windows: Windows) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tvm_conv3d.functional import training
 from tvm_conv3d.functional.arguments import ConvArguments
 from tvm_conv3d.keras.backends import arrays, exporting, tensorflow_pooling
 from tvm_conv3d.keras.backends.array_gradients import (
@@ -81,7 +82,7 @@ class TensorFlow(Backend):
         """Of channels that lie innermost."""
         if data_format != CHANNELS_LAST or self.why_keras(x, x, None) is not None:
             return None
-        return tensorflow_pooling.maxima(x, window) if tensorflow_pooling.takes(x.dtype.name, window) else None
+        return tensorflow_pooling.maxima(x, window) if training.takes(x.dtype.name, window) else None
 
 
 class _Call(NamedTuple):

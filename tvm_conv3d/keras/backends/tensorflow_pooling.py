@@ -16,17 +16,15 @@ from tvm_conv3d.keras.backends.tensorflow_calls import prunable
 from tvm_conv3d.runtime import interchange
 from tvm_conv3d.spec import Triple
 
-takes = training.takes
-
 
 def maxima(x: Any, window: Triple) -> Any:
     """The maximum of each window.
 
     Args:
-        x: (batch, depth, height, width, channels), of a type that :func:`takes` takes.
+        x: (batch, depth, height, width, channels), of a type that :func:`tvm_conv3d.functional.training.takes` takes.
         window: depth, height and width in cells; a rest of `x` is left out.
     """
-    pooled = [x.shape[0], *_windows(x.shape[1:4], window), x.shape[4]]
+    pooled = training.pooled(x.shape, window)
     kinds = tf.TensorSpec(pooled, x.dtype), tf.TensorSpec(pooled, tf.uint8)
 
     @tf.custom_gradient
@@ -51,9 +49,8 @@ def _spread(of_y: Any, cells: Any, size: Any, kind: tf.TensorSpec, window: Tripl
 
 def _pick(whole: Any, cells: Any, window: Triple) -> Any:
     """What lies in the cells, by TensorFlow's own code: only gradients of gradients ask for it."""
-    shape = tf.shape(whole)
-    (batch, *size, channels), (kd, kh, kw) = tf.unstack(shape), window
-    depth, height, width = _windows(size, window)
+    batch, depth, height, width, channels = training.pooled(tf.unstack(tf.shape(whole)), window)
+    kd, kh, kw = window
     parts = whole[:, : depth * kd, : height * kh, : width * kw]
     parts = tf.reshape(parts, [batch, depth, kd, height, kh, width, kw, channels])
     parts = tf.reshape(
@@ -62,15 +59,11 @@ def _pick(whole: Any, cells: Any, window: Triple) -> Any:
     return tf.squeeze(tf.gather(parts, tf.cast(cells, tf.int32)[..., None], batch_dims=5, axis=5), -1)
 
 
-def _windows(size: Any, window: Triple) -> list[Any]:
-    return [None if cells is None else cells // taps for cells, taps in zip(size, window, strict=True)]
-
-
 def _maxima_now(window: Triple, x: Any) -> list[Any]:
     """Of an eager tensor, or of an array of NumPy's."""
     source = interchange.wrap(x)
     array = source.numpy()
-    shape = (array.shape[0], *_windows(array.shape[1:4], window), array.shape[4])
+    shape = training.pooled(array.shape, window)
     if 0 in shape:
         return [source.restore(np.zeros(shape, dtype)) for dtype in (array.dtype, np.uint8)]
     return [source.restore(each) for each in training.max_pool(array, window)]
