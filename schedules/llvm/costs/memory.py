@@ -15,6 +15,9 @@ SHARE_OF_L3 = 0.5
 #: Cycles for a byte of weights, and of input and output, from memory, while all cores read.
 _WEIGHTS, _BYTE = 0.13, 0.12
 
+#: Bytes of weights that L3 gives as fast as they are asked for, and cycles for one of the others, while all cores read.
+_QUICK_WEIGHTS, _WEIGHTS_L3 = 4 << 20, 0.08
+
 
 def moved(total: float, traits: CpuTraits, product: float) -> dict[str, float]:
     """The amounts of a core's share of `total` bytes of input and output, beside `product` cycles of multiply-adds.
@@ -29,6 +32,11 @@ def moved(total: float, traits: CpuTraits, product: float) -> dict[str, float]:
 def waiting_for_weights(product: float, weights: float) -> float:
     """Cycles that bytes of weights from memory add to those of products. Fitted to 13 last stages."""
     return _waiting(product, _WEIGHTS * weights)
+
+
+def waiting_for_l3(product: float, weights: float) -> float:
+    """Cycles that bytes of weights from L3 add to those of products. Fitted to 146 layers on a Zen 5."""
+    return _waiting(product, _WEIGHTS_L3 * max(0.0, weights - _QUICK_WEIGHTS))
 
 
 def _waiting(product: float, transfer: float) -> float:

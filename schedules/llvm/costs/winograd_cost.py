@@ -12,7 +12,8 @@ Amounts, of which :mod:`table` has the cost:
     own_l2, own_l3,  bytes of a task's private data, written and read once, where L2 holds them, where half of L3
     own_memory       holds those of all cores, and where it does not
     weights_l3       bytes of weights that are read anew, for each task, from L3
-    waiting          cycles for weights from memory, beyond those of the products that are done meanwhile
+    waiting          cycles for weights from memory, or from an L3 that can't keep up, beyond those of the products
+                     that are done meanwhile
     l3               bytes of input and output, where L3 holds both
     memory           cycles for them where it does not, beyond those of the products that are done meanwhile
     task             tasks
@@ -28,7 +29,13 @@ from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import transforms
 from tvm_conv3d.compute.shared.filter_packing import FilterPacking
 from tvm_conv3d.compute.shared.winograd_axes import axes_of
-from tvm_conv3d.schedules.llvm.costs.memory import SHARE_OF_L3, bytes_moved, moved, waiting_for_weights
+from tvm_conv3d.schedules.llvm.costs.memory import (
+    SHARE_OF_L3,
+    bytes_moved,
+    moved,
+    waiting_for_l3,
+    waiting_for_weights,
+)
 from tvm_conv3d.schedules.llvm.costs.table import costs_of, total
 from tvm_conv3d.schedules.llvm.costs.tile_rule import product_of, relative_vector_cost, step_cycles
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
@@ -101,6 +108,9 @@ class Tasks:
             of_task["waiting"] = waiting_for_weights(self._products * step * columns, self._weights)
         elif self._weights > traits.l2 / 2:
             of_task["weights_l3"] = self._weights
+            if traits.vector_bits == 512 and not traits.half_width_vector_units:
+                # two multiply-adds a cycle, twice as many as the costs are of: L3 may not keep up with narrow tiles
+                of_task["waiting"] = waiting_for_l3(self._products * step * columns / 2, self._weights)
         product = rounds * of_task[product_of(self._vectors)]
         return {**{name: rounds * amount for name, amount in of_task.items()}, **moved(self._bytes, traits, product)}
 
