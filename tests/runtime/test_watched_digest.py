@@ -24,7 +24,9 @@ def noted() -> bool:
     return available
 
 
-NOTED = pytest.mark.skipif(not noted(), reason="this system doesn't note written pages (Linux 6.7 and userfaultfd do)")
+NOTED = pytest.mark.skipif(
+    not noted(), reason="this system doesn't note written pages (Linux 6.7 does, with no filter of system calls)"
+)
 
 #: Calls that are read at most, until an array is watched.
 CALLS = watched_digest._CALLS + 2
