@@ -24,9 +24,7 @@ def noted() -> bool:
     return available
 
 
-NOTED = pytest.mark.skipif(
-    not noted(), reason="this system doesn't note written pages (Linux 6.7 does, with no filter of system calls)"
-)
+NOTED = pytest.mark.skipif(not noted(), reason="this system notes no written pages (Linux 6.7 does, unfiltered)")
 
 #: Calls that are read at most, until an array is watched.
 CALLS = watched_digest._CALLS + 2
