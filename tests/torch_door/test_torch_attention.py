@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -100,3 +101,13 @@ def test_small_scores_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None
         graph = recording.record(net, lambda: net(x), [x]).graph
         assert graph is not None and rewriting.rewrite(graph) is None
     assert attention.softmax_ not in {node.target for node in graph.nodes}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's default compiler needs g++")
+def test_compilers_plan_their_own_memory() -> None:
+    torch.compiler.reset()
+    net, x = Net(WAYS["bias"][0]).eval(), torch.randn(1, 4, 6, 8, 8)
+    with torch.inference_mode():
+        found = torch.compile(net, backend="tvm_conv3d")(x)
+        right = net.double()(x.double())
+    assert float((found.double() - right).norm() / right.norm()) < 1e-5
