@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 import keras
 
-from tvm_conv3d.keras import fusion
+from tvm_conv3d.keras import fusion, pooled
 from tvm_conv3d.keras.companions import COMPANIONS
 from tvm_conv3d.keras.fusion import Absorbed, Chain, FusedConv3D
 from tvm_conv3d.keras.layer import Conv3D
+from tvm_conv3d.keras.pooled import Passed, PooledConvolution
 from tvm_conv3d.keras.report import Report
 from tvm_conv3d.spec import DTYPES
 
@@ -137,6 +138,12 @@ class _Copier:
             instead[id(chain.convolution)] = self._convolution(chain.convolution, FusedConv3D, chain)
             instead.update((id(each), Absorbed(self.copy(each))) for each in chain.absorbed)
             self.report.fused.append(str(chain))
+        for pair in pooled.pairs(model):
+            convolution, pool = (instead[id(each)] for each in pair)
+            if type(convolution) is Conv3D:
+                instead[id(pair.convolution)] = Passed(convolution)
+                instead[id(pair.pool)] = PooledConvolution(convolution, pool)
+                self.report.pooled.append(str(pair))
         made.__dict__["_run_through_graph"] = functools.partial(_run_through_graph, made, instead)
 
     def _convolution(self, layer: Any, cls: Any, chain: Chain | None) -> Any:
