@@ -32,8 +32,9 @@ def accelerate(model: _M) -> _M:
 
     Every `keras.layers.Conv3D` that is a part of it, at whatever depth, is computed by this package. In the graphs of
     functional and sequential models, batch norms and activations behind a convolution are a part of its kernel in
-    inference. Training goes layer by layer, and trains the weights of `model`. On Keras's torch backend max pools and
-    batch norms are :mod:`tvm_conv3d.keras.companions`. What is none of these is called as it is.
+    inference. Training goes layer by layer, but for max pools behind convolutions (:mod:`tvm_conv3d.keras.pooled`), and
+    trains the weights of `model`. Max pools and batch norms are :mod:`tvm_conv3d.keras.companions` on the backends that
+    have them. What is none of these is called as it is.
 
     Args:
         model: any, built. Its class, config and weights are those of the copy, which saves files as it does.

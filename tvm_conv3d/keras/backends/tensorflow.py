@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from tvm_conv3d.functional import training
-from tvm_conv3d.keras.backends import arrays, exporting, tensorflow_pooled, tensorflow_pooling
+from tvm_conv3d.keras.backends import arrays, exporting, tensorflow_norms, tensorflow_pooled, tensorflow_pooling
 from tvm_conv3d.keras.backends.protocol import Backend, Convolution, Norm, ShapeFunction
 from tvm_conv3d.keras.backends.tensorflow_convolution import RELU, Call, convolve
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
@@ -23,6 +23,7 @@ class TensorFlow(Backend):
     supports_jit = False
     has_pools = True
     has_pooled_convolutions = True
+    has_norms = True
     tally = arrays.TALLY
 
     def to_tensor(self, value: Any) -> Any:
@@ -78,6 +79,12 @@ class TensorFlow(Backend):
         if data_format != CHANNELS_LAST or self.why_keras(x, x, None) is not None:
             return None
         return tensorflow_pooling.maxima(x, window) if training.takes(x.dtype.name, window) else None
+
+    def batch_norm(self, x: Any, norm: Norm, of_batch: bool, data_format: str) -> tuple[Any, Any, Any] | None:
+        """Of statistics of the batch, of channels that lie innermost."""
+        if not of_batch or data_format != CHANNELS_LAST or self.why_keras(x, x, None) is not None:
+            return None
+        return tensorflow_norms.of_batch(x, norm)
 
 
 @functools.cache
