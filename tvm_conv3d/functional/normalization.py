@@ -62,16 +62,40 @@ def normalize(
     rows = rows_of(samples, elements // channels, channels)
     make_tables, apply, accumulator = _code(x.dtype, post_ops, in_place)
     tables = output_pool.aligned((samples, 3, rows.period), accumulator)
-    moments = _channels(channels, given) if given is not None else _moments(x, samples, groups, rows)
-    if given is None and x.dtype != _FLOAT64 and np.isinf(moments).any():
-        # squares of more than float32 holds
-        moments = _moments(x.astype(_FLOAT64), samples, groups, rows)
+    moments = _channels(channels, given) if given is not None else _moments_of_any(x, samples, groups, rows)
     affine = _channels(channels, (1 if weight is None else weight, 0 if bias is None else bias))
     pointers = helper_code.pointers(x, x if residual is None else residual, out, tables)
     with exit_guard.in_flight():
         make_tables(*helper_code.pointers(moments, affine, tables), samples, channels, rows.period, epsilon)
         threads.run(apply, *pointers, slope, samples, elements, rows.period, rows.chunk)
     return out
+
+
+def channel_moments(x: np.ndarray) -> np.ndarray:
+    """Mean and biased variance of each channel over all else, as exact as those of :func:`normalize`.
+
+    Args:
+        x: (batch, ..., channels) in C order, aligned.
+
+    Returns:
+        (2, channels) of float64; NaN where there is nothing, or something is NaN or infinite.
+
+    Raises:
+        MemoryError: there is none for the sums.
+    """
+    channels = x.shape[-1]
+    if not x.size:
+        return np.full((2, channels), np.nan)
+    found: np.ndarray = _moments_of_any(x, 1, channels, rows_of(1, x.size // channels, channels))[0]
+    return found
+
+
+def _moments_of_any(x: np.ndarray, samples: int, groups: int, rows: Rows) -> np.ndarray:
+    """:func:`_moments`, of numbers whose squares are more than float32 holds, too."""
+    moments = _moments(x, samples, groups, rows)
+    if x.dtype != _FLOAT64 and np.isinf(moments).any():
+        moments = _moments(x.astype(_FLOAT64), samples, groups, rows)
+    return moments
 
 
 def _moments(x: np.ndarray, samples: int, groups: int, rows: Rows) -> np.ndarray:

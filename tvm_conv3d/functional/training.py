@@ -65,6 +65,16 @@ def max_pool(
     return out
 
 
+def max_pool_of_any(x: np.ndarray, window: Triple) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`max_pool`, of what may have empty axes, or less than a window, too.
+
+    Raises:
+        MemoryError: there is none for the results.
+    """
+    shape = pooled(x.shape, window)
+    return max_pool(x, window) if 0 not in shape else (np.zeros(shape, x.dtype), np.zeros(shape, np.uint8))
+
+
 def max_pool_gradient(
     gradient: np.ndarray, taps: np.ndarray, size: Triple, window: Triple, out: np.ndarray | None = None
 ) -> np.ndarray:

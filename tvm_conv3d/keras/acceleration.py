@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 import keras
 
-from tvm_conv3d.keras import fusion
+from tvm_conv3d.keras import fusion, pooled
 from tvm_conv3d.keras.companions import COMPANIONS
 from tvm_conv3d.keras.fusion import Absorbed, Chain, FusedConv3D
 from tvm_conv3d.keras.layer import Conv3D
+from tvm_conv3d.keras.pooled import Passed, PooledConvolution
 from tvm_conv3d.keras.report import Report
 from tvm_conv3d.spec import DTYPES
 
@@ -31,8 +32,9 @@ def accelerate(model: _M) -> _M:
 
     Every `keras.layers.Conv3D` that is a part of it, at whatever depth, is computed by this package. In the graphs of
     functional and sequential models, batch norms and activations behind a convolution are a part of its kernel in
-    inference. Training goes layer by layer, and trains the weights of `model`. On Keras's torch backend max pools and
-    batch norms are :mod:`tvm_conv3d.keras.companions`. What is none of these is called as it is.
+    inference. Training goes layer by layer, but for max pools behind convolutions (:mod:`tvm_conv3d.keras.pooled`), and
+    trains the weights of `model`. Max pools and batch norms are :mod:`tvm_conv3d.keras.companions` on the backends that
+    have them. What is none of these is called as it is.
 
     Args:
         model: any, built. Its class, config and weights are those of the copy, which saves files as it does.
@@ -137,6 +139,12 @@ class _Copier:
             instead[id(chain.convolution)] = self._convolution(chain.convolution, FusedConv3D, chain)
             instead.update((id(each), Absorbed(self.copy(each))) for each in chain.absorbed)
             self.report.fused.append(str(chain))
+        for pair in pooled.pairs(model):
+            convolution, pool = (instead[id(each)] for each in pair)
+            if type(convolution) is Conv3D:
+                instead[id(pair.convolution)] = Passed(convolution)
+                instead[id(pair.pool)] = PooledConvolution(convolution, pool)
+                self.report.pooled.append(str(pair))
         made.__dict__["_run_through_graph"] = functools.partial(_run_through_graph, made, instead)
 
     def _convolution(self, layer: Any, cls: Any, chain: Chain | None) -> Any:

@@ -1,6 +1,7 @@
 """Max pools and batch norms beside convolutions, computed by fewer passes over memory than Keras's.
 
-Batch norms are so on Keras's torch backend only. They are made of Keras's own layers by `acceleration.accelerate`.
+Batch norms are so on Keras's torch and tensorflow backends. They are made of Keras's own layers by
+`acceleration.accelerate`.
 """
 
 from __future__ import annotations

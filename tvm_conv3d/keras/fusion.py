@@ -92,29 +92,43 @@ def norm_of(norm: Any) -> Norm:
 
 def chains(model: Any) -> list[Chain]:
     """The chains in a functional model: each layer is called once there, and nobody else sees its input."""
-    consumers: dict[int, list[Any]] = defaultdict(list)
-    calls: dict[int, list[Any]] = defaultdict(list)
-    for nodes in model._nodes_by_depth.values():
-        for node in nodes:
-            calls[id(node.operation)].append(node)
-            for tensor in node.input_tensors:
-                consumers[id(tensor)].append(node)
-    seen = {id(tensor) for tensor in model.outputs}
+    graph = Graph(model)
+    found = [_chain(node.operation, graph.following, node) for node in graph.convolutions]
+    return [chain for chain in found if chain is not None]
 
-    def following(node: Any) -> Any:
-        """The one call that takes a call's result, where nobody else does."""
+
+class Graph:
+    """The calls of a functional model, and who sees their results.
+
+    Args:
+        model: it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._consumers: dict[int, list[Any]] = defaultdict(list)
+        self._calls: dict[int, list[Any]] = defaultdict(list)
+        for nodes in model._nodes_by_depth.values():
+            for node in nodes:
+                self._calls[id(node.operation)].append(node)
+                for tensor in node.input_tensors:
+                    self._consumers[id(tensor)].append(node)
+        self._seen = {id(tensor) for tensor in model.outputs}
+        self._operations = model.operations
+
+    @property
+    def convolutions(self) -> list[Any]:
+        """The calls of convolutions that are called once, in the model's order."""
+        kinds = (keras.layers.Conv3D, Conv3D)
+        calls = [self._calls[id(operation)] for operation in self._operations if type(operation) in kinds]
+        return [nodes[0] for nodes in calls if len(nodes) == 1 and _is_plain(nodes[0])]
+
+    def following(self, node: Any) -> Any:
+        """The one call that takes a call's result, where nobody else does; None else."""
         (tensor,) = node.outputs
-        after = consumers[id(tensor)]
-        if id(tensor) in seen or len(after) != 1 or len(calls[id(after[0].operation)]) != 1:
+        after = self._consumers[id(tensor)]
+        if id(tensor) in self._seen or len(after) != 1 or len(self._calls[id(after[0].operation)]) != 1:
             return None
         return after[0] if _is_plain(after[0]) else None
-
-    found = []
-    for operation in model.operations:
-        if type(operation) in (keras.layers.Conv3D, Conv3D) and len(calls[id(operation)]) == 1:
-            (node,) = calls[id(operation)]
-            found.append(_chain(operation, following, node) if _is_plain(node) else None)
-    return [chain for chain in found if chain is not None]
 
 
 def _is_plain(node: Any) -> bool:
@@ -131,7 +145,7 @@ def _chain(convolution: Any, following: Any, node: Any) -> Chain | None:
     if node is not None and _is_norm(node.operation, convolution):
         norm = node.operation
         node = following(node)
-    step = None if node is None or _observed(node.operation) else step_of(node.operation)
+    step = None if node is None or observed(node.operation) else step_of(node.operation)
     if step is not None and node.operation.compute_dtype == convolution.compute_dtype:
         activation = node.operation
     if norm is None and activation is None:
@@ -142,14 +156,14 @@ def _chain(convolution: Any, following: Any, node: Any) -> Chain | None:
 _LINEAR = activations.split(None)
 
 
-def _observed(operation: Any) -> bool:
+def observed(operation: Any) -> bool:
     """Whether a loss is made of an operation's result."""
     return getattr(operation, "activity_regularizer", None) is not None
 
 
 def _is_norm(operation: Any, convolution: Any) -> bool:
     """Whether it is a batch norm of the convolution's filters, in a type in which folded weights lose nothing."""
-    if type(operation) is not keras.layers.BatchNormalization or _observed(operation) or not operation.built:
+    if type(operation) is not keras.layers.BatchNormalization or observed(operation) or not operation.built:
         return False
     last = convolution.data_format == CHANNELS_LAST
     same = operation.compute_dtype == convolution.compute_dtype

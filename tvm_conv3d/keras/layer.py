@@ -10,6 +10,7 @@ from tvm_conv3d.functional.arguments import three
 from tvm_conv3d.keras.backends import BACKEND
 from tvm_conv3d.keras.backends.protocol import Convolution, Norm
 from tvm_conv3d.layer.objects import activations
+from tvm_conv3d.spec import Triple
 from tvm_conv3d.spec.post_ops import LINEAR
 
 #: No activation: its name as a post-op, and its function.
@@ -76,6 +77,23 @@ class Conv3D(keras.layers.Conv3D):
             return super().convolution_op(inputs, kernel)
         return self._convolved(*_PLAIN, True, inputs, kernel, None)
 
+    def pooled(self, inputs: Any, window: Triple) -> Any:
+        """The maxima of windows side by side of the layer's result in training; None where two steps are needed.
+
+        Args:
+            inputs: as :meth:`call` takes them.
+            window: depth, height and width in cells.
+
+        Raises:
+            ValueError: there is no room for one window of the convolution.
+        """
+        inputs = self._floating(inputs)
+        fused, after, _ = activations.split(self.activation)
+        if after is not None or type(self).convolution_op is not Conv3D.convolution_op:
+            return None
+        convolution = self._convolution(fused, self.activation, True)
+        return BACKEND.convolve_pooled(convolution, self.compute_output_shape, inputs, *self._weights(), window)
+
     def _weights(self) -> tuple[Any, Any]:
         """Kernel and bias, or None, as the backend's own tensors, in the compute dtype."""
         return BACKEND.to_tensor(self.kernel), BACKEND.to_tensor(self.bias) if self.use_bias else None
@@ -98,7 +116,12 @@ class Conv3D(keras.layers.Conv3D):
         norm: Norm | None = None,
     ) -> Any:
         """The convolution with an activation, by its name as a post-op and as a function, and maybe a batch norm."""
-        convolution = Convolution(
+        convolution = self._convolution(activation, function, training)
+        return BACKEND.convolve(convolution, self.compute_output_shape, inputs, kernel, bias, norm)
+
+    def _convolution(self, activation: str, function: Any, training: bool) -> Convolution:
+        """The arguments, as the backend takes them."""
+        return Convolution(
             three(map(int, self.strides)),
             self.padding,
             three(map(int, self.dilation_rate)),
@@ -109,4 +132,3 @@ class Conv3D(keras.layers.Conv3D):
             training,
             id(self),
         )
-        return BACKEND.convolve(convolution, self.compute_output_shape, inputs, kernel, bias, norm)

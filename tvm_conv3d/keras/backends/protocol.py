@@ -68,12 +68,14 @@ class Backend(ABC):
     Attributes:
         supports_jit: whether XLA, or what else Keras compiles models with, can hold our convolutions.
         has_pools: whether :meth:`max_pool` computes anything.
+        has_pooled_convolutions: whether :meth:`convolve_pooled` does.
         has_norms: whether :meth:`batch_norm` does.
         tally: of convolutions.
     """
 
     supports_jit: bool
     has_pools: bool = False
+    has_pooled_convolutions: bool = False
     has_norms: bool = False
     tally: Tally
 
@@ -117,6 +119,20 @@ class Backend(ABC):
         Raises:
             ValueError: there is no room for one window.
         """
+
+    def convolve_pooled(
+        self, convolution: Convolution, output_shape: ShapeFunction, x: Any, kernel: Any, bias: Any, window: Triple
+    ) -> Any:
+        """:meth:`max_pool` of :meth:`convolve` in training, differentiable, in one step; None where two are needed.
+
+        Args:
+            convolution, output_shape, x, kernel, bias: as of :meth:`convolve`.
+            window: depth, height and width.
+
+        Raises:
+            ValueError: there is no room for one window of the convolution.
+        """
+        return None
 
     def max_pool(self, x: Any, window: Triple, data_format: str) -> Any:
         """The maxima of windows side by side, differentiable; None where Keras's own code is to compute them.

@@ -6,31 +6,15 @@ Tensors cross by NumPy's views and DLPack, without a copy; `tf.convert_to_tensor
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tvm_conv3d.functional import training
-from tvm_conv3d.functional.arguments import ConvArguments
-from tvm_conv3d.keras.backends import arrays, exporting, tensorflow_pooling
-from tvm_conv3d.keras.backends.array_gradients import (
-    axes_of_positions,
-    data_gradient,
-    kind_of,
-    weight_gradient,
-    why_keras_data,
-    why_keras_weight,
-)
+from tvm_conv3d.keras.backends import arrays, exporting, tensorflow_norms, tensorflow_pooled, tensorflow_pooling
 from tvm_conv3d.keras.backends.protocol import Backend, Convolution, Norm, ShapeFunction
-from tvm_conv3d.keras.backends.tensorflow_calls import prunable
-from tvm_conv3d.runtime import interchange
+from tvm_conv3d.keras.backends.tensorflow_convolution import RELU, Call, convolve
 from tvm_conv3d.spec import CHANNELS_LAST, Triple
-
-#: The chain whose gradient needs no more than its result.
-_RELU = ("relu",)
 
 
 class TensorFlow(Backend):
@@ -38,6 +22,8 @@ class TensorFlow(Backend):
 
     supports_jit = False
     has_pools = True
+    has_pooled_convolutions = True
+    has_norms = True
     tally = arrays.TALLY
 
     def to_tensor(self, value: Any) -> Any:
@@ -72,11 +58,21 @@ class TensorFlow(Backend):
         """With gradients of this package, of any order."""
         kernel, bias = arrays.folded(kernel, bias, norm)
         biases = () if bias is None else (bias,)
-        call = _Call(convolution, arrays.arguments_of(convolution), output_shape)
-        if not convolution.training or convolution.post_ops == _RELU:
-            return _convolve(call, x, kernel, biases)
+        call = Call(convolution, arrays.arguments_of(convolution), output_shape)
+        if not convolution.training or convolution.post_ops == RELU:
+            return convolve(call, x, kernel, biases)
         # what the gradient of the activation needs is at hand then
-        return convolution.function(_convolve(call.without_activation(), x, kernel, biases))
+        return convolution.function(convolve(call.without_activation(), x, kernel, biases))
+
+    def convolve_pooled(
+        self, convolution: Convolution, output_shape: ShapeFunction, x: Any, kernel: Any, bias: Any, window: Triple
+    ) -> Any:
+        """Of ReLUs of channels that lie innermost, with gradients of any order."""
+        relu = convolution.post_ops == RELU and convolution.data_format == CHANNELS_LAST
+        if not relu or not training.takes(x.dtype.name, window) or self.why_keras(x, kernel, bias) is not None:
+            return None
+        call = Call(convolution, arrays.arguments_of(convolution), output_shape)
+        return tensorflow_pooled.maxima(call, window, x, kernel, () if bias is None else (bias,))
 
     def max_pool(self, x: Any, window: Triple, data_format: str) -> Any:
         """Of channels that lie innermost."""
@@ -84,22 +80,11 @@ class TensorFlow(Backend):
             return None
         return tensorflow_pooling.maxima(x, window) if training.takes(x.dtype.name, window) else None
 
-
-class _Call(NamedTuple):
-    """What a call needs beside its tensors; `arguments` is of the kernel, without the activation or with it."""
-
-    convolution: Convolution
-    arguments: ConvArguments
-    output_shape: ShapeFunction
-
-    @property
-    def place(self) -> int | None:
-        """Of weights in training."""
-        return self.convolution.place if self.convolution.training else None
-
-    def without_activation(self) -> _Call:
-        """The same of the sums."""
-        return self._replace(arguments=replace(self.arguments, post_ops=()))
+    def batch_norm(self, x: Any, norm: Norm, of_batch: bool, data_format: str) -> tuple[Any, Any, Any] | None:
+        """Of statistics of the batch, of channels that lie innermost."""
+        if not of_batch or data_format != CHANNELS_LAST or self.why_keras(x, x, None) is not None:
+            return None
+        return tensorflow_norms.of_batch(x, norm)
 
 
 @functools.cache
@@ -116,115 +101,3 @@ def _in_xla() -> bool:
             return True
         graph = getattr(graph, "outer_graph", None)
     return False
-
-
-def _convolve(call: _Call, x: Any, kernel: Any, biases: tuple[Any, ...]) -> Any:
-    """`activation(convolution(x, kernel) + bias)` by a kernel."""
-
-    @tf.custom_gradient
-    def function(x: Any, kernel: Any, *biases: Any) -> Any:
-        def gradient(of_y: Any) -> tuple[Any, ...]:
-            if call.arguments.post_ops == _RELU:
-                of_y = tf.raw_ops.ReluGrad(gradients=of_y, features=y)
-            elif call.arguments.post_ops:
-                # with a gradient of its own, for those who derive again
-                sums = _convolve(call.without_activation(), x, kernel, biases)
-                (of_y,) = _gradients(call.convolution.function, (sums,), of_y)
-            sizes = _Sizes(x.shape, tf.shape(x), kernel.shape)
-            of_x = _data_gradient(call, sizes, of_y, kernel)
-            return of_x, *_weight_gradient(call, sizes, x, of_y, bool(biases))
-
-        y = _computed(call, x, kernel, biases)
-        return y, gradient
-
-    return function(x, kernel, *biases)
-
-
-class _Sizes(NamedTuple):
-    """Of input and kernel: what is known of the input's as a function is traced, and all of it as a tensor."""
-
-    known: tf.TensorShape
-    of_input: Any
-    of_kernel: tf.TensorShape
-
-
-def _data_gradient(call: _Call, sizes: _Sizes, of_y: Any, kernel: Any) -> Any:
-    """The gradient of a convolution's input: it is linear in both of its tensors."""
-
-    @tf.custom_gradient
-    def function(of_y: Any, kernel: Any) -> Any:
-        def gradient(outer: Any) -> tuple[Any, Any]:
-            sums = _convolve(call.without_activation(), outer, kernel, ())
-            return sums, *_weight_gradient(call, sizes, outer, of_y)
-
-        given = (of_y, kernel, sizes.of_input)
-        kinds = [tf.TensorSpec(sizes.known, of_y.dtype)]
-        return prunable(functools.partial(_data_gradient_now, call), given, kinds)[0], gradient
-
-    return function(of_y, kernel)
-
-
-def _weight_gradient(call: _Call, sizes: _Sizes, x: Any, of_y: Any, bias: bool = False) -> Any:
-    """The gradients of a convolution's kernel, and maybe its bias: they are linear in both of its tensors."""
-
-    @tf.custom_gradient
-    def function(x: Any, of_y: Any) -> Any:
-        def gradient(outer: Any, *of_bias: Any) -> tuple[Any, Any]:
-            return _data_gradient(call, sizes, of_y, outer), _convolve(call.without_activation(), x, outer, of_bias)
-
-        now = functools.partial(_weight_gradient_now, call, tuple(sizes.of_kernel), bias)
-        kinds = [tf.TensorSpec(shape, x.dtype) for shape in (sizes.of_kernel, sizes.of_kernel[-1:])]
-        return prunable(now, (x, of_y), kinds if bias else kinds[:1]), gradient
-
-    return function(x, of_y)
-
-
-def _data_gradient_now(call: _Call, of_y: Any, kernel: Any, input_shape: Any) -> list[Any]:
-    """Of eager tensors, or of arrays of NumPy's."""
-    kind = kind_of(call.arguments, map(int, input_shape), kernel.shape, of_y.dtype.name)
-    reason = why_keras_data(kind)
-    if reason is None:
-        return [data_gradient(kind, interchange.wrap(of_y), np.asarray(kernel), call.place)]
-    return [_by_keras(call, reason, (tf.zeros(kind.input_shape, of_y.dtype), kernel), of_y, 0)]
-
-
-def _weight_gradient_now(call: _Call, kernel_shape: tuple[int, ...], bias: bool, x: Any, of_y: Any) -> list[Any]:
-    """Of eager tensors, or of arrays of NumPy's."""
-    kind = kind_of(call.arguments, x.shape, kernel_shape, x.dtype.name, bias)
-    reason = why_keras_weight(kind)
-    if reason is None:
-        source = interchange.wrap(x)
-        return [source.restore(each) for each in weight_gradient(kind, source, interchange.wrap(of_y))]
-    found = [_by_keras(call, reason, (x, tf.zeros(kernel_shape, x.dtype)), of_y, 1)]
-    return [*found, tf.reduce_sum(of_y, axes_of_positions(call.arguments.data_format))] if bias else found
-
-
-def _by_keras(call: _Call, reason: str, inputs: tuple[Any, Any], of_y: Any, number: int) -> Any:
-    """The gradient of one of a convolution's inputs by the backend's own code, counted."""
-    arrays.TALLY.count_theirs(reason)
-    inputs = tf.convert_to_tensor(inputs[0]), tf.convert_to_tensor(inputs[1])
-    found = _gradients(functools.partial(arrays.by_keras, call.convolution), inputs, tf.convert_to_tensor(of_y))[number]
-    return found.numpy() if isinstance(of_y, np.ndarray) else found
-
-
-def _computed(call: _Call, x: Any, kernel: Any, biases: tuple[Any, ...]) -> Any:
-    """The result: now, or, in a function that is traced, whenever that is called."""
-    if not tf.is_symbolic_tensor(x):
-        return _now(call, x, kernel, *biases)
-    y = tf.py_function(functools.partial(_now, call), (x, kernel, *biases), x.dtype, name="tvm_conv3d")
-    y.set_shape(call.output_shape(tuple(x.shape)))
-    return y
-
-
-def _now(call: _Call, x: Any, kernel: Any, *biases: Any) -> Any:
-    """Of eager tensors."""
-    (bias,) = (each.numpy() for each in biases) if biases else (None,)
-    return arrays.compute(call.arguments, interchange.wrap(x), kernel.numpy(), bias, call.place)
-
-
-def _gradients(function: Callable[..., Any], inputs: tuple[Any, ...], of_y: Any) -> list[Any]:
-    """Those of the inputs; what is computed on the way is left out of functions that are traced."""
-    with tf.GradientTape() as tape:
-        tape.watch(inputs)
-        y = function(*inputs)
-    return list(tape.gradient(y, inputs, of_y))

@@ -31,23 +31,23 @@ def maxima(x: Any, window: Triple) -> Any:
     def function(x: Any) -> Any:
         y, cells = prunable(functools.partial(_maxima_now, window), [x], kinds)
         size = tf.shape(x)
-        return y, lambda of_y: _spread(of_y, cells, size, tf.TensorSpec(x.shape, x.dtype), window)
+        return y, lambda of_y: spread(of_y, cells, size, tf.TensorSpec(x.shape, x.dtype), window)
 
     return function(x)
 
 
-def _spread(of_y: Any, cells: Any, size: Any, kind: tf.TensorSpec, window: Triple) -> Any:
+def spread(of_y: Any, cells: Any, size: Any, kind: tf.TensorSpec, window: Triple) -> Any:
     """Zeros but in the cells: linear in what lies there."""
 
     @tf.custom_gradient
     def function(of_y: Any) -> Any:
         (found,) = prunable(functools.partial(_spread_now, window), [of_y, cells, size], [kind])
-        return found, lambda outer: _pick(outer, cells, window)
+        return found, lambda outer: pick(outer, cells, window)
 
     return function(of_y)
 
 
-def _pick(whole: Any, cells: Any, window: Triple) -> Any:
+def pick(whole: Any, cells: Any, window: Triple) -> Any:
     """What lies in the cells, by TensorFlow's own code: only gradients of gradients ask for it."""
     batch, depth, height, width, channels = training.pooled(tf.unstack(tf.shape(whole)), window)
     kd, kh, kw = window
@@ -62,11 +62,7 @@ def _pick(whole: Any, cells: Any, window: Triple) -> Any:
 def _maxima_now(window: Triple, x: Any) -> list[Any]:
     """Of an eager tensor, or of an array of NumPy's."""
     source = interchange.wrap(x)
-    array = source.numpy()
-    shape = training.pooled(array.shape, window)
-    if 0 in shape:
-        return [source.restore(np.zeros(shape, dtype)) for dtype in (array.dtype, np.uint8)]
-    return [source.restore(each) for each in training.max_pool(array, window)]
+    return [source.restore(each) for each in training.max_pool_of_any(source.numpy(), window)]
 
 
 def _spread_now(window: Triple, of_y: Any, cells: Any, size: Any) -> list[Any]:
