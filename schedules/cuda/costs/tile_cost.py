@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from tvm_conv3d.compute.cuda.implicit_gemm import Cut, GemmVariant, extents_of
 from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
@@ -19,6 +19,16 @@ from tvm_conv3d.schedules.decisions import divisors
 from tvm_conv3d.target.gpu import GpuTraits
 
 V = TypeVar("V", GemmVariant, TensorVariant)
+
+
+class InParts(Protocol):
+    """What variants have that may cut a reduction."""
+
+    @property
+    def parts(self) -> int: ...
+
+
+P = TypeVar("P", bound=InParts)
 
 #: Bytes a nanosecond between one multiprocessor and the second-level cache.
 _CACHE_BANDWIDTH = 40.0
@@ -93,7 +103,7 @@ def in_parts(spec: CanonicalSpec, traits: GpuTraits, variant: V, price: Callable
     return found
 
 
-def cheapest_first(costs: dict[V, float]) -> list[tuple[V, float]]:
+def cheapest_first(costs: dict[P, float]) -> list[tuple[P, float]]:
     """Variants with their prices; those in parts stand after those in one that are not much dearer."""
     return sorted(costs.items(), key=lambda pair: pair[1] if pair[0].parts == 1 else pair[1] / ADVANTAGE)
 
