@@ -17,9 +17,10 @@ from cuda_on_cpu.execute import Order
 from problems import data
 from tvm_conv3d.compute.cuda.winograd_gemm import WinogradGemmVariant
 from tvm_conv3d.engine import scheduling
+from tvm_conv3d.engine.algorithms import algorithms
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.spec import Conv3DSpec, Pads
-from tvm_conv3d.target.resolve import resolve
+from tvm_conv3d.target.resolve import resolve, traits_of
 
 TARGET = resolve("cuda:sm_80", 1)
 
@@ -39,9 +40,9 @@ def plan_of(algorithm: str) -> Plan:
     if algorithm == "winograd_gemm":
         return Plan(BASE, algorithm, _WINOGRAD, {})
     if algorithm.startswith("weight_gradient"):
-        (plan,) = gradient_plans([BASE])
-        assert plan.algorithm == algorithm
-        return plan
+        (plan,) = gradient_plans([replace(BASE, groups=8 if algorithm == "weight_gradient_window" else 1)])
+        variant = algorithms("cuda")[algorithm].variants(plan.spec, traits_of(TARGET))[0]
+        return Plan(plan.spec, algorithm, variant, {})
     changes: dict[str, Any] = {"window": {"filters": 4}, "tensor_gemm": {"dtype": "float16"}}.get(algorithm, {})
     (plan,) = default_plans([replace(BASE, **changes)])
     assert plan.algorithm == algorithm
@@ -111,7 +112,7 @@ def with_two_rows_in_one_place(module: Any) -> Any:
     return rewritten(module, BufferStore, changed)
 
 
-@pytest.mark.parametrize("algorithm", ["window", "gemm", "tensor_gemm", "winograd_gemm", "weight_gradient_gemm"])
+@pytest.mark.parametrize("algorithm", sorted(algorithms("cuda")))
 @every_order
 def test_a_padding_that_is_not_guarded(algorithm: str, order: Order) -> None:
     plan = plan_of(algorithm)

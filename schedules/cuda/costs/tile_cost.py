@@ -45,6 +45,10 @@ LAUNCH = 3000.0
 #: Parts of a reduction, at most, and terms of a part, at least.
 MAX_PARTS, MIN_TERMS = 64, 128
 
+#: Parts of a gradient of weights, at most, bytes that their sums may take, and nanoseconds that a thread waits for one
+#: when it adds them one after the other.
+MAX_SUMMED_PARTS, MAX_KEPT, ADDITION = 1024, 64 << 20, 100.0
+
 #: What needs several kernels must be cheaper by this factor than one kernel, as both are estimates.
 ADVANTAGE = 0.7
 

@@ -13,12 +13,18 @@ from tvm_conv3d.compute.cuda.weight_gradient_gemm import extents_of
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.stages import PART_ON_GPU
 from tvm_conv3d.schedules.cuda.costs.gemm import MAX_SUMS, MAX_VARIANTS, STEP, TILES
-from tvm_conv3d.schedules.cuda.costs.tile_cost import LAUNCH, MIN_TERMS, cheapest_first, of_tiles, share_of_registers
+from tvm_conv3d.schedules.cuda.costs.tile_cost import (
+    ADDITION,
+    LAUNCH,
+    MAX_KEPT,
+    MAX_SUMMED_PARTS,
+    MIN_TERMS,
+    cheapest_first,
+    of_tiles,
+    share_of_registers,
+)
 from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.target.gpu import GpuTraits
-
-#: Parts of the positions, at most, and bytes that their sums may take.
-_MAX_PARTS, _MAX_KEPT = 1024, 64 << 20
 
 #: Blocks for each multiprocessor, for which parts are counted.
 _BLOCKS = (1, 2, 4, 8)
@@ -79,7 +85,7 @@ def _cuts(
     item = np.dtype(spec.accumulator).itemsize
     kept = blocks * tile.cells * tile.filters * item
     totals_fit = 2 * item * tile.cells * tile.filters <= MAX_SUMS * tile.threads_cells * tile.threads_filters
-    most = min(_MAX_PARTS, max(1, _MAX_KEPT // kept), max(1, e.positions // MIN_TERMS))
+    most = min(MAX_SUMMED_PARTS, max(1, MAX_KEPT // kept), max(1, e.positions // MIN_TERMS))
     least = 1 if totals_fit else min(most, -(-e.positions // PART_ON_GPU))
     wanted = {
         least,
@@ -100,4 +106,4 @@ def _nanoseconds(spec: CanonicalSpec, traits: GpuTraits, variant: WeightGradient
     product = of_tiles(traits, blocks, v.cells, v.filters, e.turns * v.step, item, v.vector, False, share)
     if v.parts == 1:
         return product
-    return product + LAUNCH + 2 * item * blocks * v.cells * v.filters / traits.gigabytes
+    return product + LAUNCH + ADDITION * v.parts + 2 * item * blocks * v.cells * v.filters / traits.gigabytes

@@ -41,11 +41,13 @@ def read_gradient(spec: CanonicalSpec, gradient: te.Tensor, number: te.Expr, f: 
     return widen(value, spec.dtype, spec.accumulator)
 
 
-def declare_bias(spec: CanonicalSpec, gradient: te.Tensor) -> tuple[te.Tensor, te.Tensor]:
-    """The kept sums of parts, and the gradient of the bias; `gradient` is a tensor of :func:`gradient_shape`.
+def declare_bias(spec: CanonicalSpec, gradient: te.Tensor) -> tuple[tuple[te.Tensor, ...], tuple[te.Tensor, ...]]:
+    """The gradient of the bias, and what is kept for it: the sums of parts. None of either where the spec has no bias.
 
-    There are about as many parts as positions in each.
+    There are about as many parts as positions in each. `gradient` is a tensor of :func:`gradient_shape`.
     """
+    if not spec.bias:
+        return (), ()
     positions, last = spec.batch * math.prod(spec.out_size), spec.data_format == CHANNELS_LAST
     parts = -(-(math.isqrt(positions - 1) + 1) // _WARP) * _WARP
     of_part = -(-positions // parts)
@@ -63,4 +65,4 @@ def declare_bias(spec: CanonicalSpec, gradient: te.Tensor) -> tuple[te.Tensor, t
         (spec.filters,), lambda f: te.sum(part[(number, f) if last else (f, number)], axis=[number]), name="bias_total"
     )
     out = te.compute((spec.filters,), lambda f: narrow(total[f], spec.dtype, spec.accumulator), name=BIAS_GRADIENT)
-    return part, out
+    return (out,), (part,)

@@ -140,11 +140,34 @@ class WeightGradientGemmVariant:
     parts: int = 1
 
 
+@dataclass(frozen=True)
+class WeightGradientWindowVariant:
+    """What the gradient of weights is cut into where a thread sums a few of them; one TE declaration each.
+
+    Attributes:
+        taps: along the width, whose weights a thread sums; divides the kernel's.
+        columns: neighbouring output positions that a thread reads at once; above 1 without dilation along the width.
+        parts: that the positions are cut into, each summed by threads of its own.
+        threads_parts, threads_filters: threads of a block along parts and filters; they divide these.
+        store: neighbouring weights that are written at once.
+    """
+
+    exact: ClassVar[bool] = True
+
+    taps: int
+    columns: int
+    parts: int
+    threads_parts: int
+    threads_filters: int
+    store: int = 1
+
+
 #: The variants' types by their algorithms' names, as in plans and records.
 BY_ALGORITHM: Mapping[str, type[Any]] = {
     "window": WindowVariant,
     "winograd_gemm": WinogradGemmVariant,
     "tensor_gemm": TensorVariant,
     "gemm": GemmVariant,
+    "weight_gradient_window": WeightGradientWindowVariant,
     "weight_gradient_gemm": WeightGradientGemmVariant,
 }

@@ -80,7 +80,7 @@ def declare(spec: CanonicalSpec, variant: WeightGradientGemmVariant) -> Declarat
     e, stored = extents_of(spec, v), storage_dtype(spec.dtype)
     x = te.placeholder(spec.input_shape, stored, name="x")
     gradient = te.placeholder(gradient_shape(spec), stored, name=GRADIENT)
-    biases, of_bias = _bias(spec, gradient)
+    biases, of_bias = declare_bias(spec, gradient)
     product = _product(spec, v, e, _gather(spec, v, e, x), _gradients(spec, v, e, gradient))
     if v.parts == 1:
         tile = te.compute(product.shape, lambda *at: narrow(product(*at), spec.dtype, spec.accumulator), name="tile")
@@ -98,14 +98,6 @@ def declare(spec: CanonicalSpec, variant: WeightGradientGemmVariant) -> Declarat
 def error_bound(spec: CanonicalSpec, variant: WeightGradientGemmVariant) -> float:
     """The relative error (2-norm) to expect of data without structure."""
     return error_of_sums(spec, spec.batch * math.prod(spec.out_size), on_gpu=True)
-
-
-def _bias(spec: CanonicalSpec, gradient: te.Tensor) -> tuple[tuple[te.Tensor, ...], tuple[te.Tensor, ...]]:
-    """The gradient of the bias, and what is kept for it; nothing where the spec has none."""
-    if not spec.bias:
-        return (), ()
-    part, out = declare_bias(spec, gradient)
-    return (out,), (part,)
 
 
 def _gather(spec: CanonicalSpec, v: WeightGradientGemmVariant, e: Extents, x: te.Tensor) -> te.Tensor:
