@@ -23,6 +23,9 @@ PIPELINED = "software_pipeline_async_stages"
 #: Threads of a block that adds the parts of a reduction.
 ADDING_THREADS = 128
 
+#: Elements after which rows in shared memory begin in the same bank, and by how many they are lengthened.
+BANKS, SKEW = 32, 4
+
 #: Strides up to which neighbouring positions are read in no more than twice the sectors of neighbouring elements.
 _NEAR_STRIDES = 2
 

@@ -6,23 +6,13 @@ from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.cuda.implicit_gemm import GemmVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.schedules.cuda.common import (
-    LoopRV,
-    add_parts,
-    read_at_once,
-    reads_along_terms,
-    spread_over_threads,
-    unroll,
-)
-from tvm_conv3d.schedules.cuda.register_tile import bind_tile, clear, fetch_kernel, sum_in_registers
+from tvm_conv3d.schedules.cuda.common import BANKS, SKEW, LoopRV, reads_along_terms, spread_over_threads
+from tvm_conv3d.schedules.cuda.register_tile import clear, fetch_kernel, place_tiles
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.spec import CHANNELS_LAST
 
 #: Filters that are brought into shared memory at once, where they are float32.
 WEIGHTS_AT_ONCE = {"float32": 4, "float64": 2}
-
-#: Elements after which rows in shared memory begin in the same bank, and by how many they are lengthened.
-_BANKS, _SKEW = 32, 4
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: GemmVariant, decide: Decisions) -> None:
@@ -30,23 +20,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: GemmVariant, decide: Deci
 
     Decisions: those of :mod:`tvm_conv3d.schedules.cuda.register_tile`.
     """
-    whole = variant.parts == 1
-    store = "out" if whole else "partial"
-    last = spec.data_format == CHANNELS_LAST
-    if not (whole or last):
-        *_, filters, cells, _ = sch.get_loops(sch.get_sblock(store))
-        sch.reorder(cells, filters)
-    thread = bind_tile(sch, store, variant, variant.store, last, decide)
-    if whole:
-        tile = sch.get_sblock("tile")
-        sch.set_scope(tile, 0, "local")
-        sch.compute_at(tile, thread, preserve_unit_loops=True)
-        unroll(sch, sch.get_loops(tile)[-2:])
-        if last:
-            read_at_once(sch, tile, "bias", thread)
-    else:
-        add_parts(sch, last)
-    sums = sum_in_registers(sch, thread, len(spec.kernel) if whole else 0, variant.step, decide)
+    sums = place_tiles(sch, variant, spec.data_format == CHANNELS_LAST, len(spec.kernel), decide)
     _gather(sch, spec, variant, sums.step)
     fetch_kernel(sch, sums, variant, WEIGHTS_AT_ONCE[spec.accumulator])
     clear(sch, sums)
@@ -57,7 +31,7 @@ def _gather(sch: Schedule, s: CanonicalSpec, variant: GemmVariant, step: LoopRV)
     gather = sch.get_sblock("gather")
     sch.set_scope(gather, 0, "shared")
     # neighbouring threads write neighbouring terms, whose rows begin 4 banks apart
-    sch.storage_align(gather, 0, -2, _BANKS, _SKEW)
+    sch.storage_align(gather, 0, -2, BANKS, SKEW)
     sch.compute_at(gather, step, preserve_unit_loops=True)
     q, v, i = sch.get_loops(gather)[-3:]
     # neighbouring threads read neighbouring elements

@@ -11,7 +11,15 @@ from typing import Protocol
 
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.schedules.cuda.common import BlockRV, LoopRV, spread_over_threads, unroll, unroll_by_pragma
+from tvm_conv3d.schedules.cuda.common import (
+    BlockRV,
+    LoopRV,
+    add_parts,
+    read_at_once,
+    spread_over_threads,
+    unroll,
+    unroll_by_pragma,
+)
 from tvm_conv3d.schedules.decisions import Decisions, divisors
 
 
@@ -28,6 +36,15 @@ class Tile(Protocol):
     def threads_cells(self) -> int: ...
     @property
     def threads_filters(self) -> int: ...
+
+
+class CutTile(Tile, Protocol):
+    """The same of those that store vectors, and may cut the reduction into parts."""
+
+    @property
+    def store(self) -> int: ...
+    @property
+    def parts(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -114,6 +131,36 @@ def sum_in_registers(
     if fused:
         outer = [sch.fuse(*outer)]
     return Sums(product, outer[0], outer[-1])
+
+
+def place_tiles(sch: Schedule, tile: CutTile, filters_last: bool, taps: int, decide: Decisions) -> Sums:
+    """Binds the tiles of a product that is finished in the block `tile`, and stored in vectors; places their sums.
+
+    Where the reduction is cut, sums are kept by `partial`, and added by a second kernel.
+
+    Args:
+        sch: the schedule.
+        tile: the tile.
+        filters_last: whether a vector is of filters, else of positions.
+        taps: axes of taps that the reduction goes over where it is not cut.
+        decide: the decisions, of :func:`bind_tile` and :func:`sum_in_registers`.
+    """
+    whole = tile.parts == 1
+    store = "out" if whole else "partial"
+    if not (whole or filters_last):
+        *_, filters, cells, _ = sch.get_loops(sch.get_sblock(store))
+        sch.reorder(cells, filters)
+    thread = bind_tile(sch, store, tile, tile.store, filters_last, decide)
+    if whole:
+        finished = sch.get_sblock("tile")
+        sch.set_scope(finished, 0, "local")
+        sch.compute_at(finished, thread, preserve_unit_loops=True)
+        unroll(sch, sch.get_loops(finished)[-2:])
+        if filters_last:
+            read_at_once(sch, finished, "bias", thread)
+    else:
+        add_parts(sch, filters_last)
+    return sum_in_registers(sch, thread, taps if whole else 0, tile.step, decide)
 
 
 def fetch_kernel(sch: Schedule, sums: Sums, tile: Tile, lanes: int) -> None:

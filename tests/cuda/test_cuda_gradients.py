@@ -1,18 +1,21 @@
-"""Gradients of convolutions on GPUs: of the input, in any order of threads; those of weights are refused in words."""
+"""Gradients of convolutions on GPUs: of the input in any order of threads, and of input and weights of arrays there."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from cuda_checks import assert_right, default_plans
-from cuda_fakes import GpuArray, fake_gpu
+from cuda_fakes import FakeDriver, GpuArray, fake_gpu
 from cuda_on_cpu.execute import Order
 from gradient_cases import arguments_of, operands
 from problems import BOUNDS
 from tvm_conv3d import conv3d_data_gradient, conv3d_weight_gradient
-from tvm_conv3d.functional import convolution
+from tvm_conv3d.functional import convolution, gradients
 from tvm_conv3d.functional.gradient_arguments import data_gradient_of
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import kept_weights
@@ -32,10 +35,10 @@ FORMATS = (CHANNELS_FIRST, CHANNELS_LAST, CHANNELS_FIRST)
 
 @pytest.mark.parametrize("order", ["reverse", ("shuffled", 7)], ids=str)
 def test_any_order_of_threads(order: Order) -> None:
-    gradients = [data_gradient_of(replace(spec, bias=False)) for spec in FORWARD]
+    of_inputs = [data_gradient_of(replace(spec, bias=False)) for spec in FORWARD]
     specs = [
         replace(spec, dtype=dtype, data_format=data_format)
-        for spec in gradients
+        for spec in of_inputs
         for dtype, data_format in (
             ("float32", CHANNELS_FIRST),
             ("float16", CHANNELS_LAST),
@@ -63,11 +66,69 @@ def test_arrays_on_a_gpu(data_format: str, dtype: str, monkeypatch: pytest.Monke
         assert gpu.launched
 
 
-def test_gradients_of_weights_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
+    """A GPU with a memory of its own, and calls that know of no other."""
+    monkeypatch.setattr(gradients, "_calls", Recent(8))
+    with fake_gpu(monkeypatch) as fake:
+        yield fake
+
+
+def weight_gradients(spec: Conv3DSpec, x: Any, gradient: Any, **more: Any) -> Any:
+    return conv3d_weight_gradient(x, gradient, spec.kernel, bias=True, **arguments_of(spec), **more)
+
+
+def assert_weight_gradients_right(spec: Conv3DSpec, found: Any, x: np.ndarray, gradient: np.ndarray) -> None:
+    for one, wanted in zip(found, oracle.weight_gradient(spec, x, gradient), strict=True):
+        assert one.dtype == spec.dtype
+        assert oracle.relative_error(one, wanted) < BOUNDS[spec.dtype]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+def test_gradients_of_weights_of_arrays_on_a_gpu(data_format: str, dtype: str, gpu: FakeDriver) -> None:
+    """The results lie beside the input; NumPy's arrays are copied there, and the results back."""
+    spec = replace(FORWARD[0], dtype=dtype, data_format=data_format)
+    x, _, gradient = operands(spec)
+    found = weight_gradients(spec, GpuArray(gpu, x), GpuArray(gpu, gradient))
+    assert all(isinstance(each, GpuArray) for each in found)
+    assert_weight_gradients_right(spec, [each.array for each in found], x, gradient)
+    launched = len(gpu.launched)
+    assert_weight_gradients_right(spec, weight_gradients(spec, x, gradient, target="cuda"), x, gradient)
+    assert len(gpu.launched) == 2 * launched > 0
+
+
+def test_gradients_of_weights_of_other_types_and_orders(gpu: FakeDriver) -> None:
+    """What is no dense array of one type is made one by its library; channels that lie inside are read so."""
+    spec = replace(FORWARD[2], data_format=CHANNELS_FIRST)
+    x, _, gradient = operands(spec)
+    inside = [np.ascontiguousarray(np.moveaxis(array, 1, -1)) for array in (x, gradient.astype("float64"))]
+    given = [GpuArray(gpu, array).transpose((0, 4, 1, 2, 3)) for array in inside]
+    found = weight_gradients(spec, *given)
+    assert_weight_gradients_right(spec, [each.array for each in found], x, gradient)
+
+
+def test_gradients_of_weights_where_there_are_no_positions(gpu: FakeDriver) -> None:
+    spec = replace(FORWARD[2], batch=0)
+    x, _, gradient = operands(spec)
+    for given in ((GpuArray(gpu, x), GpuArray(gpu, gradient)), (x, gradient)):
+        found = weight_gradients(spec, *given, target="cuda")
+        assert isinstance(found[0], type(given[0]))
+        assert [each.shape for each in found] == [spec.kernel_shape, (spec.filters,)]
+        for each in found:
+            assert not np.asarray(getattr(each, "array", each)).any()
+    assert not gpu.launched
+
+
+def test_operands_in_different_places_are_refused_in_words(gpu: FakeDriver) -> None:
     spec = FORWARD[0]
     x, _, gradient = operands(spec)
-    with fake_gpu(monkeypatch) as gpu:
-        for given in ((GpuArray(gpu, x), gradient), (x, GpuArray(gpu, gradient))):
-            with pytest.raises(ValueError, match="GPU"):
-                conv3d_weight_gradient(*given, spec.kernel, **arguments_of(spec))
-        assert not gpu.launched
+    for given, words in (
+        ((GpuArray(gpu, x), gradient), "x in GPU 0, of cupy, gradient in the CPU's memory"),
+        ((x, GpuArray(gpu, gradient)), "x in the CPU's memory, gradient in GPU 0, of cupy"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            weight_gradients(spec, *given)
+    with pytest.raises(ValueError, match="The target is a CPU, and the input lies on GPU 0"):
+        weight_gradients(spec, GpuArray(gpu, x), GpuArray(gpu, gradient), target="llvm")
+    assert not gpu.launched

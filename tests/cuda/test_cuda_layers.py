@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cuda_checks import assert_right, default_plans
+from cuda_checks import assert_right, default_plans, forward_algorithms
 from cuda_fakes import fake_gpu
 from keras_cases import CALLS, FORWARD, expected, grid, input_shape, spec_of
 from problems import BOUNDS, data
@@ -40,7 +40,7 @@ def test_grid_by_every_algorithm(padding: str, data_format: str, every: int, mac
     wanted: dict[str, Any] = {"padding": padding, "data_format": data_format}
     cases = [arguments for arguments in grid() if arguments.items() >= wanted.items()]
     plans = [plan for arguments in cases[::every] for plan in plans_of(spec_of(arguments))]
-    assert {plan.algorithm for plan in plans} == algorithms("cuda").keys()
+    assert {plan.algorithm for plan in plans} == forward_algorithms()
     assert_right(plans, machine=machine)
 
 
@@ -70,7 +70,7 @@ def test_the_same_checks_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [spec_of({"filters": filters, "kernel_size": 3}) for filters in (4, 12)]
     layers += [replace(layers[1], dtype="bfloat16"), replace(layers[1], size=(4, 16, 16), channels=32, filters=64)]
     plans = default_plans(layers)
-    assert {plan.algorithm for plan in plans} == algorithms("cuda").keys()
+    assert {plan.algorithm for plan in plans} == forward_algorithms()
     with fake_gpu(monkeypatch) as fake:
         assert_right(plans, machine="gpu")
         assert len(fake.launched) >= len(plans)

@@ -29,7 +29,7 @@ from tvm_conv3d.reference.layers import read_csv
 from tvm_conv3d.runtime import loader
 from tvm_conv3d.runtime.cuda import driver as drivers
 from tvm_conv3d.runtime.cuda.kernels import LoadedImage, Memory
-from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.spec import FORWARD, WEIGHT_GRADIENT, Conv3DSpec
 from tvm_conv3d.target.gpu import ARCHITECTURES
 from tvm_conv3d.target.resolve import resolve
 
@@ -197,16 +197,18 @@ def test_tuning_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "no NVIDIA driver" in capsys.readouterr().err
 
 
-def test_the_tuner_measures_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("direction", [FORWARD, WEIGHT_GRADIENT])
+def test_the_tuner_measures_on_the_gpu(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tvm_ffi")
     from tvm_conv3d.tuning import measure
 
     gpu = FakeDriver()
     monkeypatch.setattr(drivers, "get", lambda: gpu)
     target = resolve("cuda:sm_80", 1)
-    (plan,) = default_plans([SPEC])
+    spec = replace(SPEC, direction=direction)
+    (plan,) = default_plans([spec])
     pair = (plan, build.compile_plan(plan, target))
-    (error,) = measure.perform(measure.Request("error", "cuda", (pair,)), measure.Bench.of(SPEC))
+    (error,) = measure.perform(measure.Request("error", "cuda", (pair,)), measure.Bench.of(spec))
     assert error < 2e-6
-    (seconds,) = measure.perform(measure.Request("time", "cuda", (pair,), cutoff_seconds=0.0), measure.Bench.of(SPEC))
+    (seconds,) = measure.perform(measure.Request("time", "cuda", (pair,), cutoff_seconds=0.0), measure.Bench.of(spec))
     assert seconds > 0

@@ -109,7 +109,7 @@ def test_calls_take_turns_with_buffers_that_outgrow_the_cache(
             assert x.tobytes() in blocks
     # what timing has left there is not taken for a result
     call()
-    call.fetch(out)
+    call.fetch({"out": out})
     assert oracle.relative_error(out, oracle.convolve(SPEC, x, kernel, bias)) < 2e-6
 
 

@@ -40,6 +40,7 @@ SPECS = (
     replace(LAYER, groups=24, channels=24, data_format=CHANNELS_FIRST),
     replace(LAYER, groups=24, channels=24),
     replace(LAYER, direction=WEIGHT_GRADIENT, post_ops=()),
+    replace(LAYER, direction=WEIGHT_GRADIENT, post_ops=(), groups=8),
 )
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from functional_cases import VIEWS
-from gradient_cases import arguments_of, assert_by_differences, convolved, in_torch, operands
+from gradient_cases import SHAPES, arguments_of, assert_by_differences, convolved, in_torch, operands
 from problems import BOUNDS, numpy_dtype, specs
 from tvm_conv3d import conv3d_weight_gradient, set_num_threads
 from tvm_conv3d.reference import oracle
@@ -22,21 +22,6 @@ FORMATS = [CHANNELS_LAST, CHANNELS_FIRST]
 
 #: Windows do not reach the input's end along any axis, and crop its beginning along one.
 SPEC = Conv3DSpec(2, (8, 7, 9), 4, 6, (3, 2, 4), (2, 3, 2), (1, 2, 1), (Pads(1, 0), Pads(-1, 1), Pads(0, 2)), groups=2)
-
-#: Few and many channels and filters, odd ones, vectors in part, groups of all kinds, positions of one row.
-SHAPES = {
-    "stem": Conv3DSpec(1, (6, 17, 18), 3, 33, (3, 5, 7), (1, 2, 2), pads=(Pads(1, 1), Pads(2, 2), Pads(3, 3))),
-    "one channel": Conv3DSpec(1, (6, 17, 18), 1, 8, (3, 3, 3), pads=(Pads(1, 1),) * 3),
-    "odd": Conv3DSpec(2, (5, 7, 11), 37, 41, (2, 3, 1), pads=(Pads(1, 0), Pads(1, 1), Pads(0, 0))),
-    "wide": Conv3DSpec(1, (3, 5, 7), 130, 96, (3, 3, 3), pads=(Pads(1, 1),) * 3),
-    "pointwise": Conv3DSpec(3, (5, 6, 7), 24, 48, (1, 1, 1)),
-    "temporal": Conv3DSpec(2, (9, 5, 7), 20, 32, (3, 1, 1), pads=(Pads(1, 1), Pads(0, 0), Pads(0, 0))),
-    "patches": Conv3DSpec(1, (8, 8, 12), 2, 40, (4, 4, 4), (4, 4, 4)),
-    "depthwise": Conv3DSpec(1, (4, 9, 10), 21, 21, (3, 3, 3), pads=(Pads(1, 1),) * 3, groups=21),
-    "multiplied": Conv3DSpec(1, (4, 9, 10), 6, 18, (3, 3, 3), pads=(Pads(1, 1),) * 3, groups=6),
-    "grouped": Conv3DSpec(1, (4, 9, 10), 32, 48, (3, 1, 3), dilation=(1, 1, 2), groups=8),
-    "half": Conv3DSpec(1, (4, 9, 10), 32, 64, (1, 3, 3), groups=2),
-}
 
 
 def gradients_of(spec: Conv3DSpec, x: Any, gradient: Any, **more: Any) -> tuple[Any, Any]:
@@ -192,13 +177,6 @@ def test_code_is_found_again_by_another_executor(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(build, "compile_plan", None)
     loader._loaded.clear()
     Executor().weight_gradient(spec, x, gradient)
-
-
-def test_gpus_are_refused_in_words() -> None:
-    spec = SHAPES["patches"]
-    x, _, gradient = operands(spec)
-    with pytest.raises(ValueError, match="weight_gradient"):
-        gradients_of(spec, x, gradient, target={"kind": "cuda", "arch": "sm_90"})
 
 
 @pytest.mark.parametrize(

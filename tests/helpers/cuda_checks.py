@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from cuda_on_cpu.execute import Order
 from cuda_on_cpu.lower import GlobalBuffer, LoweredModule
 from problems import BOUNDS, data, residual_of
 from tvm_conv3d.engine import build, scheduling
-from tvm_conv3d.engine.algorithms import named
+from tvm_conv3d.engine.algorithms import algorithms, named
 from tvm_conv3d.engine.cuda.lower import options
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import default_plan
@@ -31,6 +31,11 @@ BATCH = 12
 
 #: Input, kernel, bias or None.
 Data = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+
+def forward_algorithms() -> set[str]:
+    """Names of those that compute convolutions: all but the gradients of weights."""
+    return {name for name, algorithm in algorithms("cuda").items() if not algorithm.of_weights}
 
 
 def default_plans(specs: Iterable[Conv3DSpec], target: str = "cuda:sm_80") -> list[Plan]:
@@ -103,7 +108,7 @@ def _on_gpu(plans: Sequence[Plan], inputs: Sequence[Data]) -> Iterator[np.ndarra
         x, kernel, bias = given
         call = GpuKernel.of(loaded, {"x": x, "out": out}, packing.stored(plan.spec, kernel, bias))
         call()
-        call.fetch(out)
+        call.fetch({"out": out})
         yield out
 
 
@@ -130,7 +135,11 @@ def arguments(plan: Plan, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | 
 
 def in_order(plan: Plan, given: Data, parameters: Sequence[GlobalBuffer]) -> list[np.ndarray | None]:
     """The same in the order, shapes and types of the parameters; None for what is written."""
-    arrays = arguments(plan, *given)
+    return placed(arguments(plan, *given), parameters)
+
+
+def placed(arrays: Mapping[str, np.ndarray], parameters: Sequence[GlobalBuffer]) -> list[np.ndarray | None]:
+    """Arrays by the parameters that they are for; None for what is written."""
     return [_bits(arrays[p.name], p) if p.name in arrays else None for p in parameters]
 
 

@@ -10,7 +10,22 @@ import numpy as np
 
 from problems import data
 from tvm_conv3d.reference import oracle
-from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads
+
+#: Few and many channels and filters, odd ones, vectors in part, groups of all kinds, positions of one row.
+SHAPES = {
+    "stem": Conv3DSpec(1, (6, 17, 18), 3, 33, (3, 5, 7), (1, 2, 2), pads=(Pads(1, 1), Pads(2, 2), Pads(3, 3))),
+    "one channel": Conv3DSpec(1, (6, 17, 18), 1, 8, (3, 3, 3), pads=(Pads(1, 1),) * 3),
+    "odd": Conv3DSpec(2, (5, 7, 11), 37, 41, (2, 3, 1), pads=(Pads(1, 0), Pads(1, 1), Pads(0, 0))),
+    "wide": Conv3DSpec(1, (3, 5, 7), 130, 96, (3, 3, 3), pads=(Pads(1, 1),) * 3),
+    "pointwise": Conv3DSpec(3, (5, 6, 7), 24, 48, (1, 1, 1)),
+    "temporal": Conv3DSpec(2, (9, 5, 7), 20, 32, (3, 1, 1), pads=(Pads(1, 1), Pads(0, 0), Pads(0, 0))),
+    "patches": Conv3DSpec(1, (8, 8, 12), 2, 40, (4, 4, 4), (4, 4, 4)),
+    "depthwise": Conv3DSpec(1, (4, 9, 10), 21, 21, (3, 3, 3), pads=(Pads(1, 1),) * 3, groups=21),
+    "multiplied": Conv3DSpec(1, (4, 9, 10), 6, 18, (3, 3, 3), pads=(Pads(1, 1),) * 3, groups=6),
+    "grouped": Conv3DSpec(1, (4, 9, 10), 32, 48, (3, 1, 3), dilation=(1, 1, 2), groups=8),
+    "half": Conv3DSpec(1, (4, 9, 10), 32, 64, (1, 3, 3), groups=2),
+}
 
 #: Directions that a gradient is compared along.
 _DIRECTIONS = 3

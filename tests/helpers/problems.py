@@ -228,7 +228,7 @@ def _run_gradient(plan: Plan) -> float:
     """The same of a gradient of weights: the larger error of theirs and the bias's."""
     x, gradient = data(plan.spec)[0], np.random.default_rng(2).standard_normal(plan.spec.output_shape)
     gradient = gradient.astype(x.dtype)
-    found = WeightGradientCall(plan, linked(plan)).run(fenced(x), fenced(gradient))
+    found = WeightGradientCall(plan, linked(plan)).run(*map(interchange.wrap, map(fenced, (x, gradient))))
     wanted = oracle.weight_gradient(plan.spec, x, gradient)
     # a spec without bias has no gradient of one
     pairs = [(one, other) for one, other in zip(found, wanted, strict=True) if one is not None]

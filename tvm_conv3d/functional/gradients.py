@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tvm_conv3d.engine import planner
 from tvm_conv3d.functional import convolution
 from tvm_conv3d.functional.arguments import Problem
@@ -30,7 +28,7 @@ _calls: Recent[Any, _Prepared] = process.keep("gradients: checked calls", Recent
 
 def weight_gradient(
     executor: Executor, problem: Problem, source: interchange.Source, gradient: interchange.Source
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> tuple[Any, Any | None]:
     """The gradient of the weights, and of the bias where the problem has one, of a door's arrays.
 
     Where one of them has the channels innermost in memory, both are read so: the other one is copied.
@@ -123,19 +121,19 @@ def conv3d_weight_gradient(
     infinity in `gradient` reach all weights of their filter, those in `x` the taps of all filters that read them.
 
     Args:
-        x: the convolution's input, of any strides and library, in the CPU's memory.
-        gradient: that of its output, likewise.
+        x: the convolution's input, of any strides and library, in the CPU's memory or a GPU's.
+        gradient: that of its output, likewise, in the same memory.
         kernel_size: depth, height and width of the weights: three integers of at least 1, or one for all.
         strides, padding, dilation, groups, data_format: the convolution's.
         bias: whether the gradient of the bias is computed as well.
-        target, accuracy, workspace_limit: as of :func:`tvm_conv3d.conv3d`; CPUs only.
+        target, accuracy, workspace_limit: as of :func:`tvm_conv3d.conv3d`.
 
     Returns:
         A new array or tensor of the kind and type of `x`, (kernel depth, kernel height, kernel width, channels /
         groups, filters), as the weights are; with `bias` a pair of it and one of (filters,).
 
     Raises:
-        ValueError: as :func:`tvm_conv3d.conv3d`, `gradient` is not of the output's shape, or something is on a GPU.
+        ValueError: as :func:`tvm_conv3d.conv3d`, or `gradient` is not of the output's shape or where `x` is.
         TypeError, RuntimeError, MemoryError: as :func:`tvm_conv3d.conv3d`.
 
     Example:

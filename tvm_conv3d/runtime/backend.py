@@ -63,6 +63,21 @@ class PreparedCall(Protocol):
         """
 
 
+class PreparedGradient(Protocol):
+    """A gradient of weights with its machine code on one device."""
+
+    def run(self, source: Source, gradient: Source) -> tuple[Any, Any | None]:
+        """The gradients of the weights and, where the spec has one, of the bias: as :meth:`PreparedCall.run`.
+
+        Args:
+            source: the input, of the spec's input shape, where the call's device can read it; cast to the spec's dtype.
+            gradient: of its output shape, likewise, of the same library.
+
+        Raises:
+            As :meth:`PreparedCall.run`.
+        """
+
+
 class Backend(Protocol):
     """Where convolutions run; it keeps nothing."""
 
@@ -76,6 +91,16 @@ class Backend(Protocol):
 
         Raises:
             RuntimeError: the installed TVM is another version, or can't compile the plan.
+        """
+
+    def prepare_gradient(self, plan: Plan, target: Target, device: int) -> PreparedGradient:
+        """The same of a gradient of weights; raises likewise."""
+
+    def without_products(self, spec: Conv3DSpec, source: Source) -> tuple[Any, Any | None]:
+        """What :meth:`PreparedGradient.run` returns where there are no positions, and all sums are empty.
+
+        Raises:
+            TypeError: as :meth:`without_elements`.
         """
 
     def without_elements(self, spec: Conv3DSpec, source: Source) -> Any:

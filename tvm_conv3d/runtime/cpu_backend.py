@@ -13,6 +13,7 @@ from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.runtime import exit_guard, interchange, nonfinite, output_pool, packing, threads
 from tvm_conv3d.runtime.backend import Convolutions
+from tvm_conv3d.runtime.cpu_weight_gradient import WeightGradientCall, without_products
 from tvm_conv3d.runtime.interchange import Source
 from tvm_conv3d.runtime.loader import Entry, Loaded, get_loaded, get_packing
 from tvm_conv3d.runtime.nonfinite import Operands
@@ -37,6 +38,14 @@ class CpuBackend:
         shapes = [argument.shape for argument in loaded.main.function.of("weights", "bias")]
         layout = repr((plan.algorithm, shapes, canonicalize(plan.spec).weights_identity))
         return CpuCall(plan, target, loaded, _Code.of(loaded.main), layout)
+
+    def prepare_gradient(self, plan: Plan, target: Target, device: int) -> WeightGradientCall:
+        """Likewise."""
+        return WeightGradientCall(plan, get_loaded(plan, target))
+
+    def without_products(self, spec: Conv3DSpec, source: Source) -> tuple[np.ndarray, np.ndarray | None]:
+        """Zeros."""
+        return without_products(spec, source)
 
     def without_elements(self, spec: Conv3DSpec, source: Source) -> np.ndarray:
         """An array."""

@@ -9,19 +9,25 @@ import numpy as np
 from tvm_conv3d.compute.shared.argument import BIAS_GRADIENT, GRADIENT, OUT, X
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.runtime import exit_guard, interchange, output_pool, threads
+from tvm_conv3d.runtime.interchange import Source
 from tvm_conv3d.runtime.loader import Loaded
 from tvm_conv3d.runtime.reserve import reserve
 from tvm_conv3d.spec import Conv3DSpec
 
 
-def without_products(spec: Conv3DSpec, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray | None]:
-    """The gradients where there are no positions, and all sums are empty."""
+def without_products(spec: Conv3DSpec, source: Source) -> tuple[np.ndarray, np.ndarray | None]:
+    """The gradients where there are no positions, and all sums are empty.
+
+    Raises:
+        TypeError: the source holds no real numbers.
+    """
+    dtype = interchange.prepare(source.numpy(), spec.dtype).dtype
     return np.zeros(spec.kernel_shape, dtype), np.zeros(spec.filters, dtype) if spec.bias else None
 
 
 @dataclass(frozen=True, eq=False)
 class WeightGradientCall:
-    """A gradient of weights with its machine code: all that calls of one spec need but arrays.
+    """A gradient of weights on this CPU; see :class:`tvm_conv3d.runtime.backend.PreparedGradient`.
 
     Attributes:
         plan: what the code computes.
@@ -31,19 +37,10 @@ class WeightGradientCall:
     plan: Plan
     loaded: Loaded
 
-    def run(self, x: np.ndarray, gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """The gradients of the weights and, where the spec has one, of the bias, in fresh memory.
-
-        Args:
-            x: of the spec's input shape; cast to its type.
-            gradient: of its output shape, likewise.
-
-        Raises:
-            TypeError: they hold no real numbers.
-            MemoryError: there is none for the results or the intermediates.
-        """
-        spec = self.plan.spec
-        arrays = {name: interchange.prepare(array, spec.dtype) for name, array in ((X, x), (GRADIENT, gradient))}
+    def run(self, source: Source, gradient: Source) -> tuple[np.ndarray, np.ndarray | None]:
+        """The results, in fresh memory."""
+        spec, given = self.plan.spec, ((X, source), (GRADIENT, gradient))
+        arrays = {name: interchange.prepare(each.numpy(), spec.dtype) for name, each in given}
         dtype = arrays[X].dtype
         arrays[OUT] = output_pool.empty(spec.kernel_shape, dtype)
         if spec.bias:

@@ -6,19 +6,17 @@ import contextlib
 from collections.abc import Hashable
 from typing import Any
 
-import numpy as np
-
 from tvm_conv3d.engine import planner
 from tvm_conv3d.engine.bounded import plan_within
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import make_plan
 from tvm_conv3d.runtime import exit_guard, interchange, threads
-from tvm_conv3d.runtime.backend import Backend, PreparedCall
+from tvm_conv3d.runtime.backend import Backend, PreparedCall, PreparedGradient
 from tvm_conv3d.runtime.compatibility import check_runs_here, gpu_target, requested_target
 from tvm_conv3d.runtime.cpu_backend import CpuBackend
-from tvm_conv3d.runtime.cpu_weight_gradient import WeightGradientCall, without_products
+from tvm_conv3d.runtime.cuda.arrays import GpuTensor, library_of
 from tvm_conv3d.runtime.gpu_backend import GpuBackend
-from tvm_conv3d.runtime.loader import at_hand, get_loaded
+from tvm_conv3d.runtime.loader import at_hand
 from tvm_conv3d.runtime.new_sizes import NewSizes, layer_of
 from tvm_conv3d.runtime.weights import Packed, Weights
 from tvm_conv3d.spec import Conv3DSpec
@@ -30,6 +28,9 @@ from tvm_conv3d.target.description import Target
 #: What a prepared call is found under: spec, threads, the GPU that holds the input or None, whether it must be exact,
 #: bytes of packed weights up to which a plan is taken that need not be exact, or None.
 _Key = tuple[Conv3DSpec, int, int | None, bool, int | None]
+
+#: What a prepared gradient of weights is found under: the same without what only weights decide.
+_GradientKey = tuple[Conv3DSpec, int, int | None]
 
 #: Shapes that a layer keeps at hand, and layouts of its weights; each layout is a copy of them.
 _MAX_SHAPES, _MAX_LAYOUTS = 256, 32
@@ -71,7 +72,7 @@ class Executor:
     def _make_tables(self) -> None:
         self._lock = ForkSafeLock()
         self._calls: Recent[_Key, PreparedCall] = Recent(self._most_specs)
-        self._gradients: Recent[tuple[Conv3DSpec, int], WeightGradientCall] = Recent(self._most_specs)
+        self._gradients: Recent[_GradientKey, PreparedGradient] = Recent(self._most_specs)
         self._packed: Recent[Hashable, Packed] = Recent(_MAX_LAYOUTS)
         self._sizes = NewSizes(self._most_specs)
         self._targets: Recent[int, Target] = Recent(_MAX_SHAPES)
@@ -124,24 +125,26 @@ class Executor:
         _check_shapes(spec, source, weights, residual)
         key = self._key(spec, weights, packed_limit, None if source.gpu is None else source.gpu.device)
         if spec.empty:
-            return source.restore(_backend_of(self._usable_target(key)).without_elements(spec, source))
+            return source.restore(_backend_of(self._usable_target(*key[1:3])).without_elements(spec, source))
         # a layer of a millisecond is called in hot loops: what is known of a spec is not asked for again
         call = self._calls.get(key) or self._prepare(key)
         return source.restore(call.run(source, weights, residual, self))
 
     def weight_gradient(
         self, spec: Conv3DSpec, source: interchange.Source, gradient: interchange.Source
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """The gradient of the weights, and of the bias where the spec has one, in fresh arrays.
+    ) -> tuple[Any, Any | None]:
+        """The gradient of the weights, and of the bias where the spec has one, in fresh buffers of the source's kind.
+
+        They are of the source's library where it lies on a GPU, else arrays, which no source has restored.
 
         Args:
             spec: the problem, a gradient of weights.
             source: the input, of the spec's input shape; cast to its type where it has another.
-            gradient: of the spec's output shape, likewise.
+            gradient: of the spec's output shape, likewise, in the same memory.
 
         Raises:
-            ValueError: shapes that don't fit the spec, a GPU's memory or target, for which there is no algorithm, or no
-                plan within the limit of workspace.
+            ValueError: shapes that don't fit the spec, sources in different places, an unusable target, or no plan
+                within the limit of workspace.
             TypeError: a source holds no real numbers.
             RuntimeError: the installed TVM is another version, or can't compile this.
             MemoryError: there is none for the results or the intermediates.
@@ -149,11 +152,12 @@ class Executor:
         for name, given, shape in (("input", source, spec.input_shape), ("gradient", gradient, spec.output_shape)):
             if tuple(given.shape) != shape:
                 raise ValueError(f"The {name} must have shape {shape} for {spec.key()}. Received: {given.shape}")
-        x, outer = source.numpy(), gradient.numpy()
+        device = _device_of_both(source, gradient)
+        # a GPU's calls have one thread, which queues them
+        key = spec, threads.get_num_threads() if device is None else 1, device
         if 0 in spec.output_shape:
-            return without_products(spec, interchange.prepare(x, spec.dtype).dtype)
-        key = (spec, threads.get_num_threads())
-        return (self._gradients.get(key) or self._prepare_gradient(key)).run(x, outer)
+            return _backend_of(self._usable_target(*key[1:])).without_products(spec, source)
+        return (self._gradients.get(key) or self._prepare_gradient(key)).run(source, gradient)
 
     def prepared(self, spec: Conv3DSpec, exact: bool) -> Any:
         """The call of another convolution of arrays, for :class:`tvm_conv3d.runtime.backend.Convolutions`.
@@ -177,7 +181,7 @@ class Executor:
         key = self._key(spec, weights, packed_limit)
         call = self._calls.get(key)
         if call is None and not spec.empty:
-            target = self._usable_target(key)
+            target = self._usable_target(*key[1:3])
             if at_hand(self._plan_of(key, target), target):
                 call = self._prepare(key)
         if call is not None:
@@ -208,7 +212,7 @@ class Executor:
         spec, count, device, *_ = key
         # compiling, too, must not end in its midst
         with exit_guard.in_flight():
-            target = self._usable_target(key)
+            target = self._usable_target(count, device)
             backend, layer = _backend_of(target), (layer_of(spec), count, device)
             plan = self._sizes.best(key) or self._plan_of(key, target)
             quick = self._quick_plan(layer, key, plan, target)
@@ -217,14 +221,13 @@ class Executor:
             self._sizes.called(layer, key, plan if quick else None)
         return call
 
-    def _prepare_gradient(self, key: tuple[Conv3DSpec, int]) -> WeightGradientCall:
+    def _prepare_gradient(self, key: _GradientKey) -> PreparedGradient:
         """The call for a key that is not in the table, which has one for the key's next call from now on."""
-        spec, count = key
+        spec, count, device = key
         with exit_guard.in_flight():
-            target = self._target(count)
+            target = self._usable_target(count, device)
             plan = self._make_plan(spec, target, exact=False)
-            check_runs_here(target, 0)
-            call = WeightGradientCall(plan, get_loaded(plan, target))
+            call = _backend_of(target).prepare_gradient(plan, target, device or 0)
             self._gradients.put(key, call)
         return call
 
@@ -255,14 +258,13 @@ class Executor:
     def _exact(self, structured: bool) -> bool:
         return self._accuracy == "strict" or (structured and self._accuracy == "default")
 
-    def _usable_target(self, key: _Key) -> Target:
-        """The target for an input: where it lies, unless the user requested one.
+    def _usable_target(self, count: int, device: int | None) -> Target:
+        """The target for an input in the memory of a GPU, or of the CPU: where it lies, unless the user requested one.
 
         Raises:
             ValueError: the input lies on a GPU and the target is a CPU, there is no code for the GPU, or code for the
                 target does not run here.
         """
-        _, count, device, *_ = key
         if device is None:
             target = self._target(count)
         else:
@@ -288,6 +290,27 @@ _CPU, _GPU = CpuBackend(), GpuBackend()
 
 def _backend_of(target: Target) -> Backend:
     return _GPU if is_cuda(target) else _CPU
+
+
+def _device_of_both(source: interchange.Source, gradient: interchange.Source) -> int | None:
+    """The GPU that holds an input and a gradient; None for the CPU's memory.
+
+    Raises:
+        ValueError: they lie in different places, or come from libraries that work on streams of their own.
+    """
+    if source.gpu is None and gradient.gpu is None:
+        return None
+    first, second = map(_place_of, (source.gpu, gradient.gpu))
+    if first != second:
+        raise ValueError(
+            "`x` and `gradient` must lie in the same memory: the CPU's, or that of one GPU, of one library. Received: "
+            f"x in {first}, gradient in {second}. Copy one of them first."
+        )
+    return source.gpu.device if source.gpu else None
+
+
+def _place_of(gpu: GpuTensor | None) -> str:
+    return "the CPU's memory" if gpu is None else f"GPU {gpu.device}, of {library_of(gpu.value).name}"
 
 
 def _check_shapes(

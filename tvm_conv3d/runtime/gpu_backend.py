@@ -16,6 +16,7 @@ from tvm_conv3d.runtime.backend import Convolutions
 from tvm_conv3d.runtime.cuda import arrays, driver, kernels
 from tvm_conv3d.runtime.cuda.arrays import GpuTensor
 from tvm_conv3d.runtime.cuda.kernels import Kernels, Memory
+from tvm_conv3d.runtime.gpu_weight_gradient import GpuWeightGradient, without_products
 from tvm_conv3d.runtime.interchange import Source
 from tvm_conv3d.runtime.loader import Loaded, get_loaded
 from tvm_conv3d.runtime.weights import Packed, Weights
@@ -46,6 +47,14 @@ class GpuBackend:
         spec = plan.spec
         form = repr((plan.variant, spec.kernel_shape, spec.groups, canonicalize(spec).weights_identity))
         return GpuCall(plan, get_loaded(plan, target), device, (device, plan.algorithm, form))
+
+    def prepare_gradient(self, plan: Plan, target: Target, device: int) -> GpuWeightGradient:
+        """Likewise."""
+        return GpuWeightGradient(plan, get_loaded(plan, target), device)
+
+    def without_products(self, spec: Conv3DSpec, source: Source) -> tuple[Any, Any | None]:
+        """Zeros, beside the source or in arrays."""
+        return without_products(spec, source)
 
     def without_elements(self, spec: Conv3DSpec, source: Source) -> Any:
         """A tensor beside the source, or an array."""

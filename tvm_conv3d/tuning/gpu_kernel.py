@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tvm_conv3d.compute.shared.argument import OUT, PACK
+from tvm_conv3d.compute.shared.argument import PACK, ROLES
 from tvm_conv3d.runtime.cuda import driver
 from tvm_conv3d.runtime.cuda.kernels import Kernels, Memory, pack
 from tvm_conv3d.runtime.loader import Loaded
@@ -28,7 +28,7 @@ class GpuKernel:
 
     Attributes:
         kernels: of the plan.
-        arrays: input, output and whatever else is not packed, by name.
+        arrays: all but packed weights, by name.
         weights: packed ones, by name.
     """
 
@@ -41,23 +41,25 @@ class GpuKernel:
 
     @classmethod
     def of(cls, loaded: Loaded, arrays: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -> GpuKernel:
-        """With the weights packed on the GPU.
+        """With the weights packed on the GPU, where the code takes some.
 
         Args:
             loaded: the plan's code.
-            arrays: input and output, by name.
+            arrays: what it reads and fills, by name.
             weights: as the code's packing takes them, by name.
         """
-        return cls(loaded.main.code, arrays, pack(0, loaded.functions[PACK], weights))
+        packing = loaded.functions.get(PACK)
+        return cls(loaded.main.code, arrays, pack(0, packing, weights) if packing else {})
 
     def __call__(self) -> None:
         """One call, waited for."""
         self.kernels(0, 0, self._addresses(self._first))
         driver.get().synchronize(0, 0)
 
-    def fetch(self, out: np.ndarray) -> None:
-        """Brings the last call's result into `out`."""
-        driver.get().download(0, out, self._first[OUT].address)
+    def fetch(self, results: Mapping[str, np.ndarray]) -> None:
+        """Brings the last call's results into arrays, by name."""
+        for name, array in results.items():
+            driver.get().download(0, array, self._first[name].address)
 
     def seconds(self, count: int) -> float:
         """Seconds of one call, the mean of `count` that are queued between two events.
@@ -82,9 +84,9 @@ class GpuKernel:
         return Memory(0, self.kernels.scratch)
 
     def _copied(self) -> Mapping[str, Memory]:
-        """The arrays on the GPU; NaN for the output, in which nothing passes for computed."""
+        """The arrays on the GPU; NaN for what is filled, in which nothing passes for computed."""
         return {
-            name: Memory.holding(0, np.full_like(array, np.nan) if name == OUT else array)
+            name: Memory.holding(0, np.full_like(array, np.nan) if ROLES[name] == "output" else array)
             for name, array in self.arrays.items()
         }
 

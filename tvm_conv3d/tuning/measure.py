@@ -82,8 +82,8 @@ class Kernel:
         """Whether the last call's result can be."""
         return all(np.isfinite(flags).all() for flags in self.flags)
 
-    def fetch(self, out: np.ndarray) -> None:
-        """Brings the last call's result into `out`, which it fills itself on a CPU."""
+    def fetch(self, results: Mapping[str, np.ndarray]) -> None:
+        """Brings the last call's results into arrays, which it fills itself on a CPU."""
 
     def seconds(self, count: int) -> float:
         """Seconds of one call, the mean of `count`."""
@@ -146,7 +146,9 @@ class Bench:
 
     @property
     def weights(self) -> dict[str, np.ndarray]:
-        """What the plan's packing takes, by name."""
+        """What the plan's packing takes, by name; nothing where the problem has no weights."""
+        if KERNEL not in self.operands:
+            return {}
         return packing.stored(self.spec, self.operands[KERNEL], self.operands.get(BIAS))
 
     def error(self, kernel: Kernel | GpuKernel) -> float:
@@ -154,7 +156,7 @@ class Bench:
         for result in self.results.values():
             result.fill(np.nan)
         threads.run(kernel)
-        kernel.fetch(self.results[OUT])
+        kernel.fetch(self.results)
         return self.error_of(self.results) if kernel.trusted else math.inf
 
     def error_of(self, results: Mapping[str, np.ndarray]) -> float:

@@ -36,7 +36,7 @@ TILES = (
 MAX_SUMS = 256
 
 #: Terms of the reduction that are gathered at a time.
-_STEP = {4: 16, 8: 8}
+STEP = {4: 16, 8: 8}
 
 
 def candidates(spec: CanonicalSpec, traits: GpuTraits) -> list[GemmVariant]:
@@ -52,7 +52,7 @@ def priced(spec: CanonicalSpec, traits: GpuTraits) -> list[tuple[GemmVariant, fl
         sums = cells * filters // (threads_cells * threads_filters)
         if sums * item > MAX_SUMS:
             continue
-        variant = fitted(spec, GemmVariant(cells, filters, _STEP[item], threads_cells, threads_filters))
+        variant = fitted(spec, GemmVariant(cells, filters, STEP[item], threads_cells, threads_filters))
         costs |= in_parts(spec, traits, variant, functools.partial(_nanoseconds, spec, traits))
     return cheapest_first(costs)
 

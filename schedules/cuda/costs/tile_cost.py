@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from tvm_conv3d.compute.cuda.implicit_gemm import Cut, GemmVariant, extents_of
 from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
@@ -19,6 +19,16 @@ from tvm_conv3d.schedules.decisions import divisors
 from tvm_conv3d.target.gpu import GpuTraits
 
 V = TypeVar("V", GemmVariant, TensorVariant)
+
+
+class InParts(Protocol):
+    """What variants have that may cut a reduction."""
+
+    @property
+    def parts(self) -> int: ...
+
+
+P = TypeVar("P", bound=InParts)
 
 #: Bytes a nanosecond between one multiprocessor and the second-level cache.
 _CACHE_BANDWIDTH = 40.0
@@ -34,6 +44,10 @@ LAUNCH = 3000.0
 
 #: Parts of a reduction, at most, and terms of a part, at least.
 MAX_PARTS, MIN_TERMS = 64, 128
+
+#: Parts of a gradient of weights, at most, bytes that their sums may take, and nanoseconds that a thread waits for one
+#: when it adds them one after the other.
+MAX_SUMMED_PARTS, MAX_KEPT, ADDITION = 1024, 64 << 20, 100.0
 
 #: What needs several kernels must be cheaper by this factor than one kernel, as both are estimates.
 ADVANTAGE = 0.7
@@ -93,7 +107,7 @@ def in_parts(spec: CanonicalSpec, traits: GpuTraits, variant: V, price: Callable
     return found
 
 
-def cheapest_first(costs: dict[V, float]) -> list[tuple[V, float]]:
+def cheapest_first(costs: dict[P, float]) -> list[tuple[P, float]]:
     """Variants with their prices; those in parts stand after those in one that are not much dearer."""
     return sorted(costs.items(), key=lambda pair: pair[1] if pair[0].parts == 1 else pair[1] / ADVANTAGE)
 

@@ -112,10 +112,62 @@ class GemmVariant:
     parts: int = 1
 
 
+@dataclass(frozen=True)
+class WeightGradientGemmVariant:
+    """What the product is cut into that is the gradient of weights; one TE declaration each.
+
+    Attributes:
+        cells: rows of a tile, each the weights of one tap and channel.
+        filters: of a tile, which one block of threads computes.
+        step: positions of the output that are gathered at a time.
+        threads_cells, threads_filters: threads of a block along each side of the tile.
+        vector: neighbouring channels that are read at once; divides those of a group and `cells`.
+        filter_vector: neighbouring filters of the output's gradient, likewise.
+        store: neighbouring weights that are written at once.
+        parts: that the positions are cut into, each of which blocks of their own sum.
+    """
+
+    exact: ClassVar[bool] = True
+
+    cells: int
+    filters: int
+    step: int
+    threads_cells: int
+    threads_filters: int
+    vector: int = 1
+    filter_vector: int = 1
+    store: int = 1
+    parts: int = 1
+
+
+@dataclass(frozen=True)
+class WeightGradientWindowVariant:
+    """What the gradient of weights is cut into where a thread sums a few of them; one TE declaration each.
+
+    Attributes:
+        taps: along the width, whose weights a thread sums; divides the kernel's.
+        columns: neighbouring output positions that a thread reads at once; above 1 without dilation along the width.
+        parts: that the positions are cut into, each summed by threads of its own.
+        threads_parts, threads_filters: threads of a block along parts and filters; they divide these.
+        store: neighbouring weights that are written at once.
+    """
+
+    exact: ClassVar[bool] = True
+
+    taps: int
+    columns: int
+    parts: int
+    threads_parts: int
+    threads_filters: int
+    store: int = 1
+
+
 #: The variants' types by their algorithms' names, as in plans and records.
 BY_ALGORITHM: Mapping[str, type[Any]] = {
     "window": WindowVariant,
     "winograd_gemm": WinogradGemmVariant,
     "tensor_gemm": TensorVariant,
     "gemm": GemmVariant,
+    "weight_gradient_window": WeightGradientWindowVariant,
+    "weight_gradient_gemm": WeightGradientGemmVariant,
 }
