@@ -116,7 +116,7 @@ x = np.ones((1, 8, 40, 40, 32), np.float32)
 expected = layer(x)
 assert expected.nbytes > output_pool._MIN_BYTES and parallel.workers() == 1
 renewed = {name.partition(":")[0] for name, renews in process.kept().items() if renews}
-assert renewed == {"exit_guard", "output_pool", "parallel", "threads"}, renewed
+assert renewed == {"exit_guard", "output_pool", "parallel", "threads", "watched_digest"}, renewed
 held, done = threading.Event(), threading.Event()
 def hold():
     with output_pool._store._lock, exit_guard._calls._lock:

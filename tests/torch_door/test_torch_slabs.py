@@ -19,10 +19,12 @@ class Convolved(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.nbytes: list[int] = []
+        self.backends: list[Any] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "conv" in func.__name__:
             self.nbytes.append(args[0].nbytes)
+            self.backends.append(torch._C._select_conv_backend(*args))
         return func(*args, **(kwargs or {}))
 
 
@@ -50,6 +52,7 @@ def recorded(module: Any, x: Any) -> tuple[Any, list[int]]:
 @pytest.mark.parametrize("nbytes", [1, 10_000])
 def test_slabs_are_the_whole(arguments: dict[str, Any], nbytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slabs, "_BYTES", nbytes)
+    monkeypatch.setattr(slabs, "_UNFOLDED", 0)
     module, x = torch.nn.Conv3d(4, 6, **{"kernel_size": 3, **arguments}).eval(), torch.randn(2, 4, 13, 8, 9)
     result, _ = recorded(module, x)
     with torch.inference_mode():
@@ -63,8 +66,24 @@ def test_convolutions_of_recordings_read_a_slab_at_a_time(monkeypatch: pytest.Mo
     module, x = torch.nn.Conv3d(4, 4, 3, padding=1).eval(), torch.randn(1, 4, 64, 16, 16)
     assert recorded(module, x)[1] == [x.nbytes]
     monkeypatch.setattr(slabs, "_BYTES", x.nbytes // 4)
+    monkeypatch.setattr(slabs, "_UNFOLDED", 0)
     _, read = recorded(module, x)
     assert len(read) == 8 and max(read) < x.nbytes / 6
+
+
+def test_slabs_are_large_enough_for_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slabs, "_BYTES", 1 << 16)
+    for depth, stride, padding in ((81, 1, 1), (82, 2, 0), (83, 1, 0), (23, 1, 1)):
+        module = torch.nn.Conv3d(16, 2, 3, padding=padding, stride=stride).eval()
+        x = torch.randn(1, 16, depth, 64, 3)
+        with torch.no_grad(), Convolved() as convolved:
+            recording.record(module, lambda: module(x), [x])  # noqa: B023
+        whole = torch._C._select_conv_backend(
+            x, module.weight, None, [stride] * 3, [padding] * 3, [1] * 3, False, [0] * 3, 1
+        )
+        assert set(convolved.backends) == {whole}, (depth, stride, padding)
+        # of 1 x 16 x planes x 64 more than 20480
+        assert len(convolved.backends) == (1 if depth == 23 else 4)
 
 
 def test_volumes_in_channels_last_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:

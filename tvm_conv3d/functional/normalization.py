@@ -98,25 +98,26 @@ def _channels(channels: int, values: tuple[Any, Any]) -> np.ndarray:
 def _moments_code(dtype: np.dtype) -> tuple[Any, Any]:
     """The loaded functions that make moments of data of a type."""
 
-    def make_module() -> IRModule:
-        from tvm_conv3d.compute.llvm import normalization
-
-        return normalization.moments_module(dtype.name)
-
-    code = helper_code.get({"name": f"moments of data of {dtype.name}"}, make_module)
+    code = helper_code.get({"name": f"moments of data of {dtype.name}"}, functools.partial(_moments_module, dtype.name))
     return code.get_function("sums"), code.get_function("moments")
+
+
+def _moments_module(dtype: str) -> IRModule:
+    from tvm_conv3d.compute.llvm import normalization
+
+    return normalization.moments_module(dtype)
 
 
 @functools.lru_cache(1024)
 def _code(dtype: np.dtype, post_ops: tuple[str, ...], in_place: bool) -> tuple[Any, Any, np.dtype]:
     """The loaded functions that make results of moments, and the type of their tables."""
     spec = NormalizationSpec(dtype.name, post_ops, in_place)
-
-    def make_module() -> IRModule:
-        from tvm_conv3d.compute.llvm import normalization
-        from tvm_conv3d.schedules.llvm.passes import vectorize_libm
-
-        return vectorize_libm.rewrite(normalization.module(spec))
-
-    code = helper_code.get({"name": "normalization", "of": spec.key()}, make_module)
+    code = helper_code.get({"name": "normalization", "of": spec.key()}, functools.partial(_module, spec))
     return code.get_function("tables"), code.get_function("apply"), np.dtype(spec.accumulator)
+
+
+def _module(spec: NormalizationSpec) -> IRModule:
+    from tvm_conv3d.compute.llvm import normalization
+    from tvm_conv3d.schedules.llvm.passes import vectorize_libm
+
+    return vectorize_libm.rewrite(normalization.module(spec))

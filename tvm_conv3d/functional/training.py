@@ -121,14 +121,11 @@ def takes(dtype: str, window: Triple) -> bool:
 
 @functools.cache
 def _code(dtype: np.dtype, function: str) -> Any:
-    return _module(dtype).get_function(function)
+    identity = {"name": "maxima and gradients passed back", "of": dtype.name}
+    return helper_code.get(identity, functools.partial(_module, dtype.name)).get_function(function)
 
 
-@functools.cache
-def _module(dtype: np.dtype) -> Any:
-    def make_module() -> IRModule:
-        from tvm_conv3d.compute.llvm import training
+def _module(dtype: str) -> IRModule:
+    from tvm_conv3d.compute.llvm import training
 
-        return training.module(dtype.name)
-
-    return helper_code.get({"name": "maxima and gradients passed back", "of": dtype.name}, make_module)
+    return training.module(dtype)

@@ -1,12 +1,15 @@
 """Plans and machine code made before they are needed, by several processes: within one, Python's lock lets one work.
 
-Run as a module, this is such a process: each line of its input is "plan" and a spec's key, or "compile", the key and
-maybe a limit of bytes; it answers each by a line. TVM's compiler is loaded there, not by the process that calls.
+Run as a module, this is such a process: each line of its input is "plan" and a spec's key, "compile", the key and
+maybe a limit of bytes, or "helper" and a request for code that no plan describes; it answers each by a line. TVM's
+compiler is loaded there, not by the process that calls.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import pickle
 import subprocess
 import sys
 import threading
@@ -14,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from tvm_conv3d.engine.bounded import are_kept, candidates, plan_within
-from tvm_conv3d.runtime import threads
+from tvm_conv3d.runtime import helper_code, threads
 from tvm_conv3d.runtime.compatibility import requested_target
 from tvm_conv3d.runtime.loader import at_hand, get_loaded, get_packing
 from tvm_conv3d.spec import Conv3DSpec
@@ -33,16 +36,20 @@ Bounded = tuple[Conv3DSpec, int | None]
 class Compilers:
     """Processes that make plans and machine code for calls on this CPU; a context manager, which ends them.
 
-    They start when there is enough to do. What they can't make is left to the call, which says why.
+    They start when there is enough to do. What they can't make is left to the call, which says why. Code that no plan
+    describes, and that calls within the context ask for, is theirs, too (:func:`helper_code.compiled_by`).
     """
 
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[str]] = []
+        self._helpers = helper_code.compiled_by(self._have_helper_made)
 
     def __enter__(self) -> Compilers:
+        self._helpers.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._helpers.__exit__(*error)
         for process in self._processes:
             # of one that has died nobody reads the rest
             with contextlib.suppress(OSError), process:
@@ -68,9 +75,17 @@ class Compilers:
         lines = [f"compile {spec.key()} {'' if limit is None else limit}" for spec, limit in missing]
         self._have_done(lines, progress)
 
+    def _have_helper_made(self, request: helper_code.Request) -> None:
+        self._divide([f"helper {base64.b64encode(pickle.dumps(request)).decode()}"], 1)
+
     def _have_done(self, lines: Sequence[str], progress: Callable[[int, int], None] | None = None) -> None:
         count = min(available_cpus(), len(lines))
-        if count < 2 or len(lines) < _MIN_SPECS or not sys.executable:
+        if count >= 2 and len(lines) >= _MIN_SPECS:
+            self._divide(lines, count, progress)
+
+    def _divide(self, lines: Sequence[str], count: int, progress: Callable[[int, int], None] | None = None) -> None:
+        """Has lines done by so many processes."""
+        if not sys.executable:
             return
         left, done, lock = iter(lines), [0], threading.Lock()
 
@@ -134,14 +149,20 @@ def _serve(count: int) -> None:
     target = requested_target(None, count)
     for line in sys.stdin:
         with contextlib.suppress(ValueError, RuntimeError, MemoryError):
-            task, key, *limit = line.split()
-            spec = Conv3DSpec.parse(key)
-            if task == "plan":
-                candidates(spec, target)
-            else:
-                plan = plan_within(spec, target, int(limit[0]) if limit else None)
-                get_packing(get_loaded(plan, target), plan, target)
+            _do(*line.split(), target=target)
         print("done", flush=True)
+
+
+def _do(task: str, about: str, limit: str | None = None, *, target: Target) -> None:
+    if task == "helper":
+        helper_code.get(*pickle.loads(base64.b64decode(about)))
+        return
+    spec = Conv3DSpec.parse(about)
+    if task == "plan":
+        candidates(spec, target)
+    else:
+        plan = plan_within(spec, target, None if limit is None else int(limit))
+        get_packing(get_loaded(plan, target), plan, target)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def concatenate(arrays: Sequence[np.ndarray]) -> np.ndarray:
 @functools.cache
 def _code(count: int, bits: int) -> Any:
     identity = {"name": "concatenation of channels", "arrays": count, "bits": bits}
-    return helper_code.get(identity, lambda: _module(count, bits)).get_function("concatenate")
+    return helper_code.get(identity, functools.partial(_module, count, bits)).get_function("concatenate")
 
 
 def _module(count: int, bits: int) -> IRModule:

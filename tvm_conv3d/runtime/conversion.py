@@ -82,7 +82,7 @@ def _types(source: np.dtype[Any], target: np.dtype[Any]) -> tuple[str, str]:
 @functools.cache
 def _compiled(function: str, source: str, target: str) -> Any:
     identity = {"name": f"{function} copy", "types": [source, target]}
-    code = helper_code.get(identity, lambda: _module(function, source, target), _NEEDLESS)
+    code = helper_code.get(identity, functools.partial(_module, function, source, target), _NEEDLESS)
     return code.get_function(function)
 
 

@@ -33,7 +33,7 @@ def gather(x: np.ndarray, tables: Tables) -> np.ndarray:
 @functools.cache
 def _code(form: Form) -> Any:
     identity = {"name": f"{form.kind} of gathered cells", "form": list(form)}
-    return helper_code.get(identity, lambda: _module(form)).get_function("gather")
+    return helper_code.get(identity, functools.partial(_module, form)).get_function("gather")
 
 
 def _module(form: Form) -> IRModule:

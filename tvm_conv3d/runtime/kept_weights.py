@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tvm_conv3d.runtime import digest, folding, interchange, output_pool, structure
+from tvm_conv3d.runtime import digest, folding, interchange, output_pool, structure, watched_digest
 from tvm_conv3d.runtime.folding import BatchNorm
 from tvm_conv3d.runtime.weights import Packed, Shapes, Weights
 from tvm_conv3d.support import process
@@ -122,7 +122,7 @@ class Store:
         if not digest.is_dense(kernel):
             kernel = np.ascontiguousarray(kernel)
         kind = (kernel.shape, kernel.strides, kernel.dtype, dtype, use)
-        found = self._find((*_content(kernel, bias, norm), kind))
+        found = self._find((watched_digest.of(kernel), *_content(bias, norm), kind))
 
         def copied() -> Weights:
             return self._copied(kernel, bias, dtype, norm, kind)
@@ -143,7 +143,7 @@ class Store:
         kernel, bias = kernel.copy("K"), None if bias is None else bias.copy()
         norm = None if norm is None else norm._replace(values=norm.values.copy())
         # of the copies: another thread may change the caller's arrays meanwhile
-        key = (*_content(kernel, bias, norm), kind)
+        key = (digest.of(kernel), *_content(bias, norm), kind)
         values = _values(kernel, bias, dtype, norm)
         kept = self._find(key)
         if kept is None:
@@ -214,9 +214,9 @@ def set_kept_weights(most: int) -> None:
     STORE.trim()
 
 
-def _content(kernel: np.ndarray, bias: np.ndarray | None, norm: BatchNorm | None) -> tuple[Hashable, ...]:
+def _content(bias: np.ndarray | None, norm: BatchNorm | None) -> tuple[Hashable, ...]:
     of_norm = None if norm is None else (*_bytes(norm.values), *norm[1:])
-    return digest.of(kernel), None if bias is None else _bytes(bias), of_norm
+    return None if bias is None else _bytes(bias), of_norm
 
 
 def _bytes(vector: np.ndarray) -> tuple[np.dtype, bytes]:

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -273,7 +272,14 @@ def _call(spec: Conv3DSpec, name: str, *arguments: np.ndarray | int) -> None:
 @functools.cache
 def _code(dtype: str) -> Any:
     """The loaded functions for data of a type."""
-    return _loaded({"name": f"data of {dtype} that are not finite"}, lambda loops: loops.module(dtype))
+    identity = {"name": f"data of {dtype} that are not finite"}
+    return helper_code.get(identity, functools.partial(_module, dtype))
+
+
+def _module(dtype: str) -> IRModule:
+    from tvm_conv3d.compute.shared import nonfinite
+
+    return nonfinite.module(dtype)
 
 
 @functools.cache
@@ -282,15 +288,10 @@ def _code_of(dtype: str, bias: bool, post_ops: tuple[str, ...]) -> Any:
     one = (1, 1, 1)
     spec = Conv3DSpec(1, one, 1, 1, one, dtype=dtype, bias=bias, post_ops=post_ops)
     identity = {"name": "results of sums that are not finite", "of": spec.key()}
-    return _loaded(identity, lambda loops: loops.results_module(canonicalize(spec)))
+    return helper_code.get(identity, functools.partial(_results_module, spec))
 
 
-def _loaded(identity: Mapping[str, object], module_of: Callable[[ModuleType], IRModule]) -> Any:
-    """The loaded code of a module that :mod:`tvm_conv3d.compute.shared.nonfinite` makes."""
+def _results_module(spec: Conv3DSpec) -> IRModule:
+    from tvm_conv3d.compute.shared import nonfinite
 
-    def make_module() -> IRModule:
-        from tvm_conv3d.compute.shared import nonfinite
-
-        return module_of(nonfinite)
-
-    return helper_code.get(identity, make_module)
+    return nonfinite.results_module(canonicalize(spec))

@@ -201,11 +201,11 @@ class Region:
             with Compilers() as compilers:
                 bound_convolutions(graph, self._module, compilers)
                 compile_convolutions(graph, self._module, compilers, self.progress)
-            pack_convolutions(graph, self._module)
-            # what torch's run, the compiler and packing have freed is not needed beside the replay's own
-            heap.give_back()
-            run, wanted = replay.compiled(graph), pytree.tree_leaves(expected)
-            reason = replay.agrees(run(self._module, *tensors)[: len(wanted)], wanted, tensors)
+                pack_convolutions(graph, self._module)
+                # what torch's run, the compiler and packing have freed is not needed beside the replay's own
+                heap.give_back()
+                run, wanted = replay.compiled(graph), pytree.tree_leaves(expected)
+                reason = replay.agrees(run(self._module, *tensors)[: len(wanted)], wanted, tensors)
         except Exception as error:
             # whatever a network does that its graph can't: it is computed layer by layer
             reason = f"its graph fails: {type(error).__name__}: {error}"

@@ -113,7 +113,7 @@ def norm_of(node: Node) -> Norm | None:
 
 def step_of(node: Node, value: Node) -> Step | None:
     """What a node does to `value`, its one use, where an epilogue can do it."""
-    given = bound(node, _SUMS)
+    given = bound(node, SUMS)
     if given is not None:
         other = given["other"] if given["input"] is value else given["input"]
         return Step(post_ops.ADD, other) if given["alpha"] == 1 and _alike(value, other) else None
@@ -129,7 +129,7 @@ def step_of(node: Node, value: Node) -> Step | None:
 
 def sum_of(node: Node) -> tuple[Node, Node] | None:
     """The operands of a sum of two different volumes of one shape and type; None where a node is something else."""
-    given = bound(node, _SUMS)
+    given = bound(node, SUMS)
     if given is None or given["alpha"] != 1 or not is_volume(given["input"]):
         return None
     return (given["input"], given["other"]) if _alike(given["input"], given["other"]) else None
@@ -192,7 +192,8 @@ _NORMS = {
     for function in (functional.batch_norm, functional.instance_norm, functional.group_norm)
 }
 _SUM = inspect.signature(lambda input, other, *, alpha=1: ...)
-_SUMS = dict.fromkeys((torch.add, torch.Tensor.add, torch.Tensor.__add__, operator.add), _SUM)
+#: Sums of two.
+SUMS = dict.fromkeys((torch.add, torch.Tensor.add, torch.Tensor.__add__, operator.add), _SUM)
 
 #: Steps that call a function of the C library for each element in float64, where torch has vectors.
 _BY_LIBRARY = ("silu", "gelu", "sigmoid", "tanh", "elu", "celu", "selu", "mish", "softplus", "log_sigmoid")

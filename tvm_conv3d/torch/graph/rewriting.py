@@ -10,7 +10,7 @@ from torch.fx import Graph, Node
 from torch.nn import functional
 
 from tvm_conv3d.torch.arguments import DTYPES
-from tvm_conv3d.torch.graph import concatenated, fusion, in_place, linear, memory_bound
+from tvm_conv3d.torch.graph import attention, concatenated, fusion, in_place, linear, memory_bound
 from tvm_conv3d.torch.graph.patterns import is_volume, sum_of
 from tvm_conv3d.torch.graph.tensors import info, set_info
 from tvm_conv3d.torch.operators.concatenation import CONCATENATION
@@ -55,6 +55,7 @@ def rewrite(graph: Graph) -> str | None:
     in_place.restore(graph, FRESH)
     _add_in_place(graph)
     _normalize_in_place(graph)
+    attention.write_over(graph)
     graph.lint()
     return None
 

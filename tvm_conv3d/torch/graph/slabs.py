@@ -19,6 +19,10 @@ from tvm_conv3d.torch.arguments import DTYPES, explicit_padding, three
 #: Bytes of a slab's input and result together: slabs of fewer have a larger part in common with their neighbours.
 _BYTES = 16 << 20
 
+#: The product of the first four of an input's sizes up to which torch may not ask oneDNN, but unfold all windows of
+#: the input: of a kernel of 3x3x3 these are 27 times the input.
+_UNFOLDED = 20480
+
 
 def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`func(*args, **kwargs)`; a large convolution of contiguous tensors in the CPU's memory goes slab by slab.
@@ -49,8 +53,11 @@ def _in_slabs(
     if len(pads) != 3 or pad >= window:
         return None
     depth = (input.shape[2] + 2 * pad - window) // step + 1
+    # slabs of fewer planes would take more memory than the whole
+    planes = _UNFOLDED // max(1, input.shape[:2].numel() * input.shape[3]) + 1
+    least = 1 + max(0, planes - window + step - 1) // step
     result: torch.Tensor | None = None
-    for first, last in _parts(depth, input.nbytes):
+    for first, last in _parts(depth, input.nbytes, least):
         start, stop = first * step - pad, (last - 1) * step - pad + window
         slab = input[:, :, max(0, start) : stop]
         if start < 0 or stop > input.shape[2]:
@@ -64,11 +71,11 @@ def _in_slabs(
     return result
 
 
-def _parts(depth: int, nbytes: int) -> Iterator[tuple[int, int]]:
-    """First and last rows of slabs of about as many bytes."""
-    rows = max(1, depth * _BYTES // (2 * nbytes))
-    for first in range(0, depth, rows):
-        yield first, min(depth, first + rows)
+def _parts(depth: int, nbytes: int, least: int) -> Iterator[tuple[int, int]]:
+    """First and last rows of slabs of about as many bytes, and of at least so many rows where there are as many."""
+    count = max(1, depth // max(least, depth * _BYTES // (2 * nbytes)))
+    for number in range(count):
+        yield depth * number // count, depth * (number + 1) // count
 
 
 def _is_plain(tensor: Any) -> bool:
