@@ -96,13 +96,13 @@ def add_parts(sch: Schedule, filters_last: bool) -> None:
     sch.unroll(vectors)
 
 
-def reads_along_terms(spec: CanonicalSpec) -> bool:
+def reads_along_terms(spec: CanonicalSpec, flat: bool) -> bool:
     """Whether neighbouring threads read neighbouring terms of the reduction, else neighbouring positions.
 
-    One channel lies in the same places in both layouts: there neighbouring taps are as near as neighbouring positions,
-    and go on for less, but where the windows of positions lie apart.
+    Where terms are taps, as of one channel, which lies in the same places in both layouts, neighbouring ones are as
+    near as neighbouring positions, and go on for less, but where the windows of positions lie apart.
     """
-    if spec.channels == 1:
+    if spec.channels == 1 or (flat and spec.data_format != CHANNELS_LAST):
         return spec.strides[2] > _NEAR_STRIDES
     return spec.data_format == CHANNELS_LAST
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.cuda.implicit_gemm import GemmVariant
@@ -30,11 +32,17 @@ def _gather(sch: Schedule, s: CanonicalSpec, variant: GemmVariant, step: LoopRV)
     """Brings a step of the input into shared memory."""
     gather = sch.get_sblock("gather")
     sch.set_scope(gather, 0, "shared")
-    # neighbouring threads write neighbouring terms, whose rows begin 4 banks apart
-    sch.storage_align(gather, 0, -2, BANKS, SKEW)
+    along_terms = reads_along_terms(s, variant.flat)
+    # where positions lie 2 apart, and terms are taps, as many taps fill the sectors between them
+    near = math.gcd(s.strides[2], variant.step) if variant.flat and variant.vector == 1 and not along_terms else 1
+    # neighbouring threads write neighbouring terms, whose rows begin 4 banks apart, or behind the positions' banks
+    sch.storage_align(gather, 0, -2, BANKS, BANKS // near if near > 1 else SKEW)
     sch.compute_at(gather, step, preserve_unit_loops=True)
     q, v, i = sch.get_loops(gather)[-3:]
     # neighbouring threads read neighbouring elements
-    order = (i, q) if reads_along_terms(s) else (q, i)
+    order = [i, q] if along_terms else [q, i]
+    if near > 1:
+        (q, tap), (far, i) = sch.split(q, [None, near]), sch.split(i, [None, math.gcd(variant.cells, BANKS // near)])
+        order = [q, far, tap, i]
     sch.reorder(*order, v)
     spread_over_threads(sch, order, variant.threads_cells * variant.threads_filters, v)

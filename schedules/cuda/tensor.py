@@ -161,7 +161,7 @@ def _fetch(
     i, term = sch.get_loops(gather)[-2:]
     term, lanes = sch.split(term, [None, variant.vector])
     order = [i, term]
-    if not (variant.turned or reads_along_terms(s)):
+    if not (variant.turned or reads_along_terms(s, variant.flat)):
         # pairs of terms share a word: rows of as many positions more would lie in its banks
         (far, near), (pairs, pair) = sch.split(i, [None, EDGE]), sch.split(term, [None, 2])
         order = [pairs, far, pair, near]

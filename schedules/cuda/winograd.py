@@ -12,12 +12,13 @@ from collections.abc import Iterable
 from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.cuda.variants import WinogradGemmVariant
-from tvm_conv3d.compute.cuda.winograd_extents import LANES, along_width, extents_of
+from tvm_conv3d.compute.cuda.winograd_extents import LANES, along_width, by_planes, extents_of
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.stages import terms_of_part
 from tvm_conv3d.schedules.cuda.common import LoopRV, pipeline, spread_over_threads, unroll
 from tvm_conv3d.schedules.cuda.finish import IF_NONZERO
 from tvm_conv3d.schedules.cuda.register_tile import bind_tile, clear, fetch_kernel, sum_in_registers
+from tvm_conv3d.schedules.cuda.winograd_planes import LOOPS, hold, transform_planes, transform_planes_back
 from tvm_conv3d.schedules.decisions import Decisions, divisors
 from tvm_conv3d.spec import CHANNELS_LAST
 
@@ -30,6 +31,9 @@ _MAX_CHANNELS, _MAX_FILTERS = 16, 32
 #: Threads of such a block where nothing was tuned.
 _THREADS = 128
 
+#: Loops of blocks and of threads of both kernels.
+_LOOPS = 3
+
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradGemmVariant, decide: Decisions) -> None:
     """Schedules `compute.winograd_gemm.declare(spec, variant)`.
@@ -38,7 +42,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradGemmVariant, deci
     take; and those of :mod:`tvm_conv3d.schedules.cuda.register_tile`.
     """
     e = extents_of(spec, variant)
-    _transform_data(sch, spec, variant, decide)
+    (transform_planes if by_planes(spec, variant) else _transform_data)(sch, spec, variant, decide)
     last = spec.data_format == CHANNELS_LAST
     if not last:
         *_, filters, cells, _ = sch.get_loops(sch.get_sblock("sums"))
@@ -54,7 +58,19 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WinogradGemmVariant, deci
     clear(sch, sums)
     if variant.stages > 1:
         pipeline(sch, sums.step, variant.stages)
-    _transform_back(sch, spec, variant, math.prod(e.data_shape) // e.rows * e.tiles[0], decide)
+    planes = by_planes(spec, variant)
+    if planes:
+        thread = transform_planes_back(sch, spec, variant, decide)
+    else:
+        thread = _transform_back(sch, spec, variant, math.prod(e.data_shape) // e.rows * e.tiles[0], decide)
+    _finish_bad(sch, spec, thread)
+    hold(
+        sch,
+        ("bad", "flag", "output_w", "output_h", "output_d", "spectrum"),
+        variant,
+        thread,
+        LOOPS if planes else _LOOPS,
+    )
 
 
 def _transform_data(sch: Schedule, s: CanonicalSpec, variant: WinogradGemmVariant, decide: Decisions) -> None:
@@ -67,15 +83,15 @@ def _transform_data(sch: Schedule, s: CanonicalSpec, variant: WinogradGemmVarian
     sch.reorder(far, c, channel, near, frequency)
     thread = _bind(sch, far, c, (channel, near))
     sch.unroll(frequency)
-    _hold(sch, ("input_d", "input_h", "input_w", "window"), variant, thread)
+    hold(sch, ("input_d", "input_h", "input_w", "window"), variant, thread, _LOOPS)
     if along_width(s, variant, s.size[2]) > 1:
-        _hold(sch, ("vectors",), variant, thread)
+        hold(sch, ("vectors",), variant, thread, _LOOPS)
         sch.vectorize(sch.get_loops(sch.get_sblock("vectors"))[-1])
 
 
 def _transform_back(
     sch: Schedule, s: CanonicalSpec, variant: WinogradGemmVariant, count: int, decide: Decisions
-) -> None:
+) -> LoopRV:
     """Spreads the inverse transforms, and what finishes a tile, over threads; `count` tiles for each filter."""
     e = extents_of(s, variant)
     row, t, g, *cells = sch.get_loops(sch.get_sblock("out"))
@@ -90,9 +106,14 @@ def _transform_back(
     thread = _bind(sch, far, g, threads)
     unroll(sch, cells)
     if s.data_format != CHANNELS_LAST:
-        _hold(sch, ("tile",), variant, thread)
+        hold(sch, ("tile",), variant, thread, _LOOPS)
         if along_width(s, variant, s.out_size[2]) > 1:
             sch.vectorize(cells[-1])
+    return thread
+
+
+def _finish_bad(sch: Schedule, s: CanonicalSpec, thread: LoopRV) -> None:
+    """Places what computes a tile by the definition."""
     direct = sch.get_sblock("direct")
     sch.set_scope(direct, 0, "local")
     sch.compute_at(direct, thread, preserve_unit_loops=True)
@@ -102,7 +123,6 @@ def _transform_back(
     terms = math.prod(s.kernel) * s.group_channels
     if terms > terms_of_part(terms, on_gpu=True):
         sch.decompose_reduction(direct, taps)
-    _hold(sch, ("bad", "flag", "output_w", "output_h", "output_d", "spectrum"), variant, thread)
 
 
 def _near(name: str, count: int, others: int, s: CanonicalSpec, decide: Decisions) -> LoopRV:
@@ -119,17 +139,3 @@ def _bind(sch: Schedule, tiles: LoopRV, others: LoopRV, threads: Iterable[LoopRV
     thread = sch.fuse(*threads)
     sch.bind(thread, "threadIdx.x")
     return thread
-
-
-def _hold(sch: Schedule, names: Iterable[str], variant: WinogradGemmVariant, thread: LoopRV) -> None:
-    """Places stages, the last first, in the registers of a thread; loops are unrolled, as registers have no index."""
-    untransformed = [axis for axis, m in zip("dhw", variant.tile, strict=True) if m == 1]
-    absent = [f"{way}_{axis}" for way in ("input", "output") for axis in untransformed]
-    for name in names:
-        if name in absent:
-            continue
-        stage = sch.get_sblock(name)
-        sch.set_scope(stage, 0, "local")
-        sch.compute_at(stage, thread, preserve_unit_loops=True)
-        # two loops of blocks, one of threads, and what a thread does
-        unroll(sch, sch.get_loops(stage)[3:])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cuda_checks import default_plans
-from cuda_kernels import matmul, transpose
+from cuda_kernels import elementwise, matmul, transpose
 from tvm_conv3d.diagnostics.cuda_accesses import Access, accesses_of, average, sectors, wavefronts
 from tvm_conv3d.engine.artifact import MAIN
 from tvm_conv3d.engine.cuda.lower import DeviceSource, lower
@@ -76,6 +76,12 @@ def test_sectors(addresses: Sequence[int], width: int, expected: tuple[int, int]
     assert sectors(addresses, width) == expected
 
 
+def test_accesses_are_counted_all_over_a_kernel() -> None:
+    """Not in its middle only: a block whose threads all take part, and one of which 8 do."""
+    found = accesses(lower(elementwise("float32", 40, 1), resolve(TARGET, 1)))
+    assert [(a.buffer, a.found, a.least) for a in found] == [(name, 2.5, 2.5) for name in ("a", "b", "out")]
+
+
 def test_accesses_of_small_kernels() -> None:
     """A transpose whose loads are apart, and a product whose tiles are brought in vectors of four."""
     target = resolve(TARGET, 1)
@@ -128,6 +134,10 @@ def test_parts_are_added_in_whole_sectors(dtype: str, data_format: str) -> None:
         ("kerasio_ct_1", "float32"),  # windows of one channel that overlap: along positions
         ("kerasio_ct_1", "float16"),
         ("r3d18_stem", "float16"),  # elements of 2 bytes, brought one by one
+        ("r3d18_stem", "float32"),  # windows 2 apart: along taps that lie between, in channels_first
+        ("ansor_c3d_0", "float32"),
+        ("voxnet_1", "float32"),
+        ("c3dnet_conv1a", "float16"),
     ],
 )
 def test_nothing_takes_over_twice_the_least(name: str, dtype: str, data_format: str) -> None:
@@ -184,16 +194,24 @@ def test_winograds_sums_and_results_move_in_whole_sectors_in_channels_first() ->
     assert {a.bytes for a in moved if a.buffer == "out"} == {16}
 
 
-@pytest.mark.parametrize(("name", "width"), [("nnunet_s2", 16), ("i3d_4f_b1", 8)])
-def test_winograds_tiles_are_read_in_vectors_in_channels_first(name: str, width: int) -> None:
-    """Of four positions, or of two: rows have 32, and 14."""
-    (plan,) = default_plans([replace(layer(name), data_format=CHANNELS_FIRST)], TARGET)
+def test_winograds_tiles_are_read_in_vectors_in_channels_first() -> None:
+    """Of four positions, where rows have as many."""
+    (plan,) = default_plans([replace(layer("nnunet_s2"), data_format=CHANNELS_FIRST)], TARGET)
     assert plan.algorithm == "winograd_gemm" and plan.variant.tile[2] == 4
-    read = [a for a in of_plan(plan) if a.kernel == "main_kernel" and a.buffer == "x"]
-    assert {a.bytes for a in read} == {width}
+    (read,) = (a for a in of_plan(plan) if a.kernel == "main_kernel" and a.buffer == "x")
     # tiles at the ends of rows read vectors that their neighbours read, too
-    found, least = (sum(getattr(a, name) for a in read) for name in ("found", "least"))
-    assert found <= (1.2 if width == 16 else 2.6) * least, read
+    assert read.bytes == 16 and read.found <= 1.2 * read.least, read
+
+
+@pytest.mark.parametrize("name", ["i3d_4f_b1", "ansor_c3d_3", "kerasio_ct_3", "dilated_d2"])
+def test_winograds_planes_move_in_the_order_of_memory_in_channels_first(name: str) -> None:
+    """Rows of 14 and 7 positions, tiles of 3, parts whose positions lie 2 apart: all by way of shared memory."""
+    (plan,) = default_plans([replace(layer(name), data_format=CHANNELS_FIRST)], TARGET)
+    assert plan.algorithm == "winograd_gemm"
+    moved = [a for a in of_plan(plan) if a.kernel != "main_kernel_1"]
+    assert {a.buffer for a in moved} == {"x", "slab_shared", "data", "sums", "tile_shared", "bias", "out"}
+    assert all(a.found <= 2 * a.least for a in moved), moved
+    assert all(a.found <= 1.5 * a.least for a in moved if a.space == "global"), moved
 
 
 @pytest.mark.parametrize(("dtype", "width"), [("float32", 16), ("float16", 8), ("bfloat16", 8)])

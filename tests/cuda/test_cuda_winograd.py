@@ -85,6 +85,22 @@ CASES = [
     (like_base((1, 3, 5), data_format=CHANNELS_FIRST, size=(2, 6, 12), channels=13), "ppp", (1, 2, 4)),
     (like_base((3, 3, 1), data_format=CHANNELS_FIRST, size=(4, 6, 8)), "ppp", (2, 2, 1)),
     (like_base((3, 3, 3), data_format=CHANNELS_FIRST, dilation=(2, 2, 1), size=(4, 8, 8)), "ddp", (1, 2, 4)),
+    # a plane that is too large to be moved whole, rows of which have vectors of two
+    (like_base((3, 3, 3), data_format=CHANNELS_FIRST, size=(2, 12, 22)), "ppp", (2, 4, 4)),
+    # whole planes: rows of odd length, all parts of a width, depth's taps left to the product, tiles that do not fit
+    (
+        like_base((3, 3, 3), data_format=CHANNELS_FIRST, size=(4, 7, 7), batch=2, post_ops=("add", "relu")),
+        "ppp",
+        (1, 4, 4),
+    ),
+    (like_base((3, 3, 3), data_format=CHANNELS_FIRST, size=(5, 6, 10), channels=13), "ppp", (2, 2, 4)),
+    (like_base((3, 3, 3), data_format=CHANNELS_FIRST, dilation=(2, 2, 2), size=(4, 8, 8), batch=2), "ddd", (1, 2, 4)),
+    (like_base((3, 2, 3), data_format=CHANNELS_FIRST, dilation=(1, 2, 3), size=(4, 4, 9)), "pdd", (2, 2, 3)),
+    (
+        replace(BASE, data_format=CHANNELS_FIRST, size=(3, 5, 9), pads=(Pads(0, 2), Pads(3, 0), Pads(2, 3))),
+        "ppp",
+        (1, 4, 4),
+    ),
     (like_base((3, 3, 3), data_format=CHANNELS_FIRST, strides=(1, 2, 2)), "pss", (1, 2, 2)),
     (like_base((3, 3, 3), strides=(1, 2, 2)), "pss", (1, 2, 2)),
     (like_base((3, 3, 3), strides=(2, 2, 1)), "fsp", (1, 2, 4)),
@@ -100,7 +116,7 @@ def test_modes_and_tiles(machine: str) -> None:
 
 def test_order_of_threads_does_not_matter() -> None:
     for order in ("reverse", ("shuffled", 1)):
-        assert_right([planned(*case) for case in (*CASES[:4], *CASES[10:14])], order=order)
+        assert_right([planned(*case) for case in (*CASES[:4], *CASES[10:14], *CASES[16:22])], order=order)
 
 
 @pytest.mark.parametrize("order", ["forward", "reverse", ("shuffled", 4)], ids=str)

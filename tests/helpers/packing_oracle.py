@@ -152,6 +152,10 @@ def _gemm_kernel(spec: CanonicalSpec, variant: Any, kernel: np.ndarray) -> np.nd
     e = implicit_gemm.extents_of(spec, variant)
     taps, steps = e.taps, e.steps * variant.step
     padded = np.zeros((*taps, steps, spec.filters))
+    if variant.flat and spec.data_format != CHANNELS_LAST and not variant.turned:
+        # taps are neighbours in memory, and in the flattened reduction
+        vectors = kernel.reshape(math.prod(spec.kernel), -1, variant.vector, spec.filters)
+        kernel = vectors.transpose(1, 0, 2, 3)
     padded[..., : e.terms, :] = kernel.reshape(*taps, e.terms, spec.filters)
     blocked = _in_blocks(spec, padded, spec.sets, variant.filters)
     return blocked.reshape(*taps, e.steps, variant.step, *blocked.shape[4:]).transpose(5, 6, 0, 1, 2, 3, 4, 7)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm_conv3d.diagnostics.cuda_lanes import WARP, Lanes, Request
+from tvm_conv3d.diagnostics.cuda_lanes import SAMPLES, WARP, Lanes, Request
 
 #: Bytes of a bank's word, banks, bytes of a sector.
 _WORD, _BANKS, _SECTOR = 4, 32, 32
@@ -19,7 +19,7 @@ _WORD, _BANKS, _SECTOR = 4, 32, 32
 
 @dataclass(frozen=True)
 class Access:
-    """One place in a kernel where memory is read or written.
+    """One place in a kernel's source where memory is read or written, with all copies of it in unrolled loops.
 
     Attributes:
         kernel: its name.
@@ -28,8 +28,8 @@ class Access:
         buffer: its name.
         bytes: of one lane.
         requests: of a warp that runs the whole kernel.
-        found: wavefronts of a request in shared memory, sectors of one in global memory.
-        least: the same if lanes asked for the same bytes side by side.
+        found: wavefronts of a request in shared memory, sectors of one in global memory, on average.
+        least: the same if lanes asked for as many distinct bytes side by side.
     """
 
     kernel: str
@@ -38,8 +38,8 @@ class Access:
     buffer: str
     bytes: int
     requests: int
-    found: int
-    least: int
+    found: float
+    least: float
 
 
 def accesses_of(kernel: str, function: Any, grid: Sequence[int], block: Sequence[int]) -> list[Access]:
@@ -51,7 +51,11 @@ def accesses_of(kernel: str, function: Any, grid: Sequence[int], block: Sequence
         grid: blocks along each axis.
         block: threads of a block along each axis.
     """
-    return [_judged(kernel, request) for request in Lanes(grid, block).requests(function.body)]
+    places: dict[tuple[object, ...], list[Request]] = {}
+    for request in Lanes(grid, block).requests(function.body):
+        alike = (request.space, request.kind, request.buffer, request.bytes, request.loops)
+        places.setdefault(alike, []).append(request)
+    return [_judged(kernel, requests) for requests in places.values()]
 
 
 def average(accesses: Iterable[Access], space: str) -> tuple[float, float] | None:
@@ -91,8 +95,14 @@ def sectors(addresses: Sequence[int], width: int) -> tuple[int, int]:
     return len({byte // _SECTOR for byte in moved}), -(-len(moved) // _SECTOR)
 
 
-def _judged(kernel: str, request: Request) -> Access:
-    count = wavefronts if request.space == "shared" else sectors
-    found, least = count(request.addresses, request.bytes)
-    place = (kernel, request.space, request.kind, request.buffer)
-    return Access(*place, request.bytes, request.count, found, least)
+def _judged(kernel: str, requests: Sequence[Request]) -> Access:
+    one = requests[0]
+    count = wavefronts if one.space == "shared" else sectors
+    number = sum(request.count for request in requests)
+    found = least = 0
+    for request in requests:
+        for addresses in request.addresses:
+            taken, possible = count(addresses, one.bytes)
+            found, least = found + request.count * taken, least + request.count * possible
+    place = (kernel, one.space, one.kind, one.buffer, one.bytes)
+    return Access(*place, number, found / (number * SAMPLES), least / (number * SAMPLES))

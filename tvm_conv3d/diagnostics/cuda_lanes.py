@@ -1,8 +1,9 @@
 """Where the lanes of a warp read and write: the index expressions of a lowered kernel, evaluated.
 
-Blocks and loop variables are taken in the middle of their ranges, as strides between lanes are alike elsewhere; threads
-are those of a block's first warp. Of unrolled loops it is assumed what compilers do: what stays the same is read once,
-and neighbours in shared memory, whose alignment they know, are moved as a vector where their place allows it.
+Blocks and loop variables are sampled all over their ranges, independently of one another, as rows begin elsewhere in a
+sector, and terms elsewhere in a row, from one to the next; threads are those of a block's first warp. Of unrolled loops
+it is assumed what compilers do: what stays the same is read once, and neighbours in shared memory, whose alignment they
+know, are moved as a vector where their place allows it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import numpy as np
 
 #: Threads of a warp.
 WARP = 32
+
+#: Places of blocks and loops that are looked at; a power of two.
+SAMPLES = 8
 
 #: The widest access of a lane, in bytes.
 _WIDEST = 16
@@ -66,7 +70,7 @@ class Request:
         kind: "load" or "store".
         buffer: its name.
         bytes: of one lane.
-        addresses: in bytes from the buffer's beginning, of the lanes that take part.
+        addresses: in bytes from the buffer's beginning, of the lanes that take part, for each sample.
         count: of such requests in a warp that runs the whole kernel.
         loops: that it stands in.
     """
@@ -75,7 +79,7 @@ class Request:
     kind: str
     buffer: str
     bytes: int
-    addresses: tuple[int, ...]
+    addresses: tuple[tuple[int, ...], ...]
     count: int
     loops: tuple[Any, ...]
 
@@ -95,13 +99,15 @@ class Lanes:
         self._lanes = len(thread)
         self._places: dict[str, Any] = {}
         for axis, blocks, threads in zip("xyz", grid, block, strict=True):
-            self._places[f"blockIdx.{axis}"] = blocks // 2
+            self._places[f"blockIdx.{axis}"] = _sampled(blocks, "xyz".index(axis))
             self._places[f"threadIdx.{axis}"] = thread % threads
             thread = thread // threads
         #: of variables: numbers, or expressions
         self._values: dict[Any, Any] = {}
         self._loops: list[_Loop] = []
         self._seen: set[Request] = set()
+        #: lanes of each sample for which conditions hold
+        self._mask: Any = True
 
     def requests(self, kernel: Any) -> list[Request]:
         """Those of a kernel's body."""
@@ -115,9 +121,12 @@ class Lanes:
         elif kind == "For":
             yield from self._of_loop(statement)
         elif kind == "IfThenElse":
-            yield from self._loads(statement.condition, True)
+            yield from self._loads(statement.condition, self._mask)
             if not _reads(statement.condition):
+                before = self._mask
+                self._mask = np.logical_and(before, self._value(statement.condition))
                 yield from self._statement(statement.then_case)
+                self._mask = before
         elif kind == "AttrStmt":
             if statement.attr_key == "thread_extent":
                 self._values[statement.node.var] = self._places[statement.node.thread_tag]
@@ -125,14 +134,14 @@ class Lanes:
         elif kind == "Bind":
             self._values[statement.var] = statement.value
         elif kind == "BufferStore":
-            yield from self._loads(statement.value, True)
-            yield from self._access("store", statement.buffer, statement.indices, True)
+            yield from self._loads(statement.value, self._mask)
+            yield from self._access("store", statement.buffer, statement.indices, self._mask)
         elif kind == "Evaluate":
-            yield from self._loads(statement.value, True)
+            yield from self._loads(statement.value, self._mask)
 
     def _of_loop(self, loop: Any) -> Iterator[Request]:
         extent, first = (int(np.max(self._value(e))) for e in (loop.extent, loop.min))
-        self._values[loop.loop_var] = first + extent // 2
+        self._values[loop.loop_var] = first + _sampled(extent, 3 + len(self._loops))
         self._loops.append(_Loop(loop.loop_var, max(1, extent), int(loop.kind) == _UNROLLED))
         yield from self._statement(loop.body)
         self._loops.pop()
@@ -182,10 +191,12 @@ class Lanes:
                 count, start = count // (width // item), first
         # wider vectors are moved in pieces
         count, width = count * max(1, width // _WIDEST), min(width, _WIDEST)
-        taking_part = np.broadcast_to(mask, self._lanes)
+        shape = (SAMPLES, self._lanes)
+        taking_part = np.broadcast_to(mask, shape)
         if not taking_part.any():
-            taking_part = np.broadcast_to(True, self._lanes)
-        places = np.broadcast_to(start * item, self._lanes)[taking_part]
+            taking_part = np.broadcast_to(True, shape)
+        sampled = zip(np.broadcast_to(start * item, shape), taking_part, strict=True)
+        places = [addresses[taken] for addresses, taken in sampled]
         yield from self._once(self._request(space, kind, buffer, width, places, count))
 
     def _copy(self, call: Any, mask: Any) -> Iterator[Request]:
@@ -218,11 +229,12 @@ class Lanes:
         count = math.prod(loop.extent for loop in self._loops)
         for rows, columns, width in parts:
             places = (start + rows * stride + columns) * item
-            yield from self._once(self._request("shared", kind, source.source, width, places, count))
+            yield from self._once(self._request("shared", kind, source.source, width, [places] * SAMPLES, count))
 
     def _request(self, space: str, kind: str, buffer: Any, width: int, places: Any, count: int) -> Request:
         loops = tuple(loop.var for loop in self._loops)
-        return Request(space, kind, str(buffer.name), width, tuple(map(int, places)), count, loops)
+        addresses = tuple(tuple(map(int, lanes)) for lanes in places)
+        return Request(space, kind, str(buffer.name), width, addresses, count, loops)
 
     def _once(self, request: Request) -> Iterator[Request]:
         """A load that was there before in the same loops stays in registers."""
@@ -266,13 +278,19 @@ def _merged(requests: Iterable[Request]) -> list[Request]:
             (replace(r, addresses=()), r.addresses): r for r in found if r.bytes == width and r.space == "shared"
         }
         for (alike, places), request in list(by_place.items()):
-            other = (alike, tuple(place + width for place in places))
+            other = (alike, tuple(tuple(place + width for place in lanes) for lanes in places))
             if (alike, places) not in by_place or other not in by_place:
                 continue
-            if all(place % (2 * width) == 0 for place in places):
+            if all(place % (2 * width) == 0 for lanes in places for place in lanes):
                 found[found.index(request)] = replace(request, bytes=2 * width)
                 found.remove(by_place.pop(other))
     return found
+
+
+def _sampled(extent: int, stream: int) -> Any:
+    """Places of a range, one for each sample; of different streams in different orders."""
+    order = np.arange(SAMPLES) * (2 * stream + 1) % SAMPLES
+    return ((2 * order + 1) * extent // (2 * SAMPLES))[:, None]
 
 
 def bytes_of(dtype: str) -> int:

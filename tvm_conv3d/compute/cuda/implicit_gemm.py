@@ -12,7 +12,8 @@ total     the parts, added in their order by a second kernel
 tile      bias and activation
 out       the store in the user's layout
 
-The reduction goes over taps and channels; where channels are few, over both as one index. All extents but those of the
+The reduction goes over taps and channels; where channels are few, over both as one index, whose neighbours lie side by
+side: channels, or taps in channels_first. All extents but those of the
 output are rounded up to whole tiles: weights are zero beyond, and what the gather reads there is zero or a repeated
 position, never stored. Each phase of a transposed convolution is like a group of its own that reads the channels of its
 group.
@@ -59,6 +60,8 @@ class Cut(Protocol):
     def flat(self) -> bool: ...
     @property
     def parts(self) -> int: ...
+    @property
+    def turned(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,8 @@ def packed_by(
         inside += [number < each] if each % variant.filters else []
         taps, channel = [d, h, w], term
         if variant.flat:
-            taps, channel = _unravel(term // spec.group_channels, spec.kernel), term % spec.group_channels
+            taps, vector = _of_flat(spec, variant, term // variant.vector)
+            channel = vector * variant.vector + term % variant.vector
         return weight(taps, channel, group * each + number, inside)
 
     shape = (spec.sets, e.filter_blocks, *e.taps, e.steps, variant.step, variant.filters)
@@ -225,13 +229,11 @@ class GemmBuilder:
         extents = window_extents(spec, spec.out_size)
         sample, corner = self._position(*position)
         # all in units of vectors, so that no condition varies inside one
-        vectors = spec.group_channels // variant.vector
         step, q, lane = place
         number = step * (variant.step // variant.vector) + q
         inside = [number < e.terms // variant.vector] if e.terms % variant.step else []
         if variant.flat:
-            tap, number = number // vectors, number % vectors
-            taps = _unravel(tap, spec.kernel)
+            taps, number = _of_flat(spec, variant, number)
         there = (phases.has_tap(spec, axis, g, tap) for axis, tap in enumerate(taps))
         inside += [condition for condition in there if condition is not None]
         channel = phases.group(spec, g) * spec.group_channels + number * variant.vector + lane
@@ -353,6 +355,15 @@ class GemmBuilder:
         return Tiling(
             (e.planes, spec.groups, spec.group_filters, e.cells // store, store), (plane, group, filters, cells, lane)
         )
+
+
+def _of_flat(spec: CanonicalSpec, variant: Cut, number: Expr) -> tuple[list[Expr], Expr]:
+    """Taps, and vector of channels, by the number of a vector in a flattened reduction."""
+    if spec.data_format == CHANNELS_LAST or variant.turned:
+        vectors = spec.group_channels // variant.vector
+        return _unravel(number // vectors, spec.kernel), number % vectors
+    taps = math.prod(spec.kernel)
+    return _unravel(number % taps, spec.kernel), number // taps
 
 
 def run_of_output(spec: CanonicalSpec) -> int:

@@ -100,6 +100,7 @@ class GemmVariant:
     """
 
     exact: ClassVar[bool] = True
+    turned: ClassVar[bool] = False
 
     cells: int
     filters: int

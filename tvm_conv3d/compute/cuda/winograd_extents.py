@@ -13,6 +13,12 @@ from tvm_conv3d.spec import CHANNELS_LAST, Triple
 #: Neighbouring elements that are read and written at once.
 LANES = 4
 
+#: Threads of a block, at most, and bytes of shared memory for one channel or filter, where it moves whole planes.
+_PLANE_THREADS, _PLANE_BYTES = 256, 1 << 14
+
+#: Of shared memory, of words.
+BANKS = 32
+
 
 @dataclass(frozen=True)
 class Extents:
@@ -91,3 +97,34 @@ def along_width(spec: CanonicalSpec, variant: WinogradGemmVariant, size: int) ->
     if spec.data_format == CHANNELS_LAST or apart:
         return 1
     return math.gcd(LANES, variant.tile[2], size)
+
+
+def by_planes(spec: CanonicalSpec, variant: WinogradGemmVariant) -> bool:
+    """Whether blocks move whole planes of tiles by shared memory: in channels_first, where rows have no vectors."""
+    e = extents_of(spec, variant)
+    beside = variant.tile[2] == e.axes.parts[2] == 1
+    if spec.data_format == CHANNELS_LAST or math.prod(e.axes.phases) > 1 or beside:
+        return False
+    if min(along_width(spec, variant, size[2]) for size in (spec.size, spec.out_size)) == LANES:
+        return False
+    fits = max(plane_bytes(spec, variant, 1)) <= _PLANE_BYTES
+    return fits and e.axes.parts[2] * e.slice <= _PLANE_THREADS
+
+
+def tiles_of_slab(variant: WinogradGemmVariant, e: Extents) -> tuple[int, int]:
+    """Tiles along height and width that hold the windows of a plane; those that fill up a vector lie below the last."""
+    (_, high, wide), (_, down, across) = variant.tile, e.frequencies
+    return -(-e.slice // e.tiles[2]) + (down - 1) // high, e.tiles[2] + (across - 1) // wide
+
+
+def plane_bytes(spec: CanonicalSpec, variant: WinogradGemmVariant, rows: int) -> tuple[int, int]:
+    """Bytes of shared memory for rows of tiles of one channel, and of one filter, where blocks move whole planes.
+
+    At most: the rows and the columns of a tile's places may be padded to begin in any bank.
+    """
+    e, (deep, high, wide) = extents_of(spec, variant), variant.tile
+    found = []
+    for depth, (down, across) in ((e.frequencies[0], tiles_of_slab(variant, e)), (deep, e.tiles[1:])):
+        of_column = rows * down * across + BANKS - 1
+        found.append(4 * e.axes.parts[2] * depth * high * (wide * of_column + BANKS - 1))
+    return found[0], found[1]

@@ -4,7 +4,7 @@ Axes have the modes of :mod:`tvm_conv3d.compute.shared.winograd_axes`. Depth may
 by the product: a layer of 3x3x3 in tiles of 1x4x4 transforms each slice once, in two dimensions. What lies between the
 kernels is kept in the GPU's memory.
 
-Stages, each a block that a schedule places:
+Stages, each a block that a schedule places; :mod:`tvm_conv3d.compute.cuda.winograd_planes` has others:
 
 vectors                    in channels_first the input under a tile, from whole vectors' first positions to their last
 window                     input positions of a tile, zeros outside of the input included
@@ -23,6 +23,7 @@ out                        the store in the user's layout
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +32,8 @@ import numpy as np
 from tvm import te, tirx
 
 from tvm_conv3d.compute.cuda.variants import WinogradGemmVariant
-from tvm_conv3d.compute.cuda.winograd_extents import LANES, along_width, extents_of
+from tvm_conv3d.compute.cuda.winograd_extents import LANES, along_width, by_planes, extents_of
+from tvm_conv3d.compute.cuda.winograd_planes import Planes
 from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import Transforms, transforms
@@ -122,6 +124,7 @@ class _Builder:
         self.padded_channels = self.e.steps * variant.step
         #: neighbouring positions of the input, and of the output, that a thread moves at once
         self.reads, self.stores = (along_width(spec, variant, size[2]) for size in (spec.size, spec.out_size))
+        self.planes = Planes(spec, variant) if by_planes(spec, variant) else None
 
     def declaration(self) -> Declaration:
         spec, variant, e = self.spec, self.variant, self.e
@@ -164,11 +167,20 @@ class _Builder:
             plane = plane // extent if extent > 1 else plane
         return plane, parts
 
+    def _row(self, row: Expr, rows: int) -> tuple[Expr, list[Expr], Expr]:
+        """Sample, part, and number along depth of a row of tiles, of which each plane has `rows`."""
+        beside = self.planes.parts if self.planes else 1
+        if beside == 1:
+            return *self._place(row // rows), row % rows
+        return *self._place(row // (rows * beside) * beside + row % beside), row // beside % rows
+
     def _data(self, x: te.Tensor, input_at: Callable[..., Expr]) -> te.Tensor:
         """The input's transforms, along width, height and depth."""
         e = self.e
-        outer = (self.padded_channels, *e.data_shape)
-        vectors = self._vectors(x, outer)
+        if self.planes:
+            planes, slab = self.planes, self.planes.slab(x, self.padded_channels, self._place)
+            return self._transformed(lambda *at: planes.window(slab, *at), planes.data_shape)
+        vectors = self._vectors(x, (self.padded_channels, *e.data_shape))
 
         def at(c, row, t, i, j, k):  # type: ignore[no-untyped-def]
             if vectors is not None:
@@ -178,17 +190,24 @@ class _Builder:
             column = t % e.tiles[2] * self.variant.tile[2] + k
             return input_at(sample, part, [*self._corner(row, t, i, j), column], c)
 
-        current = te.compute((*outer, *e.frequencies), at, name="window", varargs_names=index_names((*outer, 1, 1, 1)))
+        return self._transformed(at, e.data_shape)
+
+    def _transformed(self, window: Callable[..., Expr], inner: tuple[int, ...]) -> te.Tensor:
+        """The transforms of what `window` gives by channel, the indices of a tile in `inner`, and place under it."""
+        outer = (self.padded_channels, *inner)
+        names = index_names((*outer, 1, 1, 1))
+        current = te.compute((*outer, *self.e.frequencies), window, name="window", varargs_names=names)
         for axis, name in ((2, "input_w"), (1, "input_h"), (0, "input_d")):
             if self.variant.tile[axis] > 1:
                 current = self._along(current, name, axis, self._matrices(axis).input)
-        _, high, wide = e.frequencies
+        _, high, wide = self.e.frequencies
 
-        def spread(f, c, row, t):  # type: ignore[no-untyped-def]
-            return current[c, row, t, f // (high * wide), f // wide % high, f % wide]
+        def spread(*index):  # type: ignore[no-untyped-def]
+            f, *at = index
+            return current[(*at, f // (high * wide), f // wide % high, f % wide)]
 
-        shape = (math.prod(e.frequencies), *outer)
-        return te.compute(shape, spread, name="data", varargs_names=["f", "c", "row", "t"])
+        shape = (math.prod(self.e.frequencies), *outer)
+        return te.compute(shape, spread, name="data", varargs_names=["f", "c", *index_names(inner)])
 
     def _corner(self, row: Expr, t: Expr, i: Expr, j: Expr) -> list[Expr]:
         """Depth and height, in its part, of a position under a tile."""
@@ -248,9 +267,13 @@ class _Builder:
             # all in units of vectors; those beyond the last repeat it
             vector = tirx.min(block * (variant.cells // LANES) + q, e.vectors - 1)
             row, t = vector // (e.slice // LANES), vector % (e.slice // LANES)
+            channel, tile = step * variant.step + term, t * LANES + lane
+            if self.planes:
+                part, depth = row % self.planes.parts, row // self.planes.parts
+                return data[f, channel, depth // e.tiles[0], depth % e.tiles[0] + tap, part, tile]
             if e.taps > 1 and e.planes > 1:
                 row = row // e.tiles[0] * e.rows + row % e.tiles[0]
-            return data[f, step * variant.step + term, row + tap, t * LANES + lane]
+            return data[f, channel, row + tap, tile]
 
         shape = (count, e.cell_blocks, e.taps, e.steps, variant.step, variant.cells // LANES, LANES)
         names = ["f", "block", "tap", "step", "term", "q", "lane"]
@@ -312,8 +335,8 @@ class _Builder:
 
         def at(*index):  # type: ignore[no-untyped-def]
             row, t, g, *inside = index
-            sample, part = self._place(row // e.tiles[0])
-            tile = (row % e.tiles[0], t // e.tiles[2], t % e.tiles[2])
+            sample, part, depth = self._row(row, e.tiles[0])
+            tile = (depth, t // e.tiles[2], t % e.tiles[2])
             corner = [p * m + i + tap for p, m, i, tap in zip(tile, variant.tile, inside, taps, strict=True)]
             number = first + (taps[0] * high + taps[1]) * wide + taps[2]
             weight = kernel[number, g // variant.filters, channel, g % variant.filters]
@@ -329,8 +352,16 @@ class _Builder:
     ) -> te.Tensor:
         tiling = self._tiling()
 
+        def total_at(*at):  # type: ignore[no-untyped-def]
+            return tirx.if_then_else(bad[at[:3]] == 1, direct[at], totals[at])
+
+        if self.planes:
+            whole = self.planes.tile(total_at, int(direct.shape[2]))
+            added = functools.partial(residual.in_tile, tiling)
+            return self.planes.out(whole, lambda total, g, at: finish(self.spec, total, bias[g], added(at)))
+
         def at(row, t, g, i, j, k):  # type: ignore[no-untyped-def]
-            total = tirx.if_then_else(bad[row, t, g] == 1, direct[row, t, g, i, j, k], totals[row, t, g, i, j, k])
+            total = total_at(row, t, g, i, j, k)
             place = (row, t, g, i, j, k) if self.last else (row, t, g, i, j, k // self.stores, k % self.stores)
             return finish(self.spec, total, bias[g], residual.in_tile(tiling, place))
 
@@ -351,6 +382,8 @@ class _Builder:
 
         In channels_first the last two are vectors of positions along the width, and their elements.
         """
+        if self.planes:
+            return self.planes.tiling()
         spec, e, parts = self.spec, self.e, self.axes.parts
         depth, _, wide = e.tiles
         md, mh, mw = self.variant.tile
