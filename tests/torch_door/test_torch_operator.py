@@ -292,6 +292,7 @@ def test_transforms_that_derive_are_torchs_and_counted() -> None:
 # Processes
 
 DDP = """
+import os
 import sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -310,6 +311,8 @@ wanted = torch.autograd.grad(torch.nn.functional.conv3d(x.double(), weight, bias
 torch.testing.assert_close(conv.weight.grad, wanted, rtol=1e-4, atol=1e-4)
 assert ours.counters() == ours.Counters(2, {})
 torch.distributed.destroy_process_group()
+# gloo's threads outlive it, and now and then abort an interpreter that ends, with torch's own layers as well (2.13)
+os._exit(0)
 """
 
 
