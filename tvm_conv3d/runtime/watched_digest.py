@@ -24,7 +24,7 @@ from tvm_conv3d.support.written_pages import PAGE, WrittenPages
 _LEAST = 1 << 19
 
 #: Calls that find an array as it was before it is watched: the first write to each page then takes as long as they do.
-_CALLS = 8
+_CALLS = 3
 
 #: Arrays that are watched at once, and whose calls are counted.
 _MOST, _MOST_COUNTED = 512, 2048
