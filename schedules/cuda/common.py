@@ -129,6 +129,22 @@ def read_at_once(sch: Schedule, stage: BlockRV, name: str, at: LoopRV) -> None:
     sch.unroll(vectors)
 
 
+def finish_tile(sch: Schedule, thread: LoopRV, filters_last: bool) -> None:
+    """Finishes a tile whose reduction has no parts: in registers, where its thread stores it.
+
+    Args:
+        sch: the schedule.
+        thread: the loop at which the tile is stored.
+        filters_last: as of :func:`add_parts`.
+    """
+    tile = sch.get_sblock("tile")
+    sch.set_scope(tile, 0, "local")
+    sch.compute_at(tile, thread, preserve_unit_loops=True)
+    unroll(sch, sch.get_loops(tile)[-2:])
+    if filters_last:
+        read_at_once(sch, tile, "bias", thread)
+
+
 def spread_over_warps(sch: Schedule, loops: Sequence[LoopRV], warps: int) -> LoopRV:
     """Spreads a copy over the threads of all warps, neighbours side by side; returns the loop of one thread."""
     _, warp, thread = sch.split(sch.fuse(*loops), [None, warps, 32])

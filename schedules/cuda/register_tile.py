@@ -15,7 +15,7 @@ from tvm_conv3d.schedules.cuda.common import (
     BlockRV,
     LoopRV,
     add_parts,
-    read_at_once,
+    finish_tile,
     spread_over_threads,
     unroll,
     unroll_by_pragma,
@@ -152,12 +152,7 @@ def place_tiles(sch: Schedule, tile: CutTile, filters_last: bool, taps: int, dec
         sch.reorder(cells, filters)
     thread = bind_tile(sch, store, tile, tile.store, filters_last, decide)
     if whole:
-        finished = sch.get_sblock("tile")
-        sch.set_scope(finished, 0, "local")
-        sch.compute_at(finished, thread, preserve_unit_loops=True)
-        unroll(sch, sch.get_loops(finished)[-2:])
-        if filters_last:
-            read_at_once(sch, finished, "bias", thread)
+        finish_tile(sch, thread, filters_last)
     else:
         add_parts(sch, filters_last)
     return sum_in_registers(sch, thread, taps if whole else 0, tile.step, decide)

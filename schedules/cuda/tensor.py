@@ -15,11 +15,10 @@ from tvm_conv3d.schedules.cuda.common import (
     BlockRV,
     LoopRV,
     add_parts,
+    finish_tile,
     pipeline,
-    read_at_once,
     reads_along_terms,
     spread_over_warps,
-    unroll,
     unroll_by_pragma,
 )
 from tvm_conv3d.schedules.cuda.tensor_tile import SKEW, SKEW_OF_TURNED, sums_of_thread
@@ -109,12 +108,7 @@ def _finish_together(sch: Schedule, s: CanonicalSpec, variant: TensorVariant, wa
     sch.reorder(*order, lane)
     thread = spread_over_warps(sch, order, warps)
     if variant.parts == 1:
-        tile = sch.get_sblock("tile")
-        sch.set_scope(tile, 0, "local")
-        sch.compute_at(tile, thread, preserve_unit_loops=True)
-        unroll(sch, sch.get_loops(tile)[-2:])
-        if last:
-            read_at_once(sch, tile, "bias", thread)
+        finish_tile(sch, thread, last)
     else:
         add_parts(sch, last)
         # sums in float32, 16 bytes at once
