@@ -20,9 +20,9 @@ import tvm_conv3d
 from tvm_conv3d.bench.limits import limited, short
 from tvm_conv3d.bench.training.results import Measured, Timing
 
-#: Gradients of float32 that are further off than this, relative (2-norm), are no rounding. Batch norms of two samples
-#: and maxima make much of it: TensorFlow's own two modes of the CT network differ by 2e-2.
-TOLERANCE = 5e-2
+#: Gradients of float32 that are further off the framework's first mode than this, relative (2-norm), are no rounding.
+#: TensorFlow's of the CT network are 1.1e-2 off those of float64 (ours 2.9e-3), and its two modes 2.1e-2 apart.
+TOLERANCE = 2.5e-2
 
 #: Steps before the first round: the second has this package's best plan compiled.
 WARM_UP = 2
