@@ -15,6 +15,7 @@ from cuda_on_cpu.compile import compile_kernels
 from cuda_on_cpu.execute import Order
 from cuda_on_cpu.lower import LoweredModule
 from problems import data
+from tvm_conv3d.compute.cuda.implicit_gemm import extents_of
 from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
 from tvm_conv3d.compute.cuda.variants import GemmVariant
 from tvm_conv3d.compute.shared import stages
@@ -201,6 +202,19 @@ def test_large_layers_have_large_tiles_and_stages(arch: str) -> None:
         for variant in candidates(spec, traits):
             assert shared_bytes(spec, variant) <= traits.shared_opt_in
             assert sums_of_thread(spec, variant) <= 128
+
+
+@pytest.mark.parametrize("layer", ["ansor_c3d_2", "ansor_c3d_3"])
+def test_few_positions_are_cut_into_parts_of_large_tiles(layer: str) -> None:
+    """As many as fill the multiprocessors once: copies run ahead, so that further blocks would only be further sums."""
+    traits = ARCHITECTURES["sm_90"]
+    spec = canonicalize(next(replace(x.spec, dtype="float16") for x in read_csv(LAYERS) if x.name == layer))
+    best = candidates(spec, traits)[0]
+    e = extents_of(spec, best)
+    blocks = e.cell_blocks * e.filter_blocks * best.parts
+    assert best.parts > 1 and best.stages > 1
+    assert (best.cells // best.warps_cells, best.filters // best.warps_filters) == (64, 64)
+    assert 0.75 * traits.multiprocessors <= blocks <= traits.multiprocessors
 
 
 def test_tuning_tries_other_steps_and_stages() -> None:

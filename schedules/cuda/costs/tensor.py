@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -73,15 +72,18 @@ def candidates(spec: CanonicalSpec, traits: GpuTraits) -> list[TensorVariant]:
     terms = math.prod(spec.kernel) * spec.group_channels
     if not traits.has_tensor_cores(spec.dtype) or terms < _MIN_TERMS or spec.set_filters < _MIN_FILTERS:
         return []
+
+    # cuts are compared as they will run: copies ahead leave a tile alone on its multiprocessor less to wait for
+    def price(variant: TensorVariant) -> float:
+        staged = _staged(spec, traits, variant)
+        return _nanoseconds(spec, traits, staged) if _is_possible(spec, traits, staged) else math.inf
+
     costs: dict[TensorVariant, float] = {}
     may_turn = spec.data_format == CHANNELS_FIRST and spec.group_channels % _TURNED_AT_ONCE == 0
     for (cells, filters, warps_cells, warps_filters), turned in itertools.product(TILES, (True, False)[not may_turn :]):
         variant = TensorVariant(cells, filters, _STEP, warps_cells, warps_filters, turned=turned)
-        variant = fitted(spec, variant)
-        found = in_parts(spec, traits, variant, functools.partial(_nanoseconds, spec, traits))
-        for cut in map(functools.partial(_staged, spec, traits), found):
-            if _is_possible(spec, traits, cut):
-                costs[cut] = _nanoseconds(spec, traits, cut)
+        found = in_parts(spec, traits, fitted(spec, variant), price)
+        costs |= {_staged(spec, traits, cut): cost for cut, cost in found.items() if cost < math.inf}
     return [variant for variant, _ in cheapest_first(costs)]
 
 
