@@ -46,8 +46,8 @@ class BoundConvolution:
         Raises:
             MemoryError: there is none for the result or the intermediates.
         """
-        result = interchange.torch_tensor(output_pool.empty(self._shape, self._dtype).transpose(interchange.TO_FIRST))
         source, added = self._dense(x), None if residual is None else self._dense(residual)
+        result = interchange.torch_tensor(output_pool.empty(self._shape, self._dtype).transpose(interchange.TO_FIRST))
         addresses = result.data_ptr(), _address(source), None if added is None else _address(added)
         if not self._call.fill(*addresses, self._count):
             return self._general(x, residual)
