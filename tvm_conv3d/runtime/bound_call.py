@@ -15,7 +15,7 @@ from tvm_conv3d.runtime import interchange, threads
 from tvm_conv3d.runtime.cpu_backend import CpuCall
 from tvm_conv3d.runtime.reserve import reserve
 from tvm_conv3d.runtime.weights import Packed
-from tvm_conv3d.spec import Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.support.dtypes import numpy_dtype
 
 
@@ -95,11 +95,27 @@ class BoundCall:
         """The problem."""
         return self._call.plan.spec
 
+    @property
+    def may_overwrite(self) -> bool:
+        """Whether the result may be written over the residual operand: each element is stored once, after it was read.
+
+        Rows of a single channel are no such case: their tails are vectors that overlap those before them
+        (:mod:`tvm_conv3d.schedules.llvm.passes.vectorize_row_stores`).
+        """
+        spec = self.spec
+        return spec.residual and spec.data_format == CHANNELS_LAST and spec.output_shape[-1] > 1
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the last data, or the weights, were found to hold what :meth:`fill` can't be trusted with."""
+        return bool(self._call.doubts)
+
     def fill(self, out: int, x: int, residual: int | None, count: int) -> bool:
         """Fills memory with the convolution of other memory.
 
         Args:
-            out: address of dense memory of the spec's output shape and type, shared with nothing that is read.
+            out: address of dense memory of the spec's output shape and type, shared with nothing that is read, but
+                where :attr:`may_overwrite` says so it may be that of the residual operand.
             x: likewise of its input shape.
             residual: as `out`, where the spec adds one.
             count: of threads.
@@ -112,7 +128,7 @@ class BoundCall:
             MemoryError: there is none for the intermediates.
         """
         call = self._call
-        if call.doubts:
+        if self.doubtful:
             return False
         reserve(call.loaded, call.loaded.workspace)
         try:

@@ -16,6 +16,10 @@ from tvm_conv3d.support.dtypes import numpy_dtype
 from tvm_conv3d.torch import counting
 
 
+class OverwrittenError(Exception):
+    """A residual operand was written over with a result that can't be trusted."""
+
+
 class BoundConvolution:
     """A call of `torch.ops.tvm_conv3d.fused_convolution` of input and residual operand alone.
 
@@ -26,13 +30,17 @@ class BoundConvolution:
         place: where its weights lie.
         count: of threads.
         general: the operator, with the same weights, of input and residual operand.
+        over: whether nobody else sees the residual operand any more, over which the result may be written then.
     """
 
     #: What :mod:`torch.fx` calls it.
     __name__ = "bound_convolution"
 
-    def __init__(self, call: BoundCall, place: Place, count: int, general: Callable[..., Tensor]) -> None:
+    def __init__(
+        self, call: BoundCall, place: Place, count: int, general: Callable[..., Tensor], over: bool = False
+    ) -> None:
         self._call, self._place, self._count, self._general = call, place, count, general
+        self._over = over and call.may_overwrite
         self._shape = call.spec.output_shape
         self._dtype = numpy_dtype(call.spec.dtype)
 
@@ -45,14 +53,23 @@ class BoundConvolution:
 
         Raises:
             MemoryError: there is none for the result or the intermediates.
+            OverwrittenError: of operands that are not finite, say; the residual operand is lost.
         """
+        if self._call.doubtful:
+            return self._general(x, residual)
         source, added = self._dense(x), None if residual is None else self._dense(residual)
-        result = interchange.torch_tensor(output_pool.empty(self._shape, self._dtype).transpose(interchange.TO_FIRST))
+        over = added if self._over and isinstance(added, Tensor) else None
+        result = self._empty() if over is None else over
         addresses = result.data_ptr(), _address(source), None if added is None else _address(added)
         if not self._call.fill(*addresses, self._count):
+            if over is not None:
+                raise OverwrittenError
             return self._general(x, residual)
         counting.count_ours()
         return result
+
+    def _empty(self) -> Tensor:
+        return interchange.torch_tensor(output_pool.empty(self._shape, self._dtype).transpose(interchange.TO_FIRST))
 
     def _dense(self, tensor: Tensor) -> Tensor | np.ndarray:
         """What holds the elements with the channels innermost: the tensor, where it does, else a copy."""
