@@ -1,7 +1,8 @@
 """Maxima of windows side by side of convolutions with a ReLU on TensorFlow, in one step, with gradients of any order.
 
 What the convolution gives is the largest array of most networks, and only maxima are asked of it: it is gone once these
-are found. The ReLU's gradient is taken of the maxima, which are fewer, and goes to their cells then.
+are found, and of a network's first convolution it is never whole. The ReLU's gradient is taken of the maxima, which are
+fewer, and goes to their cells then.
 """
 
 from __future__ import annotations
@@ -128,6 +129,5 @@ def _now(call: Call, window: Triple, x: Any, kernel: Any, *biases: Any) -> list[
     """Of eager tensors."""
     source = interchange.wrap(x)
     (bias,) = (each.numpy() for each in biases) if biases else (None,)
-    y = arrays.compute(call.arguments, interchange.wrap(source.numpy()), kernel.numpy(), bias, call.place)
-    found = training.max_pool_of_any(y, window)
-    return [*map(source.restore, found), tf.constant(y.shape, tf.int64)]
+    *found, shape = arrays.maxima(call.arguments, source.numpy(), kernel.numpy(), bias, window, call.place)
+    return [*map(source.restore, found), tf.constant(shape, tf.int64)]
