@@ -230,8 +230,11 @@ def test_frozen_norms_keep_their_statistics() -> None:
 
 @pytest.mark.parametrize("kind", ["step", "inference"])
 def test_the_network_of_the_benchmark(kind: str) -> None:
-    """Its modes have the same gradients and results."""
-    way_of = keras_ways.prepare(kind, True)
-    right, found = way_of("plain").outcome(), way_of("ours").outcome()
-    assert error_of(found, right) < 1e-4
-    assert all(np.abs(each).max() > 0 for each in right)
+    """Its modes have the gradients and results of float64."""
+    pytest.importorskip("torch", reason="float64 is PyTorch's")
+    network = keras_ways.prepare(kind, True)
+    right = network.exact()
+    for mode in ("plain", "ours"):
+        assert error_of(network.way(mode).outcome(), right) < 1e-4
+    # a norm behind a bias that lets all numbers pass leaves it no gradient
+    assert all(np.abs(each).max() > 1e-3 for each in right if each.ndim > 1)
