@@ -8,7 +8,7 @@ from tvm.s_tir import Schedule
 
 from tvm_conv3d.compute.cuda.implicit_gemm import GemmVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.schedules.cuda.common import BANKS, SKEW, LoopRV, reads_along_terms, spread_over_threads
+from tvm_conv3d.schedules.cuda.common import BANKS, SKEW, LoopRV, pipeline, reads_along_terms, spread_over_threads
 from tvm_conv3d.schedules.cuda.register_tile import clear, fetch_kernel, place_tiles
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.spec import CHANNELS_LAST
@@ -22,10 +22,12 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: GemmVariant, decide: Deci
 
     Decisions: those of :mod:`tvm_conv3d.schedules.cuda.register_tile`.
     """
-    sums = place_tiles(sch, variant, spec.data_format == CHANNELS_LAST, len(spec.kernel), decide)
+    sums = place_tiles(sch, variant, spec.data_format == CHANNELS_LAST, len(spec.kernel), decide, variant.stages)
     _gather(sch, spec, variant, sums.step)
     fetch_kernel(sch, sums, variant, WEIGHTS_AT_ONCE[spec.accumulator])
     clear(sch, sums)
+    if variant.stages > 1:
+        pipeline(sch, sums.step, variant.stages)
 
 
 def _gather(sch: Schedule, s: CanonicalSpec, variant: GemmVariant, step: LoopRV) -> None:
@@ -45,4 +47,8 @@ def _gather(sch: Schedule, s: CanonicalSpec, variant: GemmVariant, step: LoopRV)
         (q, tap), (far, i) = sch.split(q, [None, near]), sch.split(i, [None, math.gcd(variant.cells, BANKS // near)])
         order = [q, far, tap, i]
     sch.reorder(*order, v)
-    spread_over_threads(sch, order, variant.threads_cells * variant.threads_filters, v)
+    # asynchronous copies do not turn vectors: they are of single elements, which share an index
+    vector = v if variant.stages == 1 else None
+    spread_over_threads(sch, order, variant.threads_cells * variant.threads_filters, vector)
+    if vector is None:
+        sch.unroll(v)

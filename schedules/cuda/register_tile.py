@@ -133,7 +133,9 @@ def sum_in_registers(
     return Sums(product, outer[0], outer[-1])
 
 
-def place_tiles(sch: Schedule, tile: CutTile, filters_last: bool, taps: int, decide: Decisions) -> Sums:
+def place_tiles(
+    sch: Schedule, tile: CutTile, filters_last: bool, taps: int, decide: Decisions, stages: int = 1
+) -> Sums:
     """Binds the tiles of a product that is finished in the block `tile`, and stored in vectors; places their sums.
 
     Where the reduction is cut, sums are kept by `partial`, and added by a second kernel.
@@ -142,20 +144,21 @@ def place_tiles(sch: Schedule, tile: CutTile, filters_last: bool, taps: int, dec
         sch: the schedule.
         tile: the tile.
         filters_last: whether a vector is of filters, else of positions.
-        taps: axes of taps that the reduction goes over where it is not cut.
+        taps: axes of taps that the reduction goes over where it is not cut, and no copies run ahead.
         decide: the decisions, of :func:`bind_tile` and :func:`sum_in_registers`.
+        stages: steps that are on their way at once.
     """
     whole = tile.parts == 1
     store = "out" if whole else "partial"
     if not (whole or filters_last):
         *_, filters, cells, _ = sch.get_loops(sch.get_sblock(store))
         sch.reorder(cells, filters)
-    thread = bind_tile(sch, store, tile, tile.store, filters_last, decide)
+    thread = bind_tile(sch, store, tile, tile.store, filters_last, decide, stages)
     if whole:
         finish_tile(sch, thread, filters_last)
     else:
         add_parts(sch, filters_last)
-    return sum_in_registers(sch, thread, taps if whole else 0, tile.step, decide)
+    return sum_in_registers(sch, thread, taps if whole and stages == 1 else 0, tile.step, decide)
 
 
 def fetch_kernel(sch: Schedule, sums: Sums, tile: Tile, lanes: int) -> None:

@@ -41,6 +41,7 @@ LISTING = """
         /*0040*/              @!P1 FFMA R1, R2, R3, R4 ;
 .L_x_2:
         /*0050*/                   LDS.128 R4, [R8] ;
+        /*0058*/              @!PT LDS RZ, [RZ] ;
         /*0060*/                   FFMA R1, R2, R3, R4 ;
         /*0070*/                   LDG.E.U8 R1, desc[UR4][R2.64] ;
         /*0080*/                   FFMA R1, R2, R3, R4 ;

@@ -1,4 +1,4 @@
-"""Asynchronous copies that run ahead of tensor cores: right, waited for, and as large as the plan says."""
+"""Asynchronous copies that run ahead of products: right, waited for, and as large as the plan says."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cuda_on_cpu.execute import Order
 from cuda_on_cpu.lower import LoweredModule
 from problems import data
 from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
+from tvm_conv3d.compute.cuda.variants import GemmVariant
 from tvm_conv3d.compute.shared import stages
 from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine.algorithms import named
@@ -25,6 +26,7 @@ from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.scheduling import scheduled_module
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.reference.layers import read_csv
+from tvm_conv3d.schedules.cuda.costs import gemm
 from tvm_conv3d.schedules.cuda.costs.tensor import TILES, candidates, fitted, variants
 from tvm_conv3d.schedules.cuda.tensor_tile import shared_bytes, sums_of_thread
 from tvm_conv3d.spec import CHANNELS_FIRST, Conv3DSpec, Pads
@@ -40,6 +42,8 @@ ORDERS: list[Order] = ["forward", "reverse", ("shuffled", 3)]
 every_order = pytest.mark.parametrize("order", ORDERS, ids=str)
 
 BASE = Conv3DSpec(1, (4, 5, 6), 64, 48, (3, 3, 3), pads=(Pads(1, 1),) * 3, dtype="float16", post_ops=("relu",))
+
+SINGLE = Conv3DSpec(1, (3, 4, 5), 16, 24, (3, 3, 3), pads=(Pads(1, 1),) * 3, post_ops=("relu",))
 
 FIRST = replace(BASE, data_format=CHANNELS_FIRST)
 
@@ -86,6 +90,33 @@ def plans() -> list[Plan]:
     ]
 
 
+def in_registers(
+    spec: Conv3DSpec, ahead: int, tile: tuple[int, int, int, int] = (32, 32, 8, 8), parts: int = 1
+) -> Plan:
+    """A plan of this tile (cells, filters, threads along each) on CUDA cores, with `ahead` stages."""
+    cells, filters, threads_cells, threads_filters = tile
+    variant = GemmVariant(cells, filters, 8, threads_cells, threads_filters, parts=parts)
+    variant = gemm.fitted(canonicalize(spec), variant)
+    return Plan(spec, "gemm", replace(variant, stages=ahead), {})
+
+
+def plans_in_registers() -> list[Plan]:
+    """Vectors of channels and single ones, taps in the same index or not, parts, groups, layouts, wide elements."""
+    first = replace(SINGLE, data_format=CHANNELS_FIRST)
+    return [
+        *(in_registers(SINGLE, ahead) for ahead in (2, 3, 4)),
+        in_registers(replace(SINGLE, batch=2, strides=(1, 2, 1)), 2, (64, 32, 16, 8)),
+        in_registers(replace(SINGLE, channels=3, filters=19), 2),
+        in_registers(replace(SINGLE, channels=13), 3),
+        in_registers(replace(SINGLE, channels=1, strides=(1, 1, 4), size=(3, 4, 9)), 2),
+        in_registers(SINGLE, 2, parts=3),
+        in_registers(replace(SINGLE, groups=2, dilation=(1, 1, 2)), 2, (32, 16, 16, 4)),
+        in_registers(first, 2, parts=9),
+        in_registers(replace(first, channels=3, batch=2), 3),
+        in_registers(replace(SINGLE, dtype="float64"), 2, (32, 32, 8, 8)),
+    ]
+
+
 def lowered(found: Plan) -> LoweredModule:
     target = resolve(TARGET, 1)
     return lowered_on_cpu(scheduled_module(found, target), target)
@@ -96,6 +127,14 @@ def test_copies_that_run_ahead_are_right(order: Order) -> None:
     found = plans()
     assert {p.variant.vector for p in found} == {1, 2, 4, 8}
     assert {p.variant.flat for p in found} == {True, False}
+    assert_right(found, TARGET, order)
+
+
+@every_order
+def test_copies_that_run_ahead_of_registers_are_right(order: Order) -> None:
+    found = plans_in_registers()
+    assert {p.variant.vector for p in found} >= {1, 4} and {p.variant.flat for p in found} == {True, False}
+    assert all("copy_async" in lowered(p).source or "cp_async" in lowered(p).source for p in found)
     assert_right(found, TARGET, order)
 
 
@@ -113,10 +152,10 @@ def test_only_channels_first_is_turned() -> None:
         named("tensor_gemm").declare(BASE, plan(FIRST, 3, turned=True).variant)
 
 
+@pytest.mark.parametrize("found", [plan(BASE, 3), in_registers(SINGLE, 3)], ids=lambda found: found.algorithm)
 @every_order
-def test_every_wait_and_every_barrier_is_needed(order: Order) -> None:
+def test_every_wait_and_every_barrier_is_needed(found: Plan, order: Order) -> None:
     """Without one of them numbers are wrong, or threads race."""
-    found = plan(BASE, 3)
     module, given = lowered(found), data(found.spec)
     expected = oracle.finish(found.spec, oracle.convolve(found.spec, *given), None)
     arrays = in_order(found, given, module.parameters)
@@ -127,7 +166,7 @@ def test_every_wait_and_every_barrier_is_needed(order: Order) -> None:
             for b, array in zip(module.parameters, arrays, strict=True)
         }
         report: Report = run_program(compile_kernels(source), module.launches, buffers, order)
-        out = report.buffers["out"].view(np.float16).reshape(found.spec.output_shape)
+        out = report.buffers["out"].view(found.spec.dtype).reshape(found.spec.output_shape)
         return report.ok and oracle.relative_error(out, expected) < 1e-3
 
     source = module.source
@@ -173,6 +212,17 @@ def test_tuning_tries_other_steps_and_stages() -> None:
     assert len(set(found)) == len(found)
     assert {v.step for v in found} == {32, 64} and {v.stages for v in found} == {2, 3, 4}
     assert all(shared_bytes(spec, v) <= traits.shared_opt_in for v in found)
+
+
+def test_tuning_tries_copies_ahead_of_registers_where_they_are_asynchronous() -> None:
+    """Not where elements are converted, where an architecture has no such copies, and in sums with parts' ends."""
+    for arch, traits in ARCHITECTURES.items():
+        found = gemm.variants(canonicalize(SINGLE), traits)
+        assert found[0] == gemm.candidates(canonicalize(SINGLE), traits)[0]
+        assert {v.stages for v in found} == ({1, 2, 3} if traits.arch >= 80 else {1}), arch
+    traits = ARCHITECTURES["sm_80"]
+    for change in ({"dtype": "float16"}, {"channels": 160, "size": (40, 40, 40)}):
+        assert {v.stages for v in gemm.variants(canonicalize(replace(SINGLE, **change)), traits)} == {1}, change
 
 
 @needs_nvcc

@@ -62,10 +62,12 @@ def random_points(spec: Conv3DSpec, count: int) -> list[Plan]:
 
     traits = traits_of(resolve(TARGET, 1))
     generator = random.Random(spec.key())
-    choices = [(known, v) for known in algorithms("cuda").values() for v in known.variants(spec, traits)]
+    spaces = [(known, found) for known in algorithms("cuda").values() if (found := known.variants(spec, traits))]
     found: dict[str, Plan] = {}
     for seed in range(1, 4 * count):
-        algorithm, variant = generator.choice(choices)
+        # each algorithm as often as the others, however many variants it has
+        algorithm, variants = generator.choice(spaces)
+        variant = generator.choice(variants)
         schedule = Schedule(algorithm.declare(spec, variant).module(), seed=seed)
         decisions = Decisions(schedule, None)
         algorithm.apply(schedule, spec, variant, decisions)

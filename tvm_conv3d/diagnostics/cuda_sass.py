@@ -25,8 +25,9 @@ _SECTION = re.compile(r"^\s*\.section\s+\.text\.(\w+),.*$", re.MULTILINE)
 
 _LABEL = re.compile(r"^(\.L\w+):")
 
-#: An instruction after its place and its condition, and where it jumps to.
-_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)(?:.*`\((\.L\w+)\))?")
+#: An instruction after its place and its condition, and where it jumps to; not those whose condition is never true,
+#: which the assembler puts before asynchronous copies.
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?!@!U?PT )(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)(?:.*`\((\.L\w+)\))?")
 
 #: Multiplications, and the reads of shared memory that feed them.
 _PRODUCTS = {"HMMA": "LDSM", "FFMA": "LDS", "DFMA": "LDS"}

@@ -8,9 +8,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from tvm_conv3d.compute.cuda.implicit_gemm import GemmVariant, run_of_output
+from tvm_conv3d.compute.cuda.implicit_gemm import GemmVariant, extents_of, run_of_output
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
-from tvm_conv3d.schedules.cuda.costs.tile_cost import cheapest_first, in_parts, is_flat, nanoseconds, share_of_registers
+from tvm_conv3d.schedules.cuda.common import BANKS
+from tvm_conv3d.schedules.cuda.costs.tile_cost import (
+    STAGES,
+    VARIED,
+    can_run_ahead,
+    cheapest_first,
+    in_parts,
+    is_flat,
+    nanoseconds,
+    share_of_registers,
+)
 from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.target.gpu import GpuTraits
 
@@ -93,5 +103,14 @@ def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[GemmVariant, dict[s
 
 
 def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[GemmVariant]:
-    """The variants that compete while tuning, the default's first."""
-    return candidates(spec, traits)[:MAX_VARIANTS]
+    """The variants that compete while tuning, the default's first; and the best of them with copies that run ahead."""
+    found = candidates(spec, traits)[:MAX_VARIANTS]
+    staged = (replace(variant, stages=stages) for variant in found[:VARIED] for stages in STAGES)
+    return found + [variant for variant in staged if _can_run_ahead(spec, traits, variant)]
+
+
+def _can_run_ahead(spec: CanonicalSpec, traits: GpuTraits, variant: GemmVariant) -> bool:
+    # what is copied is not converted; rows are lengthened
+    bytes_of_term = (variant.cells + variant.filters + BANKS) * np.dtype(spec.accumulator).itemsize
+    turns = extents_of(spec, variant).turns // variant.parts
+    return spec.dtype == spec.accumulator and can_run_ahead(traits, variant, turns, bytes_of_term)

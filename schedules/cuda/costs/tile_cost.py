@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 from tvm_conv3d.compute.cuda.implicit_gemm import Cut, GemmVariant, extents_of
 from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
+from tvm_conv3d.compute.shared.stages import terms_of_part
 from tvm_conv3d.schedules.decisions import divisors
 from tvm_conv3d.target.gpu import GpuTraits
 
@@ -51,6 +52,9 @@ MAX_SUMMED_PARTS, MAX_KEPT, ADDITION = 1024, 64 << 20, 100.0
 
 #: What needs several kernels must be cheaper by this factor than one kernel, as both are estimates.
 ADVANTAGE = 0.7
+
+#: Steps that are on their way at once in products in registers that compete while tuning, and of how many of the best.
+STAGES, VARIED = (2, 3), 2
 
 #: Share of a reduction that may be padding before taps and channels are flattened.
 _MAX_WASTE = 0.2
@@ -110,6 +114,29 @@ def in_parts(spec: CanonicalSpec, traits: GpuTraits, variant: V, price: Callable
 def cheapest_first(costs: dict[P, float]) -> list[tuple[P, float]]:
     """Variants with their prices; those in parts stand after those in one that are not much dearer."""
     return sorted(costs.items(), key=lambda pair: pair[1] if pair[0].parts == 1 else pair[1] / ADVANTAGE)
+
+
+class RunsAhead(Protocol):
+    """What variants have whose copies may run ahead of the product in registers."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def stages(self) -> int: ...
+
+
+def can_run_ahead(traits: GpuTraits, variant: RunsAhead, turns: int, bytes_of_term: int) -> bool:
+    """Whether a GPU has asynchronous copies and the shared memory, and the reduction as many steps in one loop.
+
+    Args:
+        traits: the GPU.
+        variant: with the steps that are on their way at once.
+        turns: steps of the whole reduction, or of one of its parts.
+        bytes_of_term: of shared memory, for one term of both factors.
+    """
+    terms, shared = turns * variant.step, variant.stages * variant.step * bytes_of_term
+    whole = terms_of_part(terms, on_gpu=True) >= terms
+    return traits.arch >= 80 and shared <= traits.shared_per_block and whole and variant.stages <= turns
 
 
 def of_tiles(

@@ -17,10 +17,17 @@ from tvm_conv3d.compute.cuda.winograd_extents import LANES, extents_of
 from tvm_conv3d.compute.cuda.winograd_gemm import error_bound
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import MAX_TAPS_AND_OUTPUTS
-from tvm_conv3d.compute.shared.stages import terms_of_part
 from tvm_conv3d.compute.shared.winograd_axes import DILATED, FOLDED, PLAIN, STRIDED, axes_of
 from tvm_conv3d.schedules.cuda.costs import gemm
-from tvm_conv3d.schedules.cuda.costs.tile_cost import ADVANTAGE, LAUNCH, of_tiles, share_of_registers
+from tvm_conv3d.schedules.cuda.costs.tile_cost import (
+    ADVANTAGE,
+    LAUNCH,
+    STAGES,
+    VARIED,
+    can_run_ahead,
+    of_tiles,
+    share_of_registers,
+)
 from tvm_conv3d.spec import CHANNELS_LAST
 from tvm_conv3d.target.gpu import GpuTraits
 
@@ -39,9 +46,6 @@ _MAX_WASTE = 0.2
 
 #: Variants that compete while tuning.
 _MAX_VARIANTS = 8
-
-#: Steps that are on their way at once in variants that compete while tuning, and of how many of the best ones.
-_STAGES, _VARIED = (2, 3), 2
 
 #: Bytes of an element, and the share of the published bandwidth that copies reach.
 _ITEM, _SHARE = 4, 0.8
@@ -136,13 +140,10 @@ def default(spec: CanonicalSpec, traits: GpuTraits) -> tuple[WinogradGemmVariant
 def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[WinogradGemmVariant]:
     """The variants that compete while tuning, the default's first; and the best of them with copies that run ahead."""
     found = candidates(spec, traits)
-    staged = (replace(variant, stages=stages) for variant in found[:_VARIED] for stages in _STAGES)
+    staged = (replace(variant, stages=stages) for variant in found[:VARIED] for stages in STAGES)
     return found + [variant for variant in staged if _can_run_ahead(spec, traits, variant)]
 
 
 def _can_run_ahead(spec: CanonicalSpec, traits: GpuTraits, variant: WinogradGemmVariant) -> bool:
-    """Whether a GPU has asynchronous copies and the shared memory, and the reduction as many steps in one loop."""
     e = extents_of(spec, variant)
-    turns, shared = e.taps * e.steps, variant.stages * variant.step * (variant.cells + variant.filters) * _ITEM
-    whole = terms_of_part(turns * variant.step, on_gpu=True) >= turns * variant.step
-    return traits.arch >= 80 and shared <= traits.shared_per_block and whole and variant.stages <= turns
+    return can_run_ahead(traits, variant, e.taps * e.steps, (variant.cells + variant.filters) * _ITEM)

@@ -62,6 +62,8 @@ class Cut(Protocol):
     def parts(self) -> int: ...
     @property
     def turned(self) -> bool: ...
+    @property
+    def stages(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,8 @@ class GemmBuilder:
             raise ValueError(f"The reduction of {spec.key()} has no {variant.parts} equal parts. Received: {variant}")
 
     def _fused(self) -> bool:
-        """Whether one axis numbers all steps of the reduction, as where it is cut."""
-        return self.variant.parts > 1
+        """Whether one axis numbers all steps of the reduction: where it is cut, or copies run over the ends of taps."""
+        return self.variant.parts > 1 or self.variant.stages > 1
 
     def _types(self) -> tuple[str, str]:
         """Element types of the input and of what is multiplied."""

@@ -59,10 +59,6 @@ def declare_packing(spec: CanonicalSpec, variant: TensorVariant, weights: Weight
 class _Builder(GemmBuilder):
     variant: TensorVariant
 
-    def _fused(self) -> bool:
-        # copies run ahead over the ends of taps
-        return self.variant.parts > 1 or self.variant.stages > 1
-
     def _turned(self, x: te.Tensor) -> te.Tensor:
         """The input as (sample, positions in whole tiles, channel), by way of a slab that a block turns."""
         spec = self.spec

@@ -97,6 +97,7 @@ class GemmVariant:
         store: neighbouring output elements that are written at once.
         flat: taps and channels are one axis of the reduction.
         parts: that the reduction is cut into, each of which blocks of their own sum; divides taps times steps.
+        stages: steps that are on their way at once, as of :class:`TensorVariant`; copies are of one element each then.
     """
 
     exact: ClassVar[bool] = True
@@ -111,6 +112,7 @@ class GemmVariant:
     store: int = 1
     flat: bool = False
     parts: int = 1
+    stages: int = 1
 
 
 @dataclass(frozen=True)
