@@ -65,6 +65,30 @@ def test_all_algorithms(name: str, data_format: str) -> None:
         assert_right(plan)
 
 
+def error_over_residual(plan: Plan) -> float:
+    """The error of a result that is written over the residual operand."""
+    spec = plan.spec
+    x, kernel, bias = data(spec)
+    residual = residual_of(spec)
+    assert residual is not None
+    expected = oracle.finish(spec, oracle.convolve(spec, x, kernel, bias), residual)
+    out, trusted = execute(plan, x, kernel, bias, out=residual, residual=residual)
+    assert trusted and out is residual
+    return oracle.relative_error(out, expected)
+
+
+@pytest.mark.parametrize("name", sampled([*KINDS], 5))
+def test_results_are_written_over_residual_operands_with_the_channels_last(name: str) -> None:
+    for plan in plans(KINDS[name]):
+        assert error_over_residual(plan) < max(BOUNDS["float32"], WINOGRAD_BOUND), plan
+
+
+def test_rows_of_a_single_channel_are_not_written_over_residual_operands() -> None:
+    # vectors of a row overlap: what BoundCall.may_overwrite tells
+    found = [plan for plan in plans(replace(KINDS["odd"], filters=1)) if plan.algorithm == "planes"]
+    assert found and all(error_over_residual(plan) > 1e-3 for plan in found)
+
+
 def test_each_algorithm_is_tried() -> None:
     kinds = [replace(spec, data_format=data_format) for spec in KINDS.values() for data_format in ("channels_last",)]
     forward = {name for name, algorithm in algorithms("llvm").items() if not algorithm.of_weights}

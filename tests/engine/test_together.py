@@ -54,6 +54,14 @@ def test_a_step_that_is_too_long_ends_its_layer_only() -> None:
     assert choose([first, second], 0.1, 0) == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("rate", "wanted"), [(0.001, [0, 0]), (0.003, [0, 1]), (0.13, [0, 1]), (0.14, [0, 2]), (3.0, [1, 2])]
+)
+def test_what_saves_too_little_is_not_taken(rate: float, wanted: list[int]) -> None:
+    # of 1000 and 85, steps lose 1 for 40, 49 for 30 and 100 for 4
+    assert choose([LONG, LAYER], 1.0, 0, rate) == wanted
+
+
 def _layer(steps: list[tuple[float, int]]) -> list[Option]:
     found = [Option(10.0, 1000)]
     for lost, saved in steps:

@@ -191,14 +191,15 @@ def execute(
 ) -> tuple[np.ndarray, bool]:
     """Compiles and runs `plan`: the result, in `out` where it is given, and whether all flags are finite.
 
-    The residual operand is that of :func:`residual_of` unless another one is given. The plan's code is compiled unless
-    it is given.
+    The residual operand is that of :func:`residual_of` unless another one is given, which may be `out` itself. The
+    plan's code is compiled unless it is given.
     """
     packed_kernel, packed_bias = packing_oracle.pack(plan.algorithm, plan.spec, plan.variant, kernel, bias)
     loaded = loaded or linked(plan)
     if out is None:
         out = np.empty(plan.spec.output_shape, x.dtype)
-    out.fill(np.nan)
+    if out is not residual:
+        out.fill(np.nan)
     code, function = loaded.main.code, loaded.main.function
     flags = {a.name: np.full(a.shape, np.nan, a.dtype) for a in function.of("flags")}
     arrays = {

@@ -24,7 +24,7 @@ class _Step(NamedTuple):
     saved: int
 
 
-def choose(layers: Sequence[Sequence[Option]], share: float, enough: int) -> list[int]:
+def choose(layers: Sequence[Sequence[Option]], share: float, enough: int, rate: float = math.inf) -> list[int]:
     """The number of the option that each layer takes, so that few bytes are taken and little time is lost.
 
     Steps that save the most bytes for their time are taken first, along each layer's convex hull, as Lagrangian
@@ -34,15 +34,17 @@ def choose(layers: Sequence[Sequence[Option]], share: float, enough: int) -> lis
         layers: the options of each, at least one, the fastest first, each next one of fewer bytes and no less time.
         share: of the time that all layers' first options take together, what may be lost.
         enough: bytes that all layers together may take: nothing is lost for fewer.
+        rate: the part of the time that may be lost for as large a part of the bytes.
     """
     chosen = [0] * len(layers)
-    left = share * sum(options[0].cost for options in layers)
+    time = sum(options[0].cost for options in layers)
     total = sum(options[0].nbytes for options in layers)
+    left, dearest = share * time, rate * time / max(1, total)
     spent: set[int] = set()
     steps = (step for number, options in enumerate(layers) for step in _steps(number, options))
     # stable: of one layer in their order, as their prices rise
     for step in sorted(steps, key=lambda step: step.price):
-        if total <= enough:
+        if total <= enough or step.price > dearest:
             break
         if step.lost > left:
             spent.add(step.layer)

@@ -77,11 +77,11 @@ class Conv3D(keras.layers.Conv3D):
             return super().convolution_op(inputs, kernel)
         return self._convolved(*_PLAIN, True, inputs, kernel, None)
 
-    def pooled(self, inputs: Any, window: Triple) -> Any:
-        """The maxima of windows side by side of the layer's result in training; None where two steps are needed.
+    def pooled(self, inputs: Any, window: Triple, training: bool | None = None) -> Any:
+        """The maxima of windows side by side of the layer's result; None where two steps are needed.
 
         Args:
-            inputs: as :meth:`call` takes them.
+            inputs, training: as :meth:`call` takes them.
             window: depth, height and width in cells.
 
         Raises:
@@ -91,7 +91,7 @@ class Conv3D(keras.layers.Conv3D):
         fused, after, _ = activations.split(self.activation)
         if after is not None or type(self).convolution_op is not Conv3D.convolution_op:
             return None
-        convolution = self._convolution(fused, self.activation, True)
+        convolution = self._convolution(fused, self.activation, bool(training))
         return BACKEND.convolve_pooled(convolution, self.compute_output_shape, inputs, *self._weights(), window)
 
     def _weights(self) -> tuple[Any, Any]:

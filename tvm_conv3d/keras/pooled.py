@@ -1,4 +1,4 @@
-"""Convolutions with a ReLU, and max pools behind them that nobody else stands beside: one step in training."""
+"""Convolutions with a ReLU, and max pools behind them that nobody else stands beside: one step."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class PooledConvolution(keras.layers.Layer):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """The maxima of windows of the convolution's result."""
-        y = self.convolution.pooled(inputs, three(map(int, self.pool.pool_size))) if training else None
+        y = self.convolution.pooled(inputs, three(map(int, self.pool.pool_size)), training)
         return self.pool(self.convolution(inputs, training=training)) if y is None else y
 
     def compute_output_shape(self, input_shape: Any) -> Any:

@@ -12,7 +12,7 @@ class Report:
     Attributes:
         replaced: paths of layers that this package computes.
         fused: one line for each convolution with what its kernel computes beside it in inference.
-        pooled: one line for each convolution that in training is one step with the max pool behind it.
+        pooled: one line for each convolution that is one step with the max pool behind it.
         beside: paths of max pools and batch norms that are computed by fewer passes over memory.
         left: paths of convolutions that were left alone, and why.
     """
@@ -30,7 +30,7 @@ class Report:
         ]
         lines += [f"  replaced: {path}" for path in self.replaced]
         lines += [f"  fused in inference: {line}" for line in self.fused]
-        lines += [f"  one step in training: {line}" for line in self.pooled]
+        lines += [f"  one step: {line}" for line in self.pooled]
         lines += [f"  beside: {path}" for path in self.beside]
         lines += [f"  left: {path}: {why}" for path, why in self.left.items()]
         return "\n".join(lines)

@@ -168,6 +168,18 @@ class Executor:
         key = (spec, threads.get_num_threads(), None, exact, None)
         return self._calls.get(key) or self._prepare(key)
 
+    def at_hand(
+        self, spec: Conv3DSpec, weights: Weights, packed_limit: int | None = None
+    ) -> tuple[PreparedCall, Packed[Any]] | None:
+        """What :meth:`convolve` calls for arrays, and the weights packed for it, where both are at hand.
+
+        Args:
+            spec, weights, packed_limit: as of :meth:`convolve`.
+        """
+        call = self._calls.get(self._key(spec, weights, packed_limit))
+        packed = None if call is None else self.kept(call, weights)
+        return None if call is None or packed is None else (call, packed)
+
     def pack(self, spec: Conv3DSpec, weights: Weights, packed_limit: int | None = None) -> None:
         """Packs weights for calls of arrays to come, where machine code is at hand: else the call does both.
 

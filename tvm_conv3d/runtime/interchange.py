@@ -25,7 +25,7 @@ _DLPACK_CPU = 1
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 #: Axes of (batch, channels, depth, height, width) in the order that puts the channels last, and back.
-_TO_LAST, _TO_FIRST = (0, 2, 3, 4, 1), (0, 4, 1, 2, 3)
+TO_LAST, TO_FIRST = (0, 2, 3, 4, 1), (0, 4, 1, 2, 3)
 
 #: What does not go into a CUDA graph.
 _TO_HOST = (
@@ -158,10 +158,10 @@ def with_channels_last(source: Source) -> Source:
     """
     if source.gpu is not None:
         permute = arrays.library_of(source.gpu.value).permute
-        view = _gpu_source(permute(source.gpu.value, _TO_LAST))
-        return view._replace(restore=lambda result: source.restore(permute(result, _TO_FIRST)))
-    array = source.numpy().transpose(_TO_LAST)
-    return Source(array.shape, lambda: array, lambda result: source.restore(result.transpose(_TO_FIRST)))
+        view = _gpu_source(permute(source.gpu.value, TO_LAST))
+        return view._replace(restore=lambda result: source.restore(permute(result, TO_FIRST)))
+    array = source.numpy().transpose(TO_LAST)
+    return Source(array.shape, lambda: array, lambda result: source.restore(result.transpose(TO_FIRST)))
 
 
 def channels_lie_inside(shape: Sequence[int], strides: Sequence[int]) -> bool:
@@ -255,13 +255,18 @@ def _torch_source(tensor: Any, torch: Any) -> Source:
             return tensor.numpy(force=True)
 
     def restore(array: np.ndarray) -> Any:
-        if array.dtype == ml_dtypes.bfloat16:
-            result = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        else:
-            result = torch.from_numpy(array)
+        result = torch_tensor(array)
         return result if type(tensor) is torch.Tensor else convolved(tensor, result)
 
     return Source(tuple(tensor.shape), numpy, restore)
+
+
+def torch_tensor(array: np.ndarray) -> Any:
+    """An array of the CPU's as torch's tensor, in the same memory; torch is there."""
+    torch = sys.modules["torch"]
+    if array.dtype == _BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def convolved(tensor: Any, result: Any) -> Any:

@@ -8,7 +8,7 @@ the copy's content again, so that a content and its packed forms stay together w
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -82,6 +82,36 @@ class _KnownWeights(Weights):
         return self._copy
 
 
+class Place:
+    """Weights where they lie, to be found unchanged at later calls.
+
+    Args:
+        kernel: its values are read again where they may have changed only (:mod:`watched_digest`).
+        vectors: small arrays that belong to them, each with its content.
+        key: of the content of all.
+        find: gives what is kept of that content.
+    """
+
+    def __init__(
+        self,
+        kernel: np.ndarray,
+        vectors: Sequence[tuple[np.ndarray, bytes]],
+        key: tuple[Hashable, ...],
+        find: Callable[[], _Kept | None],
+    ) -> None:
+        self._kernel, self._vectors, self._find = kernel, vectors, find
+        self._digest, self._kept = key[0], find()
+
+    def holds(self) -> bool:
+        """Whether they are what they were, and their packed forms are kept; which then are among the last to go."""
+        return (
+            self._kept is not None
+            and watched_digest.of(self._kernel) == self._digest
+            and all(vector.tobytes() == content for vector, content in self._vectors)
+            and self._find() is self._kept
+        )
+
+
 class Store:
     """Weights by content, the longest unused forgotten first; several threads may use it.
 
@@ -121,13 +151,34 @@ class Store:
         """
         if not digest.is_dense(kernel):
             kernel = np.ascontiguousarray(kernel)
-        kind = (kernel.shape, kernel.strides, kernel.dtype, dtype, use)
+        kind = _kind(kernel, dtype, use)
         found = self._find((watched_digest.of(kernel), *_content(bias, norm), kind))
 
         def copied() -> Weights:
             return self._copied(kernel, bias, dtype, norm, kind)
 
         return copied() if found is None else _KnownWeights(found, copied)
+
+    def place(
+        self,
+        kernel: np.ndarray,
+        bias: np.ndarray | None,
+        dtype: str,
+        use: Hashable,
+        norm: BatchNorm | None,
+        vectors: Sequence[np.ndarray],
+    ) -> Place:
+        """Where the weights of :meth:`get` lie.
+
+        Args:
+            kernel: dense.
+            bias, dtype, use, norm: as of :meth:`get`.
+            vectors: what bias and norm were made of, where it lies.
+        """
+        # before the content is looked at: what is written meanwhile is found to differ
+        parts = [(vector, vector.tobytes()) for vector in vectors]
+        key = (watched_digest.of(kernel), *_content(bias, norm), _kind(kernel, dtype, use))
+        return Place(kernel, parts, key, lambda: self._find(key))
 
     def _find(self, key: Hashable) -> _Kept | None:
         with self._lock:
@@ -212,6 +263,10 @@ def set_kept_weights(most: int) -> None:
     """
     STORE.max_bytes = output_pool.check_bytes(most)
     STORE.trim()
+
+
+def _kind(kernel: np.ndarray, dtype: str, use: Hashable) -> Hashable:
+    return kernel.shape, kernel.strides, kernel.dtype, dtype, use
 
 
 def _content(bias: np.ndarray | None, norm: BatchNorm | None) -> tuple[Hashable, ...]:

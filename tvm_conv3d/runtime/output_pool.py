@@ -13,7 +13,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -43,11 +43,16 @@ class _Block:
 
     Attributes:
         memory: all of it.
+        address: where that begins.
         free: where what nobody uses begins and ends, no two side by side.
     """
 
     memory: np.ndarray
     free: dict[int, int]
+    address: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.address, _ = self.memory.__array_interface__["data"]
 
     @property
     def unused(self) -> bool:
@@ -118,7 +123,7 @@ class _Store:
             return self._fresh(size)
         if place is None:
             place = self._new_place(room)
-        lease = _Lease(place.block.memory[place.start : place.start + size])
+        lease = _Lease(place, size)
         back = _Return(lease, self._returned.append)
         back.place = place
         self._lent.add(back)
@@ -206,12 +211,13 @@ class _Store:
 
 
 class _Lease:
-    """What an array on a block belongs to."""
+    """What an array on a part of a block belongs to."""
 
-    def __init__(self, block: np.ndarray) -> None:
+    def __init__(self, place: _Place, size: int) -> None:
         # held here, too: whoever lent it may forget it, as after a fork
-        self._block = block
-        self.__array_interface__ = block.__array_interface__
+        self._memory = place.block.memory
+        data = (place.block.address + place.start, False)
+        self.__array_interface__ = {"data": data, "shape": (size,), "typestr": "|u1", "version": 3}
 
 
 class _Return(weakref.ref[_Lease]):

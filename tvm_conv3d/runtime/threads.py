@@ -130,7 +130,11 @@ def torch_is_used() -> None:
 
 def run(function: Callable[..., Any], *arguments: Any) -> None:
     """Calls a compiled function with as many threads as are wanted now."""
-    count = get_num_threads()
+    run_by(get_num_threads(), function, *arguments)
+
+
+def run_by(count: int, function: Callable[..., Any], *arguments: Any) -> None:
+    """Calls a compiled function with so many threads."""
     if _thread_state.told != count and _state.set_count is not None:
         _state.set_count(count)
         _thread_state.told = count

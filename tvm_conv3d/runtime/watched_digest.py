@@ -30,7 +30,7 @@ _CALLS = 3
 _MOST, _MOST_COUNTED = 512, 2048
 
 #: Words that are compared of an array whose pages were not written to.
-_WORDS = 32
+_WORDS = 8
 
 #: Address and bytes of an array.
 _Place = tuple[int, int]

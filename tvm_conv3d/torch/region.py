@@ -18,6 +18,7 @@ from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.torch.choice import RECORDING, around
 from tvm_conv3d.torch.graph import replay
 from tvm_conv3d.torch.graph.ahead import bound_convolutions, compile_convolutions, pack_convolutions
+from tvm_conv3d.torch.graph.binding import Replay
 from tvm_conv3d.torch.graph.guards import Guards
 from tvm_conv3d.torch.graph.recording import Place, record
 from tvm_conv3d.torch.graph.rewriting import rewrite
@@ -162,7 +163,7 @@ class Region:
         if len(before) != len(after) or any(one is not other for one, other in zip(before, after, strict=True)):
             reason = reason or "it changes its arguments"
         if reason is None and graph is not None:
-            run, reason = self._made(graph, tensors, recording.result)
+            run, reason = self._made(graph, guards, tensors, recording.result)
         guards.watch(recording.reads)
         wanted = pytree.tree_leaves(recording.result)
         settled = guards.hold() and (run is None or replay.tells(wanted))
@@ -192,7 +193,9 @@ class Region:
             self._report.recorded(_sizes(tensors), [], reason)
             return None
 
-    def _made(self, graph: Graph, tensors: Sequence[torch.Tensor], expected: Any) -> tuple[Any, str | None]:
+    def _made(
+        self, graph: Graph, guards: Guards, tensors: Sequence[torch.Tensor], expected: Any
+    ) -> tuple[Replay | None, str | None]:
         """The graph as a function, where it computes what the module does; else why there is none."""
         try:
             reason = rewrite(graph)
@@ -204,7 +207,7 @@ class Region:
                 pack_convolutions(graph, self._module)
                 # what torch's run, the compiler and packing have freed is not needed beside the replay's own
                 heap.give_back()
-                run, wanted = replay.compiled(graph), pytree.tree_leaves(expected)
+                run, wanted = Replay(graph, guards), pytree.tree_leaves(expected)
                 reason = replay.agrees(run(self._module, *tensors)[: len(wanted)], wanted, tensors)
         except Exception as error:
             # whatever a network does that its graph can't: it is computed layer by layer

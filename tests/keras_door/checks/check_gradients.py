@@ -84,12 +84,17 @@ def test_gradients(arguments: dict[str, Any], traced: bool) -> None:
     assert all_ours()
 
 
+def results_computed(traced: bool) -> int:
+    """Convolutions beside gradients of a linear one: functions of TensorFlow's leave out what nothing asks for."""
+    return 0 if traced and BACKEND == "tensorflow" else 1
+
+
 @not_on_torch
 @pytest.mark.parametrize("traced", [False, True], ids=["eager", "compiled"])
 def test_gradients_are_computed_here(traced: bool) -> None:
     layer, x = built(), sample(keras_cases.input_shape({}))
     gradients(layer, x, sample(tuple(layer.compute_output_shape(x.shape)), seed=8), traced=traced)
-    assert (counters().ours, counters().keras) == (3, {})
+    assert (counters().ours, counters().keras) == (2 + results_computed(traced), {})
 
 
 @not_on_torch
@@ -139,7 +144,7 @@ def test_what_there_is_no_plan_for_is_the_backends(traced: bool, monkeypatch: py
     of_y = sample(tuple(layer.compute_output_shape(x.shape)), seed=8)
     for found, right in zip(gradients(layer, x, of_y, traced=traced), expected(layer, x, of_y), strict=True):
         assert relative_error(found, right) < 1e-5
-    assert counters().ours == 1
+    assert counters().ours == results_computed(traced)
     assert counters().keras == {f"data gradient: no {DATA_GRADIENT}": 1, f"weight gradient: no {WEIGHT_GRADIENT}": 1}
 
 

@@ -1,4 +1,4 @@
-"""Convolutions with a ReLU and max pools behind them as one step of training: Keras's numbers and gradients."""
+"""Convolutions with a ReLU and max pools behind them as one step: Keras's numbers and gradients."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_training(arguments: Any, eager: bool) -> None:
     twin.set_weights(model.get_weights())
     x, y = sample((4, *SHAPE)), sample((4, 1), seed=1)
     fast = accelerate(model)
-    assert len(fast.report.pooled) == 2 and "one step in training: conv3d" in str(fast.report)
+    assert len(fast.report.pooled) == 2 and "one step: conv3d" in str(fast.report)
     for each in (fast, twin):
         each.compile(keras.optimizers.SGD(0.01), "mse", run_eagerly=eager, jit_compile=False)
         for _ in range(3):
@@ -46,6 +46,18 @@ def test_training(arguments: Any, eager: bool) -> None:
     for mine, own in zip(model.weights, twin.weights, strict=True):
         near(mine, own, 1e-4)
     near(fast.predict(x, verbose=0), twin.predict(x, verbose=0), 1e-4)
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "traced"])
+def test_inference_asks_for_maxima_only(traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = stem()
+    fast, x = accelerate(model), sample((2, *SHAPE))
+    # the convolution by itself
+    monkeypatch.setattr(DOOR, "convolve", None)
+    fast.compile(run_eagerly=not traced)
+    before = counters().ours
+    near(fast.predict_on_batch(x), model(x))
+    assert counters().ours == before + 2
 
 
 def test_results_that_others_see_are_left_in_two_steps() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from tvm_conv3d.bench.training import exact
 from tvm_conv3d.bench.training.results import INFERENCE
-from tvm_conv3d.bench.training.ways import Way
+from tvm_conv3d.bench.training.ways import Network, Way
 from tvm_conv3d.keras import accelerate
 
 #: "plain" is what Keras does with `jit_compile=False`: on tensorflow a `tf.function`, elsewhere eager code. XLA of
@@ -36,8 +37,8 @@ def ct_network(size: tuple[int, int, int] = SIZE, filters: tuple[int, ...] = _FI
     return keras.Model(inputs, layers.Dense(1, activation="sigmoid")(layers.Dropout(0.3)(x)))
 
 
-def prepare(kind: str, small: bool) -> Any:
-    """What makes a :class:`Way` of a mode, with the same weights and data for all.
+def prepare(kind: str, small: bool) -> Network:
+    """The network, with the same weights and data for all modes.
 
     Args:
         kind: what is timed.
@@ -49,16 +50,18 @@ def prepare(kind: str, small: bool) -> Any:
     x = generator.random((samples, *size, 1), dtype=np.float32)
     y = np.arange(samples, dtype=np.float32)[:, None] % 2
 
-    def way(mode: str) -> Way:
+    def network() -> keras.Model:
         keras.utils.set_random_seed(0)
         own = ct_network(size, filters)
-        if kind == INFERENCE:
-            own = _with_features(own)
+        return _with_features(own) if kind == INFERENCE else own
+
+    def way(mode: str) -> Way:
+        own = network()
         model = accelerate(own) if mode.startswith("ours") else own
         how = {"jit_compile": mode.endswith("jit"), "run_eagerly": mode.endswith("eager")}
         return _inference(model, x, how) if kind == INFERENCE else _step(model, x, y, how)
 
-    return way
+    return Network(way, lambda: exact.outcome(network(), kind, x, y))
 
 
 def _with_features(model: Any) -> keras.Model:

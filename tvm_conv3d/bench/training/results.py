@@ -22,7 +22,7 @@ class Timing:
 
     Attributes:
         seconds: of a step or pass, one for each round.
-        error: of all gradients, or the result, relative to those of the framework's first mode (2-norm).
+        error: of all gradients, or the result, relative to those in float64 (2-norm).
         note: why it was not timed.
     """
 

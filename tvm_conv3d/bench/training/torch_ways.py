@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tvm_conv3d.bench.training.ways import Way
+from tvm_conv3d.bench.training.ways import Network, Way
 from tvm_conv3d.torch import accelerate
 
 MODES = ("eager", "eager_cl", "compile", "compile_cl", "ours", "ours_cl")
@@ -20,8 +20,8 @@ SHAPE = (1, 1, 64, 64, 64)
 _FEATURES = (32, 32, 64, 128, 256, 32)
 
 
-def prepare(kind: str, small: bool) -> Any:
-    """What makes a :class:`Way` of a mode, with the same weights and data for all.
+def prepare(kind: str, small: bool) -> Network:
+    """The network, with the same weights and data for all modes.
 
     Args:
         kind: "step".
@@ -36,7 +36,16 @@ def prepare(kind: str, small: bool) -> Any:
     module = nets.BasicUNet(spatial_dims=3, in_channels=1, out_channels=2, features=features)
     shape = (*SHAPE[:2], 16, 16, 32) if small else SHAPE
     x, labels = torch.randn(shape), torch.randint(0, 2, (shape[0], *shape[2:]))
-    return lambda mode: of_module(mode, module, x, labels)
+    return of_weights(module, x, labels)
+
+
+def of_weights(module: torch.nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Network:
+    """A module with its weights and data."""
+
+    def exact() -> list[np.ndarray]:
+        return of_module("eager", copy.deepcopy(module).double(), x.double(), labels).outcome()
+
+    return Network(lambda mode: of_module(mode, module, x, labels), exact)
 
 
 def of_module(mode: str, module: torch.nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Way:

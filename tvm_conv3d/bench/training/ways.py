@@ -18,3 +18,15 @@ class Way(NamedTuple):
 
     outcome: Callable[[], list[np.ndarray]]
     run: Callable[[], Any]
+
+
+class Network(NamedTuple):
+    """A network with its weights and data.
+
+    Attributes:
+        way: of a mode.
+        exact: what a way's `outcome` gives, computed in float64.
+    """
+
+    way: Callable[[str], Way]
+    exact: Callable[[], list[np.ndarray]]

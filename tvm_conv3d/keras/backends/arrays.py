@@ -8,12 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from tvm_conv3d.functional import convolution
+from tvm_conv3d.functional import convolution, pooled_convolution
 from tvm_conv3d.functional.arguments import ConvArguments, Problem
 from tvm_conv3d.keras.backends.protocol import Convolution, Norm
 from tvm_conv3d.runtime import interchange, kept_weights
 from tvm_conv3d.runtime.executor import Executor
-from tvm_conv3d.spec import DTYPES
+from tvm_conv3d.runtime.weights import Weights
+from tvm_conv3d.spec import DTYPES, Triple
 from tvm_conv3d.support import process
 from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.support.tally import Tally
@@ -59,18 +60,51 @@ def compute(
         ValueError: shapes do not fit together, or there is no room for one window.
         MemoryError: there is none for the result, the packed weights or the intermediates.
     """
-    key = (arguments, source.shape, kernel.shape, kernel.dtype, bias is not None)
+    problem, weights = _prepared(arguments, source.shape, kernel, bias, place)
+    result = convolution.compute(EXECUTOR, problem, source, weights)
+    TALLY.count_ours()
+    return result
+
+
+def maxima(
+    arguments: ConvArguments,
+    x: np.ndarray,
+    kernel: np.ndarray,
+    bias: np.ndarray | None,
+    window: Triple,
+    place: int | None = None,
+) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """The maxima of windows of a convolution, their cells, and the shape that they are taken of, counted.
+
+    Args:
+        arguments: of the convolution, of channels_last.
+        x: the input, of a type that :func:`tvm_conv3d.functional.training.takes` takes.
+        kernel, bias, place: as of :func:`compute`.
+        window: depth, height and width in cells.
+
+    Raises:
+        As :func:`compute`.
+    """
+    problem, weights = _prepared(arguments, x.shape, kernel, bias, place)
+    found = pooled_convolution.maxima(EXECUTOR, problem.spec, x, weights, window)
+    TALLY.count_ours()
+    return *found, problem.spec.output_shape
+
+
+def _prepared(
+    arguments: ConvArguments, shape: tuple[int, ...], kernel: np.ndarray, bias: np.ndarray | None, place: int | None
+) -> tuple[Problem, Weights]:
+    """What is computed, and the weights."""
+    key = (arguments, shape, kernel.shape, kernel.dtype, bias is not None)
     problem = _problems.get(key)
     if problem is None:
-        problem = arguments.problem(source.shape, kernel.shape, kernel.dtype.name, None if bias is None else bias.shape)
+        problem = arguments.problem(shape, kernel.shape, kernel.dtype.name, None if bias is None else bias.shape)
         _problems.put(key, problem)
     use = replace(arguments, post_ops=())
     weights = kept_weights.STORE.get(kernel, bias, problem.spec.dtype, use)
     if place is not None:
         kept_weights.STORE.trained((place, use), weights)
-    result = convolution.compute(EXECUTOR, problem, source, weights)
-    TALLY.count_ours()
-    return result
+    return problem, weights
 
 
 def why_keras(x: Any, kernel: Any, bias: Any) -> str | None:

@@ -123,7 +123,7 @@ class Backend(ABC):
     def convolve_pooled(
         self, convolution: Convolution, output_shape: ShapeFunction, x: Any, kernel: Any, bias: Any, window: Triple
     ) -> Any:
-        """:meth:`max_pool` of :meth:`convolve` in training, differentiable, in one step; None where two are needed.
+        """:meth:`max_pool` of :meth:`convolve`, differentiable, in one step; None where two are needed.
 
         Args:
             convolution, output_shape, x, kernel, bias: as of :meth:`convolve`.

@@ -81,10 +81,12 @@ class TensorFlow(Backend):
         return tensorflow_pooling.maxima(x, window) if training.takes(x.dtype.name, window) else None
 
     def batch_norm(self, x: Any, norm: Norm, of_batch: bool, data_format: str) -> tuple[Any, Any, Any] | None:
-        """Of statistics of the batch, of channels that lie innermost."""
-        if not of_batch or data_format != CHANNELS_LAST or self.why_keras(x, x, None) is not None:
+        """Of channels that lie innermost."""
+        if data_format != CHANNELS_LAST or self.why_keras(x, x, None) is not None:
             return None
-        return tensorflow_norms.of_batch(x, norm)
+        if of_batch:
+            return tensorflow_norms.of_batch(x, norm)
+        return tensorflow_norms.of_moments(x, norm), norm.mean, norm.variance
 
 
 @functools.cache

@@ -144,17 +144,14 @@ def _by_keras(call: Call, reason: str, inputs: tuple[Any, Any], of_y: Any, numbe
 
 def _computed(call: Call, x: Any, kernel: Any, biases: tuple[Any, ...]) -> Any:
     """The result: now, or, in a function that is traced, whenever that is called."""
-    if not tf.is_symbolic_tensor(x):
-        return _now(call, x, kernel, *biases)
-    y = tf.py_function(functools.partial(_now, call), (x, kernel, *biases), x.dtype, name="tvm_conv3d")
-    y.set_shape(call.output_shape(tuple(x.shape)))
-    return y
+    kind = tf.TensorSpec(call.output_shape(tuple(x.shape)), x.dtype)
+    return prunable(functools.partial(_now, call), (x, kernel, *biases), [kind])[0]
 
 
-def _now(call: Call, x: Any, kernel: Any, *biases: Any) -> Any:
-    """Of eager tensors."""
-    (bias,) = (each.numpy() for each in biases) if biases else (None,)
-    return arrays.compute(call.arguments, interchange.wrap(x), kernel.numpy(), bias, call.place)
+def _now(call: Call, x: Any, kernel: Any, *biases: Any) -> list[Any]:
+    """Of eager tensors, or of arrays of NumPy's."""
+    (bias,) = map(np.asarray, biases) if biases else (None,)
+    return [arrays.compute(call.arguments, interchange.wrap(x), np.asarray(kernel), bias, call.place)]
 
 
 def _gradients(function: Callable[..., Any], inputs: tuple[Any, ...], of_y: Any) -> list[Any]:

@@ -1,6 +1,6 @@
-"""Batch norms in training on TensorFlow: moments and results by this package, gradients by TensorFlow's fused operator.
+"""Batch norms on TensorFlow by this package, gradients by TensorFlow's operators.
 
-Keras's own code takes some twenty passes over memory.
+Keras's own code takes some twenty passes over memory in training, and two with fresh memory in inference.
 """
 
 from __future__ import annotations
@@ -54,6 +54,40 @@ def of_batch(x: Any, norm: Norm) -> tuple[Any, Any, Any]:
 
     y = function(x, *given)
     return y, *found
+
+
+def of_moments(x: Any, norm: Norm) -> Any:
+    """The normalized `x`, by the norm's mean and variance.
+
+    Args:
+        x: (batch, depth, height, width, channels) of float32.
+        norm: its values.
+    """
+    factor = tf.math.rsqrt(norm.variance + norm.epsilon)
+    factor = factor if norm.gamma is None else factor * norm.gamma
+    summand = -norm.mean * factor
+    return _affine(x, factor, summand if norm.beta is None else summand + norm.beta)
+
+
+@tf.custom_gradient
+def _affine(x: Any, factor: Any, summand: Any) -> Any:
+    """`x * factor + summand`, which each channel has one of."""
+    (y,) = prunable(_affine_now, (x, factor, summand), [tf.TensorSpec(x.shape, x.dtype)])
+
+    def gradient(of_y: Any) -> tuple[Any, Any, Any]:
+        axes = (0, 1, 2, 3)
+        return of_y * factor, tf.reduce_sum(of_y * x, axes), tf.reduce_sum(of_y, axes)
+
+    return y, gradient
+
+
+def _affine_now(x: Any, factor: Any, summand: Any) -> list[Any]:
+    """Of eager tensors, or of arrays of NumPy's."""
+    source = interchange.wrap(x)
+    array, channels = interchange.prepare(source.numpy(), "float32"), x.shape[-1:]
+    given = np.zeros(channels, np.float32), np.ones(channels, np.float32)
+    found = normalization.normalize(array, 1, 0.0, given=given, weight=np.asarray(factor), bias=np.asarray(summand))
+    return [source.restore(found)]
 
 
 def _now(epsilon: float, x: Any, gamma: Any, beta: Any) -> list[Any]:

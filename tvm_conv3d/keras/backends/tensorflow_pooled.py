@@ -1,7 +1,8 @@
 """Maxima of windows side by side of convolutions with a ReLU on TensorFlow, in one step, with gradients of any order.
 
 What the convolution gives is the largest array of most networks, and only maxima are asked of it: it is gone once these
-are found. The ReLU's gradient is taken of the maxima, which are fewer, and goes to their cells then.
+are found, and of a network's first convolution it is never whole. The ReLU's gradient is taken of the maxima, which are
+fewer, and goes to their cells then.
 """
 
 from __future__ import annotations
@@ -114,20 +115,14 @@ def _computed(
     Raises:
         ValueError: there is no room for one window of the convolution.
     """
-    now = functools.partial(_now, call, window)
-    if not tf.is_symbolic_tensor(x):
-        return now(x, kernel, *biases)
-    found = tf.py_function(now, (x, kernel, *biases), [x.dtype, tf.uint8, tf.int64], name="tvm_conv3d")
     shape = training.pooled(kind.shape, window)
-    for each, known in zip(found, (shape, shape, (5,)), strict=True):
-        each.set_shape(known)
-    return list(found)
+    kinds = tf.TensorSpec(shape, x.dtype), tf.TensorSpec(shape, tf.uint8), tf.TensorSpec((5,), tf.int64)
+    return prunable(functools.partial(_now, call, window), (x, kernel, *biases), kinds)
 
 
 def _now(call: Call, window: Triple, x: Any, kernel: Any, *biases: Any) -> list[Any]:
-    """Of eager tensors."""
+    """Of eager tensors, or of arrays of NumPy's."""
     source = interchange.wrap(x)
-    (bias,) = (each.numpy() for each in biases) if biases else (None,)
-    y = arrays.compute(call.arguments, interchange.wrap(source.numpy()), kernel.numpy(), bias, call.place)
-    found = training.max_pool_of_any(y, window)
-    return [*map(source.restore, found), tf.constant(y.shape, tf.int64)]
+    (bias,) = map(np.asarray, biases) if biases else (None,)
+    *found, shape = arrays.maxima(call.arguments, source.numpy(), np.asarray(kernel), bias, window, call.place)
+    return [source.restore(each) for each in (*found, np.array(shape, np.int64))]

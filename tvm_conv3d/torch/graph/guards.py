@@ -66,6 +66,10 @@ class Guards:
             # a replay looks it up under one of its names
             self._ties.append((container, key, *place))
 
+    def place_of(self, tensor: torch.Tensor) -> tuple[Any, Any] | None:
+        """Container and key under which a tensor is looked at; None where it is not."""
+        return self._places.get(id(tensor))
+
     def hold(self) -> bool:
         """Whether all is as it was."""
         try:

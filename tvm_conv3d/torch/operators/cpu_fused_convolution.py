@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tvm_conv3d.runtime import interchange
+from tvm_conv3d.runtime import digest, interchange
+from tvm_conv3d.runtime.bound_call import BoundCall
+from tvm_conv3d.runtime.cpu_backend import CpuCall
 from tvm_conv3d.runtime.folding import BatchNorm
+from tvm_conv3d.runtime.kept_weights import STORE, Place
 from tvm_conv3d.runtime.weights import Weights
 from tvm_conv3d.spec import CHANNELS_LAST, DATA_GRADIENT, Conv3DSpec
 from tvm_conv3d.spec.normalization import PRELU
@@ -21,7 +24,14 @@ from tvm_conv3d.support.lru import Recent
 from tvm_conv3d.torch import counting
 from tvm_conv3d.torch.arguments import DTYPES
 from tvm_conv3d.torch.operators.composition import Epilogue, composed, in_channels_last
-from tvm_conv3d.torch.operators.cpu_convolution import EXECUTOR, MAX_CALLS, Prepared, prepare, weights_of
+from tvm_conv3d.torch.operators.cpu_convolution import (
+    EXECUTOR,
+    MAX_CALLS,
+    WEIGHT_AXES,
+    Prepared,
+    prepare,
+    weights_of,
+)
 from tvm_conv3d.torch.operators.geometry import Geometry, split_geometry
 from tvm_conv3d.torch.operators.post_ops import with_slope
 
@@ -146,6 +156,47 @@ def pack_weights(
         EXECUTOR.pack(fused.spec, weights, packed_limit)
 
 
+def bound_call(
+    kinds: tuple[Any, ...],
+    weight: Tensor,
+    bias: Tensor | None,
+    epilogue: Epilogue,
+    geometry: Geometry,
+    packed_limit: int | None,
+) -> tuple[BoundCall, Place] | None:
+    """What calls with these weights do, and where the weights lie; None where it is not all at hand, or torch's.
+
+    Args:
+        As of :func:`pack_weights`.
+
+    Raises:
+        MemoryError: there is none for the copies.
+    """
+    fused = _prepare(kinds, with_slope(epilogue.post_ops, epilogue.slope), geometry)
+    if isinstance(fused, str):
+        return None
+    vectors = [tensor for tensor in (bias, *epilogue.batch_norm, epilogue.slope) if tensor is not None]
+    held = [(tensor, interchange.wrap(tensor.detach()).numpy()) for tensor in (weight, *vectors)]
+    if any(array.__array_interface__["data"][0] != tensor.data_ptr() for tensor, array in held):
+        # a copy, in which nobody will write
+        return None
+    prepared, (kernel, *parts) = fused.convolution, [array for _, array in held]
+    if not digest.is_dense(kernel):
+        return None
+    try:
+        norm, _ = _norm(fused, epilogue.batch_norm, epilogue.epsilon)
+        values, dtype = None if bias is None else parts[0], prepared.problem.spec.dtype
+        place = STORE.place(kernel.transpose(WEIGHT_AXES), values, dtype, prepared.use, norm, parts)
+        found = EXECUTOR.at_hand(fused.spec, weights_of(weight, bias, prepared, norm), packed_limit)
+    except ValueError:
+        # the call says what is wrong with them
+        return None
+    if found is None or not place.holds():
+        return None
+    call, packed = found
+    return (BoundCall(call, packed), place) if isinstance(call, CpuCall) else None
+
+
 def _by_kernel(
     fused: _Fused,
     x: Tensor,
@@ -179,12 +230,19 @@ def _weights(
         ValueError: it can't be.
         MemoryError: there is none for the copies.
     """
-    norm, norm_at = None, None
-    if fused.affine is not None:
-        rows = [row for row in batch_norm if row is not None]
-        norm = BatchNorm(_joined(rows), *fused.affine, epsilon, fused.transposed, fused.spec.groups)
-        norm_at = rows[0].data_ptr()
+    norm, norm_at = _norm(fused, batch_norm, epsilon)
     return weights_of(weight, bias, fused.convolution, norm, norm_at)
+
+
+def _norm(
+    fused: _Fused, batch_norm: Sequence[Tensor | None], epsilon: float
+) -> tuple[BatchNorm, int] | tuple[None, None]:
+    """The batch norm that is folded into the weights, and where its statistics lie."""
+    if fused.affine is None:
+        return None, None
+    rows = [row for row in batch_norm if row is not None]
+    norm = BatchNorm(_joined(rows), *fused.affine, epsilon, fused.transposed, fused.spec.groups)
+    return norm, rows[0].data_ptr()
 
 
 def _joined(rows: Sequence[Tensor]) -> np.ndarray:
