@@ -24,8 +24,11 @@ from tvm_conv3d.bench.training.results import OURS, Measured, Timing
 #: rounding: a maximum that rounding makes another cell's takes its gradient along.
 TOLERANCE = 5e-2
 
-#: Ours may be off by so many times as much as the framework's, and by so much in any case.
-OF_THEIRS, LEAST = 1.5, 1e-3
+#: Ours may be off by so many times as much as the framework's, and by so much in any case. How far gradients are off
+#: is decided by the few zeros and maxima that rounding moves: of one network JAX's are 2e-5 off, PyTorch's 2e-3,
+#: TensorFlow's 1e-2.
+OF_THEIRS = 1.5
+LEAST = {"step": 1e-2, "inference": 1e-3}
 
 #: Steps before the first round: the second has this package's best plan compiled.
 WARM_UP = 2
@@ -100,7 +103,7 @@ def allowed_error(found: Measured, mode: str) -> float:
     if not mode.startswith(OURS):
         return TOLERANCE
     theirs = [t.error for name, t in found.modes.items() if not name.startswith(OURS) and t.error and not t.note]
-    return max(LEAST, OF_THEIRS * max(theirs, default=0.0))
+    return max(LEAST[found.kind], OF_THEIRS * max(theirs, default=0.0))
 
 
 def error_of(found: list[np.ndarray], right: list[np.ndarray]) -> float:
