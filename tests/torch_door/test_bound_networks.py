@@ -55,6 +55,16 @@ def _calls_of(fast: Any, calls: _Calls, x: Any = X) -> int:
     return calls.since()
 
 
+def _check_that_it_begins_anew(fast: Any, module: Any, calls: _Calls) -> None:
+    """A call that finds something else is not bound to it; after some, calls are again."""
+    calls.since()
+    check(fast, module)
+    assert calls.since() == 0
+    for _ in range(8):
+        check(fast, module)
+    assert _calls_of(fast, calls) == CONVOLUTIONS
+
+
 def test_values(calls: _Calls) -> None:
     module = network()
     fast = ours.accelerate(module, X)
@@ -96,13 +106,7 @@ def test_other_weights_end_it_and_it_begins_anew(calls: _Calls) -> None:
         with torch.no_grad():
             for each in (fast, module):
                 each[2].conv2.weight[change] += 1
-        # a call that finds other weights is not bound to them
-        calls.since()
-        check(fast, module)
-        assert calls.since() == 0
-        for _ in range(8):
-            check(fast, module)
-        assert _calls_of(fast, calls) == CONVOLUTIONS
+        _check_that_it_begins_anew(fast, module, calls)
 
 
 def test_strides_of_weights_may_change_in_place(calls: _Calls) -> None:
@@ -158,12 +162,7 @@ def test_another_number_of_threads(calls: _Calls, monkeypatch: pytest.MonkeyPatc
     fast = ours.accelerate(module, X)
     assert _calls_of(fast, calls) == CONVOLUTIONS
     monkeypatch.setenv("TVM_NUM_THREADS", str(tvm_conv3d.get_num_threads() + 1))
-    calls.since()
-    check(fast, module)
-    assert calls.since() == 0
-    for _ in range(8):
-        check(fast, module)
-    assert _calls_of(fast, calls) == CONVOLUTIONS
+    _check_that_it_begins_anew(fast, module, calls)
 
 
 def test_profilers_see_operators() -> None:

@@ -85,30 +85,33 @@ class _KnownWeights(Weights):
 class Place:
     """Weights where they lie, to be found unchanged at later calls.
 
+    Attributes:
+        weights: of the content that lies there.
+
     Args:
         kernel: its values are read again where they may have changed only (:mod:`watched_digest`).
+        found: its digest.
         vectors: small arrays that belong to them, each with its content.
-        key: of the content of all.
-        find: gives what is kept of that content.
+        is_kept: whether what is known of the content still is.
     """
 
     def __init__(
         self,
+        weights: Weights,
         kernel: np.ndarray,
+        found: bytes,
         vectors: Sequence[tuple[np.ndarray, bytes]],
-        key: tuple[Hashable, ...],
-        find: Callable[[], _Kept | None],
+        is_kept: Callable[[], bool],
     ) -> None:
-        self._kernel, self._vectors, self._find = kernel, vectors, find
-        self._digest, self._kept = key[0], find()
+        self.weights = weights
+        self._kernel, self._digest, self._vectors, self._is_kept = kernel, found, vectors, is_kept
 
     def holds(self) -> bool:
         """Whether they are what they were, and their packed forms are kept; which then are among the last to go."""
         return (
-            self._kept is not None
-            and watched_digest.of(self._kernel) == self._digest
+            watched_digest.of(self._kernel) == self._digest
             and all(vector.tobytes() == content for vector, content in self._vectors)
-            and self._find() is self._kept
+            and self._is_kept()
         )
 
 
@@ -166,19 +169,23 @@ class Store:
         dtype: str,
         use: Hashable,
         norm: BatchNorm | None,
-        vectors: Sequence[np.ndarray],
-    ) -> Place:
-        """Where the weights of :meth:`get` lie.
+        vectors: Sequence[tuple[np.ndarray, bytes]],
+    ) -> Place | None:
+        """Where the weights of :meth:`get` lie; None where nothing is kept of their content.
 
         Args:
             kernel: dense.
             bias, dtype, use, norm: as of :meth:`get`.
-            vectors: what bias and norm were made of, where it lies.
+            vectors: what bias and norm are made of, where it lies, each with its content before they were made: what is
+                written meanwhile is found to differ.
         """
-        # before the content is looked at: what is written meanwhile is found to differ
-        parts = [(vector, vector.tobytes()) for vector in vectors]
-        key = (watched_digest.of(kernel), *_content(bias, norm), _kind(kernel, dtype, use))
-        return Place(kernel, parts, key, lambda: self._find(key))
+        found, kind = watched_digest.of(kernel), _kind(kernel, dtype, use)
+        key = (found, *_content(bias, norm), kind)
+        kept = self._find(key)
+        if kept is None:
+            return None
+        weights = _KnownWeights(kept, lambda: self._copied(kernel, bias, dtype, norm, kind))
+        return Place(weights, kernel, found, vectors, lambda: self._find(key) is kept)
 
     def _find(self, key: Hashable) -> _Kept | None:
         with self._lock:

@@ -207,7 +207,7 @@ class Region:
                 pack_convolutions(graph, self._module)
                 # what torch's run, the compiler and packing have freed is not needed beside the replay's own
                 heap.give_back()
-                run, wanted = Replay(graph, guards), pytree.tree_leaves(expected)
+                run, wanted = Replay(graph, self._module, guards), pytree.tree_leaves(expected)
                 reason = replay.agrees(run(self._module, *tensors)[: len(wanted)], wanted, tensors)
         except Exception as error:
             # whatever a network does that its graph can't: it is computed layer by layer

@@ -77,27 +77,25 @@ class Replay:
 
     Args:
         graph: rewritten.
+        module: which it is called with.
         guards: which hold whenever it is called.
     """
 
-    def __init__(self, graph: Graph, guards: Guards) -> None:
+    def __init__(self, graph: Graph, module: torch.nn.Module, guards: Guards) -> None:
         self._graph = graph
         self._guards = guards
         self._run = replay.compiled(graph)
-        self._bound: _Bound | None = None
+        # weights that are packed ahead are bound at once: no call takes more memory than the later ones
+        self._bound = _bind(graph, module, guards)
         # calls since there was a bound function, and how many until there is one
         self._calls, self._wait = 0, 1
-        self._is_first = True
 
     def __call__(self, module: torch.nn.Module, *tensors: torch.Tensor) -> Any:
-        first, self._is_first = self._is_first, False
-        # weights that are packed ahead are bound at once: no call takes more memory than the later ones
-        bound = _bind(self._graph, module, self._guards) if first else self._bound
+        bound = self._bound
         if bound is not None and bound.holds():
             # where a residual operand is lost the operators begin anew
             with contextlib.suppress(OverwrittenError), exit_guard.in_flight():
                 results = bound.run(module, *tensors)
-                self._bound = bound
                 if not bound.complete and self._wait < _LONGEST_WAIT:
                     # what calls compile and pack is bound from then on, too
                     self._bind_again(module)

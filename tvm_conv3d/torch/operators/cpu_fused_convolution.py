@@ -172,26 +172,22 @@ def bound_call(
     Raises:
         MemoryError: there is none for the copies.
     """
-    fused = _prepare(kinds, with_slope(epilogue.post_ops, epilogue.slope), geometry)
-    if isinstance(fused, str):
-        return None
     vectors = [tensor for tensor in (bias, *epilogue.batch_norm, epilogue.slope) if tensor is not None]
     held = [(tensor, interchange.wrap(tensor.detach()).numpy()) for tensor in (weight, *vectors)]
     if any(array.__array_interface__["data"][0] != tensor.data_ptr() for tensor, array in held):
         # a copy, in which nobody will write
         return None
-    prepared, (kernel, *parts) = fused.convolution, [array for _, array in held]
-    if not digest.is_dense(kernel):
+    kernel, *parts = (array for _, array in held)
+    # before anything is made of them
+    contents = [(part, part.tobytes()) for part in parts]
+    fused = _prepare(kinds, with_slope(epilogue.post_ops, epilogue.slope), geometry)
+    if isinstance(fused, str) or not digest.is_dense(kernel):
         return None
-    try:
-        norm, _ = _norm(fused, epilogue.batch_norm, epilogue.epsilon)
-        values, dtype = None if bias is None else parts[0], prepared.problem.spec.dtype
-        place = STORE.place(kernel.transpose(WEIGHT_AXES), values, dtype, prepared.use, norm, parts)
-        found = EXECUTOR.at_hand(fused.spec, weights_of(weight, bias, prepared, norm), packed_limit)
-    except ValueError:
-        # the call says what is wrong with them
-        return None
-    if found is None or not place.holds():
+    norm, _ = _norm(fused, epilogue.batch_norm, epilogue.epsilon)
+    values, (problem, use) = None if bias is None else parts[0], fused.convolution
+    place = STORE.place(kernel.transpose(WEIGHT_AXES), values, problem.spec.dtype, use, norm, contents)
+    found = None if place is None else EXECUTOR.at_hand(fused.spec, place.weights, packed_limit)
+    if place is None or found is None:
         return None
     call, packed = found
     return (BoundCall(call, packed), place) if isinstance(call, CpuCall) else None
