@@ -114,7 +114,7 @@ tvm_conv3d.set_num_threads(2)
 layer = tvm_conv3d.Conv3D(32, 3, padding="same")
 x = np.ones((1, 8, 40, 40, 32), np.float32)
 expected = layer(x)
-assert expected.nbytes > output_pool._MIN_BYTES and parallel.workers() == 1
+assert expected.nbytes > output_pool.MIN_BYTES and parallel.workers() == 1
 renewed = {name.partition(":")[0] for name, renews in process.kept().items() if renews}
 assert renewed == {"exit_guard", "output_pool", "parallel", "threads", "watched_digest"}, renewed
 held, done = threading.Event(), threading.Event()

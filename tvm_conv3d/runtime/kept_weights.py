@@ -89,7 +89,8 @@ class Place:
         weights: of the content that lies there.
 
     Args:
-        kernel: its values are read again where they may have changed only (:mod:`watched_digest`).
+        whole: what they are a part of; its values are read again where they may have changed only
+            (:mod:`watched_digest`).
         found: its digest.
         vectors: small arrays that belong to them, each with its content.
         is_kept: whether what is known of the content still is.
@@ -98,18 +99,18 @@ class Place:
     def __init__(
         self,
         weights: Weights,
-        kernel: np.ndarray,
+        whole: np.ndarray,
         found: bytes,
         vectors: Sequence[tuple[np.ndarray, bytes]],
         is_kept: Callable[[], bool],
     ) -> None:
         self.weights = weights
-        self._kernel, self._digest, self._vectors, self._is_kept = kernel, found, vectors, is_kept
+        self._whole, self._digest, self._vectors, self._is_kept = whole, found, vectors, is_kept
 
     def holds(self) -> bool:
         """Whether they are what they were, and their packed forms are kept; which then are among the last to go."""
         return (
-            watched_digest.of(self._kernel) == self._digest
+            watched_digest.of(self._whole) == self._digest
             and all(vector.tobytes() == content for vector, content in self._vectors)
             and self._is_kept()
         )
@@ -152,8 +153,7 @@ class Store:
             MemoryError: there is none for the copies.
             ValueError: the norm can't be folded into the weights.
         """
-        if not digest.is_dense(kernel):
-            kernel = np.ascontiguousarray(kernel)
+        kernel = _dense(kernel)
         kind = _kind(kernel, dtype, use)
         found = self._find((watched_digest.of(kernel), *_content(bias, norm), kind))
 
@@ -170,22 +170,25 @@ class Store:
         use: Hashable,
         norm: BatchNorm | None,
         vectors: Sequence[tuple[np.ndarray, bytes]],
+        whole: np.ndarray,
     ) -> Place | None:
         """Where the weights of :meth:`get` lie; None where nothing is kept of their content.
 
         Args:
-            kernel: dense.
-            bias, dtype, use, norm: as of :meth:`get`.
+            kernel, bias, dtype, use, norm: as of :meth:`get`.
             vectors: what bias and norm are made of, where it lies, each with its content before they were made: what is
                 written meanwhile is found to differ.
+            whole: what the kernel is a part of, or the kernel; dense.
         """
-        found, kind = watched_digest.of(kernel), _kind(kernel, dtype, use)
-        key = (found, *_content(bias, norm), kind)
+        # before anything is made of it, too
+        found, dense = watched_digest.of(whole), _dense(kernel)
+        kind = _kind(dense, dtype, use)
+        key = (watched_digest.of(dense), *_content(bias, norm), kind)
         kept = self._find(key)
         if kept is None:
             return None
-        weights = _KnownWeights(kept, lambda: self._copied(kernel, bias, dtype, norm, kind))
-        return Place(weights, kernel, found, vectors, lambda: self._find(key) is kept)
+        weights = _KnownWeights(kept, lambda: self._copied(_dense(kernel), bias, dtype, norm, kind))
+        return Place(weights, whole, found, vectors, lambda: self._find(key) is kept)
 
     def _find(self, key: Hashable) -> _Kept | None:
         with self._lock:
@@ -270,6 +273,11 @@ def set_kept_weights(most: int) -> None:
     """
     STORE.max_bytes = output_pool.check_bytes(most)
     STORE.trim()
+
+
+def _dense(kernel: np.ndarray) -> np.ndarray:
+    """The kernel, or a copy where other elements lie between its own."""
+    return kernel if digest.is_dense(kernel) else np.ascontiguousarray(kernel)
 
 
 def _kind(kernel: np.ndarray, dtype: str, use: Hashable) -> Hashable:

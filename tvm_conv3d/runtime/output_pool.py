@@ -21,7 +21,7 @@ import numpy as np
 from tvm_conv3d.support import process
 
 #: Smaller results come from the allocator's own free lists anyway.
-_MIN_BYTES = 1 << 20
+MIN_BYTES = 1 << 20
 
 #: Bytes that are kept for later in any case, unless the user says otherwise; the longest unused go first.
 MIN_KEPT = 512 << 20
@@ -282,12 +282,31 @@ def check_bytes(most: int) -> int:
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An uninitialised C-contiguous array that no other array shares memory with."""
     size = math.prod(shape) * dtype.itemsize
-    if size < _MIN_BYTES:
+    if size < MIN_BYTES:
         return np.empty(shape, dtype)
-    return _store.take(size).view(dtype).reshape(shape)
+    offered = _offered.memory
+    if offered is not None and offered.nbytes == size:
+        _offered.memory = None
+    else:
+        offered = _store.take(size)
+    return offered.view(dtype).reshape(shape)
+
+
+class _Offered(threading.local):
+    """Memory that a thread's next array of as many bytes is to lie in; None for none."""
+
+    memory: np.ndarray | None = None
+
+
+_offered = _Offered()
+
+
+def offer(memory: np.ndarray | None) -> None:
+    """Lets the next array of as many bytes that this thread asks for lie in this memory; None ends that."""
+    _offered.memory = memory
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """As :func:`empty`, beginning with a cache line: vectors that lie across two are read at half the speed."""
     size = math.prod(shape) * dtype.itemsize
-    return empty(shape, dtype) if size >= _MIN_BYTES else _aligned(size).view(dtype).reshape(shape)
+    return empty(shape, dtype) if size >= MIN_BYTES else _aligned(size).view(dtype).reshape(shape)

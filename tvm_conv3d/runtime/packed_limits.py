@@ -20,7 +20,7 @@ from tvm_conv3d.target.description import Target
 #: The part of all convolutions' estimated time that may be lost for smaller packed weights. The estimate holds: of 0.05
 #: DynUNet's weights would take 278 MiB in place of 389, and its calls 1.03 of the time, as SegResNet's and ResNet-50's;
 #: r3d_18's 225 in place of 263, and 1.07 (two threads of a Zen 5, 2026-11-28, in turns).
-SHARE = 0.02
+SHARE = 0.06
 
 #: Of it, what may be lost for the same part of the bytes: 1 % of r3d_18's time would save 7 MiB of 283.
 RATE = 0.2

@@ -15,8 +15,9 @@ from torch.fx import Graph, Node
 
 from tvm_conv3d.runtime import exit_guard, threads
 from tvm_conv3d.torch.graph import replay
-from tvm_conv3d.torch.graph.convolutions import Call, convolutions, is_held
+from tvm_conv3d.torch.graph.convolutions import Call, convolutions, held_in, is_held, value
 from tvm_conv3d.torch.graph.guards import Guards
+from tvm_conv3d.torch.graph.placement import place_volumes
 from tvm_conv3d.torch.graph.rewriting import FRESH
 from tvm_conv3d.torch.operators.bound_convolution import BoundConvolution, OverwrittenError
 from tvm_conv3d.torch.operators.cpu_fused_convolution import bound_call
@@ -133,8 +134,9 @@ def _bind(graph: Graph, module: torch.nn.Module, guards: Guards) -> _Bound | Non
     if not bound:
         return None
     for node in reversed(copied.nodes):
-        if node.op == "get_attr" and not node.users:
+        if is_held(node) and not node.users:
             copied.erase_node(node)
+    place_volumes(copied)
     complete = len(bound) == sum(all(map(is_held, Call.of(node).weights)) for node in convolutions(graph))
     return _Bound(replay.compiled(copied), places, bound, count, complete)
 
@@ -146,9 +148,9 @@ def _bound_convolution(
     if not all(map(is_held, call.weights)):
         return None
     weight, bias, epilogue = call.held(module)
-    tensors = [tensor for tensor in (weight, bias, epilogue.slope, *epilogue.batch_norm) if tensor is not None]
+    tensors = [value(held_in(each), module) for each in call.weights if each is not None]
     places = [(guards.place_of(tensor), tensor) for tensor in tensors]
-    found = bound_call(call.kinds, weight, bias, epilogue, call.geometry, call.packed_limit)
+    found = bound_call(call.kinds, weight, bias, epilogue, call.geometry, call.packed_limit, whole=tensors[0])
     if found is None or any(place is None for place, _ in places):
         return None
     rest = node.args[3 + len(epilogue) :]

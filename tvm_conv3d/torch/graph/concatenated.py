@@ -1,18 +1,22 @@
 """Convolutions of concatenations as sums of convolutions, so that the largest volume of a U-Net is never made.
 
 `conv(cat(a, b), w)` is `conv(a, w[:, :n]) + conv(b, w[:, n:])`, the sum being the last convolution's residual operand.
-Neither the concatenation's memory nor the time to write and read it is needed, and `a` is free before the result is
-made.
+Neither the concatenation's memory nor the time to write and read it is needed. Parts that are there earlier are
+convolved before the last one is made: a U-Net's skip is gone when its decoder's volume comes, and the sum is written
+over.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
 from tvm_conv3d.spec import post_ops
+from tvm_conv3d.torch.graph.convolutions import Call
 from tvm_conv3d.torch.graph.tensors import info, set_info
 from tvm_conv3d.torch.operators.composition import Epilogue
 from tvm_conv3d.torch.operators.concatenation import CONCATENATION
@@ -55,25 +59,51 @@ def _is_worth_it(node: Node, parts: list[Node]) -> bool:
 
 
 def _split(graph: Graph, node: Node, parts: list[Node]) -> None:
-    _, weight, bias, *rest = node.args
-    epilogue, geometry = split_arguments(rest)
+    _, _, bias, *rest = node.args
+    epilogue, _ = split_arguments(rest)
+    order = list(graph.nodes)
+    *earlier, (first, last) = sorted(_with_first_channels(parts), key=lambda each: order.index(each[1]))
     sums: Node | None = None
-    first = 0
+    with graph.inserting_before(_early(graph, node, last)):
+        for number, part in earlier:
+            scale = _without_shift(graph, epilogue.batch_norm)
+            given = Epilogue(scale, epilogue.epsilon, sums, None, [] if sums is None else [post_ops.ADD])
+            sums = _of_part(graph, node, part, number, None, given)
     with graph.inserting_before(node):
-        scale = _without_shift(graph, epilogue.batch_norm)
-        for number, part in enumerate(parts):
-            channels = info(part).shape[1]  # type: ignore[union-attr]
-            kernel = _of_channels(graph, weight, first, channels)
-            first += channels
-            steps = [] if sums is None else [post_ops.ADD]
-            if number < len(parts) - 1:
-                given = Epilogue(scale, epilogue.epsilon, sums, None, steps)
-                arguments = (part, kernel, None, *given, *geometry)
-            else:
-                given = epilogue._replace(residual=sums, post_ops=[*steps, *epilogue.post_ops])
-                arguments = (part, kernel, bias, *given, *geometry)
-            sums = set_info(graph.call_function(FUSED_CONVOLUTION, arguments), info(node))
+        given = epilogue._replace(residual=sums, post_ops=[post_ops.ADD, *epilogue.post_ops])
+        sums = _of_part(graph, node, last, first, bias, given)
     node.replace_all_uses_with(sums)
+
+
+def _with_first_channels(parts: list[Node]) -> Iterator[tuple[int, Node]]:
+    """Each part with the number of its first channel in the concatenation."""
+    first = 0
+    for part in parts:
+        yield first, part
+        first += info(part).shape[1]  # type: ignore[union-attr]
+
+
+def _early(graph: Graph, node: Node, last: Node) -> Node:
+    """Before which node all parts but the last can be convolved: before the last, where the weights are there.
+
+    Those that the module holds are looked up there.
+    """
+    weights = [each for each in Call.of(node).weights if each is not None]
+    if last.op != "call_function" or any(each.op not in ("get_attr", "placeholder") for each in weights):
+        return node
+    before = set(takewhile(lambda each: each is not last, graph.nodes))
+    for each in weights:
+        if each not in before:
+            last.prepend(each)
+    return last
+
+
+def _of_part(graph: Graph, node: Node, part: Node, first: int, bias: Node | None, epilogue: Epilogue) -> Node:
+    """The convolution of a part, which begins with channel `first`."""
+    kernel = _of_channels(graph, node.args[1], first, info(part).shape[1])  # type: ignore[arg-type, union-attr]
+    _, geometry = split_arguments(node.args[3:])
+    made = graph.call_function(FUSED_CONVOLUTION, (part, kernel, bias, *epilogue, *geometry))
+    return set_info(made, info(node))
 
 
 def _without_shift(graph: Graph, batch_norm: Any) -> list[Node | None]:

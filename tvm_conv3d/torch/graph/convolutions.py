@@ -13,6 +13,9 @@ from tvm_conv3d.torch.operators.composition import Epilogue
 from tvm_conv3d.torch.operators.fused_convolution import FUSED_CONVOLUTION, split_arguments
 from tvm_conv3d.torch.operators.geometry import Geometry, split_geometry
 
+#: What rewriting lets a graph make of its module's weights before a convolution reads them.
+_OF_WEIGHTS = (torch.narrow, torch.zeros_like)
+
 
 class Call(NamedTuple):
     """A fused convolution of a graph, by its nodes.
@@ -58,13 +61,26 @@ def convolutions(graph: Graph) -> list[Node]:
 
 
 def is_held(node: Any) -> bool:
-    """Whether the module holds what a node stands for, or there is none."""
-    return not isinstance(node, Node) or node.op == "get_attr"
+    """Whether the module holds what a node stands for, or what that is a part of or made of, or there is none."""
+    if not isinstance(node, Node) or node.op == "get_attr":
+        return True
+    return node.target in _OF_WEIGHTS and is_held(node.args[0])
+
+
+def held_in(node: Node) -> Node:
+    """The node of the module's tensor of which something that is held is a part, or made: itself where it is one."""
+    while node.op != "get_attr":
+        node = node.args[0]  # type: ignore[assignment]
+    return node
 
 
 def value(node: Any, module: torch.nn.Module) -> Any:
     """What a node stands for that the module holds; None for none."""
-    return attrgetter(str(node.target))(module) if isinstance(node, Node) else node
+    if not isinstance(node, Node):
+        return node
+    if node.op == "get_attr":
+        return attrgetter(str(node.target))(module)
+    return node.target(*(value(argument, module) for argument in node.args))  # type: ignore[operator]
 
 
 def _kind(node: Node | None) -> tuple[torch.Size, torch.dtype] | None:

@@ -17,7 +17,7 @@ from tvm_conv3d.support import heap
 from tvm_conv3d.torch.arguments import DTYPES, explicit_padding, three
 
 #: Bytes of a slab's input and result together: slabs of fewer have a larger part in common with their neighbours.
-_BYTES = 16 << 20
+_BYTES = 8 << 20
 
 #: The product of the first four of an input's sizes up to which torch may not ask oneDNN, but unfold all windows of
 #: the input: of a kernel of 3x3x3 these are 27 times the input.
@@ -31,7 +31,12 @@ def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         As the function.
     """
     result = _in_slabs(*args, **kwargs) if func is torch.conv3d else None
-    return func(*args, **kwargs) if result is None else result
+    if result is None:
+        result = func(*args, **kwargs)
+        if func is torch.conv_transpose3d and _is_plain(result) and result.nbytes > _BYTES:
+            # oneDNN's copies are in the heap, which keeps them
+            heap.give_back()
+    return result
 
 
 def _in_slabs(

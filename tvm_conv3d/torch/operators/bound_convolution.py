@@ -25,6 +25,9 @@ class BoundConvolution:
 
     Gradients, modes and transforms of torch are not looked at.
 
+    Attributes:
+        over: whether the result is written over the residual operand.
+
     Args:
         call: of the convolution.
         place: where its weights lie.
@@ -40,7 +43,7 @@ class BoundConvolution:
         self, call: BoundCall, place: Place, count: int, general: Callable[..., Tensor], over: bool = False
     ) -> None:
         self._call, self._place, self._count, self._general = call, place, count, general
-        self._over = over and call.may_overwrite
+        self.over = over and call.may_overwrite
         self._shape = call.spec.output_shape
         self._dtype = numpy_dtype(call.spec.dtype)
 
@@ -58,7 +61,7 @@ class BoundConvolution:
         if self._call.doubtful:
             return self._general(x, residual)
         source, added = self._dense(x), None if residual is None else self._dense(residual)
-        over = added if self._over and isinstance(added, Tensor) else None
+        over = added if self.over and isinstance(added, Tensor) else None
         result = self._empty() if over is None else over
         addresses = result.data_ptr(), _address(source), None if added is None else _address(added)
         if not self._call.fill(*addresses, self._count):

@@ -163,29 +163,31 @@ def bound_call(
     epilogue: Epilogue,
     geometry: Geometry,
     packed_limit: int | None,
+    whole: Tensor,
 ) -> tuple[BoundCall, Place] | None:
     """What calls with these weights do, and where the weights lie; None where it is not all at hand, or torch's.
 
     Args:
-        As of :func:`pack_weights`.
+        kinds, weight, bias, epilogue, geometry, packed_limit: as of :func:`pack_weights`.
+        whole: what the weight is a view of a part of, or the weight.
 
     Raises:
         MemoryError: there is none for the copies.
     """
     vectors = [tensor for tensor in (bias, *epilogue.batch_norm, epilogue.slope) if tensor is not None]
-    held = [(tensor, interchange.wrap(tensor.detach()).numpy()) for tensor in (weight, *vectors)]
+    held = [(tensor, interchange.wrap(tensor.detach()).numpy()) for tensor in (whole, weight, *vectors)]
     if any(array.__array_interface__["data"][0] != tensor.data_ptr() for tensor, array in held):
         # a copy, in which nobody will write
         return None
-    kernel, *parts = (array for _, array in held)
+    every, kernel, *parts = (array for _, array in held)
     # before anything is made of them
     contents = [(part, part.tobytes()) for part in parts]
     fused = _prepare(kinds, with_slope(epilogue.post_ops, epilogue.slope), geometry)
-    if isinstance(fused, str) or not digest.is_dense(kernel):
+    if isinstance(fused, str) or not digest.is_dense(every):
         return None
     norm, _ = _norm(fused, epilogue.batch_norm, epilogue.epsilon)
     values, (problem, use) = None if bias is None else parts[0], fused.convolution
-    place = STORE.place(kernel.transpose(WEIGHT_AXES), values, problem.spec.dtype, use, norm, contents)
+    place = STORE.place(kernel.transpose(WEIGHT_AXES), values, problem.spec.dtype, use, norm, contents, every)
     found = None if place is None else EXECUTOR.at_hand(fused.spec, place.weights, packed_limit)
     if place is None or found is None:
         return None
