@@ -13,41 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from small_layers import SPECS, same_spec
 from tvm_conv3d.bench import cli, plots, report, stats
 from tvm_conv3d.bench.client import Client, WorkerError
 from tvm_conv3d.bench.rows import Row, Timing
 from tvm_conv3d.bench.timing import Comparison, Effort
 from tvm_conv3d.engine import records
 from tvm_conv3d.engine.planner import default_plan
-from tvm_conv3d.reference import oracle as reference
 from tvm_conv3d.reference import problem
-from tvm_conv3d.reference.layers import COLUMNS, Layer, adapt, family, from_key, read_csv
-from tvm_conv3d.reference.random_layers import draw
-from tvm_conv3d.spec import CHANNELS_FIRST, NO_PADS, Conv3DSpec, same_padding
+from tvm_conv3d.reference.layers import COLUMNS, Layer
 from tvm_conv3d.support.roofline import Roof
 from tvm_conv3d.target.cpu import host_target
 from tvm_conv3d.target.resolve import instruction_set, target_key
 
 ROOT = Path(__file__).resolve().parents[2]
-LAYERS = ROOT / "scripts" / "layers.csv"
 HEAD = ",".join(COLUMNS)
 QUICK = Effort(rounds=2, min_time=0.001, pause=0.0)
-
-
-def same_spec(size=(5, 6, 7), channels=4, filters=6, kernel=(3, 2, 3), strides=(1, 1, 1), dilation=(1, 1, 1), **more):
-    pads = same_padding(size, kernel, strides, dilation)
-    return Conv3DSpec(2, size, channels, filters, kernel, strides, dilation, pads, post_ops=("relu",), **more)
-
-
-SPECS = [
-    same_spec(),
-    same_spec(strides=(2, 1, 3)),
-    same_spec(dilation=(2, 1, 2)),
-    same_spec(groups=2),
-    same_spec(channels=6, groups=6),
-    same_spec(groups=2, data_format=CHANNELS_FIRST),
-    replace(same_spec(), pads=NO_PADS),
-]
 SMALL = Layer("small", SPECS[0], "same")
 
 
@@ -71,133 +52,6 @@ def row(name="a", ours=1.0, **peers):
     timings = {peer: Timing(seconds=time, mode="m", modes={"m": [time or 1.0]}) for peer, time in peers.items()}
     mine = Timing(seconds=ours, error=1e-6, origin="default", mode="m", modes={"m": [ours or 1.0]})
     return Row(Layer(name, spec, "same"), mine, timings)
-
-
-def test_csv_of_the_repository():
-    layers = {layer.name: layer for layer in read_csv(LAYERS)}
-    assert len(layers) == 39
-    assert layers["r3d18_stem"].spec == Conv3DSpec.parse(
-        "n1_i16x112x112x3_o64_k3x7x7_s1x2x2_d1x1x1_p1.1x2.3x2.3_g1_ndhwc_float32_bias_relu"
-    )
-    assert layers["dilated_d2"].spec.dilation == (2, 2, 2)
-    assert layers["kerasio_ct_1"].spec.pads == NO_PADS
-    assert sum(layer.dense for layer in layers.values()) == 24
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("name,batch\na,1\n", "lacks the column"),
-        (f"{HEAD}\na,1,8,8,8,4,4,3x3,1x1x1,1x1x1,1,same\n", "line 2: Three numbers"),
-        (f"{HEAD}\na,1,8,8,8,4,4,3x3x3,1x1x1,1x1x1,1,causal\n", "`padding` must be"),
-        (f"{HEAD}\na,1,8,8,8,4,4,3x3x3,1x1x1,1x1x1,3,same\n", "divisible by `groups`"),
-        (f"{HEAD}\na,x,8,8,8,4,4,3x3x3,1x1x1,1x1x1,1,same\n", "line 2"),
-    ],
-)
-def test_csv_errors_say_where(tmp_path, text, message):
-    path = tmp_path / "layers.csv"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_csv(path)
-
-
-@pytest.mark.parametrize("spec", SPECS, ids=Conv3DSpec.key)
-def test_key_round_trip(spec):
-    layer = from_key(spec.key())
-    assert layer.spec == spec
-    assert layer.padding == ("valid" if spec.pads == NO_PADS else "same")
-
-
-def test_key_of_what_cannot_be_compared():
-    with pytest.raises(ValueError, match="neither Keras's"):
-        from_key(replace(SPECS[0], pads=((3, 0), (0, 0), (0, 0))).key())
-    with pytest.raises(ValueError, match="linear and relu only"):
-        from_key(replace(SPECS[0], post_ops=("gelu",)).key())
-
-
-def test_families_of_the_repository():
-    families = {layer.name: family(layer.spec) for layer in read_csv(LAYERS)}
-    expected = {
-        "ansor_c3d_1": "pointwise",
-        "ansor_c3d_0": "stem",
-        "r21d18_l1_s": "spatial",
-        "r21d18_l1_t": "temporal",
-        "slowfast_lateral": "temporal",
-        "x3dm_dw_54": "depthwise",
-        "resnext3d_g32_a": "grouped",
-        "unetr_patch16": "patchify",
-        "r3d18_l2_down": "strided",
-        "dilated_d2": "dilated",
-        "cosmoflow_3": "k2",
-        "vnet_5x5x5_64": "k5",
-        "voxnet_2": "tiny",
-        "nnunet_s2": "dense3",
-    }
-    assert {name: families[name] for name in expected} == expected
-
-
-def test_adapt_changes_only_what_is_asked():
-    layers = [SMALL]
-    assert adapt(layers, None, None) == layers
-    changed = adapt(layers, "float16", CHANNELS_FIRST)[0].spec
-    assert (changed.dtype, changed.data_format) == ("float16", CHANNELS_FIRST)
-    assert replace(changed, dtype="float32", data_format=SMALL.spec.data_format) == SMALL.spec
-
-
-def test_random_layers_repeat_and_differ():
-    first, again, other = draw(40, 1), draw(40, 1), draw(40, 2)
-    assert first == again
-    assert {layer.spec for layer in first} != {layer.spec for layer in other}
-    assert len({layer.family for layer in first}) >= 6
-    for layer in first:
-        assert from_key(layer.spec.key()).spec == layer.spec
-
-
-@pytest.mark.parametrize("spec", SPECS, ids=Conv3DSpec.key)
-def test_oracle_at_positions_is_the_oracle(spec):
-    rng = np.random.default_rng(3)
-    x, kernel = rng.standard_normal(spec.input_shape), rng.standard_normal(spec.kernel_shape)
-    bias = rng.standard_normal(spec.filters)
-    positions = problem.choose_positions(spec, rng)
-    whole = problem.values_at(reference.convolve(spec, x, kernel, bias), positions, spec.data_format)
-    assert len(positions) == spec.batch * np.prod(spec.out_size)
-    np.testing.assert_allclose(reference.convolve_at(spec, x, kernel, bias, positions), whole, atol=1e-12)
-    without = reference.convolve_at(spec, x, kernel, None, positions)
-    np.testing.assert_allclose(without + bias, whole, atol=1e-12)
-
-
-def test_oracle_at_positions_in_chunks(monkeypatch):
-    rng = np.random.default_rng(3)
-    spec = SPECS[3]
-    x, kernel = rng.standard_normal(spec.input_shape), rng.standard_normal(spec.kernel_shape)
-    positions = problem.choose_positions(spec, rng)
-    at_once = reference.convolve_at(spec, x, kernel, None, positions)
-    monkeypatch.setattr(reference, "_PATCH_CELLS", 500)
-    np.testing.assert_allclose(reference.convolve_at(spec, x, kernel, None, positions), at_once, atol=1e-12)
-
-
-def test_large_layers_are_sampled_with_their_corners(monkeypatch):
-    monkeypatch.setattr(problem, "ORACLE_MACS", 0)
-    spec = same_spec(size=(9, 9, 9))
-    positions = problem.choose_positions(spec, np.random.default_rng(0))
-    assert len(positions) == 16 + 64
-    assert {(0, 0, 0, 0), (1, 8, 8, 8), (0, 8, 0, 8)} <= set(map(tuple, positions))
-    assert (positions >= 0).all()
-    assert (positions < [2, 9, 9, 9]).all()
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_data_is_exact_in_the_layer_s_type(tmp_path, dtype):
-    spec = same_spec(dtype=dtype)
-    made = problem.make(spec, tmp_path)
-    x = np.load(tmp_path / "x.npy")
-    assert x.dtype == (np.float64 if dtype == "float64" else np.float32)
-    if dtype == "float16":
-        assert (x.astype(np.float16) == x).all()
-    if dtype == "bfloat16":
-        assert (x.view(np.uint32) & 0xFFFF == 0).all()
-    # A check against nothing but zeros would accept anything.
-    assert 0.2 < (made.expected > 0).mean() < 0.8
 
 
 def test_ratios_take_the_fastest_peer():

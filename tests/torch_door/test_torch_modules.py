@@ -250,6 +250,25 @@ def test_the_constructors_errors_are_torchs(theirs: Any, mine: Any, arguments: d
     assert message_of(lambda: mine(4, 6, 3, **arguments)) == message_of(lambda: theirs(4, 6, 3, **arguments))
 
 
+@pytest.mark.parametrize(
+    ("transposed", "arguments"),
+    [
+        (False, {"padding": -1}),
+        (False, {"padding": (0, 0, -1)}),
+        (True, {"padding": -1}),
+        (True, {"output_padding": 1}),
+        (True, {"stride": 2, "output_padding": (0, 0, 2)}),
+    ],
+)
+def test_geometries_that_torch_refuses_are_refused(transposed: bool, arguments: dict[str, Any]) -> None:
+    theirs, mine = PAIRS[transposed]
+    x = torch.randn(1, 4, 5, 6, 7)
+    assert message_of(lambda: mine(4, 6, 3, **arguments)(x)) == message_of(lambda: theirs(4, 6, 3, **arguments)(x))
+    network = torch.nn.Sequential(theirs(4, 6, 3, **arguments), torch.nn.ReLU()).eval()
+    with torch.no_grad():
+        assert message_of(lambda: ours.accelerate(network)(x))[0] is RuntimeError
+
+
 def test_a_kernel_larger_than_its_input_is_refused_by_torch() -> None:
     theirs, module = torch.nn.Conv3d(4, 6, 7), ours.Conv3d(4, 6, 7)
     x = torch.randn(1, 4, 5, 6, 7)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from tvm_conv3d.engine import kept_plans
 from tvm_conv3d.engine.algorithms import algorithms, named
 from tvm_conv3d.engine.plan import Plan
-from tvm_conv3d.engine.planner import DEFAULT_LIMIT, bytes_per_thread, is_kept, make_plan, priced_defaults
+from tvm_conv3d.engine.planner import DEFAULT_LIMIT, bytes_per_thread, kept_plan, make_plan, priced_defaults
 from tvm_conv3d.spec import Conv3DSpec
 from tvm_conv3d.support import notes
 from tvm_conv3d.target.cpu import is_cuda
@@ -53,9 +53,9 @@ def candidates(spec: Conv3DSpec, target: Target, workspace_limit: int = DEFAULT_
 
 def are_kept(spec: Conv3DSpec, target: Target, workspace_limit: int = DEFAULT_LIMIT) -> bool:
     """Whether :func:`candidates` finds them on disk."""
-    if not is_kept(spec, target, workspace_limit):
+    first = kept_plan(spec, target, workspace_limit)
+    if first is None:
         return False
-    first = make_plan(spec, target, workspace_limit=workspace_limit)
     return _load(kept_plans.candidates_key(first, target, workspace_limit), first, target) is not None
 
 

@@ -82,10 +82,10 @@ def make_plan(
     return plan
 
 
-def is_kept(spec: Conv3DSpec, target: Target, workspace_limit: int = DEFAULT_LIMIT) -> bool:
-    """Whether :func:`make_plan` finds its plan on disk."""
+def kept_plan(spec: Conv3DSpec, target: Target, workspace_limit: int = DEFAULT_LIMIT) -> Plan | None:
+    """The plan that :func:`make_plan` finds on disk; None where it must plan."""
     first = next(records.find(spec, target, None), None)
-    return kept_plans.load(kept_plans.plan_key(spec, target, False, workspace_limit, first), spec, target) is not None
+    return kept_plans.load(kept_plans.plan_key(spec, target, False, workspace_limit, first), spec, target)
 
 
 def _may_be_exact(record: records.Record, target: Target) -> bool:

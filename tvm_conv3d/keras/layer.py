@@ -99,9 +99,10 @@ class Conv3D(keras.layers.Conv3D):
         return BACKEND.to_tensor(self.kernel), BACKEND.to_tensor(self.bias) if self.use_bias else None
 
     def _floating(self, inputs: Any) -> Any:
-        """The inputs as the backend's own tensor of floating numbers."""
+        """The inputs as the backend's own tensor of floating numbers; complex ones are for the backend to refuse."""
         inputs = BACKEND.to_tensor(inputs)
-        if keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):
+        dtype = keras.backend.standardize_dtype(inputs.dtype)
+        if keras.backend.is_float_dtype(dtype) or dtype.startswith("complex"):
             return inputs
         return keras.ops.cast(inputs, self.compute_dtype)
 

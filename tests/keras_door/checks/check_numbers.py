@@ -74,6 +74,18 @@ def test_what_is_not_finite_stays_where_it_belongs(value: float) -> None:
     np.testing.assert_array_equal(np.isfinite(numpy(layer(x))), np.isfinite(expected(layer, x)))
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="of torch is known that it refuses them")
+def test_complex_numbers_are_for_the_backend_to_refuse() -> None:
+    """Cast, they would lose their imaginary parts without a word."""
+    x = sample(keras_cases.input_shape({})).astype("complex64")
+    layer, theirs = built(), keras.layers.Conv3D(6, 3)
+    theirs.build(x.shape)
+    with pytest.raises((TypeError, ValueError, RuntimeError)) as wanted:
+        theirs(x)
+    with pytest.raises(wanted.type):
+        layer(x)
+
+
 def test_weights_may_change_at_any_time() -> None:
     layer, x = built(), sample(keras_cases.input_shape({}))
     for seed in (5, 6):

@@ -36,7 +36,7 @@ from tvm_conv3d.compute.shared.declaration import Declaration
 from tvm_conv3d.compute.shared.elements import storage_dtype, widen
 from tvm_conv3d.compute.shared.packing import Weights, bias_of_groups
 from tvm_conv3d.compute.shared.residual import Residual
-from tvm_conv3d.compute.shared.stages import error_of_sums, finish, window_extents, zero_padded
+from tvm_conv3d.compute.shared.stages import error_of_sums, finish, in_lanes, unravel, window_extents, zero_padded
 from tvm_conv3d.compute.shared.tiled_output import Tiling, term
 from tvm_conv3d.spec import CHANNELS_LAST
 
@@ -191,7 +191,7 @@ class GemmBuilder:
         operands = (x, kernel, bias, *residual.tensors)
         if variant.parts == 1:
             return Declaration((*operands, self._out(product, bias, residual)), tiling, self.kept, aligned=True)
-        partial = self._partial(product)
+        partial = self._in_lanes("partial", product, as_output=True)
         out = self._added(partial, bias, residual)
         return Declaration((*operands, out), tiling, (*self.kept, partial), aligned=True)
 
@@ -213,7 +213,7 @@ class GemmBuilder:
         if len(index) > 1:
             return index[:-1], index[-1]
         (number,) = index
-        return _unravel(number // self.e.steps, self.e.taps), number % self.e.steps
+        return unravel(number // self.e.steps, self.e.taps), number % self.e.steps
 
     def _element(
         self, x: te.Tensor, position: Sequence[Expr], g: Expr, taps: Sequence[Expr], place: Sequence[Expr]
@@ -261,8 +261,8 @@ class GemmBuilder:
             position = tirx.min(position, e.cells - 1)
         if self.last and spec.batch > 1:
             per_sample = math.prod(spec.out_size)
-            return position // per_sample, _unravel(position % per_sample, spec.out_size)
-        return plane, _unravel(position, spec.out_size)
+            return position // per_sample, unravel(position % per_sample, spec.out_size)
+        return plane, unravel(position, spec.out_size)
 
     def _product(self, gather: te.Tensor, kernel: te.Tensor) -> te.Tensor:
         variant, e = self.variant, self.e
@@ -324,24 +324,26 @@ class GemmBuilder:
         tile = te.compute(shape, finished, name="tile")
         return te.compute(shape, lambda *at: tile[at], name="out")
 
-    def _in_lanes(self, name: str, tiles: te.Tensor) -> te.Tensor:
-        """A copy whose last axis are the elements that are stored at once: filters, or positions in channels_first."""
-        store = self.variant.store
-        *outer, cells, filters = (int(extent) for extent in tiles.shape)
-        if self.last:
-            shape = (*outer, cells, filters // store, store)
-            return te.compute(shape, lambda *at: tiles[(*at[:-2], at[-2] * store + at[-1])], name=name)
-        shape = (*outer, cells // store, filters, store)
-        return te.compute(shape, lambda *at: tiles[(*at[:-3], at[-3] * store + at[-1], at[-2])], name=name)
+    def _in_lanes(self, name: str, tiles: te.Tensor, as_output: bool = False) -> te.Tensor:
+        """A copy whose last axis are the elements that are stored at once: filters, or positions in channels_first.
 
-    def _partial(self, product: te.Tensor) -> te.Tensor:
-        """The sums of each part in the order of the output, in lanes of what is stored at once."""
-        if self.last:
-            return self._in_lanes("partial", product)
+        Args:
+            name: of the copy.
+            tiles: (..., positions, filters).
+            as_output: filters come before positions in channels_first, as in the output.
+        """
         store = self.variant.store
-        *outer, cells, filters = (int(extent) for extent in product.shape)
-        shape = (*outer, filters, cells // store, store)
-        return te.compute(shape, lambda *at: product[(*at[:-3], at[-2] * store + at[-1], at[-3])], name="partial")
+        if self.last:
+            return in_lanes(name, tiles, store)
+        *outer, cells, filters = (int(extent) for extent in tiles.shape)
+
+        def at(*index):  # type: ignore[no-untyped-def]
+            *tile, i, j, lane = index
+            vector, filter_ = (j, i) if as_output else (i, j)
+            return tiles[(*tile, vector * store + lane, filter_)]
+
+        inner = (filters, cells // store) if as_output else (cells // store, filters)
+        return te.compute((*outer, *inner, store), at, name=name)
 
     def _tiling(self) -> Tiling:
         spec, variant, e = self.spec, self.variant, self.e
@@ -363,9 +365,9 @@ def _of_flat(spec: CanonicalSpec, variant: Cut, number: Expr) -> tuple[list[Expr
     """Taps, and vector of channels, by the number of a vector in a flattened reduction."""
     if spec.data_format == CHANNELS_LAST or variant.turned:
         vectors = spec.group_channels // variant.vector
-        return _unravel(number // vectors, spec.kernel), number % vectors
+        return unravel(number // vectors, spec.kernel), number % vectors
     taps = math.prod(spec.kernel)
-    return _unravel(number % taps, spec.kernel), number // taps
+    return unravel(number % taps, spec.kernel), number // taps
 
 
 def run_of_output(spec: CanonicalSpec) -> int:
@@ -374,9 +376,3 @@ def run_of_output(spec: CanonicalSpec) -> int:
         return spec.set_filters
     # windows of one phase lie apart
     return 1 if spec.phased else math.prod(spec.out_size)
-
-
-def _unravel(position: Expr, shape: tuple[int, int, int]) -> list[Expr]:
-    """The index in a C-ordered array of `shape`."""
-    _, height, width = shape
-    return [position // (height * width), position // width % height, position % width]

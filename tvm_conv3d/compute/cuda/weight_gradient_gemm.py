@@ -20,7 +20,6 @@ have any number, and no result depends on which thread does what.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +31,7 @@ from tvm_conv3d.compute.shared.argument import GRADIENT
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.declaration import Declaration
 from tvm_conv3d.compute.shared.elements import narrow, storage_dtype, widen
-from tvm_conv3d.compute.shared.stages import error_of_sums, window_extents, zero_padded, zero_unless
+from tvm_conv3d.compute.shared.stages import error_of_sums, in_lanes, unravel, window_extents, zero_padded, zero_unless
 from tvm_conv3d.compute.shared.tiled_output import Tiling, term
 from tvm_conv3d.spec import CHANNELS_LAST
 
@@ -84,9 +83,9 @@ def declare(spec: CanonicalSpec, variant: WeightGradientGemmVariant) -> Declarat
     product = _product(spec, v, e, _gather(spec, v, e, x), _gradients(spec, v, e, gradient))
     if v.parts == 1:
         tile = te.compute(product.shape, lambda *at: narrow(product(*at), spec.dtype, spec.accumulator), name="tile")
-        out = _in_lanes("out", tile, v.store)
+        out = in_lanes("out", tile, v.store)
         return Declaration((x, gradient, out, *biases), _tiling(spec, v, e), of_bias, aligned=True)
-    partial = _in_lanes("partial", product, v.store)
+    partial = in_lanes("partial", product, v.store)
     part = te.reduce_axis((0, v.parts), name="part")
     shape = partial.shape[1:]
     total = te.compute(shape, lambda *at: te.sum(partial[(part, *at)], axis=[part]), name="total")
@@ -111,7 +110,7 @@ def _gather(spec: CanonicalSpec, v: WeightGradientGemmVariant, e: Extents, x: te
         inside = [number < e.positions] if e.turns * v.step * v.parts > e.positions else []
         inside += [row < e.rows // v.vector] if e.row_blocks * v.cells > e.rows else []
         sample, position = _position(spec, number)
-        taps = _unravel(row // vectors, spec.kernel)
+        taps = unravel(row // vectors, spec.kernel)
         channel = g * spec.group_channels + row % vectors * v.vector + lane
 
         def read(cell: list[Expr]) -> Expr:
@@ -156,13 +155,6 @@ def _product(
     return te.compute((v.parts, *shape) if v.parts > 1 else shape, at, name="product")
 
 
-def _in_lanes(name: str, tiles: te.Tensor, store: int) -> te.Tensor:
-    """A copy whose last axis are the weights that are stored at once."""
-    *outer, filters = (int(extent) for extent in tiles.shape)
-    shape = (*outer, filters // store, store)
-    return te.compute(shape, lambda *at: tiles[(*at[:-2], at[-2] * store + at[-1])], name=name)
-
-
 def _tiling(spec: CanonicalSpec, v: WeightGradientGemmVariant, e: Extents) -> Tiling:
     rows, filters = (term(1, v.cells), term(3)), (term(2, v.filters // v.store), term(4))
     shape = (e.rows, spec.groups, spec.group_filters // v.store, v.store)
@@ -173,11 +165,5 @@ def _position(spec: CanonicalSpec, number: Expr) -> tuple[Expr, list[Expr]]:
     """Sample and output position by their number among those of all samples."""
     per_sample = math.prod(spec.out_size)
     if spec.batch == 1:
-        return 0, _unravel(number, spec.out_size)
-    return number // per_sample, _unravel(number % per_sample, spec.out_size)
-
-
-def _unravel(number: Expr, shape: Sequence[int]) -> list[Expr]:
-    """The index in a C-ordered array of `shape`."""
-    _, height, width = shape
-    return [number // (height * width), number // width % height, number % width]
+        return 0, unravel(number, spec.out_size)
+    return number // per_sample, unravel(number % per_sample, spec.out_size)

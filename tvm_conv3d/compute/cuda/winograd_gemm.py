@@ -33,17 +33,15 @@ from tvm import te, tirx
 
 from tvm_conv3d.compute.cuda.variants import WinogradGemmVariant
 from tvm_conv3d.compute.cuda.winograd_extents import LANES, along_width, by_planes, extents_of
+from tvm_conv3d.compute.cuda.winograd_kernel import declare_packing, plain_from
 from tvm_conv3d.compute.cuda.winograd_planes import Planes
-from tvm_conv3d.compute.shared.argument import PACKED_KERNEL
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.cook_toom import Transforms, transforms
 from tvm_conv3d.compute.shared.declaration import Declaration
 from tvm_conv3d.compute.shared.elements import storage_dtype
-from tvm_conv3d.compute.shared.packing import Weights, bias_in_blocks
 from tvm_conv3d.compute.shared.residual import Residual
 from tvm_conv3d.compute.shared.stages import finish, zero_outside
 from tvm_conv3d.compute.shared.tiled_output import Term, Tiling, term
-from tvm_conv3d.compute.shared.winograd_packing import taps_of_phases, transformed_taps
 from tvm_conv3d.compute.shared.winograd_stages import (
     expected_error,
     gathered,
@@ -51,6 +49,8 @@ from tvm_conv3d.compute.shared.winograd_stages import (
     transform,
 )
 from tvm_conv3d.spec import CHANNELS_LAST
+
+__all__ = ["WinogradGemmVariant", "declare", "declare_packing", "error_bound"]
 
 Expr = Any  # a TVM expression; its classes are not public names
 
@@ -64,44 +64,6 @@ def declare(spec: CanonicalSpec, variant: WinogradGemmVariant) -> Declaration:
     if spec.groups != 1 or spec.dtype != "float32":
         raise ValueError(f"Winograd takes one group of float32 on GPUs. Received: {spec.key()}")
     return _Builder(spec, variant).declaration()
-
-
-def declare_packing(spec: CanonicalSpec, variant: WinogradGemmVariant, weights: Weights) -> tuple[te.Tensor, te.Tensor]:
-    """Packed kernel and bias in TE, with zeros where there is no filter or channel.
-
-    Returns:
-        Kernel (frequencies times depth's taps, then all taps as they were; blocks of filters, channels in whole steps,
-        filters).
-        Bias (filters in whole blocks,).
-    """
-    e = extents_of(spec, variant)
-    read = taps_of_phases(spec, e.axes, weights)
-    channels, filters = e.steps * variant.step, variant.filters
-
-    def taps_at(taps, tap, block, channel, i):  # type: ignore[no-untyped-def]
-        filter_ = block * filters + i
-        inside = [channel < e.axes.channels] if channels > e.axes.channels else []
-        inside += [filter_ < spec.filters] if spec.filters % filters else []
-        # an untransformed depth keeps its taps, and no tap is transformed there
-        depth = tap if e.taps > 1 else taps[0]
-        return read((depth, *taps[1:]), channel, filter_, inside)
-
-    depth, high, wide = e.axes.taps
-    taps = (depth // e.taps, high, wide)
-    matrices = [transforms(m, t).kernel for m, t in zip(variant.tile, taps, strict=True)]
-    plain, there = transformed_taps(taps_at, taps, matrices, (e.taps, e.filter_blocks, channels, filters), False)
-    _, rows, columns = e.frequencies
-    first = math.prod(e.frequencies) * e.taps
-
-    def kernel_at(number, block, channel, i):  # type: ignore[no-untyped-def]
-        f, tap = number // e.taps, number % e.taps
-        sums = there(f // (rows * columns), f // columns % rows, f % columns, tap, block, channel, i)
-        d, h, w = (number - first) // (high * wide), (number - first) // wide % high, (number - first) % wide
-        as_it_was = plain(*((0, h, w, d) if e.taps > 1 else (d, h, w, 0)), block, channel, i)
-        return tirx.if_then_else(number < first, sums, as_it_was).astype(spec.accumulator)
-
-    kernel = te.compute((first + depth * high * wide, *plain.shape[-3:]), kernel_at, name=PACKED_KERNEL)
-    return kernel, bias_in_blocks(weights, spec.filters, (e.filter_blocks * filters,))
 
 
 def error_bound(spec: CanonicalSpec, variant: WinogradGemmVariant) -> float:
@@ -129,8 +91,7 @@ class _Builder:
     def declaration(self) -> Declaration:
         spec, variant, e = self.spec, self.variant, self.e
         x = te.placeholder(spec.input_shape, storage_dtype(spec.dtype), name="x")
-        weights = math.prod(e.frequencies) * e.taps + math.prod(self.axes.taps)
-        shape = (weights, e.filter_blocks, self.padded_channels, variant.filters)
+        shape = (plain_from(e) + math.prod(self.axes.taps), e.filter_blocks, self.padded_channels, variant.filters)
         kernel = te.placeholder(shape, self.acc, name="kernel")
         bias = te.placeholder((e.filter_blocks * variant.filters,), self.acc, name="bias")
         input_at = self._input_at(x)
@@ -328,7 +289,6 @@ class _Builder:
     def _direct(self, input_at: Callable[..., Expr], kernel: te.Tensor, bad: te.Tensor) -> te.Tensor:
         """The positions of a bad tile by the definition."""
         e, variant = self.e, self.variant
-        first = math.prod(e.frequencies) * e.taps
         taps = [te.reduce_axis((0, t), name=f"tap_{name}") for t, name in zip(self.axes.taps, "dhw", strict=True)]
         channel = te.reduce_axis((0, self.axes.channels), name="channel")
         _, high, wide = self.axes.taps
@@ -338,7 +298,7 @@ class _Builder:
             sample, part, depth = self._row(row, e.tiles[0])
             tile = (depth, t // e.tiles[2], t % e.tiles[2])
             corner = [p * m + i + tap for p, m, i, tap in zip(tile, variant.tile, inside, taps, strict=True)]
-            number = first + (taps[0] * high + taps[1]) * wide + taps[2]
+            number = plain_from(e) + (taps[0] * high + taps[1]) * wide + taps[2]
             weight = kernel[number, g // variant.filters, channel, g % variant.filters]
             value = input_at(sample, part, corner, channel) * weight
             wanted = tirx.if_then_else(bad[row, t, g] == 1, value, tirx.const(0, self.acc))

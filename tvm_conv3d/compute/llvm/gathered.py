@@ -14,14 +14,11 @@ import numpy as np
 from tvm import IRModule, tirx
 from tvm.script import tirx as T
 
-from tvm_conv3d.compute.shared import gathered
+from tvm_conv3d.compute.shared import gathered, pointers
 from tvm_conv3d.compute.shared.elements import narrow, storage_dtype, widen
 from tvm_conv3d.compute.shared.gathered import Form
 
 Expr = Any  # a TVM expression; its classes are not public names
-
-#: A buffer's extent that only the caller knows.
-_UNKNOWN = 1 << 40
 
 #: Bytes of a step along rows, some vectors: several loads are on their way at a time.
 _STEP = 256
@@ -110,10 +107,10 @@ def module(form: Form) -> IRModule:
 
     @T.prim_func
     def gather(x_: T.handle, out_: T.handle, numbers_: T.handle, factors_: T.handle):  # type: ignore[no-untyped-def]
-        x = T.decl_buffer((_UNKNOWN,), stored, data=x_, align=1)
-        out = T.decl_buffer((_UNKNOWN,), stored, data=out_, align=1)
-        numbers = T.decl_buffer((_UNKNOWN,), "int64", data=numbers_, align=8)
-        factors = T.decl_buffer((_UNKNOWN,), gathered.factors_of(form.dtype), data=factors_, align=4)
+        x = pointers.elements(x_, stored, align=1)
+        out = pointers.elements(out_, stored, align=1)
+        numbers = pointers.elements(numbers_, "int64", align=8)
+        factors = pointers.elements(factors_, gathered.factors_of(form.dtype), align=4)
         with T.attr(0, "device_id", 0), T.attr(0, "device_type", 1):
             pieces: T.let = numbers[gathered.PIECES]
             rows: T.let = numbers[gathered.OUT_HEIGHT]
@@ -162,4 +159,4 @@ def module(form: Form) -> IRModule:
                             for c in range(channels):
                                 result_of_cells(one, out, to + c, 1, T.serial, row, c - start, numbers, factors, width)
 
-    return IRModule({"gather": gather.with_attr({"global_symbol": "gather", "tirx.noalias": True})})
+    return pointers.module({"gather": gather})

@@ -24,15 +24,13 @@ import numpy as np
 from tvm import IRModule, tirx
 from tvm.script import tirx as T
 
+from tvm_conv3d.compute.shared import pointers
 from tvm_conv3d.compute.shared.channel_rows import LANES, ROOM, TOGETHER
 from tvm_conv3d.compute.shared.elements import narrow, storage_dtype, widen
 from tvm_conv3d.compute.shared.epilogue import apply_post_ops
 from tvm_conv3d.spec.normalization import PRELU, NormalizationSpec
 
 Expr = Any  # a TVM expression; its classes are not public names
-
-#: A buffer's extent that only the caller knows.
-_UNKNOWN = 1 << 40
 
 
 def moments_module(dtype: str) -> IRModule:
@@ -45,8 +43,7 @@ def moments_module(dtype: str) -> IRModule:
                         moments: (samples, 2, channels), each channel's mean and variance, or its group's; the sums are
                         written over
     """
-    functions = {"sums": _sums(dtype), "moments": _moments()}
-    return IRModule({name: _entry(name, function) for name, function in functions.items()})
+    return pointers.module({"sums": _sums(dtype), "moments": _moments()})
 
 
 def module(spec: NormalizationSpec) -> IRModule:
@@ -58,12 +55,7 @@ def module(spec: NormalizationSpec) -> IRModule:
     apply(x, residual, out, tables, slope, samples, elements, period, chunk)
                         residual and out: as x; where there is none, or out is x, they are not looked at
     """
-    functions = {"tables": _tables(spec.accumulator), "apply": _apply(spec)}
-    return IRModule({name: _entry(name, function) for name, function in functions.items()})
-
-
-def _entry(name: str, function: Any) -> Any:
-    return function.with_attr({"global_symbol": name, "tirx.noalias": True})
+    return pointers.module({"tables": _tables(spec.accumulator), "apply": _apply(spec)})
 
 
 def _sums(dtype: str) -> Any:
@@ -80,9 +72,9 @@ def _sums(dtype: str) -> Any:
         period: T.int64,
         chunk: T.int64,
     ):
-        x = T.decl_buffer((_UNKNOWN,), stored, data=x_, align=2)
-        sums = T.decl_buffer((_UNKNOWN,), "float64", data=sums_, align=8)
-        near = T.decl_buffer((_UNKNOWN,), accumulator, data=sums_, align=8)
+        x = pointers.elements(x_, stored, align=2)
+        sums = pointers.elements(sums_, "float64", align=8)
+        near = pointers.elements(sums_, accumulator, align=8)
         with T.attr(0, "device_id", 0), T.attr(0, "device_type", 1):
             tasks: T.let = (elements + chunk - 1) // chunk
             for task in T.parallel(samples * tasks):
@@ -198,8 +190,8 @@ def _moments() -> Any:
         period: T.int64,
         tasks: T.int64,
     ):
-        sums = T.decl_buffer((_UNKNOWN,), "float64", data=sums_, align=8)
-        out = T.decl_buffer((_UNKNOWN,), "float64", data=moments_, align=8)
+        sums = pointers.elements(sums_, "float64", align=8)
+        out = pointers.elements(moments_, "float64", align=8)
         count: T.let = T.Cast("float64", positions)
         each: T.let = channels // groups
         for sample in range(samples):
@@ -242,9 +234,9 @@ def _tables(accumulator: str) -> Any:
         period: T.int64,
         epsilon: T.float64,
     ):
-        moments = T.decl_buffer((_UNKNOWN,), "float64", data=moments_, align=8)
-        affine = T.decl_buffer((_UNKNOWN,), "float64", data=affine_, align=8)
-        tables = T.decl_buffer((_UNKNOWN,), accumulator, data=tables_, align=4)
+        moments = pointers.elements(moments_, "float64", align=8)
+        affine = pointers.elements(affine_, "float64", align=8)
+        tables = pointers.elements(tables_, accumulator, align=4)
         for sample in range(samples):
             for i in range(channels):
                 mean: T.let = moments[sample * 2 * channels + i]
@@ -293,10 +285,10 @@ def _apply(spec: NormalizationSpec) -> Any:
         period: T.int64,
         chunk: T.int64,
     ):
-        x = T.decl_buffer((_UNKNOWN,), stored, data=x_, align=2)
-        residual = T.decl_buffer((_UNKNOWN,), stored, data=residual_, align=2)
-        out = T.decl_buffer((_UNKNOWN,), stored, data=into(x_, out_), align=2)
-        tables = T.decl_buffer((_UNKNOWN,), accumulator, data=tables_, align=4)
+        x = pointers.elements(x_, stored, align=2)
+        residual = pointers.elements(residual_, stored, align=2)
+        out = pointers.elements(into(x_, out_), stored, align=2)
+        tables = pointers.elements(tables_, accumulator, align=4)
         with T.attr(0, "device_id", 0), T.attr(0, "device_type", 1):
             tasks: T.let = (elements + chunk - 1) // chunk
             for task in T.parallel(samples * tasks):

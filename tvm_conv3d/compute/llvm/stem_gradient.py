@@ -13,10 +13,8 @@ from typing import Any
 from tvm import IRModule, tirx
 from tvm.script import tirx as T
 
+from tvm_conv3d.compute.shared import pointers
 from tvm_conv3d.compute.shared.stem_form import Form
-
-#: A buffer's extent that only the caller knows.
-_UNKNOWN = 1 << 40
 
 
 def module(form: Form) -> IRModule:
@@ -27,10 +25,7 @@ def module(form: Form) -> IRModule:
     windows each, and the last one, the sum of the gradient. `sizes`: batch, depth, height and width of x, those of
     the maxima, filters, which fill whole vectors, and depth, height and width of a window.
     """
-    made = {name: _rows(form, rows) for name, rows in form.functions.items()}
-    return IRModule(
-        {name: function.with_attr({"global_symbol": name, "tirx.noalias": True}) for name, function in made.items()}
-    )
+    return pointers.module({name: _rows(form, rows) for name, rows in form.functions.items()})
 
 
 def _rows(form: Form, rows: range) -> Any:
@@ -87,10 +82,10 @@ def _rows(form: Form, rows: range) -> Any:
         wh: T.int64,
         ww: T.int64,
     ):
-        x = T.decl_buffer((_UNKNOWN,), "float32", data=x_, align=4)
-        gradient = T.decl_buffer((_UNKNOWN,), "float32", data=gradient_, align=4)
-        cells = T.decl_buffer((_UNKNOWN,), "uint8", data=cells_, align=1)
-        sums = T.decl_buffer((_UNKNOWN,), "float32", data=sums_, align=4)
+        x = pointers.elements(x_, "float32", align=4)
+        gradient = pointers.elements(gradient_, "float32", align=4)
+        cells = pointers.elements(cells_, "uint8", align=1)
+        sums = pointers.elements(sums_, "float32", align=4)
         with T.attr(0, "device_id", 0), T.attr(0, "device_type", 1):
             for task in T.parallel(batch * out_depth):
                 given = T.alloc_buffer((lanes,), "float32")

@@ -10,11 +10,10 @@ from typing import Any
 from tvm import IRModule, tirx
 from tvm.script import tirx as T
 
+from tvm_conv3d.compute.shared import pointers
+
 #: Elements of the vectors that loops are made of.
 LANES = 16
-
-#: A buffer's extent that only the caller knows.
-_UNKNOWN = 1 << 40
 
 
 def module(dtype: str) -> IRModule:
@@ -31,13 +30,7 @@ def module(dtype: str) -> IRModule:
 
     `sizes`: batch, depth, height and width of x, those of out, channels, those of a window.
     """
-    functions = {"maxima": _maxima(dtype), "spread": _spread(dtype), "passed": _passed(dtype)}
-    return IRModule(
-        {
-            name: function.with_attr({"global_symbol": name, "tirx.noalias": True})
-            for name, function in functions.items()
-        }
-    )
+    return pointers.module({"maxima": _maxima(dtype), "spread": _spread(dtype), "passed": _passed(dtype)})
 
 
 def _maxima(dtype: str) -> Any:
@@ -72,9 +65,9 @@ def _maxima(dtype: str) -> Any:
         kh: T.int64,
         kw: T.int64,
     ):
-        x = T.decl_buffer((_UNKNOWN,), dtype, data=x_, align=4)
-        out = T.decl_buffer((_UNKNOWN,), dtype, data=out_, align=4)
-        taps = T.decl_buffer((_UNKNOWN,), "uint8", data=taps_, align=1)
+        x = pointers.elements(x_, dtype, align=4)
+        out = pointers.elements(out_, dtype, align=4)
+        taps = pointers.elements(taps_, "uint8", align=1)
         with T.attr(0, "device_id", 0), T.attr(0, "device_type", 1):
             for task in T.parallel(batch * out_depth * out_height):
                 plane: T.let = task // out_height // out_depth * depth + task // out_height % out_depth * kd
@@ -121,9 +114,9 @@ def _spread(dtype: str) -> Any:
         kh: T.int64,
         kw: T.int64,
     ):
-        gradient = T.decl_buffer((_UNKNOWN,), dtype, data=gradient_, align=4)
-        taps = T.decl_buffer((_UNKNOWN,), "uint8", data=taps_, align=1)
-        out = T.decl_buffer((_UNKNOWN,), dtype, data=out_, align=4)
+        gradient = pointers.elements(gradient_, dtype, align=4)
+        taps = pointers.elements(taps_, "uint8", align=1)
+        out = pointers.elements(out_, dtype, align=4)
         with T.attr(0, "device_id", 0), T.attr(0, "device_type", 1):
             for task in T.parallel(batch * out_depth * out_height):
                 plane: T.let = task // out_height // out_depth * depth + task // out_height % out_depth * kd
@@ -152,9 +145,9 @@ def _passed(dtype: str) -> Any:
     def passed(  # type: ignore[no-untyped-def]
         y_: T.handle, gradient_: T.handle, out_: T.handle, elements: T.int64, chunk: T.int64
     ):
-        y = T.decl_buffer((_UNKNOWN,), dtype, data=y_, align=4)
-        gradient = T.decl_buffer((_UNKNOWN,), dtype, data=gradient_, align=4)
-        out = T.decl_buffer((_UNKNOWN,), dtype, data=out_, align=4)
+        y = pointers.elements(y_, dtype, align=4)
+        gradient = pointers.elements(gradient_, dtype, align=4)
+        out = pointers.elements(out_, dtype, align=4)
         with T.attr(0, "device_id", 0), T.attr(0, "device_type", 1):
             for task in T.parallel((elements + chunk - 1) // chunk):
                 first: T.let = task * chunk

@@ -7,13 +7,12 @@ from typing import Any
 
 from tvm import IRModule, tirx
 
+from tvm_conv3d.compute.shared import pointers
+
 Expr = Any  # a TVM expression; its classes are not public names
 
 #: Bytes of a vector.
 _VECTOR = 64
-
-#: A buffer's extent that only the caller knows.
-_UNKNOWN = 1 << 40
 
 
 def module(count: int, bits: int) -> IRModule:
@@ -23,12 +22,12 @@ def module(count: int, bits: int) -> IRModule:
     integers of 64 bits: positions, positions of a task, channels of all arrays, then of each.
     """
     dtype, lanes = f"uint{bits}", 8 * _VECTOR // bits
-    pointers = [tirx.Var(f"x{i}", "handle") for i in range(count)]
-    pointers += [tirx.Var(name, "handle") for name in ("out", "numbers")]
+    addresses = [tirx.Var(f"x{i}", "handle") for i in range(count)]
+    addresses += [tirx.Var(name, "handle") for name in ("out", "numbers")]
     types = [*(dtype for _ in range(count + 1)), "int64"]
     *arrays, out, numbers = (
-        tirx.decl_buffer((_UNKNOWN,), kind, f"{pointer.name}_array", data_alignment=bits // 8)
-        for pointer, kind in zip(pointers, types, strict=True)
+        tirx.decl_buffer((pointers.UNKNOWN,), kind, f"{pointer.name}_array", data_alignment=bits // 8)
+        for pointer, kind in zip(addresses, types, strict=True)
     )
     given = [tirx.Var(f"number{i}", "int64") for i in range(3 + count)]
     positions, together, total, *channels = given
@@ -41,14 +40,10 @@ def module(count: int, bits: int) -> IRModule:
         before = before + each
     tasks = tirx.truncdiv(positions + together - 1, together)
     loop: tirx.Stmt = tirx.For(task, 0, tasks, tirx.ForKind.PARALLEL, tirx.SeqStmt(copies) if count > 1 else copies[0])
-    # pointers, unlike arrays, do not tell the device
-    for key, value in (("device_id", 0), ("device_type", 1)):
-        loop = tirx.AttrStmt(tirx.const(0, "int32"), key, tirx.const(value, "int32"), loop)
-    declared = [tirx.DeclBuffer(a, data=p) for a, p in zip((*arrays, out, numbers), pointers, strict=True)]
+    declared = [tirx.DeclBuffer(a, data=p) for a, p in zip((*arrays, out, numbers), addresses, strict=True)]
     read = [tirx.Bind(name, tirx.BufferLoad(numbers, [i])) for i, name in enumerate(given)]
-    whole = tirx.PrimFunc(pointers, tirx.SeqStmt([*declared, *read, loop]))
-    attributes = {"global_symbol": "concatenate", "tirx.noalias": True}
-    return IRModule({"concatenate": whole.with_attr(attributes)})
+    whole = tirx.PrimFunc(addresses, tirx.SeqStmt([*declared, *read, pointers.on_cpu(loop)]))
+    return pointers.module({"concatenate": whole})
 
 
 def _runs(

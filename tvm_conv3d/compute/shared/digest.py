@@ -11,6 +11,8 @@ from typing import Any
 from tvm import IRModule
 from tvm.script import tirx as T
 
+from tvm_conv3d.compute.shared import pointers
+
 Expr = Any  # a TVM expression; its classes are not public names
 
 #: Words of 64 bits that a step of the main loop takes; four vectors of 512 bits, as each waits for its last product.
@@ -18,9 +20,6 @@ _LANES = 32
 
 #: Bytes of such a step.
 _STEP = 8 * _LANES
-
-#: A buffer's extent that only the caller knows.
-_UNKNOWN = 1 << 40
 
 
 def _signed(value: int) -> int:
@@ -43,9 +42,9 @@ def module() -> IRModule:
 
     @T.prim_func
     def digest(data: T.handle, size: T.int64, chunk: T.int64, digests: T.handle):  # type: ignore[no-untyped-def]
-        words = T.decl_buffer((_UNKNOWN,), "int64", data=data, align=1)
-        octets = T.decl_buffer((_UNKNOWN,), "uint8", data=data, align=1)
-        out = T.decl_buffer((_UNKNOWN,), "int64", data=digests, align=8)
+        words = pointers.elements(data, "int64", align=1)
+        octets = pointers.elements(data, "uint8", align=1)
+        out = pointers.elements(digests, "int64", align=8)
         with T.attr(0, "device_id", 0), T.attr(0, "device_type", 1):
             for task in T.parallel(T.max(T.int64(1), (size + chunk - 1) // chunk)):
                 lanes = T.alloc_buffer((_LANES,), "int64")
@@ -68,7 +67,7 @@ def module() -> IRModule:
                 total = _folded(total, 29) * T.int64(_P3)
                 out[task] = _folded(total, 32)
 
-    return IRModule({"digest": digest.with_attr({"global_symbol": "digest", "tirx.noalias": True})})
+    return pointers.module({"digest": digest})
 
 
 def _round(lane: Expr, word: Expr) -> Expr:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from tvm import IRModule
 from tvm.script import tirx as T
 
+from tvm_conv3d.compute.shared import pointers
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.elements import storage_dtype, widen
 from tvm_conv3d.compute.shared.stages import finish
@@ -63,11 +64,7 @@ def module(dtype: str) -> IRModule:
     infinity and minus infinity.
     """
     functions = {**_splits(BITS[dtype]), "signs": _signs(BITS[dtype]), "box": _box(), **_mends(BITS[dtype].integer)}
-    return IRModule({name: _entry(name, function) for name, function in functions.items()})
-
-
-def _entry(name: str, function: Any) -> Any:
-    return function.with_attr({"global_symbol": name, "tirx.noalias": True})
+    return pointers.module(functions)
 
 
 def results_module(spec: CanonicalSpec) -> IRModule:
@@ -83,7 +80,7 @@ def results_module(spec: CanonicalSpec) -> IRModule:
     Of `spec` its types, bias and post-ops count.
     """
     name, function = ("mend_adding", _mend_adding(spec)) if spec.residual else ("results", _results(spec))
-    return IRModule({name: _entry(name, function)})
+    return pointers.module({name: function})
 
 
 def _results(spec: CanonicalSpec) -> Any:

@@ -31,6 +31,19 @@ def window_extents(spec: CanonicalSpec, positions: Sequence[int]) -> list[int]:
     return [(o - 1) * s + window for o, s, window in zip(positions, spec.strides, spec.window, strict=True)]
 
 
+def unravel(number: Expr, shape: Sequence[int]) -> list[Expr]:
+    """Depth, height and width of element `number` of a C-ordered array of `shape`."""
+    _, height, width = shape
+    return [number // (height * width), number // width % height, number % width]
+
+
+def in_lanes(name: str, tiles: te.Tensor, store: int) -> te.Tensor:
+    """A copy of `tiles` whose last axis are the `store` neighbours along its last one that are stored at once."""
+    *outer, columns = (int(extent) for extent in tiles.shape)
+    shape = (*outer, columns // store, store)
+    return te.compute(shape, lambda *at: tiles[(*at[:-2], at[-2] * store + at[-1])], name=name)
+
+
 def zero_padded(
     spec: CanonicalSpec,
     extents: Sequence[int],

@@ -12,6 +12,7 @@ from typing import Any
 
 from tvm import IRModule, tirx
 
+from tvm_conv3d.compute.shared import pointers
 from tvm_conv3d.compute.shared.copy_order import AXES, STAGED, STRAIGHT, TILE
 from tvm_conv3d.compute.shared.elements import narrow, storage_dtype, widen
 
@@ -19,9 +20,6 @@ Expr = Any  # a TVM expression; its classes are not public names
 
 #: Elements from one row of the stage to the next: rows a power of two apart would share few places of a cache.
 _STAGE_ROW = TILE + 16
-
-#: A buffer's extent that only the caller knows.
-_UNKNOWN = 1 << 40
 
 
 def module(function: str, source: str, target: str) -> IRModule:
@@ -32,11 +30,11 @@ def module(function: str, source: str, target: str) -> IRModule:
     two axes.
     """
     move = {STRAIGHT: _straight, STAGED: _staged}[function]
-    pointers = [tirx.Var(word, "handle") for word in ("source", "target", "numbers")]
+    addresses = [tirx.Var(word, "handle") for word in ("source", "target", "numbers")]
     types = (_storage(source), _storage(target), "int64")
     arrays = [
-        tirx.decl_buffer((_UNKNOWN,), dtype, f"{pointer.name}_array")
-        for pointer, dtype in zip(pointers, types, strict=True)
+        tirx.decl_buffer((pointers.UNKNOWN,), dtype, f"{pointer.name}_array")
+        for pointer, dtype in zip(addresses, types, strict=True)
     ]
     given = [tirx.Var(f"number{i}", "int64") for i in range(3 * AXES + 2)]
     extents, reads, writes, tile = (given[i : i + AXES] for i in range(0, len(given), AXES))
@@ -59,10 +57,10 @@ def module(function: str, source: str, target: str) -> IRModule:
         *move(corner[2:], load, store, types[1]),
     ]
     loop = tirx.For(task, 0, math.prod(counts[1:], start=counts[0]), tirx.ForKind.PARALLEL, tirx.SeqStmt(body))
-    declared = [tirx.DeclBuffer(array, data=pointer) for array, pointer in zip(arrays, pointers, strict=True)]
+    declared = [tirx.DeclBuffer(array, data=pointer) for array, pointer in zip(arrays, addresses, strict=True)]
     read = _bound(given, [tirx.BufferLoad(arrays[2], [i]) for i in range(len(given))])
-    whole = tirx.PrimFunc(pointers, tirx.SeqStmt([*declared, *read, _on_cpu(loop)]))
-    return IRModule({function: whole.with_attr({"global_symbol": function, "tirx.noalias": True})})
+    whole = tirx.PrimFunc(addresses, tirx.SeqStmt([*declared, *read, pointers.on_cpu(loop)]))
+    return pointers.module({function: whole})
 
 
 #: (row, column) -> the element there as the target has it; (row, column, value) -> the statement that stores it.
@@ -93,13 +91,6 @@ def _loops(sizes: Sequence[Expr], body: Callable[[Expr, Expr], tirx.Stmt]) -> ti
 
 def _bound(names: Sequence[tirx.Var], values: Sequence[Expr]) -> list[tirx.Stmt]:
     return [tirx.Bind(name, value) for name, value in zip(names, values, strict=True)]
-
-
-def _on_cpu(body: tirx.Stmt) -> tirx.Stmt:
-    """`body` with the device whose memory it may ask for, which pointers, unlike arrays, do not tell."""
-    for key, value in (("device_id", 0), ("device_type", 1)):
-        body = tirx.AttrStmt(tirx.const(0, "int32"), key, tirx.const(value, "int32"), body)
-    return body
 
 
 def _unravel(number: Expr, counts: Sequence[Expr]) -> list[Expr]:

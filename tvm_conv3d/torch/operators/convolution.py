@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tvm_conv3d.torch.operators import gradients
+from tvm_conv3d.torch.operators import autograd, gradients
 from tvm_conv3d.torch.operators.cpu_convolution import convolution_of, order_of_memory
 from tvm_conv3d.torch.operators.definitions import CONVOLUTION, LIBRARY
 from tvm_conv3d.torch.operators.geometry import Geometry, in_torch
@@ -24,8 +24,7 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return CONVOLUTION(x, weight, bias, *arguments)
+        return autograd.below(CONVOLUTION, x, weight, bias, *arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -40,11 +39,8 @@ class _Differentiable(torch.autograd.Function):
         return *found, *(None for _ in ctx.geometry)
 
 
-def _autograd(*given: Any) -> Tensor:
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*given):
-        return _Differentiable.apply(*given)
-    with torch._C._AutoDispatchBelowAutograd():
-        return CONVOLUTION(*given)
+def _by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
+    return in_torch(x, weight, bias, Geometry(*arguments)).contiguous(memory_format=order_of_memory(x))
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
@@ -89,7 +85,7 @@ def _vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: 
 
 
 LIBRARY.impl(_NAME, convolution_of, "CPU")
-LIBRARY.impl(_NAME, _autograd, "Autograd")
+LIBRARY.impl(_NAME, autograd.kernel(CONVOLUTION, autograd.in_both_modes(_Differentiable, _by_torch)), "Autograd")
 LIBRARY.impl(_NAME, _autocast, "AutocastCPU")
 torch.library.register_fake(f"tvm_conv3d::{_NAME}", _fake, lib=LIBRARY)
 torch.library.register_vmap(f"tvm_conv3d::{_NAME}", _vmap, lib=LIBRARY)

@@ -134,6 +134,9 @@ def prepare(kinds: tuple[Kind, ...], geometry: Geometry, post_ops: tuple[str, ..
     shapes = [tuple(shape) for shape, _ in kinds]
     if any(len(shape) != 5 for shape in shapes[:2]):
         return "input or weight without five axes"
+    if not geometry.is_torchs:
+        # the functional core has a meaning for it
+        return "a geometry that torch refuses"
     common = (geometry.stride, geometry.pads, geometry.dilation, geometry.groups, CHANNELS_FIRST, post_ops)
     kernel_shape = tuple(shapes[1][axis] for axis in WEIGHT_AXES)
     try:

@@ -73,9 +73,7 @@ def data_gradient_of(gradient: Tensor, weight: Tensor, input_size: Sequence[int]
             counting.count_ours()
             return result
     counting.count_torch(f"data gradient: {prepared}")
-    order, shape = order_of_memory(gradient), geometry.input_shape(gradient.shape, weight.shape, size)
-    x = torch.empty(shape, dtype=gradient.dtype, memory_format=order)
-    return gradients_in_torch(gradient, x, weight, geometry, (True, False))[0].contiguous(memory_format=order)
+    return data_gradient_by_torch(gradient, weight, size, *arguments)
 
 
 def weight_gradient_of(gradient: Tensor, x: Tensor, kernel_size: Sequence[int], *arguments: Any) -> Tensor:
@@ -110,7 +108,21 @@ def weight_gradient_of(gradient: Tensor, x: Tensor, kernel_size: Sequence[int], 
             counting.count_ours()
             return _in_torchs_order(found, x)
     counting.count_torch(f"weight gradient: {prepared}")
-    weight = x.new_empty(geometry.weight_shape(gradient.shape, x.shape, kernel))
+    return weight_gradient_by_torch(gradient, x, kernel, *arguments)
+
+
+def data_gradient_by_torch(gradient: Tensor, weight: Tensor, input_size: Sequence[int], *arguments: Any) -> Tensor:
+    """:func:`data_gradient_of` by torch's own code, differentiable."""
+    geometry, order = Geometry(*arguments), order_of_memory(gradient)
+    shape = geometry.input_shape(gradient.shape, weight.shape, input_size)
+    x = torch.empty(shape, dtype=gradient.dtype, memory_format=order)
+    return gradients_in_torch(gradient, x, weight, geometry, (True, False))[0].contiguous(memory_format=order)
+
+
+def weight_gradient_by_torch(gradient: Tensor, x: Tensor, kernel_size: Sequence[int], *arguments: Any) -> Tensor:
+    """:func:`weight_gradient_of` by torch's own code, differentiable."""
+    geometry = Geometry(*arguments)
+    weight = x.new_empty(geometry.weight_shape(gradient.shape, x.shape, kernel_size))
     return gradients_in_torch(gradient, x, weight, geometry, (False, True))[1].contiguous()
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from tvm_conv3d.torch.operators import gradients
+from tvm_conv3d.torch.operators import autograd, gradients
 from tvm_conv3d.torch.operators.composition import Epilogue, composed, in_channels_last
 from tvm_conv3d.torch.operators.convolution import CONVOLUTION, cast
 from tvm_conv3d.torch.operators.cpu_fused_convolution import fused_convolution_of
@@ -50,8 +49,7 @@ class _WithReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return FUSED_CONVOLUTION(x, weight, bias, *_RELU, *arguments)
+        return autograd.below(FUSED_CONVOLUTION, x, weight, bias, *_RELU, *arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -67,27 +65,14 @@ class _WithReLU(torch.autograd.Function):
         return *found, *(None for _ in ctx.geometry)
 
 
-def _autograd(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    batch_norm: Sequence[Tensor | None],
-    epsilon: float,
-    residual: Tensor | None,
-    slope: Tensor | None,
-    *rest: Any,
-) -> Tensor:
-    forward = forward_ad._current_level >= 0
-    tensors = (x, weight, bias, *batch_norm, residual, slope)
-    if forward or (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)):
-        # the plain operator has no rule for what torch.func derives by
-        plain = not forward and not torch._C._are_functorch_transforms_active()
-        epilogue, geometry = split_arguments((batch_norm, epsilon, residual, slope, *rest))
-        if plain and not batch_norm and residual is slope is None and list(epilogue.post_ops) == _RELU.post_ops:
-            return _WithReLU.apply(x, weight, bias, *geometry)
-        return in_channels_last(composed(x, weight, bias, epilogue, geometry, _convolution_last if plain else in_torch))
-    with torch._C._AutoDispatchBelowAutograd():
-        return FUSED_CONVOLUTION(x, weight, bias, batch_norm, epsilon, residual, slope, *rest)
+def _derivable(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
+    # the plain operator has no rule for what torch.func derives by
+    plain = not autograd.in_forward_mode() and not torch._C._are_functorch_transforms_active()
+    epilogue, geometry = split_arguments(arguments)
+    alone = not epilogue.batch_norm and epilogue.residual is epilogue.slope is None
+    if plain and alone and list(epilogue.post_ops) == _RELU.post_ops:
+        return _WithReLU.apply(x, weight, bias, *geometry)
+    return in_channels_last(composed(x, weight, bias, epilogue, geometry, _convolution_last if plain else in_torch))
 
 
 def _convolution_last(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -138,7 +123,7 @@ def _into_batch(tensor: Tensor | None, dim: int | None, count: int) -> Tensor | 
 
 
 _LIBRARY.impl(_NAME, fused_convolution_of, "CPU")
-_LIBRARY.impl(_NAME, _autograd, "Autograd")
+_LIBRARY.impl(_NAME, autograd.kernel(FUSED_CONVOLUTION, _derivable), "Autograd")
 _LIBRARY.impl(_NAME, _autocast, "AutocastCPU")
 torch.library.register_fake(f"tvm_conv3d::{_NAME}", _fake, lib=_LIBRARY)
 torch.library.register_vmap(f"tvm_conv3d::{_NAME}", _vmap, lib=_LIBRARY)

@@ -36,6 +36,13 @@ class Geometry(NamedTuple):
         padding = self.padding if len(self.padding) == 6 else [pad for pad in self.padding for _ in range(2)]
         return tuple(zip(padding[::2], padding[1::2], strict=True))
 
+    @property
+    def is_torchs(self) -> bool:
+        """Whether torch takes these pads: none is negative, and a result is not longer than its strides can tell."""
+        sides = zip(self.output_padding, self.stride, self.dilation, strict=False)
+        too_long = self.transposed and any(more >= max(stride, dilation) for more, stride, dilation in sides)
+        return all(pad >= 0 for pad in self.padding) and not too_long
+
     def input_shape(self, result: Sequence[int], weight: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
         """The shape of an input of `size`, by those of the result and the weight."""
         channels = weight[0] if self.transposed else weight[1] * self.groups

@@ -12,8 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tvm_conv3d.torch.operators import autograd
 from tvm_conv3d.torch.operators.cpu_convolution import order_of_memory
-from tvm_conv3d.torch.operators.cpu_gradients import data_gradient_of, weight_gradient_of
+from tvm_conv3d.torch.operators.cpu_gradients import (
+    data_gradient_by_torch,
+    data_gradient_of,
+    weight_gradient_by_torch,
+    weight_gradient_of,
+)
 from tvm_conv3d.torch.operators.definitions import CONVOLUTION, DATA_GRADIENT, LIBRARY, WEIGHT_GRADIENT
 from tvm_conv3d.torch.operators.geometry import Geometry
 
@@ -23,8 +29,7 @@ class _DataGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(gradient: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return DATA_GRADIENT(gradient, weight, *arguments)
+        return autograd.below(DATA_GRADIENT, gradient, weight, *arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -46,8 +51,7 @@ class _WeightGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(gradient: Tensor, x: Tensor, *arguments: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return WEIGHT_GRADIENT(gradient, x, *arguments)
+        return autograd.below(WEIGHT_GRADIENT, gradient, x, *arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -80,16 +84,6 @@ def backward(
     return of_x, of_weight, gradient.sum((0, 2, 3, 4)) if wanted[2] else None
 
 
-def _autograd_of(operator: Any, differentiable: Any) -> Any:
-    def autograd(*given: Any) -> Tensor:
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*given[:2]):
-            return differentiable.apply(*given)
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator(*given)
-
-    return autograd
-
-
 def _fake_data_gradient(gradient: Tensor, weight: Tensor, size: Sequence[int], *arguments: Any) -> Tensor:
     shape = Geometry(*arguments).input_shape(gradient.shape, weight.shape, size)
     return torch.empty(shape, dtype=gradient.dtype, device=gradient.device, memory_format=order_of_memory(gradient))
@@ -112,12 +106,13 @@ def _vmap_of(operator: Any) -> Any:
     return vmap
 
 
-for _operator, _differentiable, _on_cpu, _fake in (
-    (DATA_GRADIENT, _DataGradient, data_gradient_of, _fake_data_gradient),
-    (WEIGHT_GRADIENT, _WeightGradient, weight_gradient_of, _fake_weight_gradient),
+for _operator, _differentiable, _on_cpu, _by_torch, _fake in (
+    (DATA_GRADIENT, _DataGradient, data_gradient_of, data_gradient_by_torch, _fake_data_gradient),
+    (WEIGHT_GRADIENT, _WeightGradient, weight_gradient_of, weight_gradient_by_torch, _fake_weight_gradient),
 ):
     _name = _operator.name().removesuffix(".default")
     LIBRARY.impl(_name.removeprefix("tvm_conv3d::"), _on_cpu, "CPU")
-    LIBRARY.impl(_name.removeprefix("tvm_conv3d::"), _autograd_of(_operator, _differentiable), "Autograd")
+    _derivable = autograd.in_both_modes(_differentiable, _by_torch)
+    LIBRARY.impl(_name.removeprefix("tvm_conv3d::"), autograd.kernel(_operator, _derivable), "Autograd")
     torch.library.register_fake(_name, _fake, lib=LIBRARY)
     torch.library.register_vmap(_name, _vmap_of(_operator), lib=LIBRARY)

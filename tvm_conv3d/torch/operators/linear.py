@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tvm_conv3d.torch.operators.registration import derived
+from tvm_conv3d.torch.operators import autograd
 
 _LIBRARY = torch.library.Library("tvm_conv3d", "FRAGMENT")
 
@@ -20,17 +20,10 @@ def _on_cpu(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise.default(input.contiguous(), weight, bias, "none", [], "")
 
 
-def _autograd(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if derived([each for each in (input, weight, bias) if each is not None]):
-        return functional.linear(input, weight, bias)
-    with torch._C._AutoDispatchBelowAutograd():
-        return LINEAR(input, weight, bias)
-
-
 _LIBRARY.define("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 _LIBRARY.impl("linear", _on_cpu, "CPU")
-_LIBRARY.impl("linear", _autograd, "Autograd")
-torch.library.register_fake("tvm_conv3d::linear", functional.linear, lib=_LIBRARY)
-
 #: The operator: `torch.nn.functional.linear`; of contiguous float32 weights in the CPU's memory by oneDNN.
 LINEAR = torch.ops.tvm_conv3d.linear.default
+
+_LIBRARY.impl("linear", autograd.kernel(LINEAR, functional.linear), "Autograd")
+torch.library.register_fake("tvm_conv3d::linear", functional.linear, lib=_LIBRARY)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tvm_conv3d.torch import counting
-from tvm_conv3d.torch.operators import cpu_normalization
+from tvm_conv3d.torch.operators import autograd, cpu_normalization
 from tvm_conv3d.torch.operators.cpu_normalization import Arguments, composed
 
 _NAME, _IN_PLACE_NAME = "normalization", "normalization_"
@@ -31,29 +31,15 @@ _LIBRARY.define(f"{_IN_PLACE_NAME}(Tensor(a!) input, {_ARGUMENTS}) -> ()", tags=
 NORMALIZATION = torch.ops.tvm_conv3d.normalization.default
 NORMALIZATION_ = torch.ops.tvm_conv3d.normalization_.default
 
-_GRADIENT = "normalization: a gradient is needed"
+
+def _derivable(x: Tensor, *arguments: Any) -> Tensor:
+    counting.count_torch("normalization: a gradient is needed")
+    return composed(x, Arguments(*arguments))
 
 
-def _autograd(x: Tensor, *arguments: Any) -> Tensor:
-    if _derived(x, arguments):
-        counting.count_torch(_GRADIENT)
-        return composed(x, Arguments(*arguments))
-    with torch._C._AutoDispatchBelowAutograd():
-        return NORMALIZATION(x, *arguments)
-
-
-def _autograd_in_place(x: Tensor, *arguments: Any) -> None:
-    if _derived(x, arguments):
-        counting.count_torch(_GRADIENT)
-        # a copy: what is derived must still be there
-        x.copy_(composed(x.clone(), Arguments(*arguments)))
-        return
-    with torch._C._AutoDispatchBelowAutograd():
-        NORMALIZATION_(x, *arguments)
-
-
-def _derived(x: Tensor, arguments: tuple[Any, ...]) -> bool:
-    return torch.is_grad_enabled() and torch._C._any_requires_grad(x, *arguments)
+def _derivable_in_place(x: Tensor, *arguments: Any) -> None:
+    # a copy: what is derived must still be there
+    x.copy_(_derivable(x.clone(), *arguments))
 
 
 def _noting_the_change(x: Tensor, *arguments: Any) -> None:
@@ -115,19 +101,20 @@ def _unbound(count: int, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -
     return [[a.select(dim, i) if isinstance(dim, int) else a for a, dim in pairs] for i in range(count)]
 
 
-def _register(name: str, cpu: Any, gradients: Any, elsewhere: Any, fake: Any, vmap: Any) -> None:
+def _register(operator: Any, cpu: Any, derivable: Any, elsewhere: Any, fake: Any, vmap: Any) -> None:
+    name = operator.name().removeprefix("tvm_conv3d::")
     _LIBRARY.impl(name, cpu, "CPU")
-    _LIBRARY.impl(name, gradients, "Autograd")
+    _LIBRARY.impl(name, autograd.kernel(operator, derivable), "Autograd")
     _LIBRARY.impl(name, elsewhere, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tvm_conv3d::{name}", fake, lib=_LIBRARY)
     torch.library.register_vmap(f"tvm_conv3d::{name}", vmap, lib=_LIBRARY)
 
 
-_register(_NAME, cpu_normalization.normalization_of, _autograd, _elsewhere, _fake, _vmap)
+_register(NORMALIZATION, cpu_normalization.normalization_of, _derivable, _elsewhere, _fake, _vmap)
 _register(
-    _IN_PLACE_NAME,
+    NORMALIZATION_,
     cpu_normalization.normalize_in_place,
-    _autograd_in_place,
+    _derivable_in_place,
     _elsewhere_in_place,
     _fake_in_place,
     _vmap_in_place,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from tvm_conv3d.spec import Triple
 from tvm_conv3d.torch import counting
 from tvm_conv3d.torch.arguments import DTYPES
+from tvm_conv3d.torch.operators import autograd
 
 #: Takes an operator's arguments.
 _Kernel = Callable[..., Any]
@@ -50,12 +51,6 @@ def register(schema: str, ours: _Kernel, theirs: _Kernel, in_float32: bool = Fal
         counting.count_ours()
         return result
 
-    def autograd(given: Any, *arguments: Any) -> Tensor:
-        if derived(given):
-            return by_torch("a gradient is needed", given, *arguments)
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator(given, *arguments)
-
     def fake(*arguments: Any) -> Tensor:
         like = theirs(*arguments)
         return torch.empty_like(like, memory_format=torch.channels_last_3d) if like.dim() == 5 else like
@@ -79,7 +74,7 @@ def register(schema: str, ours: _Kernel, theirs: _Kernel, in_float32: bool = Fal
         return (result if mapped.dim() == 5 else result.unflatten(0, mapped.shape[:2])), 0
 
     _LIBRARY.impl(name, on_cpu, "CPU")
-    _LIBRARY.impl(name, autograd, "Autograd")
+    _LIBRARY.impl(name, autograd.kernel(operator, functools.partial(by_torch, "a gradient is needed")), "Autograd")
     if in_float32:
         _LIBRARY.impl(name, autocast, "AutocastCPU")
     torch.library.register_fake(f"tvm_conv3d::{name}", fake, lib=_LIBRARY)
@@ -110,14 +105,6 @@ def triple(name: str, values: Sequence[int]) -> Triple:
         raise ValueError(f"`{name}` must be three integers. Received: {list(values)}")
     depth, height, width = values
     return depth, height, width
-
-
-def derived(given: Tensor | Sequence[Tensor]) -> bool:
-    """Whether the result of some tensors is to be derived."""
-    if forward_ad._current_level >= 0:
-        return True
-    tensors = (given,) if isinstance(given, Tensor) else given
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _folded(mapped: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from tvm_conv3d.functional import training
 from tvm_conv3d.runtime import interchange
 from tvm_conv3d.torch.arguments import DTYPES
+from tvm_conv3d.torch.operators import autograd
 from tvm_conv3d.torch.operators.memory import channels_inside
 from tvm_conv3d.torch.operators.registration import triple
 
@@ -54,8 +55,7 @@ class _MaxPooling(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, kernel_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            return MAX_POOLING(x, kernel_size)
+        return autograd.below(MAX_POOLING, x, kernel_size)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -76,11 +76,10 @@ def _max_pooling(x: Tensor, kernel_size: Sequence[int]) -> tuple[Tensor, Tensor]
     return restore(maxima), torch.from_numpy(cells).permute(0, 4, 1, 2, 3)
 
 
-def _max_pooling_autograd(x: Tensor, kernel_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    if torch.is_grad_enabled() and x.requires_grad:
-        return _MaxPooling.apply(x, kernel_size)
-    with torch._C._AutoDispatchBelowAutograd():
-        return MAX_POOLING(x, kernel_size)
+def _max_pooling_by_torch(x: Tensor, kernel_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    cells = autograd.below(MAX_POOLING, x, kernel_size)[1]
+    maxima = x.flatten(2).gather(2, _places(cells, x.shape[2:], kernel_size).flatten(2)).view(cells.shape)
+    return maxima.contiguous(memory_format=torch.channels_last_3d), cells
 
 
 def _fake_max_pooling(x: Tensor, kernel_size: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -98,21 +97,25 @@ def _max_pooling_gradient(
     return restore(training.max_pool_gradient(data, numbers, size, window))
 
 
-def _max_pooling_gradient_autograd(
+def _max_pooling_gradient_by_torch(
     gradient: Tensor, cells: Tensor, input_size: Sequence[int], kernel_size: Sequence[int]
 ) -> Tensor:
-    if not (torch.is_grad_enabled() and gradient.requires_grad):
-        with torch._C._AutoDispatchBelowAutograd():
-            return MAX_POOLING_GRADIENT(gradient, cells, input_size, kernel_size)
-    (depth, height, width), (_, kh, kw) = input_size, kernel_size
+    depth, height, width = input_size
+    flat = gradient.new_zeros((*gradient.shape[:2], depth * height * width))
+    place = _places(cells, input_size, kernel_size)
+    return flat.scatter(2, place.flatten(2), gradient.flatten(2)).unflatten(2, (depth, height, width))
+
+
+def _places(cells: Tensor, input_size: Sequence[int], kernel_size: Sequence[int]) -> Tensor:
+    """The number of each maximum's cell in its channel of the input."""
+    _, kh, kw = kernel_size
     place, number = torch.zeros_like(cells, dtype=torch.int64), cells.to(torch.int64)
     within = (number // (kh * kw), number // kw % kh, number % kw)
     for axis, (taps, cell, along) in enumerate(zip(kernel_size, within, input_size, strict=True), 2):
         shape = [-1 if axis == each else 1 for each in range(5)]
         windows = torch.arange(cells.shape[axis]).reshape(shape)
         place = place * along + windows * taps + cell
-    flat = gradient.new_zeros((*gradient.shape[:2], depth * height * width))
-    return flat.scatter(2, place.flatten(2), gradient.flatten(2)).unflatten(2, (depth, height, width))
+    return place
 
 
 def _fake_max_pooling_gradient(
@@ -124,27 +127,25 @@ def _fake_max_pooling_gradient(
 
 def _relu_gradient(gradient: Tensor, result: Tensor) -> Tensor:
     if result.dtype not in DTYPES or DTYPES[result.dtype] not in training.DTYPES or result.dim() != 5:
-        return torch.where(result <= 0, 0, gradient)
+        return _relu_gradient_by_torch(gradient, result)
     (given, restore), (values, _) = channels_inside(gradient), channels_inside(result)
     return restore(training.relu_gradient(values, given))
 
 
-def _relu_gradient_autograd(gradient: Tensor, result: Tensor) -> Tensor:
-    if torch.is_grad_enabled() and gradient.requires_grad:
-        return torch.where(result <= 0, 0, gradient)
-    with torch._C._AutoDispatchBelowAutograd():
-        return RELU_GRADIENT(gradient, result)
+def _relu_gradient_by_torch(gradient: Tensor, result: Tensor) -> Tensor:
+    return torch.where(result <= 0, 0, gradient)
 
 
 def _fake_relu_gradient(gradient: Tensor, result: Tensor) -> Tensor:
     return torch.empty_like(gradient, memory_format=torch.channels_last_3d)
 
 
-for _name, _kernel, _autograd, _fake in (
-    ("max_pooling", _max_pooling, _max_pooling_autograd, _fake_max_pooling),
-    ("max_pooling_gradient", _max_pooling_gradient, _max_pooling_gradient_autograd, _fake_max_pooling_gradient),
-    ("relu_gradient", _relu_gradient, _relu_gradient_autograd, _fake_relu_gradient),
+for _operator, _kernel, _derivable, _fake in (
+    (MAX_POOLING, _max_pooling, autograd.in_both_modes(_MaxPooling, _max_pooling_by_torch), _fake_max_pooling),
+    (MAX_POOLING_GRADIENT, _max_pooling_gradient, _max_pooling_gradient_by_torch, _fake_max_pooling_gradient),
+    (RELU_GRADIENT, _relu_gradient, _relu_gradient_by_torch, _fake_relu_gradient),
 ):
-    _LIBRARY.impl(_name, _kernel, "CPU")
-    _LIBRARY.impl(_name, _autograd, "Autograd")
-    torch.library.register_fake(f"tvm_conv3d::{_name}", _fake, lib=_LIBRARY)
+    _name = _operator.name()
+    _LIBRARY.impl(_name.removeprefix("tvm_conv3d::"), _kernel, "CPU")
+    _LIBRARY.impl(_name.removeprefix("tvm_conv3d::"), autograd.kernel(_operator, _derivable), "Autograd")
+    torch.library.register_fake(_name, _fake, lib=_LIBRARY)
