@@ -29,8 +29,9 @@ _LIBRARY = frozenset(
     )
 )
 
-#: Bytes that a compiler would save, by those that this package's operators give, from which on it is the faster.
-_MAX_SHARE = 0.1
+#: Bytes that a compiler would save, for each of this package's operators, from which on its code is the faster. On two
+#: threads of a Zen 5 a replay saves 30 to 300 us an operator, and 1 MiB that is not fused costs 30 to 80 us.
+_WORTH = 1 << 19
 
 
 def has_chains(graph: Graph) -> bool:
@@ -39,7 +40,7 @@ def has_chains(graph: Graph) -> bool:
     Args:
         graph: rewritten, all sizes known.
     """
-    return _saved(graph) > _MAX_SHARE * sum(_nbytes(node) for node in graph.nodes if _is_ours(node))
+    return _saved(graph) > _WORTH * sum(map(_is_ours, graph.nodes))
 
 
 def _saved(graph: Graph) -> int:
