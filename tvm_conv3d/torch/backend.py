@@ -12,6 +12,7 @@ from torch._inductor.compile_fx import compile_fx
 
 from tvm_conv3d.torch.graph.lifted import LiftedReplay
 from tvm_conv3d.torch.graph.rewriting import rewrite
+from tvm_conv3d.torch.graph.telling import function_name, looks_at_memory
 from tvm_conv3d.torch.graph.tensors import TensorInfo, set_info
 from tvm_conv3d.torch.graph.unfused import has_chains
 from tvm_conv3d.torch.tracing_rules import trace_type_tests
@@ -75,13 +76,19 @@ def _rewritten(graph_module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     graph = copy.deepcopy(graph_module.graph)
     _note_tensors(graph)
     try:
-        reason = rewrite(graph)
+        reason = _looks_at_memory(graph) or rewrite(graph)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
     if reason is not None:
         _LOG.info("a graph goes to inductor as it is: %s", reason)
         return graph_module
     return torch.fx.GraphModule(graph_module, graph)
+
+
+def _looks_at_memory(graph: torch.fx.Graph) -> str | None:
+    """Why a graph can't be rewritten that depends on the order of memory; None where it does not."""
+    found = [node.target for node in graph.nodes if looks_at_memory(node.target)]
+    return f"{function_name(found[0])} looks at the order of memory" if found else None
 
 
 def _trains(value: Any) -> bool:
