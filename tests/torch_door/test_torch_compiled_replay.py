@@ -171,6 +171,22 @@ def test_what_needs_gradients_goes_to_inductor(made: Made) -> None:
     assert made.replays() == [False]
 
 
+def test_weights_without_gradients(made: Made) -> None:
+    module = network().requires_grad_(False)
+    compiled, given = _compiled(module), X.clone().requires_grad_()
+    assert not compiled(X).requires_grad
+    compiled(given).sum().backward()
+    assert given.grad is not None
+    assert made.replays() == [True, False]
+
+
+def test_weights_of_inference_mode(made: Made) -> None:
+    with torch.inference_mode():
+        module = nn.Sequential(nn.Conv3d(3, 4, 3), nn.ReLU()).eval()
+    check(_compiled(module), module)
+    assert made.replays() == [True] and made.calls == 1
+
+
 def test_symbolic_sizes_go_to_inductor(made: Made) -> None:
     module = network()
     compiled = _compiled(module, dynamic=True)

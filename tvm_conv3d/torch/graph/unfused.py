@@ -31,7 +31,7 @@ _LIBRARY = frozenset(
 
 #: Bytes that a compiler would save, for each of this package's operators, from which on its code is the faster. On two
 #: threads of a Zen 5 a replay saves 30 to 300 us an operator, and 1 MiB that is not fused costs 30 to 80 us.
-_WORTH = 1 << 19
+_WORTH = 3 << 18
 
 
 def has_chains(graph: Graph) -> bool:
