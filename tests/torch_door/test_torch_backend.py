@@ -89,3 +89,16 @@ def test_other_types_are_told_apart_as_before() -> None:
         module = Joined(asked).eval()
         compiled = torch.compile(module, backend="tvm_conv3d")
         assert (check(compiled, module, x, [x]).shape[1] == 5) == joined
+
+
+def test_what_looks_at_the_order_of_memory_is_torchs() -> None:
+    class Strided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv3d(3, 4, 3)
+
+        def forward(self, x: Any) -> Any:
+            return self.conv(x).as_strided((2, 4, 60), (240, 60, 1)).sum(-1)
+
+    module, x = Strided().eval(), torch.randn(2, 3, 5, 6, 7, generator=torch.Generator().manual_seed(0))
+    check(torch.compile(module, backend="tvm_conv3d"), module, x)
