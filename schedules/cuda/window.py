@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.cuda.window import WindowVariant, channels_at_once
+from tvm_conv3d.compute.cuda.window import MAX_HELD_TAPS, WindowVariant, channels_at_once
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.cuda.common import LoopRV, read_at_once, unroll, unroll_by_pragma
 from tvm_conv3d.schedules.decisions import Decisions
-
-#: Taps of a slice up to which it is unrolled whole.
-_MAX_UNROLLED = 25
 
 
 def apply(sch: Schedule, spec: CanonicalSpec, variant: WindowVariant, decide: Decisions) -> None:
@@ -33,36 +32,40 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WindowVariant, decide: De
     i, j, lane, tap_d, channel, tap_h, tap_w = sch.get_loops(conv)[-7:]
     # neighbours in memory are read as a vector
     together = channels_at_once(spec)
-    vector = together > 1
     channel, few = decide.tile("unroll", channel, default=together, limit=4)
-    _, height, width = spec.kernel
-    whole, narrow = height * width <= _MAX_UNROLLED, width <= _MAX_UNROLLED
-    # vectors of one row of taps after the other: of all rows at once they would take twice the registers
-    by_rows = variant.rows == 1 and (vector or variant.lanes > 1) and (variant.columns > 1 or narrow)
-    sch.reorder(tap_d, channel, *((tap_h, tap_w, few) if by_rows else (few, tap_h, tap_w)), i, j, lane)
+    vectors = together > 1 and int(sch.get(few).extent) == together
+    # one line of taps after the other, along which a thread's positions lie
+    along_width = variant.rows == 1
+    (far, near), (tiled, taps) = (tap_h, tap_w), (variant.columns, spec.kernel[2])
+    if not along_width:
+        (far, near), (tiled, taps) = (tap_w, tap_h), (variant.rows, spec.kernel[1])
+    # taps of very long lines stay loops, and those of a single position are then read one by one
+    whole, by_taps = math.prod(spec.kernel[1:]) <= MAX_HELD_TAPS, tiled == 1 and taps > MAX_HELD_TAPS
+    # vectors of one line after the other: of all lines at once they would take twice the registers
+    by_lines = (together > 1 or variant.lanes > 1) and not by_taps and 1 in (variant.rows, variant.columns)
+    sch.reorder(tap_d, channel, *((far, near, few) if by_lines else (few, far, near)), i, j, lane)
     unroll(sch, (few, i, j, lane))
-    # taps of very wide kernels stay loops
-    unroll(sch, (tap_h, tap_w) if whole else (tap_w,) if narrow else ())
-    at = few if (whole and not by_rows) or variant.rows > 1 else tap_h if variant.columns > 1 or narrow else tap_w
-    vector = vector and (at is few or by_rows) and int(sch.get(few).extent) == together
-    _hold_window(sch, channel if vector and at is few else at, vector, variant.lanes)
-    if variant.lanes > 1 or (vector and by_rows):
-        read_at_once(sch, conv, "kernel", tap_w)
+    unroll(sch, (far, near) if whole else (near,) if taps <= MAX_HELD_TAPS else ())
+    held = not by_lines and (whole or variant.rows > 1)
+    at = few if held else near if by_taps else far
+    vectors = vectors and (held or by_lines)
+    _hold_window(sch, channel if vectors and held else at, vectors, variant.lanes)
+    if variant.lanes > 1 or (vectors and by_lines):
+        read_at_once(sch, conv, "kernel", near)
     if variant.lanes > 1:
         read_at_once(sch, tile, "bias", thread)
     start = sch.decompose_reduction(conv, tap_d)
     unroll(sch, sch.get_loops(start)[-3:])
 
 
-def _hold_window(sch: Schedule, at: LoopRV, vector: bool, lanes: int) -> None:
-    """Reads the window at a loop, channels of a group or those of a thread's filters at once."""
+def _hold_window(sch: Schedule, at: LoopRV, vectors: bool, lanes: int) -> None:
+    """Reads the window at a loop: channels of a group, those of a thread's filters, or positions of a row at once."""
     window = sch.get_sblock("window")
     sch.set_scope(window, 0, "local")
     sch.compute_at(window, at, preserve_unit_loops=True)
-    channel, y, z, lane = sch.get_loops(window)[-4:]
-    unroll(sch, (y, z) if vector else (channel, y, z))
-    if vector:
-        sch.reorder(y, z, lane, channel)
-        sch.vectorize(channel)
-    elif lanes > 1:
-        sch.vectorize(lane)
+    y, z, near, lane, channel = sch.get_loops(window)[-5:]
+    unroll(sch, (y, z))
+    vector = channel if vectors else lane if lanes > 1 else near
+    unroll(sch, [loop for loop in (near, channel) if loop is not vector])
+    sch.reorder(*[loop for loop in (y, z, near, lane, channel) if loop is not vector], vector)
+    sch.vectorize(vector)

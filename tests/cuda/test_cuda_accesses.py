@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 
 from cuda_checks import default_plans
 from cuda_kernels import elementwise, matmul, transpose
+from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.diagnostics.cuda_accesses import Access, accesses_of, average, sectors, wavefronts
+from tvm_conv3d.diagnostics.cuda_needed import needed_share, needed_shares
 from tvm_conv3d.engine.artifact import MAIN
 from tvm_conv3d.engine.cuda.lower import DeviceSource, lower
 from tvm_conv3d.engine.plan import Plan
@@ -28,16 +32,17 @@ def layer(name: str, dtype: str = "float32") -> Conv3DSpec:
     return next(replace(layer.spec, dtype=dtype) for layer in read_csv(LAYERS) if layer.name == name)
 
 
-def accesses(code: DeviceSource) -> list[Access]:
+def accesses(code: DeviceSource, shares: Mapping[str, float] = MappingProxyType({})) -> list[Access]:
     launches = [launch for function in code.functions.values() for launch in function.launches]
-    return [a for one in launches for a in accesses_of(one.kernel, code.kernels[one.kernel], one.grid, one.block)]
+    kernels = code.kernels
+    return [a for one in launches for a in accesses_of(one.kernel, kernels[one.kernel], one.grid, one.block, shares)]
 
 
 def of_plan(plan: Plan) -> list[Access]:
     target = resolve(TARGET, 1)
     code = lower(scheduled_module(plan, target), target)
     assert code.functions.keys() == {MAIN}
-    return accesses(code)
+    return accesses(code, needed_shares(plan))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +79,48 @@ def test_wavefronts(addresses: Sequence[int], width: int, expected: tuple[int, i
 )
 def test_sectors(addresses: Sequence[int], width: int, expected: tuple[int, int]) -> None:
     assert sectors(addresses, width) == expected
+
+
+@pytest.mark.parametrize(
+    ("addresses", "share", "expected"),
+    [
+        # every other of 64 floats in a row, which no request gets in fewer than 8 sectors
+        ([8 * lane for lane in range(32)], 0.5, (8, 8)),
+        ([8 * lane + 4 for lane in range(32)], 0.5, (8, 8)),
+        # 4 rows of 8 such, apart
+        ([128 * (lane // 8) + 8 * (lane % 8) + 4 for lane in range(32)], 0.5, (8, 8)),
+        ([64 * lane for lane in range(32)], 0.5, (32, 8)),
+        # what is read beside the needed elements makes no request dearer than it is
+        ([4 * lane for lane in range(32)], 0.5, (4, 4)),
+    ],
+)
+def test_sectors_of_which_a_share_is_needed(addresses: Sequence[int], share: float, expected: tuple[int, int]) -> None:
+    assert sectors(addresses, 4, share) == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "by_taps", "expected"),
+    [
+        # rows of 8 floats are a sector each: positions 0, 2, 4, 6 of it
+        ({}, True, 0.5),
+        # rows of 8 halves are half a sector; of two rows one is needed, and half of that
+        ({"dtype": "float16"}, True, 0.25),
+        # positions of 8 channels are a sector, needed whole or not at all
+        ({"data_format": CHANNELS_LAST}, True, 1.0),
+        # and of 2 channels a quarter of one: 0, 2 and so on as above
+        ({"data_format": CHANNELS_LAST, "channels": 2}, True, 0.5),
+        # two taps: each passes over the other's positions
+        ({"kernel": (1, 1, 2)}, True, 0.5),
+        ({"kernel": (1, 1, 2)}, False, 1.0),
+        # rows of 6 floats: 0, 2, 4 of each; 4 rows are 3 sectors, and two of them, of 6 floats, lie in 2 (0..5 and
+        # 12..17 in sectors 0, 1 and 2 of 8): 6 of 24
+        ({"size": (2, 4, 6), "channels": 1}, True, 0.25),
+    ],
+)
+def test_the_needed_share_of_sectors(changed: Mapping[str, Any], by_taps: bool, expected: float) -> None:
+    """Of a convolution that passes over every other row and position, counted by hand."""
+    spec = Conv3DSpec(1, (2, 8, 8), 8, 8, (1, 1, 1), strides=(1, 2, 2), data_format=CHANNELS_FIRST)
+    assert needed_share(canonicalize(replace(spec, **changed)), by_taps) == expected
 
 
 def test_accesses_are_counted_all_over_a_kernel() -> None:
@@ -146,6 +193,38 @@ def test_nothing_takes_over_twice_the_least(name: str, dtype: str, data_format: 
     found = of_plan(plan)
     assert {a.space for a in found} == {"shared", "global"}
     assert all(a.found <= 2 * a.least for a in found), [a for a in found if a.found > 2 * a.least]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "data_format"),
+    [
+        ("brain_unet_0", "float32", CHANNELS_LAST),  # rows of one channel, in vectors of positions
+        ("brain_unet_1", "float32", CHANNELS_LAST),  # 8 filters that read the same: neighbouring positions
+        ("movinet_a0_b4_dw", "float32", CHANNELS_FIRST),  # stride 2: pairs of positions, of two taps
+    ],
+)
+def test_windows_take_no_more_than_twice_the_least(name: str, dtype: str, data_format: str) -> None:
+    (plan,) = default_plans([replace(layer(name, dtype), data_format=data_format)], TARGET)
+    assert plan.algorithm == "window"
+    found = of_plan(plan)
+    assert all(a.found <= 2 * a.least for a in found), [a for a in found if a.found > 2 * a.least]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "share"),
+    [
+        # rows of 56 halves, of which 28 are needed, lie in 4 sectors
+        ("r3d18_l2_proj", "float16", 56 / 128),
+        # rows of 56 floats in 7
+        ("r3d18_l2_down", "float32", 0.5),
+    ],
+)
+def test_strided_layers_take_little_more_than_their_positions_fill(name: str, dtype: str, share: float) -> None:
+    """In channels_first, tap by tap: half of what its sectors hold is of other taps, or of nobody."""
+    (plan,) = default_plans([replace(layer(name, dtype), data_format=CHANNELS_FIRST)], TARGET)
+    assert needed_shares(plan) == {"x": share}
+    (read,) = (a for a in of_plan(plan) if a.buffer == "x")
+    assert read.found <= 1.5 * read.least, read
 
 
 @pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])

@@ -137,3 +137,11 @@ def test_reports_without_a_disassembler(monkeypatch: pytest.MonkeyPatch, capsys:
     assert cuda_report.main(arguments) == 0
     told = capsys.readouterr().out
     assert "| - | - | - |" in told and cuda_sass.NOT_FOUND in told
+
+
+@pytest.mark.skipif(toolkit.find_nvcc() is None, reason="needs nvcc")
+def test_what_the_assembler_gives_up_is_an_error_of_the_report() -> None:
+    """As the registers that a warp group asks for in a kernel without bounds: ptxas tells so, and goes on."""
+    source = 'extern "C" __global__ void k() { asm volatile("setmaxnreg.inc.sync.aligned.u32 232;"); }'
+    with pytest.raises(RuntimeError, match=r"ptxas gives up .*setmaxnreg"):
+        toolkit.compile_measured(source, "sm_90a")

@@ -23,6 +23,9 @@ DEPTHWISE = Conv3DSpec(
 GROUPED = replace(DEPTHWISE, channels=24, filters=18, groups=3, post_ops=())
 
 
+ROWS = replace(DEPTHWISE, size=(3, 5, 8), channels=4, filters=4, groups=4, data_format=CHANNELS_FIRST)
+
+
 def plan(spec: Conv3DSpec, rows: int, columns: int, lanes: int = 1, **decisions: int) -> Plan:
     return Plan(spec, "window", WindowVariant(rows, columns, threads=32, lanes=lanes), decisions)
 
@@ -41,6 +44,24 @@ CASES = [
     plan(replace(GROUPED, dtype="float32"), 2, 1),
     plan(replace(GROUPED, kernel=(1, 1, 30), pads=(Pads(0, 0), Pads(0, 0), Pads(14, 15))), 1, 1),
     plan(replace(GROUPED, kernel=(1, 2, 30), pads=(Pads(0, 0), Pads(0, 1), Pads(14, 15))), 1, 2),
+    # a line of taps along the height after the other
+    plan(GROUPED, 4, 1),
+    plan(replace(GROUPED, dtype="bfloat16", dilation=(1, 1, 2)), 3, 1),
+    plan(replace(GROUPED, dtype="float32", kernel=(1, 30, 2), pads=(Pads(0, 0), Pads(14, 15), Pads(0, 1))), 4, 1),
+    plan(replace(DEPTHWISE, strides=(1, 1, 2)), 4, 1, 2),
+    # positions of a row at once: of two taps, of a tile's windows, of such that begin inside a vector
+    *(
+        plan(replace(ROWS, pads=(Pads(1, 1), Pads(1, 1), pads), strides=strides, dtype=dtype), rows, columns)
+        for pads, strides, dtype, rows, columns in (
+            (Pads(0, 1), (1, 2, 2), "float32", 4, 1),
+            (Pads(1, 0), (1, 2, 2), "float16", 1, 1),
+            (Pads(1, 1), (1, 1, 1), "bfloat16", 1, 4),
+            (Pads(2, 3), (2, 1, 1), "float32", 2, 2),
+            (Pads(3, 0), (1, 1, 4), "float32", 1, 3),
+        )
+    ),
+    plan(replace(ROWS, channels=1, filters=5, groups=1, data_format="channels_last"), 1, 4),
+    plan(replace(ROWS, kernel=(1, 2, 3), dilation=(1, 1, 2)), 1, 4),
 ]
 
 

@@ -7,14 +7,16 @@ of the same bank. A global one moves sectors of 32 bytes (CUDA C++ Best Practice
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-from tvm_conv3d.diagnostics.cuda_lanes import SAMPLES, WARP, Lanes, Request
+from tvm_conv3d.diagnostics.cuda_lanes import SAMPLES, SECTOR, WARP, Lanes, Request
 
-#: Bytes of a bank's word, banks, bytes of a sector.
-_WORD, _BANKS, _SECTOR = 4, 32, 32
+#: Bytes of a bank's word, and banks.
+_WORD, _BANKS = 4, 32
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Access:
         bytes: of one lane.
         requests: of a warp that runs the whole kernel.
         found: wavefronts of a request in shared memory, sectors of one in global memory, on average.
-        least: the same if lanes asked for as many distinct bytes side by side.
+        least: the same if lanes asked for as many distinct bytes side by side; of a buffer whose sectors hold also what
+            no request needs (:mod:`tvm_conv3d.diagnostics.cuda_needed`), for as many needed ones.
     """
 
     kernel: str
@@ -42,7 +45,13 @@ class Access:
     least: float
 
 
-def accesses_of(kernel: str, function: Any, grid: Sequence[int], block: Sequence[int]) -> list[Access]:
+def accesses_of(
+    kernel: str,
+    function: Any,
+    grid: Sequence[int],
+    block: Sequence[int],
+    shares: Mapping[str, float] = MappingProxyType({}),
+) -> list[Access]:
     """The accesses of a device function, such as :func:`tvm_conv3d.engine.cuda.lower.device_functions` gives.
 
     Args:
@@ -50,12 +59,14 @@ def accesses_of(kernel: str, function: Any, grid: Sequence[int], block: Sequence
         function: the PrimFunc.
         grid: blocks along each axis.
         block: threads of a block along each axis.
+        shares: of buffers in global memory, by name: the bytes of their sectors that are needed, as of
+            :mod:`tvm_conv3d.diagnostics.cuda_needed`; of the others all are.
     """
     places: dict[tuple[object, ...], list[Request]] = {}
     for request in Lanes(grid, block).requests(function.body):
         alike = (request.space, request.kind, request.buffer, request.bytes, request.loops)
         places.setdefault(alike, []).append(request)
-    return [_judged(kernel, requests) for requests in places.values()]
+    return [_judged(kernel, requests, shares) for requests in places.values()]
 
 
 def average(accesses: Iterable[Access], space: str) -> tuple[float, float] | None:
@@ -89,20 +100,29 @@ def wavefronts(addresses: Sequence[int], width: int) -> tuple[int, int]:
     return found, least
 
 
-def sectors(addresses: Sequence[int], width: int) -> tuple[int, int]:
-    """Sectors of a global-memory request, and the least for as many distinct bytes; see :func:`wavefronts`."""
+def sectors(addresses: Sequence[int], width: int, share: float = 1.0) -> tuple[int, int]:
+    """Sectors of a global-memory request, and the least for as many distinct bytes; see :func:`wavefronts`.
+
+    Where only a share of the bytes of a sector is needed, it is the least for as many needed ones; a request that asks
+    for others, too, may take fewer.
+    """
     moved = {address + byte for address in addresses for byte in range(width)}
-    return len({byte // _SECTOR for byte in moved}), -(-len(moved) // _SECTOR)
+    taken = len({byte // SECTOR for byte in moved})
+    return taken, min(taken, math.ceil(len(moved) / (share * SECTOR)))
 
 
-def _judged(kernel: str, requests: Sequence[Request]) -> Access:
+def _judged(kernel: str, requests: Sequence[Request], shares: Mapping[str, float]) -> Access:
     one = requests[0]
-    count = wavefronts if one.space == "shared" else sectors
+    share = shares.get(one.buffer, 1.0)
+
+    def count(addresses: Sequence[int]) -> tuple[int, int]:
+        return wavefronts(addresses, one.bytes) if one.space == "shared" else sectors(addresses, one.bytes, share)
+
     number = sum(request.count for request in requests)
     found = least = 0
     for request in requests:
         for addresses in request.addresses:
-            taken, possible = count(addresses, one.bytes)
+            taken, possible = count(addresses)
             found, least = found + request.count * taken, least + request.count * possible
     place = (kernel, one.space, one.kind, one.buffer, one.bytes)
     return Access(*place, number, found / (number * SAMPLES), least / (number * SAMPLES))

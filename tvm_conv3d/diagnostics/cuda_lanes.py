@@ -19,6 +19,9 @@ import numpy as np
 #: Threads of a warp.
 WARP = 32
 
+#: Bytes of a sector of global memory.
+SECTOR = 32
+
 #: Places of blocks and loops that are looked at; a power of two.
 SAMPLES = 8
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from tvm_conv3d.diagnostics.cuda_accesses import Access, accesses_of, average
 from tvm_conv3d.diagnostics.cuda_lanes import WARP
+from tvm_conv3d.diagnostics.cuda_needed import needed_shares
 from tvm_conv3d.diagnostics.cuda_sass import NOT_FOUND, Code, disassembled
 from tvm_conv3d.diagnostics.cuda_work import Work, works_of
 from tvm_conv3d.engine.artifact import MAIN
@@ -133,10 +134,11 @@ def examine(layer: str, spec: Conv3DSpec, arch: str) -> list[Row]:
     traits = ARCHITECTURES[arch]
     found = []
     launches = code.functions[MAIN].launches
+    shares = needed_shares(plan)
     works = works_of(plan, [math.prod(launch.grid) for launch in launches])
     for launch, work in zip(launches, works, strict=True):
         resources = measured[launch.kernel]
-        accesses = accesses_of(launch.kernel, code.kernels[launch.kernel], launch.grid, launch.block)
+        accesses = accesses_of(launch.kernel, code.kernels[launch.kernel], launch.grid, launch.block, shares)
         resident = resident_blocks(traits, resources, launch)
         known = (layer, plan, traits, resources, launch, work)
         found.append(Row(*known, *resident, accesses, shown.get(launch.kernel)))

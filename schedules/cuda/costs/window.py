@@ -57,11 +57,12 @@ def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[WindowVariant]:
         return []
     last = spec.data_format == CHANNELS_LAST
     lanes = _lanes(spec)
-    # positions along the axis that is not spread over neighbouring threads
-    axis = 2 if last else 1
+    # positions along an axis that is not spread over neighbouring threads: of several filters, which read the same,
+    # these have neighbouring columns
+    axis = 2 if last and (spec.groups > 1 or spec.channels == 1) else 1
     found = []
     for cells in (4, 8, 2, 1):
-        variant = WindowVariant(1, cells, lanes=lanes) if last else WindowVariant(cells, 1)
+        variant = WindowVariant(1, cells, lanes=lanes) if axis == 2 else WindowVariant(cells, 1, lanes=lanes)
         threads = math.prod(spec.output_shape) / (cells * lanes)
         held = (cells - 1) * spec.strides[axis] + spec.window[axis]
         enough = threads >= traits.multiprocessors * traits.threads_per_multiprocessor / 4

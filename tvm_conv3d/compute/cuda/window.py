@@ -26,19 +26,31 @@ from tvm_conv3d.compute.shared.declaration import Declaration
 from tvm_conv3d.compute.shared.elements import storage_dtype, widen
 from tvm_conv3d.compute.shared.packing import Weights, bias_in_blocks
 from tvm_conv3d.compute.shared.residual import Residual
-from tvm_conv3d.compute.shared.stages import error_of_sums, finish, reduction, window_extents, zero_padded
+from tvm_conv3d.compute.shared.stages import error_of_sums, finish, reduction, window_extents, zero_outside
 from tvm_conv3d.compute.shared.tiled_output import Term, Tiling, term
 from tvm_conv3d.spec import CHANNELS_LAST
 
 Expr = Any  # a TVM expression; its classes are not public names
 
-#: Channels of a group that lie side by side in the packed weights, as in the input.
+#: Neighbours in memory that a thread reads at once, at most; channels lie so in the packed weights, too.
 _AT_ONCE = 4
+
+#: Taps of a row up to which a thread holds the whole row, and so may read it in vectors.
+MAX_HELD_TAPS = 25
 
 
 def channels_at_once(spec: CanonicalSpec) -> int:
     """Channels of a group that a thread may read at once: neighbours in memory, of which groups have whole vectors."""
     return _AT_ONCE if spec.data_format == CHANNELS_LAST and spec.group_channels % _AT_ONCE == 0 else 1
+
+
+def positions_at_once(spec: CanonicalSpec, variant: WindowVariant) -> int:
+    """Positions of a row that a thread may read at once: neighbours in memory, in which all windows begin alike."""
+    neighbours = spec.data_format != CHANNELS_LAST or spec.channels == 1
+    apart = variant.columns == 1 and spec.dilation[2] > 1
+    if not neighbours or apart or not 1 < spec.kernel[2] <= MAX_HELD_TAPS:
+        return 1
+    return math.gcd(_AT_ONCE, spec.size[2], variant.columns * spec.strides[2])
 
 
 def declare(spec: CanonicalSpec, variant: WindowVariant) -> Declaration:
@@ -75,13 +87,14 @@ def declare(spec: CanonicalSpec, variant: WindowVariant) -> Declaration:
         return {name: p // strides[name] % sizes[name] for name in order}
 
     window = _window(spec, variant, x, blocks, tile_of)
+    at_once, skipped = positions_at_once(spec, variant), _skipped(spec, variant)
 
     def conv_at(block, thread, i, j, lane):  # type: ignore[no-untyped-def]
         y = tap_h if rows == 1 else i * spec.strides[1] + tap_h * spec.dilation[1]
-        z = tap_w if columns == 1 else j * spec.strides[2] + tap_w * spec.dilation[2]
+        z = skipped + (tap_w if columns == 1 else j * spec.strides[2] + tap_w * spec.dilation[2])
         filter_ = tile_of(block, thread)["f"] * lanes + lane
         weight = kernel[tap_d, channel // vector, tap_h, tap_w, filter_, channel % vector]
-        seen = window[block, thread, tap_d, channel, y, z, lane]
+        seen = window[block, thread, tap_d, y, z // at_once, z % at_once, lane, channel]
         return te.sum(seen * weight, axis=[tap_d, channel, tap_h, tap_w])
 
     conv = te.compute((blocks, variant.threads, rows, columns, lanes), conv_at, name="conv")
@@ -108,6 +121,11 @@ def declare(spec: CanonicalSpec, variant: WindowVariant) -> Declaration:
     return Declaration((x, kernel, bias, *residual.tensors, out), tiling, aligned=True)
 
 
+def _skipped(spec: CanonicalSpec, variant: WindowVariant) -> int:
+    """Positions of a thread's first vector that lie before its windows."""
+    return -spec.pads[2][0] % positions_at_once(spec, variant)
+
+
 def _window(
     s: CanonicalSpec,
     variant: WindowVariant,
@@ -115,7 +133,7 @@ def _window(
     blocks: int,
     tile_of: Callable[[Expr, Expr], dict[str, Expr]],
 ) -> te.Tensor:
-    """What a thread reads under one depth tap in one channel: the positions of all its rows and columns."""
+    """What a thread reads under one depth tap in one channel: the positions of all its rows and columns, in vectors."""
     tiles = (variant.rows, variant.columns)
     # of a single position only the taps, else all positions from the first to the last window's end
     extents = [
@@ -123,25 +141,34 @@ def _window(
         for k, tile, stride, reach in zip(s.kernel[1:], tiles, s.strides[1:], s.window[1:], strict=True)
     ]
     steps = [dilation if tile == 1 else 1 for dilation, tile in zip(s.dilation[1:], tiles, strict=True)]
+    at_once, skipped = positions_at_once(s, variant), _skipped(s, variant)
+    extents[1] = -(-(skipped + extents[1]) // at_once)
     covered = [s.out_size[0], *(-(-o // tile) * tile for o, tile in zip(s.out_size[1:], tiles, strict=True))]
+    # along the width all in units of vectors, so that no condition varies inside one
+    befores = [before for before, _ in s.pads]
+    befores[2] = -(-befores[2] // at_once)
+    size = (*s.size[:2], s.size[2] // at_once)
+    padded = window_extents(s, covered)
+    padded[2] = -(-(skipped + padded[2]) // at_once)
 
-    def at(block, thread, tap, c, y, z, lane):  # type: ignore[no-untyped-def]
+    def at(block, thread, tap, y, z, near, lane, c):  # type: ignore[no-untyped-def]
         tile = tile_of(block, thread)
         channel = (tile["f"] * variant.lanes + lane) // s.group_filters * s.group_channels + c
         where = [
             tile["d"] * s.strides[0] + tap * s.dilation[0],
             tile["h"] * (variant.rows * s.strides[1]) + y * steps[0],
-            tile["w"] * (variant.columns * s.strides[2]) + z * steps[1],
+            tile["w"] * (variant.columns * s.strides[2] // at_once) + z * steps[1],
         ]
 
         def read(position: list[Expr]) -> Expr:
-            n = tile["n"]
-            index = (n, *position, channel) if s.data_format == CHANNELS_LAST else (n, channel, *position)
+            position = [*position[:2], position[2] * at_once + near]
+            index = (tile["n"], *position, channel) if last else (tile["n"], channel, *position)
             return widen(x[index], s.dtype, s.accumulator)
 
-        return zero_padded(s, window_extents(s, covered), where, read)
+        return zero_outside(s.accumulator, befores, size, padded, where, read)
 
-    shape = (blocks, variant.threads, s.kernel[0], s.group_channels, *extents, variant.lanes)
+    last = s.data_format == CHANNELS_LAST
+    shape = (blocks, variant.threads, s.kernel[0], *extents, at_once, variant.lanes, s.group_channels)
     return te.compute(shape, at, name="window")
 
 

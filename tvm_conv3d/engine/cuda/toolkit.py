@@ -30,6 +30,9 @@ _TALK = "--ptxas-options=-v"
 
 _SPILLS = r"(\d+) bytes spill (?:stores|loads)"
 
+#: What ptxas leaves undone, or in order where it could overlap (C7508, C7510); nvcc's `-w` leaves these lines.
+_LOST = re.compile(r"Potential Performance Loss: (.*)")
+
 #: A kernel whose bounds name no blocks.
 _UNBOUNDED = re.compile(r"__launch_bounds__\(\d+\) (\w+)\(")
 
@@ -83,9 +86,12 @@ def compile_measured(source: str, arch: str) -> tuple[bytes, Mapping[str, Resour
 
     Raises:
         NoCompilerError: there is no compiler here.
-        RuntimeError: it refuses the source.
+        RuntimeError: it refuses the source, or ptxas gives up what it asks for, such as asynchronous products.
     """
     cubin, told = _without_spills(_compiler(arch), source)
+    lost = _LOST.findall(told)
+    if lost:
+        raise RuntimeError(f"ptxas gives up what the source for {arch} asks for: {'; '.join(lost)}")
     return cubin, _measured(told)
 
 
