@@ -100,7 +100,7 @@ def _early(graph: Graph, node: Node, last: Node) -> Node:
 
 def _of_part(graph: Graph, node: Node, part: Node, first: int, bias: Node | None, epilogue: Epilogue) -> Node:
     """The convolution of a part, which begins with channel `first`."""
-    kernel = _of_channels(graph, node.args[1], first, info(part).shape[1])  # type: ignore[arg-type, union-attr]
+    kernel = _of_channels(graph, node.args[1], first, info(part).shape[1])  # type: ignore[union-attr]
     _, geometry = split_arguments(node.args[3:])
     made = graph.call_function(FUSED_CONVOLUTION, (part, kernel, bias, *epilogue, *geometry))
     return set_info(made, info(node))

@@ -70,7 +70,7 @@ def is_held(node: Any) -> bool:
 def held_in(node: Node) -> Node:
     """The node of the module's tensor of which something that is held is a part, or made: itself where it is one."""
     while node.op != "get_attr":
-        node = node.args[0]  # type: ignore[assignment]
+        node = node.args[0]
     return node
 
 
@@ -80,7 +80,7 @@ def value(node: Any, module: torch.nn.Module) -> Any:
         return node
     if node.op == "get_attr":
         return attrgetter(str(node.target))(module)
-    return node.target(*(value(argument, module) for argument in node.args))  # type: ignore[operator]
+    return node.target(*(value(argument, module) for argument in node.args))
 
 
 def _kind(node: Node | None) -> tuple[torch.Size, torch.dtype] | None:

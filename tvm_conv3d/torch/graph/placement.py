@@ -129,7 +129,7 @@ def _shared(node: Node, of: dict[Node, set[Node]], sources: set[Node]) -> set[No
     """Which of the volumes that a node reads its result may lie in."""
     if isinstance(node.target, BoundConvolution) and node.target.over:
         _, residual = node.args
-        return of.get(residual, set())  # type: ignore[arg-type]
+        return of.get(residual, set())
     written = in_place.written(node.target, node.args, node.kwargs)
     if isinstance(written, Node):
         return of.get(written, set())
@@ -145,14 +145,11 @@ def _is_copied(node: Node) -> bool:
     if node.target is not laid_out:
         return False
     source, strides = node.args
-    of = info(source)  # type: ignore[arg-type]
-    if of is None or not _is_fresh(source):  # type: ignore[arg-type]
+    of = info(source)
+    if of is None or not _is_fresh(source):
         return False
     made = torch.empty(of.shape, device="meta").to(memory_format=torch.channels_last_3d)
-    return any(
-        extent > 1 and made.stride(axis) != strides[axis]  # type: ignore[index]
-        for axis, extent in enumerate(of.shape)
-    )
+    return any(extent > 1 and made.stride(axis) != strides[axis] for axis, extent in enumerate(of.shape))
 
 
 def _nbytes(node: Node) -> int:

@@ -60,9 +60,11 @@ class BoundConvolution:
         """
         if self._call.doubtful:
             return self._general(x, residual)
-        source, added = self._dense(x), None if residual is None else self._dense(residual)
+        added = None if residual is None else self._dense(residual)
         over = added if self.over and isinstance(added, Tensor) else None
+        # before a copy of the input, which is not to lie where the result is expected
         result = self._empty() if over is None else over
+        source = self._dense(x)
         addresses = result.data_ptr(), _address(source), None if added is None else _address(added)
         if not self._call.fill(*addresses, self._count):
             if over is not None:
