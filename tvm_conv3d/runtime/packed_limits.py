@@ -19,8 +19,8 @@ from tvm_conv3d.target.description import Target
 
 #: The part of all convolutions' estimated time that may be lost for smaller packed weights. The estimate holds: of 0.05
 #: without a rate DynUNet's calls took 1.03 of the time, as SegResNet's and ResNet-50's, r3d_18's 1.07 (two threads of a
-#: Zen 5, 2026-11-28, in turns). By estimate DynUNet gives up 4.2 % of its time for 273 MiB of 580, SegResNet 5.2 % for 78
-#: of 149, r3d_18 1.4 % for 138 of 421, all others less.
+#: Zen 5, 2026-11-28, in turns). By estimate DynUNet takes 307 MiB in place of 580 for 4.2 % of its time, SegResNet 71
+#: in place of 149 for 5.2 %, r3d_18 283 in place of 421 for 1.4 %.
 SHARE = 0.06
 
 #: Of it, what may be lost for the same part of the bytes: 1 % of r3d_18's time would save 7 MiB of 283.
