@@ -298,7 +298,7 @@ class _Offered(threading.local):
     memory: np.ndarray | None = None
 
 
-_offered = _Offered()
+_offered = process.keep("output_pool: where a thread's next result is to lie", _Offered())
 
 
 def offer(memory: np.ndarray | None) -> None:
