@@ -208,7 +208,10 @@ class Region:
                 # what torch's run, the compiler and packing have freed is not needed beside the replay's own
                 heap.give_back()
                 run, wanted = Replay(graph, self._module, guards), pytree.tree_leaves(expected)
-                reason = replay.agrees(run(self._module, *tensors)[: len(wanted)], wanted, tensors)
+                results = run(self._module, *tensors)[: len(wanted)]
+                # what threads' intermediates have outgrown, before there are parts of results to be compared
+                heap.give_back()
+                reason = replay.agrees(results, wanted, tensors)
         except Exception as error:
             # whatever a network does that its graph can't: it is computed layer by layer
             reason = f"its graph fails: {type(error).__name__}: {error}"
