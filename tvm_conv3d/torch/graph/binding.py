@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx import Graph, Node
 
-from tvm_conv3d.runtime import exit_guard, threads
+from tvm_conv3d.runtime import exit_guard, output_pool, threads
 from tvm_conv3d.torch.graph import replay
 from tvm_conv3d.torch.graph.convolutions import Call, convolutions, held_in, is_held, value
 from tvm_conv3d.torch.graph.guards import Guards
@@ -111,6 +111,8 @@ class Replay:
         if self._calls >= self._wait and not torch.autograd._profiler_enabled():
             self._calls, self._wait = 0, min(2 * self._wait, _LONGEST_WAIT)
             self._bound = _bind(self._graph, module, self._guards)
+            # its volumes lie in one piece, which the operators' own places are too small for
+            output_pool.release()
 
 
 def _bind(graph: Graph, module: torch.nn.Module, guards: Guards) -> _Bound | None:
