@@ -20,7 +20,7 @@ from tvm_conv3d.torch.graph.convolutions import Call
 from tvm_conv3d.torch.graph.tensors import info, set_info
 from tvm_conv3d.torch.operators.composition import Epilogue
 from tvm_conv3d.torch.operators.concatenation import CONCATENATION
-from tvm_conv3d.torch.operators.fused_convolution import FUSED_CONVOLUTION, split_arguments
+from tvm_conv3d.torch.operators.fused_convolution import FUSED_CONVOLUTION
 
 #: Where it was faster, by 4 to 15 %: concatenations of this many bytes, and this many times the weights', whose parts
 #: fill vectors of channels (two threads of a Zen 4, 2026-11-27; at 4 times the weights it was 2 % slower).
@@ -40,10 +40,11 @@ def split_convolutions(graph: Graph) -> None:
 
 
 def _is_worth_it(node: Node, parts: list[Node]) -> bool:
-    _, weight, _, *rest = node.args
-    epilogue, geometry = split_arguments(rest)
-    of, kernel, sources = info(node), info(weight), [info(part) for part in parts]
-    if of is None or kernel is None or geometry.transposed or geometry.groups != 1 or epilogue.residual is not None:
+    call = Call.of(node)
+    of, kernel, sources = info(node), info(call.weight), [info(part) for part in parts]
+    if of is None or kernel is None or call.geometry.transposed or call.geometry.groups != 1:
+        return False
+    if call.epilogue.residual is not None:
         return False
     # half types would be rounded between the sums
     if of.dtype not in (torch.float32, torch.float64) or any(source is None for source in sources):
@@ -59,19 +60,18 @@ def _is_worth_it(node: Node, parts: list[Node]) -> bool:
 
 
 def _split(graph: Graph, node: Node, parts: list[Node]) -> None:
-    _, _, bias, *rest = node.args
-    epilogue, _ = split_arguments(rest)
-    order = list(graph.nodes)
+    call, order = Call.of(node), list(graph.nodes)
+    epilogue = call.epilogue
     *earlier, (first, last) = sorted(_with_first_channels(parts), key=lambda each: order.index(each[1]))
     sums: Node | None = None
-    with graph.inserting_before(_early(graph, node, last)):
+    with graph.inserting_before(_early(graph, node, call, last)):
         for number, part in earlier:
             scale = _without_shift(graph, epilogue.batch_norm)
             given = Epilogue(scale, epilogue.epsilon, sums, None, [] if sums is None else [post_ops.ADD])
-            sums = _of_part(graph, node, part, number, None, given)
+            sums = set_info(_of_part(graph, call, part, number, None, given), info(node))
     with graph.inserting_before(node):
         given = epilogue._replace(residual=sums, post_ops=[post_ops.ADD, *epilogue.post_ops])
-        sums = _of_part(graph, node, last, first, bias, given)
+        sums = set_info(_of_part(graph, call, last, first, call.bias, given), info(node))
     node.replace_all_uses_with(sums)
 
 
@@ -83,12 +83,12 @@ def _with_first_channels(parts: list[Node]) -> Iterator[tuple[int, Node]]:
         first += info(part).shape[1]  # type: ignore[union-attr]
 
 
-def _early(graph: Graph, node: Node, last: Node) -> Node:
+def _early(graph: Graph, node: Node, call: Call, last: Node) -> Node:
     """Before which node all parts but the last can be convolved: before the last, where the weights are there.
 
     Those that the module holds are looked up there.
     """
-    weights = [each for each in Call.of(node).weights if each is not None]
+    weights = [each for each in call.weights if each is not None]
     if last.op != "call_function" or any(each.op not in ("get_attr", "placeholder") for each in weights):
         return node
     before = set(takewhile(lambda each: each is not last, graph.nodes))
@@ -98,12 +98,10 @@ def _early(graph: Graph, node: Node, last: Node) -> Node:
     return last
 
 
-def _of_part(graph: Graph, node: Node, part: Node, first: int, bias: Node | None, epilogue: Epilogue) -> Node:
+def _of_part(graph: Graph, call: Call, part: Node, first: int, bias: Node | None, epilogue: Epilogue) -> Node:
     """The convolution of a part, which begins with channel `first`."""
-    kernel = _of_channels(graph, node.args[1], first, info(part).shape[1])  # type: ignore[union-attr]
-    _, geometry = split_arguments(node.args[3:])
-    made = graph.call_function(FUSED_CONVOLUTION, (part, kernel, bias, *epilogue, *geometry))
-    return set_info(made, info(node))
+    kernel = _of_channels(graph, call.weight, first, info(part).shape[1])  # type: ignore[union-attr]
+    return graph.call_function(FUSED_CONVOLUTION, (part, kernel, bias, *epilogue, *call.geometry))
 
 
 def _without_shift(graph: Graph, batch_norm: Any) -> list[Node | None]:

@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 
 from tvm_conv3d.runtime import output_pool
 from tvm_conv3d.torch.graph import in_place
-from tvm_conv3d.torch.graph.rewriting import FRESH, laid_out
+from tvm_conv3d.torch.graph.rewriting import FRESH, laid_out, stays
 from tvm_conv3d.torch.graph.tensors import info
 from tvm_conv3d.torch.operators.bound_convolution import BoundConvolution
 
@@ -39,18 +39,20 @@ class Volume(NamedTuple):
 
 def offsets(volumes: Sequence[Volume]) -> tuple[list[int], int]:
     """Where each volume begins, and how many bytes all of them take, no two in one place at one time."""
-    placed: dict[int, int] = {}
+    starts, total = [0] * len(volumes), 0
+    placed: list[int] = []
     for number in sorted(range(len(volumes)), key=lambda each: -volumes[each].nbytes):
-        volume, start = volumes[number], 0
-        beside = sorted((at, volumes[other].nbytes) for other, at in placed.items() if volume.meets(volumes[other]))
-        for at, nbytes in beside:
-            if start + volume.nbytes <= at:
+        volume = volumes[number]
+        for other in sorted(placed, key=starts.__getitem__):
+            if not volume.meets(volumes[other]):
+                continue
+            if starts[number] + volume.nbytes <= starts[other]:
                 break
-            start = max(start, -(-(at + nbytes) // _ALIGNED) * _ALIGNED)
-        placed[number] = start
-    return [placed[number] for number in range(len(volumes))], max(
-        (at + volumes[number].nbytes for number, at in placed.items()), default=0
-    )
+            stop = starts[other] + volumes[other].nbytes
+            starts[number] = max(starts[number], -(-stop // _ALIGNED) * _ALIGNED)
+        placed.append(number)
+        total = max(total, starts[number] + volume.nbytes)
+    return starts, total
 
 
 class _Placed:
@@ -146,10 +148,10 @@ def _is_copied(node: Node) -> bool:
         return False
     source, strides = node.args
     of = info(source)
-    if of is None or not _is_fresh(source):
+    if of is None or len(of.shape) != 5 or not _is_fresh(source):
         return False
-    made = torch.empty(of.shape, device="meta").to(memory_format=torch.channels_last_3d)
-    return any(extent > 1 and made.stride(axis) != strides[axis] for axis, extent in enumerate(of.shape))
+    last = torch.empty(of.shape, device="meta", memory_format=torch.channels_last_3d)
+    return not stays(of.shape, last.stride(), strides)
 
 
 def _nbytes(node: Node) -> int:

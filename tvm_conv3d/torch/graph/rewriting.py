@@ -112,10 +112,15 @@ def _keep_outputs_in_order(graph: Graph) -> None:
     output.args = torch.fx.map_arg(output.args, restore)
 
 
+def stays(shape: Sequence[int], strides: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether :func:`laid_out` returns a tensor of this shape and these strides itself."""
+    axes = [axis for axis, extent in enumerate(shape) if extent != 1]
+    return all(strides[axis] == wanted[axis] for axis in axes) or any(wanted[axis] == 0 for axis in axes)
+
+
 def laid_out(tensor: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
     """`tensor` with these strides: itself where it has them, but for axes of one element, else a copy."""
-    axes = [axis for axis, extent in enumerate(tensor.shape) if extent != 1]
-    if all(tensor.stride(axis) == strides[axis] for axis in axes) or any(strides[axis] == 0 for axis in axes):
+    if stays(tensor.shape, tensor.stride(), strides):
         return tensor
     made = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device="meta")
     # compilers pass tensors without memory, and plan their own
