@@ -15,21 +15,23 @@ from cuda_checks import arguments, default_plans
 from cuda_fakes import FakeDriver
 from problems import data
 from tvm_conv3d.cli import main
+from tvm_conv3d.compute.cuda.variants import WeightGradientGemmVariant, WeightGradientWindowVariant
 from tvm_conv3d.compute.shared.argument import Function
 from tvm_conv3d.diagnostics import cuda_report
-from tvm_conv3d.diagnostics.cuda_work import works_of
+from tvm_conv3d.diagnostics.cuda_work import Work, works_of
 from tvm_conv3d.engine import build
 from tvm_conv3d.engine.artifact import Artifact
 from tvm_conv3d.engine.cuda import toolkit
 from tvm_conv3d.engine.cuda.image import Image, Launch
 from tvm_conv3d.engine.cuda.toolkit import Resources
+from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.reference.layers import read_csv
 from tvm_conv3d.runtime import loader
 from tvm_conv3d.runtime.cuda import driver as drivers
 from tvm_conv3d.runtime.cuda.kernels import LoadedImage, Memory
-from tvm_conv3d.spec import FORWARD, WEIGHT_GRADIENT, Conv3DSpec
+from tvm_conv3d.spec import DATA_GRADIENT, FORWARD, WEIGHT_GRADIENT, Conv3DSpec, Pads
 from tvm_conv3d.target.gpu import ARCHITECTURES
 from tvm_conv3d.target.resolve import resolve
 
@@ -165,6 +167,38 @@ def test_default_kernels_do_not_spill(capsys: pytest.CaptureFixture[str]) -> Non
     assert "| voxnet_2 | float16 | tensor_gemm |" in table
 
 
+@needs_nvcc
+def test_kernels_of_gradients_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--layers", str(LAYERS), "--arch", "sm_90", "--filter", "voxnet_1", "--dtype", "float32"]
+    assert cuda_report.main([*arguments, "--direction", DATA_GRADIENT, "--direction", WEIGHT_GRADIENT]) == 0
+    of_data, of_weights = capsys.readouterr().out.split(f"### {WEIGHT_GRADIENT} on sm_90")
+    assert f"### {DATA_GRADIENT} on sm_90" in of_data
+    parts = ["", "product", "addition", "bias", "bias addition"]
+    kinds = [line.split("|")[3].strip() for line in (of_data + of_weights).splitlines() if "| float32 |" in line]
+    assert [kind.partition(" ")[2] for kind in kinds] == parts
+    assert "5 kernels, 0 with spills" in of_weights
+
+
+def test_the_work_of_weight_gradients() -> None:
+    """Counted by hand: of 2x3x8 positions, of a product in two parts and of windows."""
+    dense = Conv3DSpec(1, (2, 3, 8), 8, 16, (1, 1, 1), direction=WEIGHT_GRADIENT, bias=False, dtype="float16")
+    tile = WeightGradientGemmVariant(8, 8, 4, 2, 4, parts=2)
+    product, addition = works_of(Plan(dense, "weight_gradient_gemm", tile, {}), (4, 1))
+    # of a block 8 x 8 sums of 24 positions; all read 48 x 8 and 48 x 16 halves, and keep 4 x 64 floats
+    assert product == Work(2 * 64 * 24, 2 * 16 * 24 + 4 * 64, 2 * 48 * 24 + 4 * 256, "product")
+    assert addition == Work(0, 4 * 256 + 2 * 128, 4 * 256 + 2 * 128, "addition")
+    depthwise = replace(
+        dense, filters=8, groups=8, kernel=(1, 1, 3), pads=(Pads(0, 0), Pads(0, 0), Pads(1, 1)), bias=True
+    )
+    windows = WeightGradientWindowVariant(3, 4, 2, 2, 8)
+    product, _, bias, total = works_of(Plan(depthwise, "weight_gradient_window", windows, {}), (1, 1, 2, 1))
+    # 16 threads with 6 runs of 4 columns, under which lie 6 cells
+    assert product == Work(2 * 16 * 3 * 24, 2 * 16 * 6 * 10 + 4 * 48, 2 * 2 * 48 * 8 + 4 * 48, "product")
+    # 48 positions are 7 squared, or less: a warp of parts
+    assert bias == Work(0, (2 * 48 * 8 + 4 * 32 * 8) // 2, 2 * 48 * 8 + 4 * 32 * 8, "bias")
+    assert total == Work(0, 4 * 32 * 8 + 2 * 8, 4 * 32 * 8 + 2 * 8, "bias addition")
+
+
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_committed_tables_are_of_the_default_plans(arch: str) -> None:
     text = (LAYERS.parents[1] / "docs" / "cuda.md").read_text().partition(f"### {arch}")[2].partition("\n### ")[0]
@@ -197,15 +231,21 @@ def test_tuning_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "no NVIDIA driver" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("direction", [FORWARD, WEIGHT_GRADIENT])
-def test_the_tuner_measures_on_the_gpu(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+#: Whose sums of weights lie where those of the bias do, as TVM sees that they are read before these are written.
+DEPTHWISE = replace(SPEC, channels=16, filters=16, groups=16, size=(4, 7, 7))
+
+
+@pytest.mark.parametrize(
+    ("problem", "direction"), [(SPEC, FORWARD), (SPEC, WEIGHT_GRADIENT), (DEPTHWISE, WEIGHT_GRADIENT)]
+)
+def test_the_tuner_measures_on_the_gpu(problem: Conv3DSpec, direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tvm_ffi")
     from tvm_conv3d.tuning import measure
 
     gpu = FakeDriver()
     monkeypatch.setattr(drivers, "get", lambda: gpu)
     target = resolve("cuda:sm_80", 1)
-    spec = replace(SPEC, direction=direction)
+    spec = replace(problem, direction=direction)
     (plan,) = default_plans([spec])
     pair = (plan, build.compile_plan(plan, target))
     (error,) = measure.perform(measure.Request("error", "cuda", (pair,)), measure.Bench.of(spec))

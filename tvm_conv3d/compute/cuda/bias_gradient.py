@@ -23,6 +23,12 @@ from tvm_conv3d.spec import CHANNELS_LAST
 _WARP = 32
 
 
+def parts_of(spec: CanonicalSpec) -> int:
+    """Parts that the positions are cut into."""
+    positions = spec.batch * math.prod(spec.out_size)
+    return -(-(math.isqrt(positions - 1) + 1) // _WARP) * _WARP
+
+
 def gradient_shape(spec: CanonicalSpec) -> tuple[int, ...]:
     """The output's gradient with all positions that lie side by side on one axis."""
     per_sample = math.prod(spec.out_size)
@@ -49,7 +55,7 @@ def declare_bias(spec: CanonicalSpec, gradient: te.Tensor) -> tuple[tuple[te.Ten
     if not spec.bias:
         return (), ()
     positions, last = spec.batch * math.prod(spec.out_size), spec.data_format == CHANNELS_LAST
-    parts = -(-(math.isqrt(positions - 1) + 1) // _WARP) * _WARP
+    parts = parts_of(spec)
     of_part = -(-positions // parts)
     k, number = te.reduce_axis((0, of_part), name="position"), te.reduce_axis((0, parts), name="part")
 
