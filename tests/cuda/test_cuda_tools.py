@@ -194,9 +194,9 @@ def test_the_work_of_weight_gradients() -> None:
     product, _, bias, total = works_of(Plan(depthwise, "weight_gradient_window", windows, {}), (1, 1, 2, 1))
     # 16 threads with 6 runs of 4 columns, under which lie 6 cells
     assert product == Work(2 * 16 * 3 * 24, 2 * 16 * 6 * 10 + 4 * 48, 2 * 2 * 48 * 8 + 4 * 48, "product")
-    # 48 positions are 7 squared, or less: a warp of parts
-    assert bias == Work(0, (2 * 48 * 8 + 4 * 32 * 8) // 2, 2 * 48 * 8 + 4 * 32 * 8, "bias")
-    assert total == Work(0, 4 * 32 * 8 + 2 * 8, 4 * 32 * 8 + 2 * 8, "bias addition")
+    # 32 times 48 positions are over 39 squared: two parts for each of the 32 threads that add those of a filter
+    assert bias == Work(0, (2 * 48 * 8 + 4 * 64 * 8) // 2, 2 * 48 * 8 + 4 * 64 * 8, "bias")
+    assert total == Work(0, 4 * 64 * 8 + 2 * 8, 4 * 64 * 8 + 2 * 8, "bias addition")
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
