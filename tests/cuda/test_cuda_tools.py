@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -199,21 +200,37 @@ def test_the_work_of_weight_gradients() -> None:
     assert total == Work(0, 4 * 64 * 8 + 2 * 8, 4 * 64 * 8 + 2 * 8, "bias addition")
 
 
+def committed(table: str) -> list[tuple[str, ...]]:
+    """Layer, type, algorithm and tile of the rows below a heading of docs/cuda.md."""
+    text = (LAYERS.parents[1] / "docs" / "cuda.md").read_text().partition(f"### {table}")[2].partition("\n### ")[0]
+    return [tuple(map(str.strip, line.split("|")[1:5])) for line in text.splitlines() if line.startswith("| ")][1:]
+
+
+def rows_of(name: str, spec: Conv3DSpec, arch: str) -> list[tuple[str, ...]]:
+    """The same of a layer's default plan."""
+    plan = default_plan(spec, resolve(f"cuda:{arch}", 1))
+    one = 1 if getattr(plan.variant, "parts", 1) == 1 else 2
+    kernels = {"winograd_gemm": 3}.get(plan.algorithm, one + (2 if spec.direction == WEIGHT_GRADIENT else 0))
+    works = works_of(plan, (1,) * kernels)
+    nothing = (Resources(1, 0, 0, 0), Launch("", (1, 1, 1), (1, 1, 1), 0, ()))
+    rows = [cuda_report.Row(name, plan, ARCHITECTURES[arch], *nothing, work, 1, "") for work in works]
+    return [tuple(map(str.strip, cuda_report.line(row).split("|")[1:5])) for row in rows]
+
+
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_committed_tables_are_of_the_default_plans(arch: str) -> None:
-    text = (LAYERS.parents[1] / "docs" / "cuda.md").read_text().partition(f"### {arch}")[2].partition("\n### ")[0]
-    told = [tuple(map(str.strip, line.split("|")[1:5])) for line in text.splitlines() if line.startswith("| ")][1:]
-    traits = ARCHITECTURES[arch]
-    found = []
-    for layer in read_csv(LAYERS):
-        for dtype in ("float32", "float16"):
-            plan = default_plan(replace(layer.spec, dtype=dtype), resolve(f"cuda:{arch}", 1))
-            kernels = {"winograd_gemm": 3}.get(plan.algorithm, 1 if getattr(plan.variant, "parts", 1) == 1 else 2)
-            works = works_of(plan, (1,) * kernels)
-            nothing = (Resources(1, 0, 0, 0), Launch("", (1, 1, 1), (1, 1, 1), 0, ()))
-            rows = [cuda_report.Row(layer.name, plan, traits, *nothing, work, 1, "") for work in works]
-            found += [tuple(map(str.strip, cuda_report.line(row).split("|")[1:5])) for row in rows]
-    assert told == found
+    layers = read_csv(LAYERS)
+    found = [rows_of(x.name, replace(x.spec, dtype=dtype), arch) for x in layers for dtype in ("float32", "float16")]
+    assert committed(arch) == list(itertools.chain(*found))
+
+
+@pytest.mark.parametrize("direction", [DATA_GRADIENT, WEIGHT_GRADIENT])
+def test_committed_tables_of_gradients_are_of_the_default_plans(direction: str) -> None:
+    told = committed(f"{direction} on sm_90")
+    some = {name for name, *_ in told}
+    assert len(some) == 10
+    specs = {x.name: cuda_report.DIRECTIONS[direction](x.spec) for x in read_csv(LAYERS) if x.name in some}
+    assert told == list(itertools.chain(*(rows_of(name, spec, "sm_90") for name, spec in specs.items())))
 
 
 def test_tuning_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
