@@ -7,7 +7,7 @@ from tvm.s_tir import Schedule
 from tvm_conv3d.compute.cuda.variants import WeightGradientGemmVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.cuda.bias_gradient import schedule_bias
-from tvm_conv3d.schedules.cuda.common import BANKS, SKEW, spread_over_threads
+from tvm_conv3d.schedules.cuda.common import BANKS, SKEW, reads_along_terms, spread_over_threads
 from tvm_conv3d.schedules.cuda.register_tile import Sums, clear, place_tiles
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.spec import CHANNELS_LAST
@@ -28,15 +28,18 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WeightGradientGemmVariant
 
 def _fetch(sch: Schedule, name: str, threads: int, spec: CanonicalSpec, sums: Sums) -> None:
     """Brings a step of one of the matrices into shared memory."""
-    last = spec.data_format == CHANNELS_LAST
+    along_rows = spec.data_format == CHANNELS_LAST
+    if name == "gather" and spec.channels == 1:
+        # whose rows are taps
+        along_rows = reads_along_terms(spec, flat=True)
     matrix = sch.get_sblock(name)
     sch.set_scope(matrix, 0, "shared")
-    if not last:
+    if not along_rows:
         # neighbouring threads write neighbouring positions, whose rows begin 4 banks apart
         sch.storage_align(matrix, 0, -3, BANKS, SKEW)
     sch.compute_at(matrix, sums.step, preserve_unit_loops=True)
     position, number, lane = sch.get_loops(matrix)[-3:]
     # neighbouring threads read neighbouring elements
-    order = (position, number) if last else (number, position)
+    order = (position, number) if along_rows else (number, position)
     sch.reorder(*order, lane)
     spread_over_threads(sch, order, threads, lane)

@@ -333,6 +333,26 @@ def test_gradients_of_weights_move_whole_sectors(name: str, dtype: str) -> None:
     assert all(a.found <= 2 * a.least for a in found), found
 
 
+@pytest.mark.parametrize("name", ["x3dm_dw_54", "x3dm_dw_216", "mednext_dw7_32", "resnext3d_g32_a"])
+def test_windows_of_weight_gradients_read_neighbours_in_channels_first(name: str) -> None:
+    """A thread's positions lie along the height, and those of neighbouring threads along the width."""
+    spec = replace(layer(name), data_format=CHANNELS_FIRST)
+    (plan,) = default_plans([weight_gradient_of(spec, bias=True)], TARGET)
+    assert plan.algorithm == "weight_gradient_window" and plan.variant.columns > 1
+    loads = [a for a in of_plan(plan) if a.buffer in ("x", "gradient")]
+    assert loads and all(a.found <= 2 * a.least for a in loads), loads
+
+
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+@pytest.mark.parametrize("name", ["kerasio_ct_1", "unetr_patch16"])
+def test_weight_gradients_read_neighbours_of_one_channel(name: str, data_format: str) -> None:
+    """Positions, or taps where windows lie apart."""
+    spec = replace(layer(name), data_format=data_format)
+    (plan,) = default_plans([weight_gradient_of(spec, bias=True)], TARGET)
+    found = of_plan(plan)
+    assert plan.algorithm == "weight_gradient_gemm" and all(a.found <= 2 * a.least for a in found), found
+
+
 @pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_gradients_of_biases_are_summed_in_vectors(dtype: str, data_format: str) -> None:

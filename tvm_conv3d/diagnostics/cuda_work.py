@@ -167,10 +167,10 @@ def _of_weights_tile(plan: Plan) -> tuple[int, int, int]:
 
 def _of_weights_window(plan: Plan) -> tuple[int, int, int]:
     """The same where threads have windows."""
-    from tvm_conv3d.compute.cuda.weight_gradient_window import runs_of
+    from tvm_conv3d.compute.cuda.weight_gradient_window import axis_of, runs_of
 
     spec, variant = canonicalize(plan.spec), cast("WeightGradientWindowVariant", plan.variant)
     runs, threads = -(-runs_of(spec, variant) // variant.parts), variant.threads_parts * variant.threads_filters
-    held = (variant.columns - 1) * spec.strides[2] + variant.taps
+    held = (variant.columns - 1) * spec.strides[axis_of(spec)] + variant.taps
     sums = threads * variant.taps
     return 2 * sums * runs * variant.columns, threads * runs * (held + variant.columns), sums

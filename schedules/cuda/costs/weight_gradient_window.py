@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tvm_conv3d.compute.cuda.variants import WeightGradientWindowVariant
+from tvm_conv3d.compute.cuda.weight_gradient_window import axis_of
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.cuda.costs.tile_cost import ADDITION, LAUNCH, MAX_KEPT
 from tvm_conv3d.schedules.decisions import largest_divisor
@@ -53,10 +54,11 @@ def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[WeightGradientWindo
     """The variants that compete while tuning, the default's first; none where groups have many filters."""
     if spec.groups == 1 or spec.group_filters > _FEW_FILTERS:
         return []
-    taps = largest_divisor(spec.kernel[2], _MAX_TAPS)
-    stride, dilation = spec.strides[2], spec.dilation[2]
+    along = axis_of(spec)
+    taps = largest_divisor(spec.kernel[along], _MAX_TAPS)
+    stride, dilation = spec.strides[along], spec.dilation[along]
     found = []
-    for columns in (c for c in _COLUMNS if spec.out_size[2] % c == 0):
+    for columns in (c for c in _COLUMNS if spec.out_size[along] % c == 0):
         held = (columns - 1) * stride + taps
         # where windows do not overlap, columns share nothing
         if columns == 1 or (dilation == 1 and stride < taps and held <= _MAX_HELD):

@@ -148,8 +148,9 @@ class WeightGradientWindowVariant:
     """What the gradient of weights is cut into where a thread sums a few of them; one TE declaration each.
 
     Attributes:
-        taps: along the width, whose weights a thread sums; divides the kernel's.
-        columns: neighbouring output positions that a thread reads at once; above 1 without dilation along the width.
+        taps: along the axis of :func:`~tvm_conv3d.compute.cuda.weight_gradient_window.axis_of`, whose weights a thread
+            sums; divides the kernel's.
+        columns: neighbouring output positions along it that a thread reads at once; above 1 without dilation there.
         parts: that the positions are cut into, each summed by threads of its own.
         threads_parts, threads_filters: threads of a block along parts and filters; they divide these.
         store: neighbouring weights that are written at once.

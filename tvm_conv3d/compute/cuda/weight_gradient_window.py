@@ -2,7 +2,8 @@
 
 For GPUs. Positions of the output, in runs of neighbouring columns, are cut into parts. A thread has one part, one
 filter, one channel of its group, and some taps of one row; it reads run after run of the input under them, and of the
-output's gradient.
+output's gradient. In channels_first runs and taps are along the height, so that neighbouring threads, whose runs are
+neighbours along the width, read neighbouring elements.
 
 Stages, each a block that a schedule places:
 
@@ -27,11 +28,17 @@ from tvm_conv3d.compute.shared.argument import GRADIENT
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.declaration import Declaration
 from tvm_conv3d.compute.shared.elements import narrow, storage_dtype, widen
-from tvm_conv3d.compute.shared.stages import error_of_sums, window_extents, zero_padded, zero_unless
-from tvm_conv3d.compute.shared.tiled_output import Tiling, term
+from tvm_conv3d.compute.shared.stages import error_of_sums, unravel, window_extents, zero_padded, zero_unless
+from tvm_conv3d.compute.shared.tiled_output import Term, Tiling, term
 from tvm_conv3d.spec import CHANNELS_LAST
 
 Expr = Any  # a TVM expression; its classes are not public names
+
+
+def axis_of(spec: CanonicalSpec) -> int:
+    """The axis along which a thread has positions and taps: the width, or the height, if kernels are as long there."""
+    _, height, width = spec.kernel
+    return 1 if spec.data_format != CHANNELS_LAST and height >= width else 2
 
 
 def runs_of(spec: CanonicalSpec, variant: WeightGradientWindowVariant) -> int:
@@ -47,11 +54,16 @@ def declare(spec: CanonicalSpec, variant: WeightGradientWindowVariant) -> Declar
     Raises:
         ValueError: `variant` does not divide what it cuts, or reads dilated windows of several columns.
     """
-    v, width = variant, spec.kernel[2]
-    if width % v.taps or spec.filters % v.store or spec.filters % v.threads_filters or v.parts % v.threads_parts:
+    v, along = variant, axis_of(spec)
+    if (
+        spec.kernel[along] % v.taps
+        or spec.filters % v.store
+        or spec.filters % v.threads_filters
+        or v.parts % v.threads_parts
+    ):
         raise ValueError(f"{spec.key()} can't be cut so. Received: {v}")
     # columns behind the end of a row would have zeros for gradients, which make NaN of an infinite input
-    if spec.out_size[2] % v.columns or (v.columns > 1 and spec.dilation[2] > 1):
+    if spec.out_size[along] % v.columns or (v.columns > 1 and spec.dilation[along] > 1):
         raise ValueError(f"{spec.key()} has no windows of several columns. Received: {v}")
     stored = storage_dtype(spec.dtype)
     x = te.placeholder(spec.input_shape, stored, name="x")
@@ -65,8 +77,8 @@ def declare(spec: CanonicalSpec, variant: WeightGradientWindowVariant) -> Declar
     tile = te.compute(shape, lambda *at: narrow(total(*at), spec.dtype, spec.accumulator), name="tile")
     out = te.compute(shape, lambda *at: tile[at], name="out")
     taps = math.prod(spec.kernel)
-    rows = ((term(0, modulus=taps),), (term(0, divisor=taps),))
-    tiling = Tiling((taps, spec.group_channels, spec.filters // v.store, v.store), (*rows, (term(1),), (term(2),)))
+    axes = (_taps(spec), (term(0, divisor=taps),), (term(1),), (term(2),))
+    tiling = Tiling((taps, spec.group_channels, spec.filters // v.store, v.store), axes)
     return Declaration((x, gradient, out, *biases), tiling, (partial, *of_bias), aligned=True)
 
 
@@ -76,14 +88,16 @@ def error_bound(spec: CanonicalSpec, variant: WeightGradientWindowVariant) -> fl
 
 
 def _run(spec: CanonicalSpec, v: WeightGradientWindowVariant, part: Expr, number: Expr) -> tuple[list[Expr], Expr]:
-    """Sample, depth, height and first column of a run of a part, and its number among all."""
-    runs = runs_of(spec, v)
-    of_part, of_row = -(-runs // v.parts), spec.out_size[2] // v.columns
+    """Sample and first position of a run of a part, and its number among all."""
+    runs, along = runs_of(spec, v), axis_of(spec)
+    of_part = -(-runs // v.parts)
     # neighbouring threads read neighbouring elements
     run = part * of_part + number if spec.data_format == CHANNELS_LAST else number * v.parts + part
-    depth, height, _ = spec.out_size
-    row = run // of_row
-    return [row // (depth * height), row // height % depth, row % height, run % of_row * v.columns], run
+    extents = [n // v.columns if axis == along else n for axis, n in enumerate(spec.out_size)]
+    per_sample = math.prod(extents)
+    corner = unravel(run % per_sample, extents)
+    corner[along] *= v.columns
+    return [run // per_sample, *corner], run
 
 
 def _inside(spec: CanonicalSpec, v: WeightGradientWindowVariant, run: Expr) -> list[Expr]:
@@ -94,14 +108,16 @@ def _inside(spec: CanonicalSpec, v: WeightGradientWindowVariant, run: Expr) -> l
 
 def _window(spec: CanonicalSpec, v: WeightGradientWindowVariant, x: te.Tensor) -> te.Tensor:
     """The cells under the taps of a thread; of one column these alone, of several all that lie between, too."""
-    extents = window_extents(spec, spec.out_size)
-    depth, height, across = (*spec.kernel[:2], spec.kernel[2] // v.taps)
-    rows = depth * height * across
+    extents, along = window_extents(spec, spec.out_size), axis_of(spec)
+    outer = [spec.kernel[0], spec.kernel[3 - along], spec.kernel[along] // v.taps]
+    rows = math.prod(outer)
 
     def at(part, number, row, g, cell):  # type: ignore[no-untyped-def]
         (sample, *corner), run = _run(spec, v, part, number)
-        channel, tap = g * spec.group_channels + row // rows, row % rows
-        taps = (tap // (height * across), tap // across % height, tap % across * v.taps + cell)
+        channel = g * spec.group_channels + row // rows
+        first, second, third = unravel(row % rows, outer)
+        taps = [first, second, second]
+        taps[along] = third * v.taps + cell
         where = [p * s + t * gap for p, s, t, gap in zip(corner, spec.strides, taps, spec.dilation, strict=True)]
 
         def read(index: list[Expr]) -> Expr:
@@ -110,7 +126,7 @@ def _window(spec: CanonicalSpec, v: WeightGradientWindowVariant, x: te.Tensor) -
 
         return zero_padded(spec, extents, where, read, _inside(spec, v, run))
 
-    cells = (v.columns - 1) * spec.strides[2] + v.taps
+    cells = (v.columns - 1) * spec.strides[along] + v.taps
     shape = (v.parts, -(-runs_of(spec, v) // v.parts), spec.group_channels * rows, spec.groups, cells)
     return te.compute(shape, at, name="window")
 
@@ -121,11 +137,20 @@ def _gradients(spec: CanonicalSpec, v: WeightGradientWindowVariant, gradient: te
 
     def at(part, number, f, column):  # type: ignore[no-untyped-def]
         (sample, d, h, w), run = _run(spec, v, part, number)
-        position = ((sample * depth + d) * height + h) * width + w + column
+        position = ((sample * depth + d) * height + h) * width + w + column * (width if axis_of(spec) == 1 else 1)
         return zero_unless(_inside(spec, v, run), read_gradient(spec, gradient, position, f), spec.accumulator)
 
     shape = (v.parts, -(-runs_of(spec, v) // v.parts), spec.filters, v.columns)
     return te.compute(shape, at, name="gradients")
+
+
+def _taps(spec: CanonicalSpec) -> tuple[Term, ...]:
+    """The number of a tap in the order of the weights, by the number in the order of the rows of threads."""
+    taps = math.prod(spec.kernel)
+    if axis_of(spec) == 2:
+        return (term(0, modulus=taps),)
+    depth, height, width = spec.kernel
+    return term(0, height * width, height * width, depth), term(0, width, 1, height), term(0, 1, height, width)
 
 
 def _product(spec: CanonicalSpec, v: WeightGradientWindowVariant, window: te.Tensor, gradients: te.Tensor) -> te.Tensor:
@@ -134,7 +159,7 @@ def _product(spec: CanonicalSpec, v: WeightGradientWindowVariant, window: te.Ten
 
     def at(part, row, vector, lane):  # type: ignore[no-untyped-def]
         f = vector * v.store + lane
-        cell = column * spec.strides[2] + row % v.taps
+        cell = column * spec.strides[axis_of(spec)] + row % v.taps
         value = window[part, number, row // v.taps, f // spec.group_filters, cell]
         return te.sum(value * gradients[part, number, f, column], axis=[number, column])
 
