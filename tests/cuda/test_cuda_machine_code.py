@@ -85,10 +85,16 @@ def code_of(layer: str, dtype: str, data_format: str, arch: str) -> Mapping[str,
 
 @needs_nvdisasm
 @pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_tensor_cores_are_fed_by_wide_copies(arch: str, data_format: str) -> None:
+@pytest.mark.parametrize(
+    ("layer", "arch"),
+    [
+        ("nnunet_s2", "sm_80"),
+        *((layer, "sm_90") for layer in ("nnunet_s2", "nnunet_s3", "i3d_4f_b1", "vnet_5x5x5_64")),
+    ],
+)
+def test_tensor_cores_are_fed_by_wide_copies(layer: str, arch: str, data_format: str) -> None:
     """Four products for each read of fragments, copies past the registers, stores of 16 bytes, no local memory."""
-    kernels = code_of("nnunet_s2", "float16", data_format, arch).values()
+    kernels = code_of(layer, "float16", data_format, arch).values()
     # the input may be turned by a kernel of its own
     (product,) = (code for code in kernels if count(code.all, "HMMA"))
     assert product.ratio is not None and product.ratio[0] == "HMMA:LDSM" and product.ratio[1] >= 4, product
