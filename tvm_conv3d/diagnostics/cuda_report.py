@@ -176,6 +176,8 @@ def line(row: Row) -> str:
     tile = (
         f"{variant.rows}x{variant.columns}" if row.plan.algorithm == "window" else f"{variant.cells}x{variant.filters}"
     )
+    if getattr(variant, "planes", 1) > 1:
+        tile = f"{variant.planes}x{tile}"
     if row.plan.algorithm == "winograd_gemm" and row.work.part != "product":
         tile = "x".join(map(str, variant.tile))
     if getattr(variant, "parts", 1) > 1:
