@@ -32,7 +32,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WindowVariant, decide: De
     *positions, lane, tap_d, channel, tap_h, tap_w = sch.get_loops(conv)[-8:]
     # neighbours in memory are read as a vector
     together = channels_at_once(spec)
-    channel, few = decide.tile("unroll", channel, default=together, limit=4)
+    channel, few = decide.tile("unroll", channel, default=together, limit=max(4, together))
     vectors = together > 1 and int(sch.get(few).extent) == together
     # one line of taps after the other, along which a thread's positions lie, of one slice after the other
     slices, far, near, (tiled, taps) = tap_d, tap_h, tap_w, (variant.columns, spec.kernel[2])

@@ -23,6 +23,9 @@ DEPTHWISE = Conv3DSpec(
 GROUPED = replace(DEPTHWISE, channels=24, filters=18, groups=3, post_ops=())
 
 
+OCTETS = replace(DEPTHWISE, size=(3, 5, 6), channels=16, filters=6, groups=2, post_ops=())
+
+
 ROWS = replace(DEPTHWISE, size=(3, 5, 8), channels=4, filters=4, groups=4, data_format=CHANNELS_FIRST)
 
 
@@ -63,6 +66,18 @@ CASES = [
     ),
     plan(replace(ROWS, channels=1, filters=5, groups=1, data_format="channels_last"), 1, 4),
     plan(replace(ROWS, kernel=(1, 2, 3), dilation=(1, 1, 2)), 1, 4),
+    # eight channels at once, or fewer
+    *(
+        plan(replace(OCTETS, dtype=dtype), rows, columns, planes=planes, **decisions)
+        for dtype, rows, columns, planes, decisions in (
+            ("float16", 4, 1, 1, {}),
+            ("float16", 1, 1, 1, {}),
+            ("float16", 1, 4, 1, {"unroll": 4}),
+            ("float16", 2, 2, 1, {}),
+            ("float16", 1, 1, 2, {}),
+            ("bfloat16", 4, 1, 1, {}),
+        )
+    ),
     # planes of a thread, whole or not, a line of taps along the depth after the other
     plan(replace(ROWS, strides=(1, 2, 2), pads=(Pads(1, 1), Pads(0, 1), Pads(0, 1))), 1, 1, planes=2),
     plan(replace(ROWS, dtype="float32", strides=(2, 1, 1), dilation=(1, 2, 1)), 1, 1, planes=4),

@@ -36,13 +36,27 @@ Expr = Any  # a TVM expression; its classes are not public names
 #: Neighbours in memory that a thread reads at once, at most; channels lie so in the packed weights, too.
 _AT_ONCE = 4
 
+#: Channels in float16 that it reads at once, at most; of bfloat16, held as integers, TVM writes no zeros so wide.
+_HALVES_AT_ONCE = 8
+
 #: Taps of a row up to which a thread holds the whole row, and so may read it in vectors.
 MAX_HELD_TAPS = 25
 
 
 def channels_at_once(spec: CanonicalSpec) -> int:
     """Channels of a group that a thread may read at once: neighbours in memory, of which groups have whole vectors."""
+    many = spec.dtype == "float16" and spec.group_channels % _HALVES_AT_ONCE == 0
+    return _HALVES_AT_ONCE if spec.data_format == CHANNELS_LAST and many else _weights_at_once(spec)
+
+
+def _weights_at_once(spec: CanonicalSpec) -> int:
+    """Channels of a group that lie side by side in the packed weights."""
     return _AT_ONCE if spec.data_format == CHANNELS_LAST and spec.group_channels % _AT_ONCE == 0 else 1
+
+
+def _held(spec: CanonicalSpec) -> str:
+    """The type of the window: widened vectors, but of more elements than a vector of the accumulator's type has."""
+    return storage_dtype(spec.dtype) if channels_at_once(spec) > _AT_ONCE else spec.accumulator
 
 
 def positions_at_once(spec: CanonicalSpec, variant: WindowVariant) -> int:
@@ -69,7 +83,7 @@ def declare(spec: CanonicalSpec, variant: WindowVariant) -> Declaration:
         raise ValueError(f"a thread has several planes or several rows. Received: {variant}")
     counts = [-(-o // tile) for o, tile in zip(spec.out_size, tiles, strict=True)]
     x = te.placeholder(spec.input_shape, storage_dtype(spec.dtype), name="x")
-    vector = channels_at_once(spec)
+    vector = _weights_at_once(spec)
     kernel = te.placeholder(_kernel_shape(spec), spec.accumulator, name="kernel")
     bias = te.placeholder((spec.filters,), spec.accumulator, name="bias")
     taps, channel = reduction(spec)
@@ -98,6 +112,7 @@ def declare(spec: CanonicalSpec, variant: WindowVariant) -> Declaration:
         d, h, w = (tap if tile == 1 else i * stride + tap * dilation for i, tap, tile, stride, dilation in axes)
         z = skipped + w
         seen = window[block, thread, d, h, z // at_once, z % at_once, at[3], channel]
+        seen = seen if seen.dtype == spec.accumulator else widen(seen, spec.dtype, spec.accumulator)
         return te.sum(seen * weight, axis=[taps[0], channel, *taps[1:]])
 
     conv = te.compute((blocks, variant.threads, *tiles, lanes), conv_at, name="conv")
@@ -155,6 +170,7 @@ def _window(
     padded = window_extents(s, covered)
     padded[2] = -(-(skipped + padded[2]) // at_once)
 
+    held = _held(s)
     # tiles begin so far apart
     apart = [tile * stride for tile, stride in zip(tiles, s.strides, strict=True)]
     apart[2] //= at_once
@@ -170,9 +186,9 @@ def _window(
         def read(position: list[Expr]) -> Expr:
             position = [*position[:2], position[2] * at_once + near]
             index = (tile["n"], *position, channel) if last else (tile["n"], channel, *position)
-            return widen(x[index], s.dtype, s.accumulator)
+            return widen(x[index], s.dtype, s.accumulator) if held == s.accumulator else x[index]
 
-        return zero_outside(s.accumulator, befores, size, padded, where, read)
+        return zero_outside(held, befores, size, padded, where, read)
 
     last = s.data_format == CHANNELS_LAST
     shape = (blocks, variant.threads, *extents, at_once, variant.lanes, s.group_channels)
@@ -186,7 +202,7 @@ def declare_packing(spec: CanonicalSpec, variant: WindowVariant, weights: Weight
         Kernel (kd, vectors of a group's channels, kh, kw, filters, channels of a vector).
         Bias (filters,).
     """
-    vector = channels_at_once(spec)
+    vector = _weights_at_once(spec)
     kernel = te.compute(
         _kernel_shape(spec),
         lambda d, c, h, w, filter_, lane: weights.kernel((d, h, w), c * vector + lane, filter_),
@@ -197,7 +213,7 @@ def declare_packing(spec: CanonicalSpec, variant: WindowVariant, weights: Weight
 
 def _kernel_shape(s: CanonicalSpec) -> tuple[int, ...]:
     depth, height, width = s.kernel
-    vector = channels_at_once(s)
+    vector = _weights_at_once(s)
     return (depth, s.group_channels // vector, height, width, s.filters, vector)
 
 
