@@ -169,7 +169,14 @@ def _of_operands(y: Any) -> Any:
     return functional.relu(y) + before
 
 
-@pytest.mark.parametrize("change", [_of_shifted_windows, _of_operands])
+def _by_methods(y: Any) -> Any:
+    """By methods that write, one of them by a mask."""
+    y **= 2
+    y.masked_fill_(y > 1, 1).clamp_max_(0.9).add_(0.1).rsqrt_()
+    return y + 1
+
+
+@pytest.mark.parametrize("change", [_of_shifted_windows, _of_operands, _by_methods])
 def test_elements_that_are_set(change: Any) -> None:
     class Setting(nn.Module):
         def __init__(self) -> None:
@@ -189,6 +196,22 @@ def test_elements_that_are_set(change: Any) -> None:
     ours.reset_counters()
     check(compiled, module)
     assert ours.counters().ours == 2
+
+
+def test_powers_and_repeated_slices_are_replayed() -> None:
+    class Repeating(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv3d(3, 4, 3)
+
+        def forward(self, x: Any) -> Any:
+            y = self.conv(x).repeat_interleave(2, dim=3)
+            return y / (1 + (y**2).mean(1, keepdim=True))
+
+    module = Repeating().eval()
+    fast = ours.accelerate(module, X)
+    check(fast, module)
+    assert replayed(fast) == 1 and reasons(fast) == ""
 
 
 def test_tensors_left_for_later_are_left_by_replays() -> None:
