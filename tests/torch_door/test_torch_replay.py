@@ -198,22 +198,6 @@ def test_elements_that_are_set(change: Any) -> None:
     assert ours.counters().ours == 2
 
 
-def test_powers_and_repeated_slices_are_replayed() -> None:
-    class Repeating(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv3d(3, 4, 3)
-
-        def forward(self, x: Any) -> Any:
-            y = self.conv(x).repeat_interleave(2, dim=3)
-            return y / (1 + (y**2).mean(1, keepdim=True))
-
-    module = Repeating().eval()
-    fast = ours.accelerate(module, X)
-    check(fast, module)
-    assert replayed(fast) == 1 and reasons(fast) == ""
-
-
 def test_tensors_left_for_later_are_left_by_replays() -> None:
     fast, plain = ours.accelerate(Counting("keeps what it saw").eval()), Counting("keeps what it saw").eval()
     plain.load_state_dict(fast.state_dict())
