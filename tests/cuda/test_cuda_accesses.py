@@ -201,7 +201,9 @@ def test_nothing_takes_over_twice_the_least(name: str, dtype: str, data_format: 
     [
         ("brain_unet_0", "float32", CHANNELS_LAST),  # rows of one channel, in vectors of positions
         ("brain_unet_1", "float32", CHANNELS_LAST),  # 8 filters that read the same: neighbouring positions
+        ("brain_unet_1", "float16", CHANNELS_LAST),  # and all of their channels at once
         ("movinet_a0_b4_dw", "float32", CHANNELS_FIRST),  # stride 2: pairs of positions, of two taps
+        ("movinet_a0_b4_dw", "float16", CHANNELS_FIRST),  # rows of 11, of which a warp spans three: tiles of planes
     ],
 )
 def test_windows_take_no_more_than_twice_the_least(name: str, dtype: str, data_format: str) -> None:

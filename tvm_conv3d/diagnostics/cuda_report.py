@@ -213,7 +213,8 @@ def _tile(row: Row) -> str:
         case _ if row.work.part.startswith("bias"):
             return ""
         case "window":
-            tile = f"{variant.rows}x{variant.columns}"
+            planes = f"{variant.planes}x" if variant.planes > 1 else ""
+            tile = f"{planes}{variant.rows}x{variant.columns}"
         case "weight_gradient_window":
             tile = f"{variant.taps} taps x {variant.columns}"
         case "winograd_gemm" if row.work.part != "product":

@@ -96,18 +96,14 @@ def _of_parts(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
 def _of_window(plan: Plan) -> tuple[int, int, int, int]:
     # of transposed convolutions the one that they are computed as
     spec, variant = canonicalize(plan.spec), cast("WindowVariant", plan.variant)
-    kd, kh, kw = spec.kernel
+    tiles = (variant.planes, variant.rows, variant.columns)
     held = [
         k if tile == 1 else (tile - 1) * stride + reach
-        for k, tile, stride, reach in zip(
-            (kh, kw), (variant.rows, variant.columns), spec.strides[1:], spec.window[1:], strict=True
-        )
+        for k, tile, stride, reach in zip(spec.kernel, tiles, spec.strides, spec.window, strict=True)
     ]
-    slices = kd * spec.group_channels
     filters = variant.threads * variant.lanes
-    cells = filters * variant.rows * variant.columns
-    taps = slices * kh * kw
-    return 2 * cells * taps, filters * slices * math.prod(held), filters * taps, cells
+    cells, taps = filters * math.prod(tiles), spec.group_channels * math.prod(spec.kernel)
+    return 2 * cells * taps, filters * spec.group_channels * math.prod(held), filters * taps, cells
 
 
 def _of_winograd(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:

@@ -18,6 +18,7 @@ class WindowVariant:
         threads: of a block.
         lanes: neighbouring filters of one thread, up to 4; above 1 in channels_last, with a channel and a filter a
             group.
+        planes: output positions of one thread along the depth; above 1 with a single row.
     """
 
     exact: ClassVar[bool] = True
@@ -26,6 +27,7 @@ class WindowVariant:
     columns: int
     threads: int = 128
     lanes: int = 1
+    planes: int = 1
 
 
 @dataclass(frozen=True)
