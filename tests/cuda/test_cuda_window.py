@@ -23,11 +23,15 @@ DEPTHWISE = Conv3DSpec(
 GROUPED = replace(DEPTHWISE, channels=24, filters=18, groups=3, post_ops=())
 
 
+OCTETS = replace(DEPTHWISE, size=(3, 5, 6), channels=16, filters=6, groups=2, post_ops=())
+
+
 ROWS = replace(DEPTHWISE, size=(3, 5, 8), channels=4, filters=4, groups=4, data_format=CHANNELS_FIRST)
 
 
-def plan(spec: Conv3DSpec, rows: int, columns: int, lanes: int = 1, **decisions: int) -> Plan:
-    return Plan(spec, "window", WindowVariant(rows, columns, threads=32, lanes=lanes), decisions)
+def plan(spec: Conv3DSpec, rows: int, columns: int, lanes: int = 1, planes: int = 1, **decisions: int) -> Plan:
+    variant = WindowVariant(rows, columns, threads=32, lanes=lanes, planes=planes)
+    return Plan(spec, "window", variant, decisions)
 
 
 CASES = [
@@ -62,6 +66,28 @@ CASES = [
     ),
     plan(replace(ROWS, channels=1, filters=5, groups=1, data_format="channels_last"), 1, 4),
     plan(replace(ROWS, kernel=(1, 2, 3), dilation=(1, 1, 2)), 1, 4),
+    # eight channels at once, or fewer
+    *(
+        plan(replace(OCTETS, dtype=dtype), rows, columns, planes=planes, **decisions)
+        for dtype, rows, columns, planes, decisions in (
+            ("float16", 4, 1, 1, {}),
+            ("float16", 1, 1, 1, {}),
+            ("float16", 1, 4, 1, {"unroll": 4}),
+            ("float16", 2, 2, 1, {}),
+            ("float16", 1, 1, 2, {}),
+            ("bfloat16", 4, 1, 1, {}),
+        )
+    ),
+    # planes of a thread, whole or not, a line of taps along the depth after the other
+    plan(replace(ROWS, strides=(1, 2, 2), pads=(Pads(1, 1), Pads(0, 1), Pads(0, 1))), 1, 1, planes=2),
+    plan(replace(ROWS, dtype="float32", strides=(2, 1, 1), dilation=(1, 2, 1)), 1, 1, planes=4),
+    plan(replace(ROWS, size=(9, 5, 7), kernel=(5, 3, 3), pads=(Pads(2, 2), Pads(1, 1), Pads(1, 1))), 1, 1, planes=4),
+    plan(replace(ROWS, dilation=(2, 1, 1), pads=(Pads(2, 2), Pads(1, 1), Pads(1, 1))), 1, 2, planes=3),
+    plan(
+        replace(ROWS, size=(30, 3, 4), kernel=(30, 1, 2), pads=(Pads(14, 15), Pads(0, 0), Pads(0, 1))), 1, 1, planes=4
+    ),
+    plan(replace(GROUPED, dtype="float32"), 1, 1, planes=2),
+    plan(DEPTHWISE, 1, 1, 2, planes=3),
 ]
 
 
@@ -85,6 +111,22 @@ def test_pairs_of_filters_are_taken_in_half_types_of_channels_last() -> None:
     ):
         assert {variant.lanes for variant in variants(canonicalize(spec), ARCHITECTURES["sm_80"])} == {lanes}, spec
     assert_right(default_plans([DEPTHWISE]))
+
+
+def test_planes_and_rows_of_a_thread_are_refused() -> None:
+    with pytest.raises(ValueError, match="several planes or several rows"):
+        algorithms("cuda")["window"].declare(ROWS, WindowVariant(2, 1, planes=2))
+
+
+def test_short_rows_are_tiled_along_the_depth() -> None:
+    """In channels_first, where the windows overlap along it at least as much as along the height."""
+    for spec, planes in (
+        (replace(ROWS, size=(50, 22, 22), channels=184, filters=184, groups=184, strides=(1, 2, 2)), 4),
+        (replace(ROWS, size=(50, 32, 32), channels=184, filters=184, groups=184), 1),
+        (replace(ROWS, size=(50, 22, 22), channels=184, filters=184, groups=184, strides=(2, 1, 1)), 1),
+    ):
+        best = variants(canonicalize(spec), ARCHITECTURES["sm_80"])[0]
+        assert (best.planes, best.rows * best.planes) == (planes, 4), spec
 
 
 def test_filters_whose_channels_lie_apart_are_refused() -> None:

@@ -24,6 +24,14 @@ _FEW_CHANNELS = 8
 _MAX_HELD = 48
 
 
+#: Threads of a warp.
+_WARP = 32
+
+
+#: Positions of one thread along depth, height and width: fields of the variant.
+_TILES = ("planes", "rows", "columns")
+
+
 #: Filters of a thread, at most.
 _LANES = 2
 
@@ -55,14 +63,11 @@ def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[WindowVariant]:
     few = spec.group_filters <= (_FEW_FILTERS if spec.groups == 1 else _FEW_OF_GROUP)
     if not few and (spec.groups == 1 or spec.group_channels >= _FEW_CHANNELS):
         return []
-    last = spec.data_format == CHANNELS_LAST
-    lanes = _lanes(spec)
-    # positions along an axis that is not spread over neighbouring threads: of several filters, which read the same,
-    # these have neighbouring columns
-    axis = 2 if last and (spec.groups > 1 or spec.channels == 1) else 1
+    lanes, axis = _lanes(spec), _axis(spec)
     found = []
     for cells in (4, 8, 2, 1):
-        variant = WindowVariant(1, cells, lanes=lanes) if axis == 2 else WindowVariant(cells, 1, lanes=lanes)
+        tile = {_TILES[axis]: cells} if cells > 1 else {}
+        variant = WindowVariant(**{"rows": 1, "columns": 1, "lanes": lanes, **tile})
         threads = math.prod(spec.output_shape) / (cells * lanes)
         held = (cells - 1) * spec.strides[axis] + spec.window[axis]
         enough = threads >= traits.multiprocessors * traits.threads_per_multiprocessor / 4
@@ -71,6 +76,21 @@ def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[WindowVariant]:
         if cells == 1 or (enough and overlaps and held <= _MAX_HELD and wasted <= 1.34):
             found.append(variant)
     return found
+
+
+def _axis(s: CanonicalSpec) -> int:
+    """The axis along which a thread's positions lie: one that is not spread over neighbouring threads.
+
+    Of several filters, which read the same, these have neighbouring columns. Where rows are so short that the threads
+    of a warp span over two, tiles of rows lie apart in memory, tiles of planes side by side: these are taken where
+    windows overlap along the depth at least as much.
+    """
+    last = s.data_format == CHANNELS_LAST
+    if last and (s.groups > 1 or s.channels == 1):
+        return 2
+    overlap = [(reach - stride) / reach for reach, stride in zip(s.window, s.strides, strict=True)]
+    deep = s.dilation[0] == 1 and s.out_size[0] > 1 and overlap[0] >= overlap[1]
+    return 0 if not last and s.out_size[2] < _WARP // 2 and deep else 1
 
 
 def _lanes(s: CanonicalSpec) -> int:
