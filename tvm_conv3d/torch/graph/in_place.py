@@ -79,6 +79,16 @@ _OPERATORS = (
 _WRITING = frozenset((*_OPERATORS, *(f"__{name}__" for name in _OPERATORS)))
 _NORMS = (functional.batch_norm, functional.instance_norm, torch.batch_norm, torch.instance_norm)
 
+#: Functions of torch's, and one of this module, that make tensors anew.
+_NEW = frozenset(
+    (
+        with_elements,
+        *(torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like),
+        *(torch.zeros, torch.ones, torch.empty, torch.full),
+        *(torch.Tensor.new_zeros, torch.Tensor.new_ones, torch.Tensor.new_empty, torch.Tensor.new_full),
+    )
+)
+
 _KEPT = "tvm_conv3d.in_place"
 
 
@@ -213,11 +223,16 @@ def restore(graph: Graph, fresh: frozenset[Any]) -> None:
         graph: of functions without side effects.
         fresh: functions whose results share memory with nothing.
     """
+    # nodes whose memory nobody else has: what is written into one that nobody else reads is another
+    own: set[Node] = set()
     for node in graph.nodes:
+        if node.target in fresh or node.target in _NEW:
+            own.add(node)
         before = node.meta.get(_KEPT)
         source = node.args[0] if before is not None and node.args else None
-        if not isinstance(source, Node) or source.target not in fresh or len(source.users) != 1:
+        if not isinstance(source, Node) or source not in own or len(source.users) != 1:
             continue
+        own.add(node)
         if before is node.target:
             _set_inplace(node, True)
         else:
