@@ -197,8 +197,11 @@ def alike(region: Any) -> dict[Any, Any]:
     return {region: buffer, **symbols}
 
 
-def _allocating(root: SBlockRealize, buffers: list[Any]) -> SBlockRealize:
+def _allocating(root: Stmt, buffers: list[Any]) -> Stmt:
     """The block around all with more buffers; TVM moves their allocation to where they are used."""
+    if isinstance(root, tirx.AttrStmt):
+        # the texts of functions that activations call
+        return tirx.AttrStmt(root.node, root.attr_key, root.value, _allocating(root.body, buffers))
     block = root.block
     more = SBlock(
         block.iter_vars,

@@ -23,7 +23,7 @@ from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.runtime import loader
 from tvm_conv3d.schedules.llvm.costs.tile_rule import task_box
-from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec, Pads
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, WEIGHT_GRADIENT, Conv3DSpec, Pads
 from tvm_conv3d.target.cpu import cpu_traits, host_target
 
 FORMATS = (CHANNELS_LAST, CHANNELS_FIRST)
@@ -128,6 +128,13 @@ COMPILED = {
     "stem": "winograd",
     "strided stem": "winograd",
 }
+
+
+def test_large_gradients_of_weights_compile() -> None:
+    """Of one channel, whose sums are cut the most: the sum over the parts is one expression."""
+    spec = Conv3DSpec(1, (4096, 4096, 2048), 1, 1, CUBE, pads=PADS, direction=WEIGHT_GRADIENT)
+    plan = default_plan(spec, host_target(2))
+    assert build.compile_plan(plan, host_target(2)).object_code
 
 
 @pytest.mark.parametrize(("name", "data_format"), sampled(itertools.product(COMPILED, FORMATS), 5))

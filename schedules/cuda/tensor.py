@@ -47,8 +47,9 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: TensorVariant, decide: De
     another for each tile of filters, so that they find both factors in the cache.
     """
     names = register(spec.dtype)
-    warps = variant.warps_cells * variant.warps_filters
-    block = _finish_together(sch, spec, variant, warps, decide)
+    if variant.warps_terms > 1:
+        sch.compute_inline(sch.get_sblock("added"))
+    block = _finish_together(sch, spec, variant, decide)
     if variant.turned:
         turn(sch, spec)
     sums = sch.get_sblock("product")
@@ -65,7 +66,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: TensorVariant, decide: De
     fused = variant.parts > 1 or variant.stages > 1
     i, j, *taps, step, term = sch.get_loops(sums)[-4 if fused else -7 :]
     (i, i16), (j, j16), (term, term16) = (sch.split(loop, [None, EDGE]) for loop in (i, j, term))
-    outer, few = decide.tile("unroll", term, default=variant.step // EDGE)
+    outer, few = decide.tile("unroll", term, default=int(sch.get(term).extent))
     sch.unroll(few)
     sch.reorder(*taps, step, outer, few, i, j, i16, j16, term16)
     for loop in (i, j):
@@ -88,7 +89,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: TensorVariant, decide: De
     sch.storage_align(sch.get_sblock(LEAVE), 0, -2, _BANKS, SKEW_OF_TURNED if turned else SKEW)
 
 
-def _finish_together(sch: Schedule, s: CanonicalSpec, variant: TensorVariant, warps: int, decide: Decisions) -> LoopRV:
+def _finish_together(sch: Schedule, s: CanonicalSpec, variant: TensorVariant, decide: Decisions) -> LoopRV:
     """Spreads the finishing of a tile, or of its part, over the threads of its block; returns the loop over tiles."""
     out = sch.get_sblock("out" if variant.parts == 1 else "partial")
     last = s.data_format == CHANNELS_LAST
@@ -106,7 +107,7 @@ def _finish_together(sch: Schedule, s: CanonicalSpec, variant: TensorVariant, wa
     # neighbouring threads store neighbouring elements
     order = (i, j) if last else (j, i)
     sch.reorder(*order, lane)
-    thread = spread_over_warps(sch, order, warps)
+    thread = spread_over_warps(sch, order, variant.warps)
     if variant.parts == 1:
         finish_tile(sch, thread, last)
     else:
@@ -121,11 +122,11 @@ def _finish_together(sch: Schedule, s: CanonicalSpec, variant: TensorVariant, wa
 def _leave(sch: Schedule, leave: BlockRV, block: LoopRV, variant: TensorVariant) -> tuple[LoopRV, LoopRV]:
     """Copies the sums from fragments to shared memory; returns the loops over warps and over a fragment's rows."""
     sch.compute_at(leave, block, preserve_unit_loops=True)
-    i, j = sch.get_loops(leave)[-2:]
+    *_, share, i, j = sch.get_loops(leave)
     warp_i, i, i16 = sch.split(i, [variant.warps_cells, None, EDGE])
     warp_j, j, j16 = sch.split(j, [variant.warps_filters, None, EDGE])
     sch.reorder(warp_i, warp_j, i, j, i16, j16)
-    warp = sch.fuse(warp_i, warp_j)
+    warp = sch.fuse(*([share] if variant.warps_terms > 1 else []), warp_i, warp_j)
     sch.bind(warp, "threadIdx.y")
     sch.unroll(i)
     sch.unroll(j)
@@ -136,7 +137,6 @@ def _fetch(
     sch: Schedule, s: CanonicalSpec, variant: TensorVariant, sums: BlockRV, step: LoopRV, depth: LoopRV
 ) -> list[LoopRV]:
     """Brings a step of both matrices into shared memory, each depth of 16 into fragments; returns the latter's rows."""
-    warps = variant.warps_cells * variant.warps_filters
     kernel = sch.cache_read(sums, 1, "shared.dyn")
     gather = sch.get_sblock("gather")
     sch.set_scope(gather, 0, "shared.dyn")
@@ -164,11 +164,11 @@ def _fetch(
         far, near = sch.split(i, [None, 8])
         order = [far, term, near]
     sch.reorder(*order, lanes)
-    spread_over_warps(sch, order, warps)
+    spread_over_warps(sch, order, variant.warps)
     if variant.vector > 1:
         sch.vectorize(lanes)
     term, j = sch.get_loops(kernel)[-2:]
     j, lanes = sch.split(j, [None, _WEIGHTS_AT_ONCE])
-    spread_over_warps(sch, (term, j), warps)
+    spread_over_warps(sch, (term, j), variant.warps)
     sch.vectorize(lanes)
     return rows_of_fragments

@@ -19,11 +19,16 @@ def shared_bytes(spec: CanonicalSpec, variant: TensorVariant) -> int:
     factors = 2 * (cells * (step + SKEW) + step * (filters + SKEW))
     last = spec.data_format == CHANNELS_LAST
     sums = cells * (filters + SKEW) if last else filters * (cells + SKEW_OF_TURNED)
-    return max(variant.stages * factors, 4 * sums)
+    return max(variant.stages * factors, 4 * sums * variant.warps_terms)
+
+
+def terms_of_sum(spec: CanonicalSpec, variant: TensorVariant) -> int:
+    """Terms that one warp adds up for each of its sums."""
+    return extents_of(spec, variant).turns // variant.parts * (variant.step // variant.warps_terms)
 
 
 def sums_of_thread(spec: CanonicalSpec, variant: TensorVariant) -> int:
     """Registers of a thread that hold sums: twice as many where those of a part are added to totals."""
     threads = 32 * variant.warps_cells * variant.warps_filters
-    terms = extents_of(spec, variant).turns // variant.parts * variant.step
+    terms = terms_of_sum(spec, variant)
     return variant.cells * variant.filters // threads * (2 if terms > terms_of_part(terms, on_gpu=True) else 1)

@@ -23,7 +23,7 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WeightGradientGemmVariant
         _fetch(sch, name, variant.threads_cells * variant.threads_filters, spec, sums)
     clear(sch, sums)
     if spec.bias:
-        schedule_bias(sch)
+        schedule_bias(sch, spec)
 
 
 def _fetch(sch: Schedule, name: str, threads: int, spec: CanonicalSpec, sums: Sums) -> None:

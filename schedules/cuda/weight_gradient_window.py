@@ -44,4 +44,4 @@ def apply(sch: Schedule, spec: CanonicalSpec, variant: WeightGradientWindowVaria
     unroll(sch, sch.get_loops(sch.decompose_reduction(product, run))[-1:])
     add_parts(sch, filters_last=True)
     if spec.bias:
-        schedule_bias(sch)
+        schedule_bias(sch, spec)

@@ -19,6 +19,7 @@ from tvm_conv3d.engine.artifact import MAIN
 from tvm_conv3d.engine.cuda.lower import DeviceSource, lower
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.scheduling import scheduled_module
+from tvm_conv3d.functional.gradient_arguments import data_gradient_of, weight_gradient_of
 from tvm_conv3d.reference.layers import read_csv
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec
 from tvm_conv3d.target.resolve import resolve
@@ -317,4 +318,41 @@ def test_windows_read_and_write_pairs_of_depthwise_channels(dtype: str) -> None:
         ("bias", "load", 8),
         ("out", "store", 4),
     }
+    assert all(a.found <= 2 * a.least for a in found), found
+
+
+#: Layers of all kinds, as they are trained: few channels, strides, groups, few positions.
+TRAINED = ("c3dnet_conv3a", "r3d18_l2_down", "x3dm_dw_216", "nnunet_s5", "slowfast_lateral")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_gradients_of_weights_move_whole_sectors(name: str, dtype: str) -> None:
+    (plan,) = default_plans([weight_gradient_of(layer(name, dtype), bias=True)], TARGET)
+    assert plan.algorithm.startswith("weight_gradient")
+    found = of_plan(plan)
+    assert {"gradient", "x", "out", "bias_gradient"} <= {a.buffer for a in found}
+    assert all(a.found <= 2 * a.least for a in found), found
+
+
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_gradients_of_biases_are_summed_in_vectors(dtype: str, data_format: str) -> None:
+    """Of four elements, filters or positions, side by side in neighbouring threads; sums without conflicts."""
+    spec = replace(layer("c3dnet_conv3a", dtype), data_format=data_format)
+    (plan,) = default_plans([weight_gradient_of(spec, bias=True)], TARGET)
+    found = of_plan(plan)
+    *_, last, added = sorted({a.kernel for a in found})
+    summed = [a for a in found if a.kernel == last]
+    assert {(a.buffer, a.kind, a.bytes) for a in summed if a.kind == "load"} == {
+        ("gradient", "load", 16 if dtype == "float32" else 8)
+    }
+    assert all(a.found <= 1.1 * a.least for a in found if a.kernel in (last, added)), found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["c3dnet_conv3a", "r3d18_l2_down", "x3dm_dw_216", "nnunet_s5"])
+def test_gradients_of_data_move_whole_sectors(name: str, dtype: str) -> None:
+    (plan,) = default_plans([data_gradient_of(layer(name, dtype))], TARGET)
+    found = of_plan(plan)
     assert all(a.found <= 2 * a.least for a in found), found

@@ -17,7 +17,7 @@ from tvm_conv3d.engine.cuda.lower import lower
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.scheduling import scheduled_module
 from tvm_conv3d.reference.layers import read_csv
-from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, Conv3DSpec
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DATA_GRADIENT, WEIGHT_GRADIENT, Conv3DSpec
 from tvm_conv3d.target.description import Target
 from tvm_conv3d.target.resolve import resolve
 
@@ -88,10 +88,16 @@ def code_of(layer: str, dtype: str, data_format: str, arch: str) -> Mapping[str,
 
 @needs_nvdisasm
 @pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_tensor_cores_are_fed_by_wide_copies(arch: str, data_format: str) -> None:
+@pytest.mark.parametrize(
+    ("layer", "arch"),
+    [
+        ("nnunet_s2", "sm_80"),
+        *((layer, "sm_90") for layer in ("nnunet_s2", "nnunet_s3", "i3d_4f_b1", "vnet_5x5x5_64")),
+    ],
+)
+def test_tensor_cores_are_fed_by_wide_copies(layer: str, arch: str, data_format: str) -> None:
     """Four products for each read of fragments, copies past the registers, stores of 16 bytes, no local memory."""
-    kernels = code_of("nnunet_s2", "float16", data_format, arch).values()
+    kernels = code_of(layer, "float16", data_format, arch).values()
     # the input may be turned by a kernel of its own
     (product,) = (code for code in kernels if count(code.all, "HMMA"))
     assert product.ratio is not None and product.ratio[0] == "HMMA:LDSM" and product.ratio[1] >= 4, product
@@ -122,6 +128,20 @@ def test_values_stay_in_registers_and_come_by_words(layer: str, dtype: str) -> N
         assert row.resources.spills == row.local == row.code.narrow_loads == 0, row
         if row.work.part in ("", "product") and row.plan.algorithm.endswith("gemm"):
             assert row.code.ratio is not None and row.code.ratio[1] >= LEAST[row.plan.algorithm], row
+
+
+@needs_nvdisasm
+@pytest.mark.parametrize("data_format", [CHANNELS_LAST, CHANNELS_FIRST])
+@pytest.mark.parametrize("direction", [DATA_GRADIENT, WEIGHT_GRADIENT])
+@pytest.mark.parametrize(
+    ("layer", "dtype"), [("r3d18_l2_down", "float32"), ("c3dnet_conv5a", "float16"), ("x3dm_dw_216", "float16")]
+)
+def test_kernels_of_gradients_stay_in_registers(layer: str, dtype: str, direction: str, data_format: str) -> None:
+    """Strided, in parts, and depthwise: no spills, and no array of a thread in local memory."""
+    spec = next(replace(x.spec, dtype=dtype, data_format=data_format) for x in read_csv(LAYERS) if x.name == layer)
+    rows = cuda_report.examine(layer, cuda_report.DIRECTIONS[direction](spec), "sm_90")
+    for row in rows:
+        assert row.resources.spills == row.local == 0, row
 
 
 @needs_nvdisasm
@@ -163,7 +183,7 @@ def test_reports_list_accesses_over_twice_their_least(
     counted, listed = capsys.readouterr().out.splitlines()[-2:]
     assert counted == "1 accesses take over 2 times their least:"
     assert listed.startswith(
-        "movinet_a0_b4_dw float16 channels_first sm_90 main_kernel: store of out, 2 bytes a thread: "
+        "movinet_a0_b4_dw float16 channels_first sm_90 window main_kernel: store of out, 2 bytes a thread: "
     )
     found, least = map(float, listed.rpartition(": ")[2].removesuffix(" sectors").split("/"))
     assert found > 2 * least == 4

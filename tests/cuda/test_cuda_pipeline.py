@@ -62,10 +62,13 @@ def plan(
     step: int = 32,
     parts: int = 1,
     turned: bool = False,
+    along_terms: int = 1,
 ) -> Plan:
     """A plan of this tile (cells, filters, warps along each), with `ahead` stages."""
-    cells, filters, warps_cells, warps_filters = tile
-    variant = TensorVariant(cells, filters, step, warps_cells, warps_filters, parts=parts, turned=turned)
+    cells, filters, *along = tile
+    variant = TensorVariant(
+        cells, filters, step, along[0], along[1], parts=parts, turned=turned, warps_terms=along_terms
+    )
     variant = fitted(canonicalize(spec), variant)
     return Plan(spec, "tensor_gemm", replace(variant, stages=ahead), {})
 
@@ -88,6 +91,20 @@ def plans() -> list[Plan]:
         plan(replace(FIRST, size=(3, 5, 7), channels=24, batch=2), 1, turned=True),
         plan(replace(FIRST, dtype="bfloat16", channels=72), 2, turned=True),
         plan(replace(FIRST, groups=2, filters=40), 4, (64, 32, 2, 1), turned=True),
+        *plans_of_shared_sums(),
+    ]
+
+
+def plans_of_shared_sums() -> list[Plan]:
+    """Warps that take a share of the terms each: layouts, parts, one stage, four warps, sums that are cut, groups."""
+    return [
+        plan(BASE, 3, (64, 64, 1, 1), along_terms=2),
+        plan(replace(BASE, dtype="bfloat16", batch=2), 2, (64, 64, 1, 1), step=64, along_terms=4),
+        plan(replace(BASE, channels=20, filters=20), 1, (32, 32, 2, 1), along_terms=2),
+        plan(BASE, 4, (32, 32, 1, 2), step=64, parts=3, along_terms=2),
+        plan(FIRST, 3, (64, 32, 2, 1), turned=True, along_terms=2),
+        plan(replace(FIRST, groups=2, filters=40), 2, (64, 32, 2, 1), parts=3, turned=True, along_terms=2),
+        plan(replace(POINTWISE, size=(1, 2, 3), channels=16384), 3, (32, 32, 2, 1), along_terms=2),
     ]
 
 
@@ -148,12 +165,28 @@ def test_long_sums_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_right([found], TARGET)
 
 
+def test_sums_that_warps_share_are_cut_where_each_of_them_is_long() -> None:
+    assert "tvm_conv3d_add_fragment(" in lowered(plans_of_shared_sums()[-1]).source
+    shared = plan(replace(POINTWISE, channels=8192), 3, along_terms=2)
+    alone = replace(shared, variant=replace(shared.variant, warps_terms=1))
+    assert ["tvm_conv3d_add_fragment(" in lowered(found).source for found in (shared, alone)] == [False, True]
+
+
+def test_every_warp_needs_terms_for_its_instruction() -> None:
+    with pytest.raises(ValueError, match=r"Each warp takes 16 terms of a step, or a multiple.*warps_terms=4"):
+        named("tensor_gemm").declare(BASE, plan(BASE, 3, along_terms=4).variant)
+
+
 def test_only_channels_first_is_turned() -> None:
     with pytest.raises(ValueError, match="Only channels_first is turned"):
         named("tensor_gemm").declare(BASE, plan(FIRST, 3, turned=True).variant)
 
 
-@pytest.mark.parametrize("found", [plan(BASE, 3), in_registers(SINGLE, 3)], ids=lambda found: found.algorithm)
+@pytest.mark.parametrize(
+    "found",
+    [plan(BASE, 3), plan(BASE, 3, (64, 64, 1, 1), along_terms=2), in_registers(SINGLE, 3)],
+    ids=["tensor_gemm", "tensor_gemm-shared", "gemm"],
+)
 @every_order
 def test_every_wait_and_every_barrier_is_needed(found: Plan, order: Order) -> None:
     """Without one of them numbers are wrong, or threads race."""
@@ -246,6 +279,7 @@ def test_large_tiles_do_not_spill(arch: str) -> None:
     target = resolve(f"cuda:{arch}", 1)
     wide = [tile for tile in TILES if tile[0] * tile[1] // (tile[2] * tile[3]) == 64 * 64]
     assert len(wide) >= 4
-    for tile in wide:
-        (found,) = toolkit.measure(lower(scheduled_module(plan(spec, 3, tile), target), target).source, arch).values()
+    for *tile, along_terms in wide:
+        variant = plan(spec, 3, tuple(tile), max(32, 16 * along_terms), along_terms=along_terms)
+        (found,) = toolkit.measure(lower(scheduled_module(variant, target), target).source, arch).values()
         assert found.spills == found.stack == 0 and 128 < found.registers <= 255, (tile, found)

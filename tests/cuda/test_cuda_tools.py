@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -15,21 +16,23 @@ from cuda_checks import arguments, default_plans
 from cuda_fakes import FakeDriver
 from problems import data
 from tvm_conv3d.cli import main
+from tvm_conv3d.compute.cuda.variants import WeightGradientGemmVariant, WeightGradientWindowVariant
 from tvm_conv3d.compute.shared.argument import Function
 from tvm_conv3d.diagnostics import cuda_report
-from tvm_conv3d.diagnostics.cuda_work import works_of
+from tvm_conv3d.diagnostics.cuda_work import Work, works_of
 from tvm_conv3d.engine import build
 from tvm_conv3d.engine.artifact import Artifact
 from tvm_conv3d.engine.cuda import toolkit
 from tvm_conv3d.engine.cuda.image import Image, Launch
 from tvm_conv3d.engine.cuda.toolkit import Resources
+from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.reference import oracle
 from tvm_conv3d.reference.layers import read_csv
 from tvm_conv3d.runtime import loader
 from tvm_conv3d.runtime.cuda import driver as drivers
 from tvm_conv3d.runtime.cuda.kernels import LoadedImage, Memory
-from tvm_conv3d.spec import FORWARD, WEIGHT_GRADIENT, Conv3DSpec
+from tvm_conv3d.spec import DATA_GRADIENT, FORWARD, WEIGHT_GRADIENT, Conv3DSpec, Pads
 from tvm_conv3d.target.gpu import ARCHITECTURES
 from tvm_conv3d.target.resolve import resolve
 
@@ -165,21 +168,69 @@ def test_default_kernels_do_not_spill(capsys: pytest.CaptureFixture[str]) -> Non
     assert "| voxnet_2 | float16 | tensor_gemm |" in table
 
 
+@needs_nvcc
+def test_kernels_of_gradients_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--layers", str(LAYERS), "--arch", "sm_90", "--filter", "slowfast", "--dtype", "float32"]
+    assert cuda_report.main([*arguments, "--direction", DATA_GRADIENT, "--direction", WEIGHT_GRADIENT]) == 0
+    of_data, of_weights = capsys.readouterr().out.split(f"### {WEIGHT_GRADIENT} on sm_90")
+    assert f"### {DATA_GRADIENT} on sm_90" in of_data
+    parts = ["", "product", "addition", "bias", "bias addition"]
+    kinds = [line.split("|")[3].strip() for line in (of_data + of_weights).splitlines() if "| float32 |" in line]
+    assert [kind.partition(" ")[2] for kind in kinds] == parts
+    assert "5 kernels, 0 with spills" in of_weights
+
+
+def test_the_work_of_weight_gradients() -> None:
+    """Counted by hand: of 2x3x8 positions, of a product in two parts and of windows."""
+    dense = Conv3DSpec(1, (2, 3, 8), 8, 16, (1, 1, 1), direction=WEIGHT_GRADIENT, bias=False, dtype="float16")
+    tile = WeightGradientGemmVariant(8, 8, 4, 2, 4, parts=2)
+    product, addition = works_of(Plan(dense, "weight_gradient_gemm", tile, {}), (4, 1))
+    # of a block 8 x 8 sums of 24 positions; all read 48 x 8 and 48 x 16 halves, and keep 4 x 64 floats
+    assert product == Work(2 * 64 * 24, 2 * 16 * 24 + 4 * 64, 2 * 48 * 24 + 4 * 256, "product")
+    assert addition == Work(0, 4 * 256 + 2 * 128, 4 * 256 + 2 * 128, "addition")
+    depthwise = replace(
+        dense, filters=8, groups=8, kernel=(1, 1, 3), pads=(Pads(0, 0), Pads(0, 0), Pads(1, 1)), bias=True
+    )
+    windows = WeightGradientWindowVariant(3, 4, 2, 2, 8)
+    product, _, bias, total = works_of(Plan(depthwise, "weight_gradient_window", windows, {}), (1, 1, 2, 1))
+    # 16 threads with 6 runs of 4 columns, under which lie 6 cells
+    assert product == Work(2 * 16 * 3 * 24, 2 * 16 * 6 * 10 + 4 * 48, 2 * 2 * 48 * 8 + 4 * 48, "product")
+    # 32 times 48 positions are over 39 squared: two parts for each of the 32 threads that add those of a filter
+    assert bias == Work(0, (2 * 48 * 8 + 4 * 64 * 8) // 2, 2 * 48 * 8 + 4 * 64 * 8, "bias")
+    assert total == Work(0, 4 * 64 * 8 + 2 * 8, 4 * 64 * 8 + 2 * 8, "bias addition")
+
+
+def committed(table: str) -> list[tuple[str, ...]]:
+    """Layer, type, algorithm and tile of the rows below a heading of docs/cuda.md."""
+    text = (LAYERS.parents[1] / "docs" / "cuda.md").read_text().partition(f"### {table}")[2].partition("\n### ")[0]
+    return [tuple(map(str.strip, line.split("|")[1:5])) for line in text.splitlines() if line.startswith("| ")][1:]
+
+
+def rows_of(name: str, spec: Conv3DSpec, arch: str) -> list[tuple[str, ...]]:
+    """The same of a layer's default plan."""
+    plan = default_plan(spec, resolve(f"cuda:{arch}", 1))
+    one = 1 if getattr(plan.variant, "parts", 1) == 1 else 2
+    kernels = {"winograd_gemm": 3}.get(plan.algorithm, one + (2 if spec.direction == WEIGHT_GRADIENT else 0))
+    works = works_of(plan, (1,) * kernels)
+    nothing = (Resources(1, 0, 0, 0), Launch("", (1, 1, 1), (1, 1, 1), 0, ()))
+    rows = [cuda_report.Row(name, plan, ARCHITECTURES[arch], *nothing, work, 1, "") for work in works]
+    return [tuple(map(str.strip, cuda_report.line(row).split("|")[1:5])) for row in rows]
+
+
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_committed_tables_are_of_the_default_plans(arch: str) -> None:
-    text = (LAYERS.parents[1] / "docs" / "cuda.md").read_text().partition(f"### {arch}")[2].partition("\n### ")[0]
-    told = [tuple(map(str.strip, line.split("|")[1:5])) for line in text.splitlines() if line.startswith("| ")][1:]
-    traits = ARCHITECTURES[arch]
-    found = []
-    for layer in read_csv(LAYERS):
-        for dtype in ("float32", "float16"):
-            plan = default_plan(replace(layer.spec, dtype=dtype), resolve(f"cuda:{arch}", 1))
-            kernels = {"winograd_gemm": 3}.get(plan.algorithm, 1 if getattr(plan.variant, "parts", 1) == 1 else 2)
-            works = works_of(plan, (1,) * kernels)
-            nothing = (Resources(1, 0, 0, 0), Launch("", (1, 1, 1), (1, 1, 1), 0, ()))
-            rows = [cuda_report.Row(layer.name, plan, traits, *nothing, work, 1, "") for work in works]
-            found += [tuple(map(str.strip, cuda_report.line(row).split("|")[1:5])) for row in rows]
-    assert told == found
+    layers = read_csv(LAYERS)
+    found = [rows_of(x.name, replace(x.spec, dtype=dtype), arch) for x in layers for dtype in ("float32", "float16")]
+    assert committed(arch) == list(itertools.chain(*found))
+
+
+@pytest.mark.parametrize("direction", [DATA_GRADIENT, WEIGHT_GRADIENT])
+def test_committed_tables_of_gradients_are_of_the_default_plans(direction: str) -> None:
+    told = committed(f"{direction} on sm_90")
+    some = {name for name, *_ in told}
+    assert len(some) == 10
+    specs = {x.name: cuda_report.DIRECTIONS[direction](x.spec) for x in read_csv(LAYERS) if x.name in some}
+    assert told == list(itertools.chain(*(rows_of(name, spec, "sm_90") for name, spec in specs.items())))
 
 
 def test_tuning_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,15 +248,21 @@ def test_tuning_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "no NVIDIA driver" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("direction", [FORWARD, WEIGHT_GRADIENT])
-def test_the_tuner_measures_on_the_gpu(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+#: Whose sums of weights lie where those of the bias do, as TVM sees that they are read before these are written.
+DEPTHWISE = replace(SPEC, channels=16, filters=16, groups=16, size=(4, 7, 7))
+
+
+@pytest.mark.parametrize(
+    ("problem", "direction"), [(SPEC, FORWARD), (SPEC, WEIGHT_GRADIENT), (DEPTHWISE, WEIGHT_GRADIENT)]
+)
+def test_the_tuner_measures_on_the_gpu(problem: Conv3DSpec, direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tvm_ffi")
     from tvm_conv3d.tuning import measure
 
     gpu = FakeDriver()
     monkeypatch.setattr(drivers, "get", lambda: gpu)
     target = resolve("cuda:sm_80", 1)
-    spec = replace(SPEC, direction=direction)
+    spec = replace(problem, direction=direction)
     (plan,) = default_plans([spec])
     pair = (plan, build.compile_plan(plan, target))
     (error,) = measure.perform(measure.Request("error", "cuda", (pair,)), measure.Bench.of(spec))

@@ -247,6 +247,7 @@ ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "triples": ({"padding": ((1, 2, 3),) * 3}, ValueError, "three pairs of integers"),
     "crop": ({"padding": -3}, ValueError, "`padding` crops more than there is. Received: padding=((-3, -3)"),
     "too small": ({"x": X[:, :2]}, ValueError, "The input is too small"),
+    "too large": ({"padding": ((1 << 40, 0),) * 3}, ValueError, "The output is too large: shape (2, "),
     "data_format": ({"data_format": "NDHWC"}, ValueError, "`data_format` argument must be one of"),
     "a name": ({"post_ops": "relu"}, ValueError, "`post_ops` must be a tuple of post-ops, as in ('add', 'relu')"),
     "unknown": ({"post_ops": ("swish9",)}, ValueError, "A post-op must be one of add, linear, relu"),

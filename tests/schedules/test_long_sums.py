@@ -145,6 +145,15 @@ def test_parts_of_all_kinds_of_schedules(name: str, spec: Conv3DSpec, monkeypatc
 
 
 @pytest.mark.parametrize("name", list(SHORT))
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+def test_long_sums_of_which_an_activation_is_taken(name: str, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that calls functions of our own brings their texts into the code, around all else."""
+    monkeypatch.setattr(stages, "PART", 40)
+    plan = plan_of(name, replace(SHORT[name], post_ops=(activation,)))
+    assert run_plan(plan) < (BOUNDS["float32"] if named(name).exact else 1e-5)
+
+
+@pytest.mark.parametrize("name", list(SHORT))
 def test_short_sums_have_the_code_they_had(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(name, SHORT[name])
     found = scheduled(plan)

@@ -145,6 +145,9 @@ def test_one_way_of_saying_it() -> None:
         ({"input_dilation": (0, 1, 1)}, "`input_dilation` must be three integers of at least 1"),
         ({"pads": ((-2, -2), (1, 1), (1, 1))}, "The input is too small"),
         ({"pads": ((1, 1), (1, 1))}, "`pads` must be three pairs"),
+        ({"pads": ((1 << 40, 0), (1, 1), (1, 1))}, "The output is too large: .* and up to 2147483647 along an axis"),
+        ({"pads": ((1 << 13, 0),) * 3}, "The output is too large: .* where up to 1099511627776 are computed"),
+        ({"batch": 1 << 31}, "The input is too large"),
     ],
 )
 def test_errors(changes: dict[str, object], message: str) -> None:

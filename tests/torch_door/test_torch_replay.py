@@ -169,7 +169,14 @@ def _of_operands(y: Any) -> Any:
     return functional.relu(y) + before
 
 
-@pytest.mark.parametrize("change", [_of_shifted_windows, _of_operands])
+def _by_methods(y: Any) -> Any:
+    """By methods that write, one of them by a mask."""
+    y **= 2
+    y.masked_fill_(y > 1, 1).clamp_max_(0.9).add_(0.1).rsqrt_()
+    return y + 1
+
+
+@pytest.mark.parametrize("change", [_of_shifted_windows, _of_operands, _by_methods])
 def test_elements_that_are_set(change: Any) -> None:
     class Setting(nn.Module):
         def __init__(self) -> None:

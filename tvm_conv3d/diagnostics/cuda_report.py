@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,29 @@ from tvm_conv3d.engine.cuda.toolkit import Resources
 from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.engine.scheduling import scheduled_module
+from tvm_conv3d.functional.gradient_arguments import data_gradient_of, weight_gradient_of
 from tvm_conv3d.reference.layers import read_csv
-from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DTYPES, Conv3DSpec
+from tvm_conv3d.spec import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    DATA_GRADIENT,
+    DTYPES,
+    FORWARD,
+    WEIGHT_GRADIENT,
+    Conv3DSpec,
+)
 from tvm_conv3d.target.gpu import ARCHITECTURES, GpuTraits
 from tvm_conv3d.target.resolve import resolve
 
 #: Occupancy under which a row says why.
 ENOUGH = 0.25
+
+#: Problems of a layer in training, by the direction that is asked for; the layer itself where it is forward.
+DIRECTIONS: Mapping[str, Callable[[Conv3DSpec], Conv3DSpec]] = {
+    FORWARD: lambda spec: spec,
+    DATA_GRADIENT: data_gradient_of,
+    WEIGHT_GRADIENT: functools.partial(weight_gradient_of, bias=True),
+}
 
 #: Shared memory that the system takes of each block, from compute capability 8.0 on, in bytes.
 _RESERVED = 1024
@@ -172,23 +190,13 @@ HEADER = (
 
 def line(row: Row) -> str:
     """The row in a table of Markdown."""
-    variant: Any = row.plan.variant  # of one of four algorithms
-    tile = (
-        f"{variant.rows}x{variant.columns}" if row.plan.algorithm == "window" else f"{variant.cells}x{variant.filters}"
-    )
-    if getattr(variant, "planes", 1) > 1:
-        tile = f"{variant.planes}x{tile}"
-    if row.plan.algorithm == "winograd_gemm" and row.work.part != "product":
-        tile = "x".join(map(str, variant.tile))
-    if getattr(variant, "parts", 1) > 1:
-        tile += f", {variant.parts} parts"
     why = "" if row.occupancy >= ENOUGH else f" ({row.limit})"
     shared = row.resources.shared + row.launch.shared
     cells = (
         row.layer,
         row.plan.spec.dtype,
         f"{row.plan.algorithm} {row.work.part}".strip(),
-        tile,
+        _tile(row),
         row.resources.registers,
         row.resources.spills,
         shared,
@@ -204,6 +212,25 @@ def line(row: Row) -> str:
         row.bound_by,
     )
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def _tile(row: Row) -> str:
+    """What a block computes, or a thread of a window, and the parts of its sums."""
+    variant: Any = row.plan.variant  # of one of six algorithms
+    match row.plan.algorithm:
+        case _ if row.work.part.startswith("bias"):
+            return ""
+        case "window":
+            planes = f"{variant.planes}x" if variant.planes > 1 else ""
+            tile = f"{planes}{variant.rows}x{variant.columns}"
+        case "weight_gradient_window":
+            tile = f"{variant.taps} taps x {variant.columns}"
+        case "winograd_gemm" if row.work.part != "product":
+            tile = "x".join(map(str, variant.tile))
+        case _:
+            tile = f"{variant.cells}x{variant.filters}"
+    parts = getattr(variant, "parts", 1)
+    return f"{tile}, {parts} parts" if parts > 1 else tile
 
 
 def _average(row: Row, space: str) -> str:
@@ -224,7 +251,8 @@ def _machine_code(code: Code | None) -> tuple[str, str, str]:
 def wasteful(found: Iterable[Row]) -> list[str]:
     """A line for each access of these kernels that takes over twice its least."""
     return [
-        f"{row.layer} {row.plan.spec.dtype} {row.plan.spec.data_format} {row.traits.name} {row.launch.kernel}: "
+        f"{row.layer} {row.plan.spec.dtype} {row.plan.spec.data_format} {row.traits.name} "
+        f"{row.plan.algorithm} {row.launch.kernel}: "
         f"{access.kind} of {access.buffer}, {access.bytes} bytes a thread: {access.found:.1f}/{access.least:.1f} "
         f"{'sectors' if access.space == 'global' else 'wavefronts'}"
         for row in found
@@ -254,10 +282,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         layers = [(layer.name, layer.spec) for layer in read_csv(options.layers) if options.filter in layer.name]
         found = []
-        for arch in options.arch or ("sm_80", "sm_90"):
-            traits = ARCHITECTURES[arch]
-            print(f"\n### {arch}, bounds for {traits.card}\n\n{HEADER}")
-            for row in rows(layers, arch, options.dtype or ("float32", "float16"), options.data_format or ()):
+        for arch, direction in itertools.product(options.arch or ("sm_80", "sm_90"), options.direction or (FORWARD,)):
+            kernels = arch if direction == FORWARD else f"{direction} on {arch}"
+            print(f"\n### {kernels}, bounds for {ARCHITECTURES[arch].card}\n\n{HEADER}")
+            directed = [(name, DIRECTIONS[direction](spec)) for name, spec in layers]
+            for row in rows(directed, arch, options.dtype or ("float32", "float16"), options.data_format or ()):
                 print(line(row), flush=True)
                 found.append(row)
     except (ValueError, OSError, RuntimeError) as error:
@@ -293,5 +322,7 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--dtype", action="append", choices=DTYPES, help="may be repeated; default: float32, float16")
     formats = (CHANNELS_LAST, CHANNELS_FIRST)
     found.add_argument("--data-format", action="append", choices=formats, help="may be repeated; default: the layer's")
+    told = "what is computed of the layers, a weight gradient with the bias's; may be repeated; default: forward"
+    found.add_argument("--direction", action="append", choices=tuple(DIRECTIONS), help=told)
     found.add_argument("--filter", default="", metavar="TEXT", help="only layers with this in their name")
     return found

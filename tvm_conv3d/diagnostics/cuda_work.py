@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, cast
 
 from tvm_conv3d.compute.shared.canonical import canonicalize
 from tvm_conv3d.engine.plan import Plan
+from tvm_conv3d.spec import WEIGHT_GRADIENT
 
 if TYPE_CHECKING:
     from tvm_conv3d.compute.cuda.implicit_gemm import GemmVariant
     from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
-    from tvm_conv3d.compute.cuda.variants import WinogradGemmVariant
+    from tvm_conv3d.compute.cuda.variants import (
+        WeightGradientGemmVariant,
+        WeightGradientWindowVariant,
+        WinogradGemmVariant,
+    )
     from tvm_conv3d.compute.cuda.window import WindowVariant
 
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -40,6 +45,8 @@ def works_of(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
     """The work of each kernel of a GPU plan, in order, by the blocks that each has."""
     if plan.algorithm == "winograd_gemm":
         return _of_winograd(plan, blocks)
+    if plan.spec.direction == WEIGHT_GRADIENT:
+        return _of_weight_gradient(plan, blocks)
     if getattr(plan.variant, "turned", False):
         moved = 2 * _BYTES[plan.spec.dtype] * math.prod(plan.spec.input_shape)
         return (Work(0, moved // blocks[0], moved, "turning"), *_of_products(plan, blocks[1:]))
@@ -87,7 +94,8 @@ def _of_parts(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
 
 
 def _of_window(plan: Plan) -> tuple[int, int, int, int]:
-    spec, variant = plan.spec, cast("WindowVariant", plan.variant)
+    # of transposed convolutions the one that they are computed as
+    spec, variant = canonicalize(plan.spec), cast("WindowVariant", plan.variant)
     tiles = (variant.planes, variant.rows, variant.columns)
     held = [
         k if tile == 1 else (tile - 1) * stride + reach
@@ -117,3 +125,48 @@ def _of_winograd(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
         Work(2 * cells * filters * terms, block, item * (data + weights + sums), "product"),
         Work(0, last // blocks[2], last, "result"),
     )
+
+
+def _of_weight_gradient(plan: Plan, blocks: Sequence[int]) -> tuple[Work, ...]:
+    """Of the products, of the addition of their parts, where there are any, and of the two kernels of the bias."""
+    from tvm_conv3d.compute.cuda.bias_gradient import parts_of
+
+    spec = canonicalize(plan.spec)
+    item, sums = _BYTES[spec.dtype], _BYTES[spec.accumulator]
+    given, gradient = (item * math.prod(shape) for shape in (spec.input_shape, spec.output_shape))
+    written = item * math.prod(plan.spec.kernel_shape)
+    whole = plan.algorithm == "weight_gradient_gemm" and plan.variant.parts == 1  # type: ignore[attr-defined]
+    flops, read, weights = _of_weights_tile(plan) if plan.algorithm.endswith("gemm") else _of_weights_window(plan)
+    kept = blocks[0] * weights * sums
+    stored = weights * (item if whole else sums)
+    works = [Work(flops, read * item + stored, given + gradient + (written if whole else kept), "product")]
+    if not whole:
+        works.append(Work(0, (kept + written) // blocks[1], kept + written, "addition"))
+    if spec.bias:
+        first, last = blocks[len(works) :]
+        partial = sums * spec.filters * parts_of(spec)
+        of_bias = item * spec.filters
+        works.append(Work(0, (gradient + partial) // first, gradient + partial, "bias"))
+        works.append(Work(0, (partial + of_bias) // last, partial + of_bias, "bias addition"))
+    return tuple(works)
+
+
+def _of_weights_tile(plan: Plan) -> tuple[int, int, int]:
+    """Operations of a block, and elements that it reads, and sums."""
+    from tvm_conv3d.compute.cuda.weight_gradient_gemm import extents_of
+
+    variant = cast("WeightGradientGemmVariant", plan.variant)
+    terms = extents_of(canonicalize(plan.spec), variant).turns * variant.step
+    sums = variant.cells * variant.filters
+    return 2 * sums * terms, (variant.cells + variant.filters) * terms, sums
+
+
+def _of_weights_window(plan: Plan) -> tuple[int, int, int]:
+    """The same where threads have windows."""
+    from tvm_conv3d.compute.cuda.weight_gradient_window import runs_of
+
+    spec, variant = canonicalize(plan.spec), cast("WeightGradientWindowVariant", plan.variant)
+    runs, threads = -(-runs_of(spec, variant) // variant.parts), variant.threads_parts * variant.threads_filters
+    held = (variant.columns - 1) * spec.strides[2] + variant.taps
+    sums = threads * variant.taps
+    return 2 * sums * runs * variant.columns, threads * runs * (held + variant.columns), sums

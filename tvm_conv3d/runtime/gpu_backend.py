@@ -103,20 +103,16 @@ class GpuCall:
         A residual operand from elsewhere is copied to the tensor's GPU, and the result waited for. The result is fresh:
         it shares no memory with what is read, as kernels may store results before they have read all of that.
         """
-        spec, library, code, device = self.plan.spec, arrays.library_of(tensor.value), self._kernels, self.device
+        spec, library, device = self.plan.spec, arrays.library_of(tensor.value), self.device
         x, stream = arrays.prepared(tensor, spec.dtype), library.stream(device)
         packed = self._packed(weights, stream, convolutions)
         result = library.empty(spec.output_shape, spec.dtype, tensor.value)
         given = {name: memory.address for name, memory in packed.form.items()}
         given[X], given[OUT] = x.address, library.address(result)
-        if code.scratch:
-            # of the library, which knows when the stream is done with it
-            scratch = library.empty((code.scratch,), "uint8", tensor.value)
-            given |= code.workspaces(library.address(scratch))
         added = None if residual is None else _beside(tensor, residual, spec)
         if added is not None:
             given[RESIDUAL] = added.address
-        code(device, stream, given)
+        self._kernels.run_beside(tensor, stream, given)
         if library.waits or isinstance(added, Memory):
             driver.get().synchronize(device, stream)
         return result

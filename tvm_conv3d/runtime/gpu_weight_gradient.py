@@ -78,11 +78,7 @@ class GpuWeightGradient:
         results = {name: library.empty(shape, spec.dtype, tensor.value) for name, shape in _shapes(spec).items()}
         given = {name: value.address for name, value in read.items()}
         given |= {name: library.address(value) for name, value in results.items()}
-        if code.scratch:
-            # of the library, which knows when the stream is done with it
-            scratch = library.empty((code.scratch,), "uint8", tensor.value)
-            given |= code.workspaces(library.address(scratch))
-        code(device, stream, given)
+        code.run_beside(tensor, stream, given)
         if library.waits:
             driver.get().synchronize(device, stream)
         return _pair(results)

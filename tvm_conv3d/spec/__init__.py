@@ -11,6 +11,7 @@ Entry points: `Conv3DSpec`, `post_ops.PostOp`.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -30,6 +31,11 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 FORWARD = "forward"
 DATA_GRADIENT = "data_gradient"
 WEIGHT_GRADIENT = "weight_gradient"
+
+
+#: Elements of the input and of the output, and cells of them along an axis, at most: loops count in 32 bits, their
+#: products in 64.
+MOST_ELEMENTS, MOST_CELLS = 1 << 40, (1 << 31) - 1
 
 
 class Pads(NamedTuple):
@@ -229,8 +235,8 @@ class Conv3DSpec(Convolution):
             else None; see :attr:`dtypes`.
 
     Raises:
-        ValueError: a value is out of range, or the forward output would be empty along a spatial axis although the
-            input is not.
+        ValueError: a value is out of range, the forward output would be empty along a spatial axis although the input
+            is not, or one of them has over :data:`MOST_ELEMENTS`, or over :data:`MOST_CELLS` along an axis.
     """
 
     direction: str = FORWARD
@@ -257,6 +263,12 @@ class Conv3DSpec(Convolution):
                 f"The input is too small: size {self.size} with pads {tuple(map(tuple, self.pads))} holds no window of "
                 f"{self.window} cells (kernel {self.kernel}, dilation {self.dilation}). Pad or enlarge the input."
             )
+        for name, shape in (("input", self._forward_input), ("output", self._forward_output)):
+            if math.prod(shape) > MOST_ELEMENTS or max(shape) > MOST_CELLS:
+                raise ValueError(
+                    f"The {name} is too large: shape {shape} has {math.prod(shape)} elements, where up to "
+                    f"{MOST_ELEMENTS} are computed, and up to {MOST_CELLS} along an axis. Pad less, or cut the input."
+                )
 
     def _check_channels(self) -> None:
         if self.groups < 1 or self.channels < 1 or self.filters < 1:

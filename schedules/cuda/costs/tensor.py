@@ -8,33 +8,38 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tvm_conv3d.compute.cuda.implicit_gemm import extents_of, run_of_output
-from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
+from tvm_conv3d.compute.cuda.tensor_gemm import DEPTH, TensorVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.stages import terms_of_part
 from tvm_conv3d.schedules.cuda.costs.tile_cost import LAUNCH, cheapest_first, in_parts, is_flat, nanoseconds
-from tvm_conv3d.schedules.cuda.tensor_tile import shared_bytes, sums_of_thread
+from tvm_conv3d.schedules.cuda.tensor_tile import shared_bytes, sums_of_thread, terms_of_sum
 from tvm_conv3d.schedules.decisions import largest_divisor
 from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST
 from tvm_conv3d.target.gpu import GpuTraits
 
-#: Cells and filters of a tile, warps along each.
+#: Cells and filters of a tile, warps along each, and warps along the terms of a step.
 TILES = (
-    (256, 128, 4, 2),
-    (128, 256, 2, 4),
-    (128, 128, 2, 2),
-    (128, 128, 2, 4),
-    (256, 64, 4, 1),
-    (128, 64, 2, 1),
-    (64, 128, 1, 2),
-    (128, 64, 4, 2),
-    (64, 128, 2, 4),
-    (64, 64, 2, 2),
-    (128, 32, 4, 1),
-    (32, 64, 1, 4),
-    (64, 32, 4, 1),
-    (32, 32, 2, 1),
-    (64, 16, 4, 1),
-    (16, 32, 1, 2),
+    (256, 128, 4, 2, 1),
+    (128, 256, 2, 4, 1),
+    (128, 128, 2, 2, 1),
+    (128, 128, 2, 2, 2),
+    (128, 128, 2, 4, 1),
+    (256, 64, 4, 1, 1),
+    (128, 64, 2, 1, 1),
+    (128, 64, 2, 1, 2),
+    (64, 128, 1, 2, 1),
+    (64, 128, 1, 2, 2),
+    (128, 64, 4, 2, 1),
+    (64, 128, 2, 4, 1),
+    (64, 64, 1, 1, 2),
+    (64, 64, 1, 1, 4),
+    (64, 64, 2, 2, 1),
+    (128, 32, 4, 1, 1),
+    (32, 64, 1, 4, 1),
+    (64, 32, 4, 1, 1),
+    (32, 32, 2, 1, 1),
+    (64, 16, 4, 1, 1),
+    (16, 32, 1, 2, 1),
 )
 
 #: Terms of the reduction that are gathered at a time.
@@ -80,8 +85,9 @@ def candidates(spec: CanonicalSpec, traits: GpuTraits) -> list[TensorVariant]:
 
     costs: dict[TensorVariant, float] = {}
     may_turn = spec.data_format == CHANNELS_FIRST and spec.group_channels % _TURNED_AT_ONCE == 0
-    for (cells, filters, warps_cells, warps_filters), turned in itertools.product(TILES, (True, False)[not may_turn :]):
-        variant = TensorVariant(cells, filters, _STEP, warps_cells, warps_filters, turned=turned)
+    for (cells, filters, *along, along_terms), turned in itertools.product(TILES, (True, False)[not may_turn :]):
+        step = max(_STEP, DEPTH * along_terms)
+        variant = TensorVariant(cells, filters, step, along[0], along[1], turned=turned, warps_terms=along_terms)
         found = in_parts(spec, traits, fitted(spec, variant), price)
         costs |= {_staged(spec, traits, cut): cost for cut, cost in found.items() if cost < math.inf}
     return [variant for variant, _ in cheapest_first(costs)]
@@ -97,8 +103,9 @@ def amounts(
 def _nanoseconds(spec: CanonicalSpec, traits: GpuTraits, variant: TensorVariant) -> float:
     """Each warp reads its factors from shared memory: the fewer, the larger its tile."""
     fragments = variant.warps_filters * variant.cells + variant.warps_cells * variant.filters
+    bandwidth = _BYTES_A_CYCLE * traits.gigahertz
     # of one term: what is read and was written, and what is multiplied
-    moved = 2 * (fragments + variant.cells + variant.filters) / (_BYTES_A_CYCLE * traits.gigahertz)
+    moved = 2 * (fragments + variant.cells + variant.filters) / bandwidth
     peak = 1e3 * traits.tensor_teraflops / traits.multiprocessors
     multiplied = 2 * variant.cells * variant.filters / peak
     reached = multiplied / (_SHARE_ON_HOPPER if traits.arch >= 90 else _SHARE)
@@ -106,12 +113,14 @@ def _nanoseconds(spec: CanonicalSpec, traits: GpuTraits, variant: TensorVariant)
     share, fill = multiplied / (reached + moved), None
     if variant.stages > 1:
         share, fill = multiplied / max(reached, moved), _LATENCY / max(1, _blocks(spec, traits, variant))
+        # sums that other warps have of the same elements are written and read
+        fill += 2 * 4 * (variant.warps_terms - 1) * variant.cells * variant.filters / bandwidth
     return turning + nanoseconds(spec, traits, variant, item=2, tensor=True, share=share, fill=fill)
 
 
 def _blocks(spec: CanonicalSpec, traits: GpuTraits, variant: TensorVariant) -> int:
     """Blocks that lie on a multiprocessor together, by their shared memory and the registers of their sums."""
-    threads = 32 * variant.warps_cells * variant.warps_filters
+    threads = 32 * variant.warps
     registers = threads * (_OTHER_REGISTERS + sums_of_thread(spec, variant))
     return min(traits.shared_per_multiprocessor // shared_bytes(spec, variant), traits.registers // registers)
 
@@ -120,7 +129,7 @@ def _staged(spec: CanonicalSpec, traits: GpuTraits, variant: TensorVariant) -> T
     """`variant` with the most stages that leave a multiprocessor as many blocks as two stages do."""
     variant = fitted(spec, variant)
     steps = extents_of(spec, variant).turns // variant.parts
-    of_part = terms_of_part(steps * variant.step, on_gpu=True) // variant.step
+    of_part = terms_of_part(terms_of_sum(spec, variant), on_gpu=True) * variant.warps_terms // variant.step
     # copies are of 4 bytes at least, and drain at the end of each part of a long sum
     if variant.vector < _LEAST_COPIED or 4 * largest_divisor(steps, of_part) < min(steps, of_part):
         return variant
@@ -143,7 +152,7 @@ def fitted(spec: CanonicalSpec, variant: TensorVariant) -> TensorVariant:
 
 #: Variants that compete while tuning; of those whose copies run ahead, as many of the best take part with these terms
 #: of a step, and all numbers of stages.
-MAX_VARIANTS = 8
+MAX_VARIANTS = 10
 _VARIED, _STEPS = 2, (32, 64)
 
 
@@ -165,8 +174,9 @@ def variants(spec: CanonicalSpec, traits: GpuTraits) -> list[TensorVariant]:
 
 
 def _is_possible(spec: CanonicalSpec, traits: GpuTraits, variant: TensorVariant) -> bool:
-    """Whether a GPU has the registers and the shared memory, and the reduction as many steps."""
+    """Whether a GPU has the registers and the shared memory, a step a share for each warp, the sum as many steps."""
     e = extents_of(spec, variant)
     fits = sums_of_thread(spec, variant) <= MOST_SUMS[variant.stages > 1]
     fits = fits and shared_bytes(spec, variant) <= traits.shared_opt_in
+    fits = fits and variant.step >= variant.warps_terms * DEPTH
     return fits and e.turns % variant.parts == 0 and variant.stages <= e.turns // variant.parts

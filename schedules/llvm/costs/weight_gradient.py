@@ -56,8 +56,8 @@ _UNEVEN = 1.04
 #: loads, and reads whole lines.
 _FEW_OF_ROW, _FEW_OF_PLANE = 16, 2
 
-#: Chunks that a core gets, at most.
-_CHUNKS_PER_CORE = 4
+#: Chunks that a core gets, at most; and all in all where long sums are cut, as one expression adds them.
+_CHUNKS_PER_CORE, _MOST_CHUNKS = 4, 1024
 
 #: Register tiles that compete while tuning, and boxes of each.
 _MAX_TILES, _MAX_BOXES = 4, 3
@@ -223,7 +223,7 @@ def _divided(
     boxes = spec.batch * math.prod(boxes_of(spec, variant.box))
     most = _CHUNKS_PER_CORE * traits.cores
     # long sums are made in parts
-    chunks = [n for n in divisors(boxes) if n <= most or boxes // n >= PART]
+    chunks = [n for n in divisors(boxes) if n <= most or (n <= _MOST_CHUNKS and boxes // n >= PART)]
     channels, filters = map(divisors, tiles_of(spec, variant))
 
     def cost(chunks: int, channels: int, filters: int) -> tuple[bool, float]:

@@ -264,20 +264,24 @@ class GemmBuilder:
             return position // per_sample, unravel(position % per_sample, spec.out_size)
         return plane, unravel(position, spec.out_size)
 
-    def _product(self, gather: te.Tensor, kernel: te.Tensor) -> te.Tensor:
+    def _product(self, gather: te.Tensor, kernel: te.Tensor, shares: int = 1) -> te.Tensor:
+        """The sums of a tile; of several shares of every step's terms each in sums of their own."""
         variant, e = self.variant, self.e
-        shape = (e.planes, self.spec.sets, e.cell_blocks, e.filter_blocks, variant.cells, variant.filters)
+        apart = (shares,) if shares > 1 else ()
+        shape = (e.planes, self.spec.sets, e.cell_blocks, e.filter_blocks, *apart, variant.cells, variant.filters)
         cut = variant.parts > 1
         extents = (e.turns // variant.parts,) if cut else self.turns
         names = ("turn",) if len(extents) == 1 else ("tap_d", "tap_h", "tap_w", "step")
         turns = [te.reduce_axis((0, extent), name=name) for extent, name in zip(extents, names, strict=True)]
-        term = te.reduce_axis((0, variant.step), name="term")
+        own = variant.step // shares
+        term = te.reduce_axis((0, own), name="term")
 
         def at(*index):  # type: ignore[no-untyped-def]
-            *part, n, g, b, f, i, j = index
+            part, (n, g, b, f, *share, i, j) = index[: len(index) - len(shape)], index[-len(shape) :]
             turn = [part[0] * extents[0] + turns[0]] if cut else turns
-            left = gather[(n, g, b, *turn, *self._place(i, term))]
-            right = kernel[(g, f, *turn, term, j)]
+            place = share[0] * own + term if share else term
+            left = gather[(n, g, b, *turn, *self._place(i, place))]
+            right = kernel[(g, f, *turn, place, j)]
             return te.sum(self._widened(left) * self._widened(right), axis=[*turns, term])
 
         return te.compute((variant.parts, *shape) if cut else shape, at, name="product")

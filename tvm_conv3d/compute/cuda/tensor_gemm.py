@@ -6,7 +6,9 @@ the instructions read them, and weights keep the half type.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from typing import Any
 
 from tvm import te
@@ -21,6 +23,9 @@ from tvm_conv3d.compute.shared.stages import zero_unless
 from tvm_conv3d.spec import CHANNELS_FIRST
 
 __all__ = ["TensorVariant", "declare", "declare_packing", "error_bound"]
+
+#: Terms that one instruction multiplies.
+DEPTH = 16
 
 #: Positions of a tile of the input that is turned.
 TURNED_POSITIONS = 64
@@ -37,10 +42,13 @@ def declare(spec: CanonicalSpec, variant: TensorVariant) -> Declaration:
     """The TE declaration; arguments: input, packed weights, packed bias, output.
 
     Raises:
-        ValueError: `spec` is of no half type, or `variant` reads or writes more at once than lies side by side.
+        ValueError: `spec` is of no half type, or `variant` reads or writes more at once than lies side by side, turns
+            channels_last, or leaves a warp less than 16 terms of a step.
     """
     if spec.dtype not in ("float16", "bfloat16"):
         raise ValueError(f"Tensor cores multiply float16 and bfloat16 here. Received: {spec.key()}")
+    if variant.step % (DEPTH * variant.warps_terms):
+        raise ValueError(f"Each warp takes {DEPTH} terms of a step, or a multiple. Received: {variant}")
     if variant.turned and spec.data_format != CHANNELS_FIRST:
         raise ValueError(f"Only channels_first is turned. Received: {variant} for {spec.key()}")
     return _Builder(spec, variant).declaration()
@@ -106,3 +114,17 @@ class _Builder(GemmBuilder):
 
     def _place(self, i: Expr, term: Expr) -> tuple[Expr, ...]:
         return i, term
+
+    def _product(self, gather: te.Tensor, kernel: te.Tensor, shares: int = 1) -> te.Tensor:
+        """The sums of a tile: those of the warps that share it, added."""
+        warps = self.variant.warps_terms
+        product = super()._product(gather, kernel, warps)
+        if warps == 1:
+            return product
+        *outer, _, cells, filters = (int(extent) for extent in product.shape)
+
+        def added(*at):  # type: ignore[no-untyped-def]
+            *tile, i, j = at
+            return functools.reduce(operator.add, (product[(*tile, warp, i, j)] for warp in range(warps)))
+
+        return te.compute((*outer, cells, filters), added, name="added")

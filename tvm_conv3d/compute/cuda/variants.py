@@ -70,6 +70,7 @@ class TensorVariant:
         turned: of channels_first, whether a kernel before brings the input into channels_last, so that the threads of
             the product read neighbouring channels.
         stages: steps that are on their way at once: while one is multiplied, the next ones are copied to shared memory.
+        warps_terms: warps that share a part of the tile, each with its share of every step's terms, a multiple of 16.
     """
 
     exact: ClassVar[bool] = True
@@ -85,6 +86,12 @@ class TensorVariant:
     parts: int = 1
     turned: bool = False
     stages: int = 1
+    warps_terms: int = 1
+
+    @property
+    def warps(self) -> int:
+        """Of a block."""
+        return self.warps_cells * self.warps_filters * self.warps_terms
 
 
 @dataclass(frozen=True)

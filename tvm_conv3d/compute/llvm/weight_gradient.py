@@ -7,7 +7,7 @@ inputs      of one box, a zero-padded copy of the input positions that its windo
 gradients   of one box, a copy of the output's gradient, filters in whole vectors, widened likewise
 part        the sums over one box for one register tile: some channels, and maybe taps, by `vectors` x `lanes` filters
 sums        the sums over the boxes of one chunk, one after the other
-out         the sum over the chunks, one after the other, in the order of the weights, narrowed to the user's type
+out         the sum over the chunks, in the order of the weights, narrowed to the user's type
 
 With a bias its gradient, the sum of the output's gradient, is made by the same boxes and chunks: `bias_part`,
 `bias_sums`, `bias_gradient`. Nothing depends on which thread does what: results are the same at each call.
@@ -230,15 +230,15 @@ def _summed(part: te.Tensor, of_chunk: int, name: str) -> te.Tensor:
 
 
 def _total(sums: te.Tensor, chunks: int) -> Callable[..., Expr]:
-    """The sum over the chunks, the first of them first."""
+    """The sum over the chunks, in halves: what walks over an expression calls itself as often as it is deep."""
 
-    def at(*place: Expr) -> Expr:
-        total = sums(0, *place)
-        for chunk in range(1, chunks):
-            total = total + sums(chunk, *place)
-        return total
+    def of(first: int, count: int, place: Sequence[Expr]) -> Expr:
+        if count == 1:
+            return sums(first, *place)
+        half = count // 2
+        return of(first, half, place) + of(first + half, count - half, place)
 
-    return at
+    return lambda *place: of(0, chunks, place)
 
 
 def _stored(spec: CanonicalSpec, shape: Sequence[int], at: Callable[..., Expr], name: str) -> te.Tensor:

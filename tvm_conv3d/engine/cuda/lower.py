@@ -179,14 +179,20 @@ def _workspaces(host: Any, parameters: Sequence[str]) -> dict[str, Any]:
 def _launches(host: Any, parameters: Sequence[str], workspaces: Mapping[str, Any]) -> Iterator[Launch]:
     import tvm_ffi
     from tvm.ir import Call
+    from tvm.tirx import DeclBuffer
 
     calls: list[Any] = []
+    # workspaces of which one is read no more when the other is first written are one allocation with two views
+    views: list[tuple[Any, Any]] = []
 
     def note(call: Call) -> None:
         if getattr(call.op, "name", "") == "tirx.call_ffi_kernel":
             calls.append(call)
 
-    tvm_ffi.structural_walk(host.body, ((Call, note),))
+    def note_view(view: DeclBuffer) -> None:
+        views.append((view.buffer, view.data))
+
+    tvm_ffi.structural_walk(host.body, ((Call, note), (DeclBuffer, note_view)))
     for call in calls:
         tags = [str(tag) for tag in call.attrs.launch_params]
         name, *operands = call.args
@@ -195,16 +201,25 @@ def _launches(host: Any, parameters: Sequence[str], workspaces: Mapping[str, Any
             raise RuntimeError(f"Unexpected launch parameters {tags}: is this another TVM version?")
         grid, block = (tuple(extents.get(tag, 1) for tag in axes) for axes in (_GRID, _BLOCK))
         arguments = tuple(
-            _argument(operand, parameters, workspaces) for operand in operands[: len(operands) - len(tags)]
+            _argument(operand, parameters, workspaces, views) for operand in operands[: len(operands) - len(tags)]
         )
         yield Launch(str(name.value), grid, block, extents.get(_SHARED, 0), arguments)  # type: ignore[arg-type]
 
 
-def _argument(operand: Any, parameters: Sequence[str], workspaces: Mapping[str, Any]) -> str:
-    """The name of the parameter or workspace whose memory `operand` points to."""
-    pointed = operand
-    while len(getattr(pointed, "args", ())) == 1:
-        pointed = pointed.args[0]
+def _pointed(operand: Any) -> Any:
+    """The buffer whose memory an operand is."""
+    while len(getattr(operand, "args", ())) == 1:
+        operand = operand.args[0]
+    return operand
+
+
+def _argument(
+    operand: Any, parameters: Sequence[str], workspaces: Mapping[str, Any], views: Sequence[tuple[Any, Any]]
+) -> str:
+    """The name of the parameter or workspace whose memory `operand` points to; views are buffers with their memory."""
+    pointed = _pointed(operand)
+    while any(view.same_as(pointed) for view, _ in views):
+        pointed = _pointed(next(data for view, data in views if view.same_as(pointed)))
     for name, workspace in workspaces.items():
         if workspace.same_as(pointed):
             return name

@@ -10,7 +10,8 @@ import numpy as np
 
 from tvm_conv3d.compute.shared.argument import BIAS, KERNEL, PACKED_BIAS, PACKED_KERNEL
 from tvm_conv3d.engine.cuda.image import Image, Launches
-from tvm_conv3d.runtime.cuda import driver
+from tvm_conv3d.runtime.cuda import arrays, driver
+from tvm_conv3d.runtime.cuda.arrays import GpuTensor
 from tvm_conv3d.runtime.cuda.driver import Arguments
 from tvm_conv3d.support.locks import ForkSafeLock
 from tvm_conv3d.target.gpu import known
@@ -114,6 +115,24 @@ class Kernels:
         arguments.fill(addresses)
         driver.get().launch(device, kernels, arguments, stream)
         self._idle.append(arguments)
+
+    def run_beside(self, tensor: GpuTensor, stream: int, addresses: Mapping[str, int]) -> None:
+        """Queues the launches on a stream, with a block of the tensor's library for what kernels leave for others.
+
+        Args:
+            tensor: on whose GPU they run.
+            stream: the library's current one.
+            addresses: of arguments, by name.
+
+        Raises:
+            ValueError, tvm_conv3d.runtime.cuda.driver.CudaError: as a call.
+        """
+        if self.scratch:
+            library = arrays.library_of(tensor.value)
+            # of the library, which knows when the stream is done with it
+            scratch = library.empty((self.scratch,), "uint8", tensor.value)
+            addresses = {**addresses, **self.workspaces(library.address(scratch))}
+        self(tensor.device, stream, addresses)
 
     def elapsed(self, device: int, calls: Sequence[Mapping[str, int]]) -> float:
         """Seconds that calls with these addresses take one after the other, by the GPU's clock.

@@ -8,7 +8,16 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from tvm_conv3d.spec import post_ops
-from tvm_conv3d.torch.graph.patterns import Convolution, Norm, Step, convolution_of, norm_of, step_of
+from tvm_conv3d.torch.graph.patterns import (
+    PADS,
+    Convolution,
+    Norm,
+    Step,
+    convolution_of,
+    norm_of,
+    padding_by_itself,
+    step_of,
+)
 from tvm_conv3d.torch.graph.tensors import info, set_info
 from tvm_conv3d.torch.operators.fused_convolution import FUSED_CONVOLUTION
 from tvm_conv3d.torch.operators.normalization import NORMALIZATION
@@ -42,12 +51,15 @@ class _Chain:
 
 
 def fuse_convolutions(graph: Graph) -> None:
-    """Each convolution, a batch norm, activations and a residual sum behind it become one operator."""
+    """Each convolution, zeros around its input, a batch norm, activations and a residual sum behind it become one."""
     for node in list(graph.nodes):
         found = convolution_of(node)
         if found is not None:
             chain = _follow(node, with_batch_norm=True)
-            _replace(graph, chain, FUSED_CONVOLUTION, _convolution_arguments(found, chain))
+            _replace(graph, chain, FUSED_CONVOLUTION, _convolution_arguments(padding_by_itself(found), chain))
+    for node in reversed(graph.nodes):
+        if node.target in PADS and not node.users:
+            graph.erase_node(node)
 
 
 def fuse_norms(graph: Graph) -> None:

@@ -32,7 +32,11 @@ def set_elements(tensor: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
 SETTERS = (torch.Tensor.__setitem__, operator.setitem)
 
 #: Methods `name_` whose function without side effects is `name`.
-_METHODS = ("add", "sub", "mul", "div", "relu", "sigmoid", "tanh", "clamp", "neg", "exp", "sqrt", "square")
+_METHODS = (
+    *("add", "sub", "mul", "div", "pow", "addcmul", "addcdiv", "lerp"),
+    *("relu", "sigmoid", "tanh", "clamp", "clamp_min", "clamp_max", "masked_fill"),
+    *("neg", "abs", "exp", "log", "sin", "cos", "sqrt", "rsqrt", "square", "reciprocal", "floor", "round"),
+)
 
 #: Each function that writes into its first argument, and what computes the same elsewhere.
 FUNCTIONAL: dict[Any, Any] = {
@@ -43,6 +47,7 @@ FUNCTIONAL: dict[Any, Any] = {
     operator.isub: torch.sub,
     operator.imul: torch.mul,
     operator.itruediv: torch.div,
+    operator.ipow: torch.pow,
     torch.relu_: torch.relu,
     functional.leaky_relu_: functional.leaky_relu,
     functional.elu_: functional.elu,
@@ -153,7 +158,8 @@ def _functional(node: Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | Non
         set_info(node, info(node.args[0]))
         return found, node.args, dict(node.kwargs)
     others = [info(other) for other in node.all_input_nodes]
-    if of is None or any(other is None or other.dtype != of.dtype for other in others):
+    # masks are cast to the type of what they are used with
+    if of is None or any(other is None or other.dtype not in (of.dtype, torch.bool) for other in others):
         return None
     if found is not None:
         return found, node.args, dict(node.kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -86,6 +87,24 @@ def convolution_of(node: Node) -> Convolution | None:
         three(given.get("output_padding", 0)),
         given["groups"],
     )
+
+
+def padding_by_itself(found: Convolution) -> Convolution:
+    """A convolution that itself adds the zeros around its input: those of causal ones, or of TensorFlow's "same"."""
+    while not found.transposed:
+        given = bound(found.input, PADS)
+        if given is None or (given["mode"], given["value"] or 0) != ("constant", 0) or not is_volume(given["input"]):
+            break
+        more = given["pad"]
+        if len(more) > 6 or not all(isinstance(pad, int) and pad >= 0 for pad in more):
+            break
+        # torch's pads begin with the last axis, and leave out the first
+        axes = [more[place : place + 2] for place in range(0, len(more), 2)]
+        pads = [(0, 0)] * (3 - len(axes)) + axes[::-1]
+        own = found.padding if len(found.padding) == 6 else [pad for pad in found.padding for _ in range(2)]
+        padding = tuple(pad + other for pad, other in zip(own, itertools.chain(*pads), strict=True))
+        found = found._replace(input=given["input"], padding=padding)
+    return found
 
 
 def norm_of(node: Node) -> Norm | None:
@@ -176,6 +195,10 @@ def _alike(value: Node, other: Any) -> bool:
     a, b = info(value), info(other)
     return a is not None and b is not None and a.shape == b.shape and a.dtype == b.dtype
 
+
+_PAD = inspect.signature(lambda input, pad, mode="constant", value=None: ...)
+#: Dynamo looks into the first, and sees the second.
+PADS = {functional.pad: _PAD, torch._C._nn.pad: _PAD}
 
 #: Arguments of functions that tell Python nothing of them; of others `inspect` knows.
 _CONVOLUTIONS = {

@@ -40,6 +40,8 @@ _PLAIN = (
     torch.memory_format,
 )
 
+#: Functions of Python around builtins, of which neither arguments nor a place in a module are known, as what they do.
+_WRAPPERS = {torch.Tensor.__pow__: torch.pow, torch.Tensor.__ipow__: torch.Tensor.pow_}
 
 _SHORT_LIVED = "tvm_conv3d.short_lived"
 
@@ -153,6 +155,7 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        func = _WRAPPERS.get(func, func)
         call = (func, args, kwargs or {})
         self._try(lambda: self.refuse(self.why_not(*call)), func)
         result = slabs.call(*call)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from tvm_conv3d.torch.arguments import DTYPES
 from tvm_conv3d.torch.graph import attention, concatenated, fusion, in_place, linear, memory_bound
-from tvm_conv3d.torch.graph.patterns import is_volume, sum_of
+from tvm_conv3d.torch.graph.patterns import PADS, is_volume, sum_of
 from tvm_conv3d.torch.graph.tensors import info, set_info
 from tvm_conv3d.torch.operators.concatenation import CONCATENATION
 from tvm_conv3d.torch.operators.fused_convolution import FUSED_CONVOLUTION
@@ -24,9 +24,6 @@ from tvm_conv3d.torch.operators.pooling import POOLING
 FRESH = frozenset((FUSED_CONVOLUTION, NORMALIZATION, POOLING, INTERPOLATION, CONCATENATION))
 
 _DROPOUTS = (functional.dropout, functional.dropout3d, functional.alpha_dropout, functional.feature_alpha_dropout)
-
-#: Dynamo looks into the first, and sees the second.
-_PADS = (functional.pad, torch._C._nn.pad)
 
 
 def rewrite(graph: Graph) -> str | None:
@@ -70,7 +67,7 @@ def _drop_what_does_nothing(graph: Graph) -> None:
     """Dropouts in inference, and pads of no width; results stay what they are: memory of their own, or not."""
     for node in list(graph.nodes):
         dropout = node.target in _DROPOUTS and not _argument(node, 2, "training", True)
-        pad = node.target in _PADS and not any(_argument(node, 1, "pad", (1,)))
+        pad = node.target in PADS and not any(_argument(node, 1, "pad", (1,)))
         if (dropout or pad) and isinstance(node.args[0], Node) and not _is_result(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)

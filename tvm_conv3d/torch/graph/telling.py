@@ -50,7 +50,6 @@ _OF_VALUES = frozenset(
         "unique_dim",
         "masked_select",
         "bincount",
-        "repeat_interleave",
         "to_sparse",
     )
 )
@@ -95,8 +94,11 @@ def looks_at_memory(func: Any) -> bool:
 
 def gives_shape_by_values(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a call's result has a shape that depends on values."""
-    name = function_name(func)
-    return name in _OF_VALUES or (name == "where" and len(args) + len(kwargs) == 1) or _by_mask(name, args)
+    name, count = function_name(func), len(args) + len(kwargs)
+    if name == "repeat_interleave":
+        # of counts that are a tensor's values
+        return count == 1 or isinstance(args[1] if len(args) > 1 else kwargs.get("repeats"), torch.Tensor)
+    return name in _OF_VALUES or (name == "where" and count == 1) or _by_mask(name, args)
 
 
 def _by_mask(name: str, args: tuple[Any, ...]) -> bool:
