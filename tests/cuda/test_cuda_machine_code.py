@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from cuda_checks import default_plans
+from tvm_conv3d.compute.cuda.variants import WindowVariant
 from tvm_conv3d.diagnostics import cuda_report, cuda_sass
 from tvm_conv3d.diagnostics.cuda_sass import Code, count, width
 from tvm_conv3d.engine.cuda import toolkit
 from tvm_conv3d.engine.cuda.lower import lower
+from tvm_conv3d.engine.plan import Plan
 from tvm_conv3d.engine.scheduling import scheduled_module
 from tvm_conv3d.reference.layers import read_csv
-from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DATA_GRADIENT, WEIGHT_GRADIENT
+from tvm_conv3d.spec import CHANNELS_FIRST, CHANNELS_LAST, DATA_GRADIENT, WEIGHT_GRADIENT, Conv3DSpec
+from tvm_conv3d.target.description import Target
 from tvm_conv3d.target.resolve import resolve
 
 LAYERS = Path(__file__).parents[2] / "scripts" / "layers.csv"
@@ -157,6 +160,33 @@ def test_reports_without_a_disassembler(monkeypatch: pytest.MonkeyPatch, capsys:
     assert cuda_report.main(arguments) == 0
     told = capsys.readouterr().out
     assert "| - | - | - |" in told and cuda_sass.NOT_FOUND in told
+
+
+@pytest.mark.skipif(toolkit.find_nvcc() is None, reason="needs nvcc")
+def test_reports_list_accesses_over_twice_their_least(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Planted: rows of 11 halves, of which a thread stores four that lie under one another."""
+    arguments = ["--layers", str(LAYERS), "--arch", "sm_90", "--filter", "movinet_a0_b4_dw", "--dtype", "float16"]
+    first = [*arguments, "--data-format", CHANNELS_FIRST]
+    assert cuda_report.main([*first, "--data-format", CHANNELS_LAST]) == 0
+    told = capsys.readouterr().out
+    assert told.count("| movinet_a0_b4_dw |") == 2
+    assert told.endswith("\n0 accesses take over 2 times their least.\n")
+    default_plan = cuda_report.default_plan
+
+    def planted(spec: Conv3DSpec, target: Target) -> Plan:
+        return replace(default_plan(spec, target), variant=WindowVariant(4, 1))
+
+    monkeypatch.setattr(cuda_report, "default_plan", planted)
+    assert cuda_report.main(first) == 1
+    counted, listed = capsys.readouterr().out.splitlines()[-2:]
+    assert counted == "1 accesses take over 2 times their least:"
+    assert listed.startswith(
+        "movinet_a0_b4_dw float16 channels_first sm_90 window main_kernel: store of out, 2 bytes a thread: "
+    )
+    found, least = map(float, listed.rpartition(": ")[2].removesuffix(" sectors").split("/"))
+    assert found > 2 * least == 4
 
 
 @pytest.mark.skipif(toolkit.find_nvcc() is None, reason="needs nvcc")

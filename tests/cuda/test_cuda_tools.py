@@ -170,7 +170,7 @@ def test_default_kernels_do_not_spill(capsys: pytest.CaptureFixture[str]) -> Non
 
 @needs_nvcc
 def test_kernels_of_gradients_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--layers", str(LAYERS), "--arch", "sm_90", "--filter", "voxnet_1", "--dtype", "float32"]
+    arguments = ["--layers", str(LAYERS), "--arch", "sm_90", "--filter", "slowfast", "--dtype", "float32"]
     assert cuda_report.main([*arguments, "--direction", DATA_GRADIENT, "--direction", WEIGHT_GRADIENT]) == 0
     of_data, of_weights = capsys.readouterr().out.split(f"### {WEIGHT_GRADIENT} on sm_90")
     assert f"### {DATA_GRADIENT} on sm_90" in of_data

@@ -15,6 +15,9 @@ from typing import Any
 
 from tvm_conv3d.diagnostics.cuda_lanes import SAMPLES, SECTOR, WARP, Lanes, Request
 
+#: Times the least, over which an access is told of.
+WASTEFUL = 2
+
 #: Bytes of a bank's word, and banks.
 _WORD, _BANKS = 4, 32
 
@@ -43,6 +46,11 @@ class Access:
     requests: int
     found: float
     least: float
+
+    @property
+    def wasteful(self) -> bool:
+        """Whether it takes over :data:`WASTEFUL` times its least."""
+        return self.found > WASTEFUL * self.least
 
 
 def accesses_of(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tvm_conv3d.diagnostics.cuda_accesses import Access, accesses_of, average
+from tvm_conv3d.diagnostics.cuda_accesses import WASTEFUL, Access, accesses_of, average
 from tvm_conv3d.diagnostics.cuda_lanes import WARP
 from tvm_conv3d.diagnostics.cuda_needed import needed_shares
 from tvm_conv3d.diagnostics.cuda_sass import NOT_FOUND, Code, disassembled
@@ -26,7 +26,15 @@ from tvm_conv3d.engine.planner import default_plan
 from tvm_conv3d.engine.scheduling import scheduled_module
 from tvm_conv3d.functional.gradient_arguments import data_gradient_of, weight_gradient_of
 from tvm_conv3d.reference.layers import read_csv
-from tvm_conv3d.spec import DATA_GRADIENT, DTYPES, FORWARD, WEIGHT_GRADIENT, Conv3DSpec
+from tvm_conv3d.spec import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    DATA_GRADIENT,
+    DTYPES,
+    FORWARD,
+    WEIGHT_GRADIENT,
+    Conv3DSpec,
+)
 from tvm_conv3d.target.gpu import ARCHITECTURES, GpuTraits
 from tvm_conv3d.target.resolve import resolve
 
@@ -240,15 +248,36 @@ def _machine_code(code: Code | None) -> tuple[str, str, str]:
     return products, str(code.narrow_loads), stored
 
 
-def rows(layers: Iterable[tuple[str, Conv3DSpec]], arch: str, dtypes: Sequence[str]) -> Iterator[Row]:
-    """Of each layer in each type."""
+def wasteful(found: Iterable[Row]) -> list[str]:
+    """A line for each access of these kernels that takes over twice its least."""
+    return [
+        f"{row.layer} {row.plan.spec.dtype} {row.plan.spec.data_format} {row.traits.name} "
+        f"{row.plan.algorithm} {row.launch.kernel}: "
+        f"{access.kind} of {access.buffer}, {access.bytes} bytes a thread: {access.found:.1f}/{access.least:.1f} "
+        f"{'sectors' if access.space == 'global' else 'wavefronts'}"
+        for row in found
+        for access in row.accesses
+        if access.wasteful
+    ]
+
+
+def rows(
+    layers: Iterable[tuple[str, Conv3DSpec]], arch: str, dtypes: Sequence[str], data_formats: Sequence[str] = ()
+) -> Iterator[Row]:
+    """Of each layer in each type, and in each data format; without these in its own."""
     for name, spec in layers:
-        for dtype in dtypes:
-            yield from examine(name, replace(spec, dtype=dtype), arch)
+        for data_format in data_formats or (spec.data_format,):
+            for dtype in dtypes:
+                yield from examine(name, replace(spec, dtype=dtype, data_format=data_format), arch)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table; returns 1 where a kernel spills, keeps arrays in local memory or can't be compiled."""
+    """Prints the table, and what takes over twice its least; tells whether all kernels are as they should be.
+
+    Returns:
+        1 where a kernel spills, keeps arrays in local memory, has an access that takes over twice its least, or can't
+        be compiled, else 0.
+    """
     options = _parser().parse_args(arguments)
     try:
         layers = [(layer.name, layer.spec) for layer in read_csv(options.layers) if options.filter in layer.name]
@@ -257,12 +286,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kernels = arch if direction == FORWARD else f"{direction} on {arch}"
             print(f"\n### {kernels}, bounds for {ARCHITECTURES[arch].card}\n\n{HEADER}")
             directed = [(name, DIRECTIONS[direction](spec)) for name, spec in layers]
-            for row in rows(directed, arch, options.dtype or ("float32", "float16")):
+            for row in rows(directed, arch, options.dtype or ("float32", "float16"), options.data_format or ()):
                 print(line(row), flush=True)
                 found.append(row)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"cuda_report: {error}", file=sys.stderr)
         return 1
+    return _summary(found)
+
+
+def _summary(found: Sequence[Row]) -> int:
+    """Prints what is told of all kernels together; returns the exit status."""
     spilling = sum(row.resources.spills > 0 for row in found)
     sparse = sum(row.occupancy < ENOUGH for row in found)
     narrow = sum(row.code is not None and row.code.narrow_loads > 0 for row in found)
@@ -272,7 +306,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Columns of machine code are empty: {NOT_FOUND}.")
     else:
         print(f"{local} with local memory, {narrow} with narrow loads in the main loop.")
-    return 1 if spilling or local else 0
+    over = wasteful(found)
+    print(f"{len(over)} accesses take over {WASTEFUL} times their least{':' if over else '.'}", *over, sep="\n")
+    return 1 if spilling or local or over else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -284,6 +320,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--arch", action="append", choices=tuple(ARCHITECTURES), help="may be repeated; default: 80, 90")
     found.add_argument("--dtype", action="append", choices=DTYPES, help="may be repeated; default: float32, float16")
+    formats = (CHANNELS_LAST, CHANNELS_FIRST)
+    found.add_argument("--data-format", action="append", choices=formats, help="may be repeated; default: the layer's")
     told = "what is computed of the layers, a weight gradient with the bias's; may be repeated; default: forward"
     found.add_argument("--direction", action="append", choices=tuple(DIRECTIONS), help=told)
     found.add_argument("--filter", default="", metavar="TEXT", help="only layers with this in their name")
