@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from cuda_on_cpu.compile import compile_kernels
 from cuda_on_cpu.execute import Order
 from cuda_on_cpu.lower import LoweredModule
 from problems import data
+from sampling import sampled
 from tvm_conv3d.compute.cuda.implicit_gemm import extents_of
 from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
 from tvm_conv3d.compute.cuda.variants import GemmVariant
@@ -183,11 +185,14 @@ def test_only_channels_first_is_turned() -> None:
 
 
 @pytest.mark.parametrize(
-    "found",
-    [plan(BASE, 3), plan(BASE, 3, (64, 64, 1, 1), along_terms=2), in_registers(SINGLE, 3)],
-    ids=["tensor_gemm", "tensor_gemm-shared", "gemm"],
+    ("found", "order"),
+    sampled(
+        itertools.product(
+            (plan(BASE, 3), plan(BASE, 3, (64, 64, 1, 1), along_terms=2), in_registers(SINGLE, 3)), ORDERS
+        ),
+        4,
+    ),
 )
-@every_order
 def test_every_wait_and_every_barrier_is_needed(found: Plan, order: Order) -> None:
     """Without one of them numbers are wrong, or threads race."""
     module, given = lowered(found), data(found.spec)
