@@ -6,10 +6,11 @@ import tvm_ffi
 from tvm import IRModule, tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
+from tvm_conv3d.compute.cuda.tensor_gemm import EDGE
 from tvm_conv3d.compute.shared.tiled_output import outside_of_block, restore_layout
 from tvm_conv3d.schedules import long_sums
 from tvm_conv3d.schedules.cuda.common import REGISTERS
-from tvm_conv3d.schedules.cuda.wmma import EDGE, START, add_fragments
+from tvm_conv3d.schedules.cuda.wmma import START, add_fragments
 
 #: Annotation of a loop that runs only where the block in it adds anything but zero.
 IF_NONZERO = "tvm_conv3d.if_nonzero"

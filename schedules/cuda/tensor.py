@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tvm.s_tir import Schedule
 
-from tvm_conv3d.compute.cuda.tensor_gemm import TensorVariant
+from tvm_conv3d.compute.cuda.tensor_gemm import EDGE, TensorVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.schedules.cuda.common import (
     REGISTERS,
@@ -23,7 +23,7 @@ from tvm_conv3d.schedules.cuda.common import (
 )
 from tvm_conv3d.schedules.cuda.tensor_tile import SKEW, SKEW_OF_TURNED, sums_of_thread
 from tvm_conv3d.schedules.cuda.turn import turn
-from tvm_conv3d.schedules.cuda.wmma import EDGE, LEAVE, register
+from tvm_conv3d.schedules.cuda.wmma import LEAVE, register
 from tvm_conv3d.schedules.decisions import Decisions
 from tvm_conv3d.spec import CHANNELS_LAST
 

@@ -16,9 +16,6 @@ from tvm.s_tir import MatchBufferRegion, SBlock
 from tvm_conv3d.schedules import index_analysis
 from tvm_conv3d.schedules.long_sums import TOTAL, alike
 
-#: Rows, columns and depth of one product.
-EDGE = 16
-
 #: Name of the block that sets sums to zero once it has become an instruction.
 START = "product_init_o"
 

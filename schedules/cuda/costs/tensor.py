@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tvm_conv3d.compute.cuda.implicit_gemm import extents_of, run_of_output
-from tvm_conv3d.compute.cuda.tensor_gemm import DEPTH, TensorVariant
+from tvm_conv3d.compute.cuda.tensor_gemm import EDGE, TensorVariant
 from tvm_conv3d.compute.shared.canonical import CanonicalSpec
 from tvm_conv3d.compute.shared.stages import terms_of_part
 from tvm_conv3d.schedules.cuda.costs.tile_cost import LAUNCH, cheapest_first, in_parts, is_flat, nanoseconds
@@ -86,7 +86,7 @@ def candidates(spec: CanonicalSpec, traits: GpuTraits) -> list[TensorVariant]:
     costs: dict[TensorVariant, float] = {}
     may_turn = spec.data_format == CHANNELS_FIRST and spec.group_channels % _TURNED_AT_ONCE == 0
     for (cells, filters, *along, along_terms), turned in itertools.product(TILES, (True, False)[not may_turn :]):
-        step = max(_STEP, DEPTH * along_terms)
+        step = max(_STEP, EDGE * along_terms)
         variant = TensorVariant(cells, filters, step, along[0], along[1], turned=turned, warps_terms=along_terms)
         found = in_parts(spec, traits, fitted(spec, variant), price)
         costs |= {_staged(spec, traits, cut): cost for cut, cost in found.items() if cost < math.inf}
@@ -178,5 +178,5 @@ def _is_possible(spec: CanonicalSpec, traits: GpuTraits, variant: TensorVariant)
     e = extents_of(spec, variant)
     fits = sums_of_thread(spec, variant) <= MOST_SUMS[variant.stages > 1]
     fits = fits and shared_bytes(spec, variant) <= traits.shared_opt_in
-    fits = fits and variant.step >= variant.warps_terms * DEPTH
+    fits = fits and variant.step >= variant.warps_terms * EDGE
     return fits and e.turns % variant.parts == 0 and variant.stages <= e.turns // variant.parts

@@ -37,8 +37,7 @@ _AT_ONCE = 16
 
 def parts_of(spec: CanonicalSpec) -> int:
     """Parts that the positions are cut into: as long as what each of the threads adds that add the parts."""
-    vectors = spec.batch * math.prod(spec.out_size) // (1 if spec.data_format == CHANNELS_LAST else _vector(spec))
-    return -(-(math.isqrt(LANES * vectors - 1) + 1) // LANES) * LANES
+    return -(-(math.isqrt(LANES * _vectors(spec) - 1) + 1) // LANES) * LANES
 
 
 def gradient_shape(spec: CanonicalSpec) -> tuple[int, ...]:
@@ -101,10 +100,16 @@ def _vector(spec: CanonicalSpec) -> int:
     return math.gcd(widest, spec.filters if spec.data_format == CHANNELS_LAST else math.prod(spec.out_size))
 
 
+def _vectors(spec: CanonicalSpec) -> int:
+    """Vectors of all samples, of one filter or of those that a vector holds."""
+    positions = spec.batch * math.prod(spec.out_size)
+    return positions if spec.data_format == CHANNELS_LAST else positions // _vector(spec)
+
+
 def _read(spec: CanonicalSpec, gradient: te.Tensor) -> te.Tensor:
     """The gradient by part, vector of filters or filter, number in the part, and element of the vector."""
     last, vector, parts = spec.data_format == CHANNELS_LAST, _vector(spec), parts_of(spec)
-    vectors = spec.batch * math.prod(spec.out_size) // (1 if last else vector)
+    vectors = _vectors(spec)
     of_part = -(-vectors // parts)
 
     def at(first: Expr, second: Expr, k: Expr, lane: Expr) -> Expr:

@@ -264,9 +264,13 @@ class GemmBuilder:
             return position // per_sample, unravel(position % per_sample, spec.out_size)
         return plane, unravel(position, spec.out_size)
 
-    def _product(self, gather: te.Tensor, kernel: te.Tensor, shares: int = 1) -> te.Tensor:
-        """The sums of a tile; of several shares of every step's terms each in sums of their own."""
-        variant, e = self.variant, self.e
+    def _shares(self) -> int:
+        """Shares of every step's terms that have sums of their own."""
+        return 1
+
+    def _product(self, gather: te.Tensor, kernel: te.Tensor) -> te.Tensor:
+        """The sums of a tile; of several shares each in sums of their own."""
+        variant, e, shares = self.variant, self.e, self._shares()
         apart = (shares,) if shares > 1 else ()
         shape = (e.planes, self.spec.sets, e.cell_blocks, e.filter_blocks, *apart, variant.cells, variant.filters)
         cut = variant.parts > 1

@@ -24,8 +24,8 @@ from tvm_conv3d.spec import CHANNELS_FIRST
 
 __all__ = ["TensorVariant", "declare", "declare_packing", "error_bound"]
 
-#: Terms that one instruction multiplies.
-DEPTH = 16
+#: Rows, columns and depth of one product of tensor cores.
+EDGE = 16
 
 #: Positions of a tile of the input that is turned.
 TURNED_POSITIONS = 64
@@ -47,8 +47,8 @@ def declare(spec: CanonicalSpec, variant: TensorVariant) -> Declaration:
     """
     if spec.dtype not in ("float16", "bfloat16"):
         raise ValueError(f"Tensor cores multiply float16 and bfloat16 here. Received: {spec.key()}")
-    if variant.step % (DEPTH * variant.warps_terms):
-        raise ValueError(f"Each warp takes {DEPTH} terms of a step, or a multiple. Received: {variant}")
+    if variant.step % (EDGE * variant.warps_terms):
+        raise ValueError(f"Each warp takes {EDGE} terms of a step, or a multiple. Received: {variant}")
     if variant.turned and spec.data_format != CHANNELS_FIRST:
         raise ValueError(f"Only channels_first is turned. Received: {variant} for {spec.key()}")
     return _Builder(spec, variant).declaration()
@@ -115,13 +115,15 @@ class _Builder(GemmBuilder):
     def _place(self, i: Expr, term: Expr) -> tuple[Expr, ...]:
         return i, term
 
-    def _product(self, gather: te.Tensor, kernel: te.Tensor, shares: int = 1) -> te.Tensor:
+    def _shares(self) -> int:
+        return self.variant.warps_terms
+
+    def _product(self, gather: te.Tensor, kernel: te.Tensor) -> te.Tensor:
         """The sums of a tile: those of the warps that share it, added."""
-        warps = self.variant.warps_terms
-        product = super()._product(gather, kernel, warps)
-        if warps == 1:
+        product = super()._product(gather, kernel)
+        if self._shares() == 1:
             return product
-        *outer, _, cells, filters = (int(extent) for extent in product.shape)
+        *outer, warps, cells, filters = (int(extent) for extent in product.shape)
 
         def added(*at):  # type: ignore[no-untyped-def]
             *tile, i, j = at

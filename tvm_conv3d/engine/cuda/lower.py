@@ -218,8 +218,8 @@ def _argument(
 ) -> str:
     """The name of the parameter or workspace whose memory `operand` points to; views are buffers with their memory."""
     pointed = _pointed(operand)
-    while any(view.same_as(pointed) for view, _ in views):
-        pointed = _pointed(next(data for view, data in views if view.same_as(pointed)))
+    while (memory := next((data for view, data in views if view.same_as(pointed)), None)) is not None:
+        pointed = _pointed(memory)
     for name, workspace in workspaces.items():
         if workspace.same_as(pointed):
             return name
